@@ -26,7 +26,9 @@ class Symbol:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min <= self.opt <= self.max:
-            raise ValueError(f"{self.name}: wanted 0 <= min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
+            raise ValueError(
+                f"{self.name}: wanted 0 <= min <= opt <= max, got {self.min}, {self.opt}, {self.max}"
+            )
 
 
 Dim = int | Symbol
@@ -87,11 +89,15 @@ class GraphSpec:
             if dtype != spec.dtype:
                 raise ValueError(f"{self.name}: input {spec.name} is {dtype} | expected {spec.describe()}")
             if len(got) != len(spec.shape):
-                raise ValueError(f"{self.name}: input {spec.name} has shape {got} | expected {spec.describe()}")
+                raise ValueError(
+                    f"{self.name}: input {spec.name} has shape {got} | expected {spec.describe()}"
+                )
             for size, dim in zip(got, spec.shape, strict=True):
                 low, high = (dim, dim) if isinstance(dim, int) else (dim.min, dim.max)
                 if not low <= size <= high:
-                    raise ValueError(f"{self.name}: input {spec.name} has shape {got} | expected {spec.describe()}")
+                    raise ValueError(
+                        f"{self.name}: input {spec.name} has shape {got} | expected {spec.describe()}"
+                    )
                 if isinstance(dim, Symbol):
                     known, owner = bound.setdefault(dim.name, (size, spec.name))
                     if known != size:

@@ -1,0 +1,178 @@
+"""Assemble: Parts and a Method become graphs. Each graph is a module without memory and its GraphSpec."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engines.errors import UserError
+from foveate.engines.spec import FLOAT, Dim, GraphSpec, Symbol, TensorSpec
+from foveate.export import methods
+from foveate.export.decoder import Decoder
+from foveate.export.methods.base import Method
+from foveate.export.parts import ModelSpec, Parts
+
+__all__ = ["TEXT_TAPS", "Graph", "assemble"]
+
+TEXT_TAPS = ("text_embeds", "clip_text")
+"""Taps that come from the question and not from the vision encoder; the runtime feeds them."""
+
+_MAX_WORDS = 512
+_MAX_SEGMENTS = 8
+
+
+@dataclass(frozen=True)
+class Graph:
+    spec: GraphSpec
+    module: nn.Module  # on the meta device; parameter paths behind ``<name>.`` are the weights' names
+
+    @property
+    def num_named_inputs(self) -> int:
+        """How many inputs ``forward`` names before a variadic ``*rest``."""
+        kinds = [p.kind for p in inspect.signature(self.module.forward).parameters.values()]
+        return sum(kind is not inspect.Parameter.VAR_POSITIONAL for kind in kinds)
+
+
+def assemble(parts: Parts, method: Method, name: str) -> list[Graph]:
+    """The graphs of ``parts`` pruned by ``method`` (called ``name``), in the order in which they run."""
+    taps = method.taps(parts.spec)
+    vision_taps = tuple(tap for tap in taps if tap not in TEXT_TAPS)
+    _refuse_missing(parts.spec, vision_taps, name)
+    graphs = [_vision_encoder(parts, vision_taps)]
+    if "clip_text" in taps:
+        graphs.append(_text_encoder(parts))
+    if method.prunes:
+        graphs.append(_pruner(parts.spec, method, taps))
+    return [*graphs, _llm(parts)]
+
+
+def _refuse_missing(spec: ModelSpec, wanted: tuple[str, ...], name: str) -> None:
+    missing = [tap for tap in wanted if tap.split(".")[0] not in spec.taps]
+    if not missing:
+        return
+    able = [other for other in methods.names() if _possible(spec, methods.load(other, {}))]
+    raise UserError(
+        f"{spec.family} has no {', '.join(missing)}; {name} needs it | it offers {', '.join(spec.taps)} "
+        f"| methods that work: {', '.join(able)}"
+    )
+
+
+def _possible(spec: ModelSpec, method: Method) -> bool:
+    wanted = (tap.split(".")[0] for tap in method.taps(spec))
+    return all(tap in spec.taps or tap in TEXT_TAPS for tap in wanted)
+
+
+def _vision_encoder(parts: Parts, taps: tuple[str, ...]) -> Graph:
+    spec, size = parts.spec, parts.spec.vision.image_size
+    outputs = ("projected", *taps)
+    return Graph(
+        GraphSpec(
+            "vision_encoder",
+            inputs=(TensorSpec("pixel_values", FLOAT, (1, 3, size, size)),),
+            outputs=tuple(TensorSpec(name, FLOAT, tap_shape(spec, name)) for name in outputs),
+        ),
+        parts.vision(taps),
+    )
+
+
+def tap_shape(spec: ModelSpec, name: str) -> tuple[Dim, ...]:
+    """The shape of ``projected`` or of a tap, as the table of design section 3 gives it."""
+    vision, tokens = spec.vision, spec.vision.num_tokens
+    head_dim = vision.hidden_size // vision.num_heads
+    joint = vision.joint_size or 0
+    shapes: dict[str, tuple[Dim, ...]] = {
+        "projected": (1, tokens, spec.decoder.hidden_size),
+        "features": (1, tokens, vision.hidden_size),
+        "cls_feature": (1, 1, vision.hidden_size),
+        "cls_attention": (1, tokens),
+        "cls_attention_heads": (1, vision.num_heads, tokens),
+        "received_attention": (1, tokens),
+        "keys": (1, tokens, head_dim),
+        "hidden": (1, tokens, vision.hidden_size),
+        "clip_image": (1, tokens, joint),
+        "clip_text": (1, Symbol("segments", 1, 1, _MAX_SEGMENTS), joint),
+        "text_embeds": (1, Symbol("words", 1, 16, _MAX_WORDS), spec.decoder.hidden_size),
+    }
+    return shapes[name.split(".")[0]]
+
+
+def _text_encoder(parts: Parts) -> Graph:
+    if parts.text_encoder is None:
+        raise UserError(
+            "the method asks for CLIP's text tower | this checkpoint comes without one "
+            "| name the CLIP checkpoint of its vision tower with --clip, or choose another relevance"
+        )
+    segments = Symbol("segments", 1, 1, _MAX_SEGMENTS)
+    return Graph(
+        GraphSpec(
+            "text_encoder",
+            inputs=(TensorSpec("input_ids", "int64", (segments, parts.text_encoder.context_length)),),
+            outputs=(TensorSpec("clip_text", FLOAT, tap_shape(parts.spec, "clip_text")),),
+        ),
+        parts.text_encoder,
+    )
+
+
+class Pruner(nn.Module):
+    """The graph ``pruner``: visual tokens, taps and ``keep`` in, the surviving tokens out."""
+
+    def __init__(self, method: Method, taps: tuple[str, ...], grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.method, self.taps, self.grid = method, taps, grid
+
+    def forward(self, keep: Tensor, tokens: Tensor, *taps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        budget = keep.item()
+        torch._check(budget >= 1)
+        torch._check(budget <= tokens.shape[1])
+        return self.method.reduce(tokens, dict(zip(self.taps, taps, strict=True)), budget, self.grid)
+
+
+def _pruner(spec: ModelSpec, method: Method, taps: tuple[str, ...]) -> Graph:
+    tokens = spec.vision.num_tokens
+    budget = Symbol("keep", 1, max(1, tokens * 2 // 9), tokens)
+    wanted = (method.source, *taps)
+    return Graph(
+        GraphSpec(
+            "pruner",
+            inputs=(
+                TensorSpec("keep", "int64", (), value=budget),
+                *(TensorSpec(name, FLOAT, tap_shape(spec, name)) for name in wanted),
+            ),
+            outputs=(
+                TensorSpec("tokens", FLOAT, (1, budget, spec.decoder.hidden_size)),
+                TensorSpec("kept", "int64", (1, budget)),
+                TensorSpec("count", "int64", (1,)),
+            ),
+        ),
+        Pruner(method, taps, spec.vision.grid),
+    )
+
+
+def _llm(parts: Parts) -> Graph:
+    decoder: Decoder = parts.decoder
+    spec = decoder.spec
+    length = Symbol("tokens", 1, min(192, spec.max_positions), spec.max_positions)
+    rows = Symbol("cache", 1, min(1024, spec.max_positions), spec.max_positions)
+    cache = 1, spec.num_kv_heads, rows, spec.head_dim
+    names = [f"{i}.{kind}" for i in range(spec.num_layers) for kind in ("key", "value")]
+    return Graph(
+        GraphSpec(
+            "llm",
+            inputs=(
+                TensorSpec("inputs_embeds", FLOAT, (1, length, spec.hidden_size)),
+                TensorSpec("position_ids", "int64", (1, length)),
+                TensorSpec("write_index", "int64", (1,)),
+                TensorSpec("last", "int64", (1,)),
+                *(TensorSpec(f"past.{name}", FLOAT, cache) for name in names),
+            ),
+            outputs=(
+                TensorSpec("logits", FLOAT, (1, 1, spec.vocab_size)),
+                *(TensorSpec(f"present.{name}", FLOAT, cache) for name in names),
+            ),
+            in_place=tuple((f"present.{name}", f"past.{name}") for name in names),
+        ),
+        decoder,
+    )

@@ -1,0 +1,17 @@
+"""ONNX Runtime, CPU and CUDA: native operators; attention stops at the used part of the cache."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from foveate.engines.spec import GraphSpec
+from foveate.export.lower.passes import CausalByLength
+
+__all__ = ["DTYPES", "passes"]
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "int4": "float32"}
+
+
+def passes(spec: GraphSpec) -> list[ir.passes.InPlacePass]:
+    return [CausalByLength(), common.RemoveUnusedNodesPass()] if spec.name == "llm" else []

@@ -1,0 +1,68 @@
+"""Operators that ONNX has and torch lacks: eager mathematics for torch, one standard ONNX node each for export.
+
+``TRANSLATIONS`` goes to ``torch.onnx.export(custom_translation_table=...)``. The eager form is the reference
+that ONNX Runtime's result is compared with, so it is written from the definition, not from the other form.
+"""
+
+from __future__ import annotations
+
+import onnxscript
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["OPSET", "TRANSLATIONS", "rms_norm", "rotary_embedding", "tensor_scatter"]
+
+OPSET = 24
+_op = onnxscript.values.Opset("", OPSET)
+
+
+@torch.library.custom_op("foveate::rms_norm", mutates_args=())
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis; statistics in float32 (RMSNormalization-23)."""
+    return (F.rms_norm(x.float(), (x.shape[-1],), eps=eps) * weight.float()).to(x.dtype)
+
+
+@rms_norm.register_fake
+def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("foveate::rotary_embedding", mutates_args=())
+def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor) -> Tensor:
+    """Rotate ``x [B,H,T,D]``, half-split as in LLaMA, by rows of ``cos``, ``sin [P,D/2]`` (RotaryEmbedding-23)."""
+    c, s = cos[position_ids][:, None], sin[position_ids][:, None]  # [B,1,T,D/2]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * c - second * s, second * c + first * s], dim=-1)
+
+
+@rotary_embedding.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("foveate::tensor_scatter", mutates_args=())
+def tensor_scatter(past: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
+    """``past [B,H,S,D]`` with ``update [B,H,T,D]`` written from row ``write_index [B]`` on (TensorScatter-24)."""
+    present = past.clone()
+    for row, start in enumerate(write_index.tolist()):
+        present[row, :, start : start + update.shape[2]] = update[row]
+    return present
+
+
+@tensor_scatter.register_fake
+def _(past: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
+    return torch.empty_like(past)
+
+
+TRANSLATIONS = {
+    torch.ops.foveate.rms_norm.default: lambda x, weight, eps: _op.RMSNormalization(
+        x, weight, axis=-1, epsilon=eps
+    ),
+    torch.ops.foveate.rotary_embedding.default: lambda x, cos, sin, position_ids: _op.RotaryEmbedding(
+        x, cos, sin, position_ids
+    ),
+    torch.ops.foveate.tensor_scatter.default: lambda past, update, write_index: _op.TensorScatter(
+        past, update, write_index, axis=2, mode="linear"
+    ),
+}
