@@ -31,5 +31,6 @@ def dialect(name: str) -> ModuleType:
 def lower(model: ir.Model, spec: GraphSpec, name: str) -> ir.Model:
     """A copy of ``model`` in the dialect ``name``."""
     model = model.clone()
-    ir.passes.Sequential(*dialect(name).passes(spec))(model)
+    for rewrite in dialect(name).passes(spec):
+        rewrite(model)
     return model
