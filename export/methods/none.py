@@ -1,0 +1,26 @@
+"""none: every visual token stays; the bundle has no pruner graph. The baseline that all others are held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.export.methods import base
+
+__all__ = ["Method"]
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """No pruning."""
+
+    prunes: ClassVar[bool] = False
+
+    def reduce(
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kept = torch.arange(tokens.shape[1], device=tokens.device).repeat(tokens.shape[0], 1)
+        return tokens, kept, base.count(kept)

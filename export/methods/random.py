@@ -1,0 +1,33 @@
+"""random: a random choice of tokens, the same for every picture. A lower bound that methods must beat.
+
+The scores are pseudo-random numbers made from the seed and the token's index by integer arithmetic in the
+graph, so they are the same on every engine and need no table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.export.methods import base
+
+__all__ = ["Method"]
+
+_PRIME = 2**31 - 1  # squares of residues fit int64
+
+
+@dataclass(frozen=True)
+class Method(base.Scorer):
+    """Random tokens. ``seed`` picks the choice; a larger ``keep`` with the same seed keeps a superset."""
+
+    seed: int = base.option(0, 0, 2**31 - 2)
+
+    def score(
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+    ) -> Tensor:
+        x = torch.arange(1, tokens.shape[1] + 1, device=tokens.device) * 48271
+        for constant in (self.seed + 1, 16807 * (self.seed + 7) % _PRIME, 69621):
+            x = (x * x + 48271 * x + constant) % _PRIME
+        return (x // 128).float().repeat(tokens.shape[0], 1)  # 24 bits: exact in float32

@@ -1,0 +1,104 @@
+"""What method tests share: a small model in numbers, random inputs for any method, its graph in ONNX."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from foveate.engines.spec import FLOAT, GraphSpec, Symbol, TensorSpec
+from foveate.export.assemble import Graph, Pruner, tap_shape
+from foveate.export.methods.base import Method
+from foveate.export.parts import DecoderSpec, ModelSpec, VisionSpec
+from foveate.export.to_onnx import trace
+
+SIZES = {"words": 5, "segments": 2}
+
+
+class Bench:
+    """A model's numbers with a ``grid`` of one's choice, and what a pruner needs from it."""
+
+    def __init__(self, grid: tuple[int, int] = (12, 12), width: int = 48, vision_width: int = 32) -> None:
+        vision = _Vision(24, 2, vision_width, 64, 4, 3, "gelu", 1e-5, joint_size=24)
+        object.__setattr__(vision, "shape", grid)
+        offers = (
+            "features cls_feature cls_attention cls_attention_heads received_attention keys hidden clip_image"
+        )
+        decoder = DecoderSpec(width, 64, 2, 4, 2, 12, 100, 1e-5, 1e4, 4096, False)
+        self.spec = ModelSpec("bench", vision, decoder, tuple(offers.split()))
+        self.grid, self.size = grid, grid[0] * grid[1]
+
+    def inputs(
+        self, method: Method, seed: int, batch: int = 1, dtype: str = "float32"
+    ) -> dict[str, torch.Tensor]:
+        """Tokens (under ``method.source``) and every tap the method asks for; attention rows are probabilities."""
+        generator = torch.Generator().manual_seed(seed)
+        found = {}
+        for name in (method.source, *method.taps(self.spec)):
+            shape = [SIZES[d.name] if isinstance(d, Symbol) else d for d in tap_shape(self.spec, name)]
+            values = torch.randn([batch, *shape[1:]], generator=generator)
+            found[name] = (values.softmax(-1) if "attention" in name else values).to(getattr(torch, dtype))
+        return found
+
+    def reduce(self, method: Method, inputs: dict[str, torch.Tensor], keep: int) -> tuple[torch.Tensor, ...]:
+        taps = {name: value for name, value in inputs.items() if name in method.taps(self.spec)}
+        return method.reduce(inputs[method.source], taps, keep, self.grid)
+
+    def graph(self, method: Method) -> Graph:
+        """The pruner as ``assemble`` makes it, without a projector."""
+        taps = method.taps(self.spec)
+        budget = Symbol("keep", 1, max(1, self.size * 2 // 9), self.size)
+        names = (method.source, *taps)
+        width = tap_shape(self.spec, method.source)[-1]
+        inputs = [TensorSpec(name, FLOAT, tap_shape(self.spec, name)) for name in names]
+        outputs = (
+            TensorSpec("tokens", FLOAT, (1, budget, width)),
+            TensorSpec("kept", "int64", (1, budget)),
+            TensorSpec("count", "int64", (1,)),
+        )
+        spec = GraphSpec("pruner", (TensorSpec("keep", "int64", value=budget), *inputs), outputs)
+        return Graph(spec, Pruner(method, taps, self.grid))
+
+    def save(self, method: Method, path: Path, dtype: str = "float32") -> GraphSpec:
+        graph = self.graph(method)
+        ir.save(trace(graph, dtype), path)
+        return graph.spec.typed(dtype)
+
+    def session(self, method: Method, folder: Path, dtype: str = "float32") -> Session:
+        self.save(method, folder / "pruner.onnx", dtype)
+        return Session(folder / "pruner.onnx")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Vision(VisionSpec):
+    """Grids need not be square here."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.__dict__["shape"]
+
+
+class Session:
+    """ONNX Runtime on two threads, torch tensors in and out."""
+
+    def __init__(self, path: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 2
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, inputs: dict[str, torch.Tensor], keep: int) -> list[torch.Tensor]:
+        feeds: dict[str, Any] = {name: value.numpy() for name, value in inputs.items()}
+        return [
+            torch.from_numpy(x) for x in self.session.run(None, feeds | {"keep": np.array(keep, np.int64)})
+        ]
+
+
+@pytest.fixture
+def bench() -> type[Bench]:
+    return Bench

@@ -1,0 +1,92 @@
+"""What every method in the folder must do: the contract of ``reduce``, in torch, ONNX Runtime and TensorRT-RTX."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from foveate.export import methods
+
+NAMES = [name for name in methods.names() if methods.load(name).prunes]
+GRIDS = [(4, 4), (12, 12), (24, 24), (9, 16), (1, 30)]
+
+
+def check_rows(tokens: torch.Tensor, out: tuple[torch.Tensor, ...], keep: int) -> None:
+    """The contract of a pure selector."""
+    rows, kept, count = out
+    batch, size, _ = tokens.shape
+    assert rows.dtype == tokens.dtype and kept.dtype == count.dtype == torch.int64
+    assert kept.shape == (batch, keep) and count.tolist() == [keep] * batch
+    assert kept.min() >= 0 and kept.max() < size
+    assert (kept.diff(dim=1) > 0).all()
+    for b in range(batch):
+        assert torch.equal(rows[b], tokens[b, kept[b]])
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_exactly_keep_rows(bench, name, grid):
+    here, method = bench(grid), methods.load(name)
+    inputs = here.inputs(method, seed=0, batch=2)
+    for keep in sorted({1, 2, 3, here.size // 9 + 1, here.size // 2, here.size - 1, here.size}):
+        check_rows(inputs[method.source], here.reduce(method, inputs, keep), keep)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keeping_all_changes_nothing(bench, name):
+    here, method = bench(), methods.load(name)
+    inputs = here.inputs(method, seed=1, dtype="float16")
+    assert torch.equal(here.reduce(method, inputs, here.size)[0], inputs[method.source])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_constant_and_tied_pictures(bench, name):
+    here, method = bench(), methods.load(name)
+    for change in (torch.zeros_like, torch.ones_like, lambda x: x.sign() * 0.5):
+        inputs = {
+            key: change(value) for key, value in here.inputs(method, 2, batch=2, dtype="float16").items()
+        }
+        for keep in (1, 32, here.size - 1, here.size):
+            check_rows(inputs[method.source], here.reduce(method, inputs, keep), keep)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_of_a_batch_do_not_mix(bench, name):
+    here, method = bench(), methods.load(name)
+    inputs = here.inputs(method, seed=3, batch=3)
+    together = here.reduce(method, inputs, 20)
+    for b in range(3):
+        alone = here.reduce(method, {key: value[b : b + 1] for key, value in inputs.items()}, 20)
+        assert torch.equal(alone[1][0], together[1][b])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_onnxruntime_keeps_what_torch_keeps(bench, name, dtype, tmp_path):
+    here, method = bench(), methods.load(name)
+    session = here.session(method, tmp_path, dtype)
+    for seed in range(24):
+        inputs = here.inputs(method, 100 + seed, dtype=dtype)
+        keep = (1, 16, 32, 48, 96, 143, 144)[seed % 7]
+        if seed >= 21:  # constant pictures: every decision is a tie
+            inputs = {key: torch.full_like(value, 0.5) for key, value in inputs.items()}
+        for ours, theirs in zip(here.reduce(method, inputs, keep), session(inputs, keep), strict=True):
+            assert torch.equal(ours, theirs), (seed, keep)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tensorrt_rtx_compiles_it(bench, name, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    from foveate.engines import trt
+
+    spec = bench((24, 24)).save(methods.load(name), tmp_path / "pruner.onnx", "float16")
+    assert len(trt.compile_plan(tmp_path / "pruner.onnx", spec)) > 1000
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_options_survive_the_command_line(name):
+    method = methods.load(name)
+    options = methods.describe(method)
+    assert options["position_mode"] in ("compact", "keep") and method.name == name
+    text = {k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in options.items()}
+    assert methods.load(name, text) == method
