@@ -49,7 +49,7 @@ def compile_plan(
     parser = trt.OnnxParser(network, log)
     model = fix_dimensions(path.read_bytes(), {"cache": max_context})
     if not parser.parse(model, str(path)):
-        errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+        errors = "; ".join(_say(parser.get_error(i)) for i in range(parser.num_errors))
         raise UserError(
             f"TensorRT-RTX {trt.__version__} cannot parse {path.name} | {errors} | build another dialect"
         )
@@ -72,6 +72,11 @@ def compile_plan(
             f"TensorRT-RTX {trt.__version__} cannot compile {path.name} | {said} | build another dialect"
         )
     return bytes(plan)
+
+
+def _say(error: trt.ParserError) -> str:
+    where = f"{error.node_operator()} {error.node_name()}".strip()
+    return f"{where}: {error.desc()}" if where else error.desc()
 
 
 def _profile(builder: trt.Builder, spec: GraphSpec, fixed: dict[str, int]) -> trt.IOptimizationProfile:

@@ -36,33 +36,27 @@ class Graph:
         return sum(kind is not inspect.Parameter.VAR_POSITIONAL for kind in kinds)
 
 
-def assemble(parts: Parts, method: Method, name: str) -> list[Graph]:
-    """The graphs of ``parts`` pruned by ``method`` (called ``name``), in the order in which they run."""
-    taps = method.taps(parts.spec)
-    vision_taps = tuple(tap for tap in taps if tap not in TEXT_TAPS)
-    _refuse_missing(parts.spec, vision_taps, name)
-    graphs = [_vision_encoder(parts, vision_taps)]
+def assemble(parts: Parts, method: Method) -> list[Graph]:
+    """The graphs of ``parts`` pruned by ``method``, in the order in which they run."""
+    try:
+        taps = method.taps(parts.spec)
+    except UserError as error:
+        able = [name for name in methods.names() if _works(parts.spec, name)]
+        raise UserError(f"{error} | methods that work here: {', '.join(able)}", code=error.code) from error
+    graphs = [_vision_encoder(parts, tuple(tap for tap in taps if tap not in TEXT_TAPS))]
     if "clip_text" in taps:
         graphs.append(_text_encoder(parts))
-    if method.prunes:
+    if method.has_graph:
         graphs.append(_pruner(parts.spec, method, taps))
     return [*graphs, _llm(parts)]
 
 
-def _refuse_missing(spec: ModelSpec, wanted: tuple[str, ...], name: str) -> None:
-    missing = [tap for tap in wanted if tap.split(".")[0] not in spec.taps]
-    if not missing:
-        return
-    able = [other for other in methods.names() if _possible(spec, methods.load(other, {}))]
-    raise UserError(
-        f"{spec.family} has no {', '.join(missing)}; {name} needs it | it offers {', '.join(spec.taps)} "
-        f"| methods that work: {', '.join(able)}"
-    )
-
-
-def _possible(spec: ModelSpec, method: Method) -> bool:
-    wanted = (tap.split(".")[0] for tap in method.taps(spec))
-    return all(tap in spec.taps or tap in TEXT_TAPS for tap in wanted)
+def _works(spec: ModelSpec, name: str) -> bool:
+    try:
+        methods.load(name).taps(spec)
+    except UserError:
+        return False
+    return True
 
 
 def _vision_encoder(parts: Parts, taps: tuple[str, ...]) -> Graph:

@@ -1,0 +1,216 @@
+"""``foveate build``: a checkpoint and a method go in, a bundle comes out, compiled for this machine.
+
+The bundle is written beside its final place and renamed at the end: a build that fails or is killed leaves
+nothing under the final name, and the next one clears what it left beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from foveate.engines.errors import UserError
+from foveate.export import lower, methods, models, write
+from foveate.export.assemble import Graph, assemble
+from foveate.export.methods.base import Method
+from foveate.export.parts import Parts
+from foveate.runtime import bundle
+
+__all__ = ["PRECISIONS", "build", "main"]
+
+PRECISIONS = ("fp32", "fp16", "int4")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("foveate build", description="A checkpoint and a pruning method become a bundle.")
+    parser.add_argument(
+        "--model", required=True, help="a name such as llava-1.5-7b, a hub id, or a directory"
+    )
+    parser.add_argument("--method", required=True, help=f"one of {', '.join(methods.names())}")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="int4", help="of the language model's layers"
+    )
+    parser.add_argument(
+        "--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights"
+    )
+    parser.add_argument(
+        "--clip", help="CLIP checkpoint of the vision tower, for methods that compare text and picture"
+    )
+    parser.add_argument("--dialects", default=",".join(lower.names()), help="comma-separated; default: all")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method"
+    )
+    parser.add_argument("--out", type=Path, help="bundle directory; default: bundles/MODEL.METHOD.PRECISION")
+    parser.add_argument("--no-compile", action="store_true", help="do not compile for this machine")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    method = methods.load(args.method, _options(args.set))
+    dialects = list(dict.fromkeys(args.dialects.split(",")))
+    for name in dialects:
+        lower.dialect(name)
+    parts = models.load(args.model, load_format=args.load_format, clip=args.clip)
+    out = args.out or Path("bundles") / f"{Path(args.model).name}.{args.method}.{args.precision}"
+    build(parts, method, out, precision=args.precision, dialects=dialects)
+    if "ort" in dialects and not args.no_compile:
+        from foveate.runtime.compile import compile_bundle
+
+        compile_bundle(out, target="onnxruntime")
+    _say_what_is_next(out)
+    return 0
+
+
+def build(
+    parts: Parts, method: Method, out: Path, *, precision: str = "int4", dialects: list[str] | None = None
+) -> None:
+    """Write the bundle of ``parts`` pruned by ``method`` to ``out``; an older bundle there is replaced at the end.
+
+    Raises UserError when ``out`` is something else than a bundle, and when the disk is full.
+    """
+    dialects = dialects or lower.names()
+    with _staging(out) as root, _stages() as stage:
+        graphs = assemble(parts, method)
+        store, index = write.write_graphs(root, parts, graphs, precision, dialects, stage)
+        table = write.write_embeddings(root, parts.weights, precision)
+        write.write_files(root, parts)
+        stage("recording golden.npz", 0, 1)
+        write.write_golden(root, parts, graphs, store, table)
+        stage("hashing", 0, 1)
+        bundle.write_manifest(root, _manifest(out.name, parts, method, graphs, precision, index))
+
+
+def _manifest(
+    name: str,
+    parts: Parts,
+    method: Method,
+    graphs: list[Graph],
+    precision: str,
+    dialects: dict[str, dict[str, object]],
+) -> dict[str, object]:
+    decoder = parts.spec.decoder
+    fields = ("num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size", "max_positions")
+    return {
+        "name": name,
+        "family": parts.spec.family,
+        "source": parts.source,
+        "method": {
+            "name": method.name,
+            "options": methods.describe(method),
+            "position_mode": method.position_mode,
+        },
+        "precision": {"decoder": precision, "head": "compute dtype", "vision": "compute dtype"},
+        "stages": [graph.spec.name for graph in graphs],
+        "graphs": {graph.spec.name: graph.spec.to_json() for graph in graphs},
+        "dialects": dialects,
+        "num_visual_tokens": parts.spec.vision.num_tokens,
+        "grid": list(parts.spec.vision.grid),
+        "decoder": {field: getattr(decoder, field) for field in fields},
+        "image": parts.image,
+        "prompt": parts.prompt,
+    }
+
+
+def _options(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise UserError(f"--set {pair} is not an option of the method | expected KEY=VALUE", code=2)
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+@contextlib.contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A directory beside ``out`` that becomes ``out`` when the block succeeds and vanishes when it does not."""
+    out = out.absolute()
+    if out.exists() and not (out / "bundle.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"{out} is in the way | it is no bundle, so it is not replaced | choose another --out"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(out)
+        root = out.parent / f".{out.name}.building-{os.getpid()}"
+        root.mkdir()
+    except OSError as error:
+        raise UserError(f"cannot write to {out.parent} | {error.strerror} | choose another --out") from error
+    try:
+        yield root
+        _replace(root, out)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(out.parent).free >> 20
+        raise UserError(
+            f"the disk is full | {out.parent} has {free} MiB left | free some space or use --out"
+        ) from error
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _clear_leftovers(out: Path) -> None:
+    """What a killed build left behind. A build that still runs keeps its directory."""
+    for path in out.parent.glob(f".{out.name}.building-*"):
+        owner = path.name.rpartition("-")[2]
+        if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _replace(root: Path, out: Path) -> None:
+    old = root.with_name(f"{root.name}.old")
+    if out.exists():
+        out.rename(old)
+    root.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _stages() -> Iterator[write.Progress]:
+    """Progress on stderr: one line per finished stage, a bar for the one that runs."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
+    )
+    task = bar.add_task("", total=1)
+    began: dict[str, float] = {}
+
+    def stage(what: str, done: int, total: int) -> None:
+        verb = what.split()[0]
+        if verb not in began:
+            finish()
+            began[verb] = time.monotonic()
+        bar.update(task, description=what, completed=done, total=total)
+
+    def finish() -> None:
+        if began:
+            verb, start = list(began.items())[-1]
+            console.print(f"{verb:<10} {time.monotonic() - start:6.1f} s", highlight=False)
+
+    with bar:
+        yield stage
+        finish()
+
+
+def _say_what_is_next(out: Path) -> None:
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{out}: {size / 2**20:.1f} MiB", file=sys.stderr)
+            f"TensorRT engines are built where they run: foveate compile {out} --target tensorrt",
+            file=sys.stderr,
+        )
+    print(f'next: foveate run {out} "What is in the picture?" --image PICTURE', file=sys.stderr)
+
+
+if __name__ == "__main__":
+    from foveate.runtime.cli import main
+
+    sys.exit(main(["build", *sys.argv[1:]]))

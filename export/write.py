@@ -1,0 +1,137 @@
+"""From assembled graphs to the files of a bundle: ONNX per dialect, shared weights, golden.npz, tables."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from foveate.calib.schemes import int4
+from foveate.export import golden, lower, to_onnx
+from foveate.export.assemble import Graph
+from foveate.export.decoder import Decoder, rope_tables
+from foveate.export.parts import Parts, Weights
+from foveate.export.weights import Store, attach, pending
+from foveate.runtime.prompt import ChatTokenizer, ImageSlot, Turn, clip_segments, load_tokenizer
+
+__all__ = ["GOLDEN_TEXT", "write_embeddings", "write_files", "write_golden", "write_graphs"]
+
+GOLDEN_TEXT = "What is in the picture, and where?"
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done and how much there is."""
+
+
+class _WithTables:
+    """Weights plus the tables that are computed and not learnt."""
+
+    def __init__(self, weights: Weights, decoder: Decoder) -> None:
+        self.weights = weights
+        self.tables = dict(zip(("llm.rope_cos", "llm.rope_sin"), rope_tables(decoder.spec), strict=True))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tables or name in self.weights
+
+    def get(self, name: str) -> torch.Tensor:
+        return self.tables[name] if name in self.tables else self.weights.get(name)
+
+
+@dataclass
+class _Lowered:
+    model: ir.Model
+    path: Path
+    needs: list[tuple[str, str]]  # (weight, encoding)
+
+
+def write_graphs(
+    root: Path, parts: Parts, graphs: list[Graph], precision: str, dialects: list[str], progress: Progress
+) -> tuple[Store, dict[str, dict[str, object]]]:
+    """Write every graph in every dialect and their weights; return the store and bundle.json's "dialects"."""
+    lowered: list[_Lowered] = []
+    index: dict[str, dict[str, object]] = {}
+    dtypes = {name: lower.dialect(name).DTYPES[precision] for name in dialects}
+    jobs = [(graph, dtype) for graph in graphs for dtype in sorted(set(dtypes.values()))]
+    for done, (graph, dtype) in enumerate(jobs):
+        name = graph.spec.name
+        progress(f"tracing {name} in {dtype}", done, len(jobs))
+        model = to_onnx.trace(graph, dtype)
+        for dialect in (d for d in dialects if dtypes[d] == dtype):
+            path = root / f"{name}.{dialect}.onnx"
+            copy = lower.lower(model, graph.spec, dialect)
+            lowered.append(_Lowered(copy, path, list(pending(copy, _quantized(precision)))))
+            entry = index.setdefault(dialect, {"dtype": dtype, "files": {}})
+            entry["files"][name] = path.name
+    store = Store(root, _WithTables(parts.weights, parts.decoder))
+    _write_weights(store, lowered, progress)
+    for item in lowered:
+        attach(item.model, store, item.needs)
+        ir.save(item.model, item.path)
+    return store, index
+
+
+def _quantized(precision: str) -> Callable[[str, tuple[int, ...]], bool]:
+    """int4 takes the decoder layers' matrices. Vision encoder, pruner and head stay in the compute dtype."""
+
+    def choose(name: str, shape: tuple[int, ...]) -> bool:
+        in_layers = name.startswith("llm.layers.") and len(shape) == 2
+        return precision == "int4" and in_layers and int4.block_size(shape[0]) is not None
+
+    return choose
+
+
+def _write_weights(store: Store, lowered: list[_Lowered], progress: Progress) -> None:
+    wanted: dict[str, set[str]] = {}
+    for item in lowered:
+        for name, encoding in item.needs:
+            wanted.setdefault(name, set()).add(encoding)
+    done = 0
+
+    def step(name: str) -> None:
+        nonlocal done
+        done += 1
+        progress(f"writing {name}", done, len(wanted))
+
+    store.write(wanted, step)
+
+
+def write_embeddings(root: Path, weights: Weights, precision: str) -> np.ndarray:
+    """``embed_tokens.npy [V,D]``, float32 in fp32 bundles and else float16; returned as the runtime reads it."""
+    dtype = torch.float32 if precision == "fp32" else torch.float16
+    np.save(root / "embed_tokens.npy", weights.get("embed_tokens").to(dtype).numpy())
+    return np.load(root / "embed_tokens.npy", mmap_mode="r")
+
+
+def write_files(root: Path, parts: Parts) -> None:
+    for name, source in parts.files.items():
+        if isinstance(source, bytes):
+            (root / name).write_bytes(source)
+        else:
+            shutil.copyfile(source, root / name)
+
+
+def write_golden(root: Path, parts: Parts, graphs: list[Graph], store: Store, table: np.ndarray) -> None:
+    """Record what each graph must answer to a fixed question (see ``golden``)."""
+    np.savez(root / "golden.npz", **golden.record(graphs, store, table, _question(root, parts, graphs)))
+
+
+def _question(root: Path, parts: Parts, graphs: list[Graph]) -> golden.Question:
+    tokenizer = ChatTokenizer(root / "tokenizer.json", parts.prompt)
+    segments = tokenizer.encode_turns([Turn("user", GOLDEN_TEXT, images=1)])
+    slot = next(i for i, segment in enumerate(segments) if isinstance(segment, ImageSlot))
+    none = np.empty(0, np.int64)
+    clip_ids = None
+    for graph in graphs:
+        if graph.spec.name == "text_encoder":
+            context = graph.spec.input("input_ids").shape[1]
+            clip_ids = clip_segments(GOLDEN_TEXT, load_tokenizer(root / "clip_tokenizer.json"), context)
+    return golden.Question(
+        before=np.concatenate([none, *segments[:slot]]),
+        after=np.concatenate([none, *segments[slot + 1 :]]),
+        words=tokenizer.encode_text(GOLDEN_TEXT),
+        clip_ids=clip_ids,
+    )

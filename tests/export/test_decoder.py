@@ -1,0 +1,148 @@
+"""The decoder from torch to ONNX files: every precision and dialect, prefill, chunks and decode, and TensorRT-RTX."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from foveate.engines import trt
+from foveate.export import assemble, lower, to_onnx
+from foveate.export.decoder import Decoder, rope_tables
+from foveate.export.parts import DecoderSpec
+from foveate.export.weights import Store, attach, pending
+
+TOLERANCE = {"float32": 1e-5, "float16": 4e-3}  # largest error over largest value
+
+
+def decoder_spec(kv_heads: int) -> DecoderSpec:
+    return DecoderSpec(256, 384, 2, 4, kv_heads, 64, 500, 1e-5, 1e4, 128, tied=False)
+
+
+class RandomWeights:
+    """Seeded random values for every parameter, made when asked for."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        tables = zip(("rope_cos", "rope_sin"), rope_tables(decoder.spec), strict=True)
+        self.tensors = {f"llm.{name}": table for name, table in tables}
+        generator = torch.Generator().manual_seed(7)
+        for name, parameter in decoder.named_parameters():
+            value = torch.randn(parameter.shape, generator=generator)
+            scaled = value * parameter.shape[0] ** -0.5 if value.ndim == 2 else 1 + 0.1 * value
+            self.tensors[f"llm.{name}"] = scaled
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def get(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+
+def export(directory, precision: str, kv_heads: int = 2):
+    """Files of both dialects, the graph, and the torch decoder with the weights that the files hold."""
+    with torch.device("meta"):
+        decoder = Decoder(decoder_spec(kv_heads))
+    graph = assemble._llm(SimpleNamespace(decoder=decoder))
+    store = Store(directory, RandomWeights(decoder))
+    lowered, wanted = {}, {}
+    for dialect in lower.names():
+        model = lower.lower(
+            to_onnx.trace(graph, lower.dialect(dialect).DTYPES[precision]), graph.spec, dialect
+        )
+        needs = list(
+            pending(model, lambda name, shape: precision == "int4" and ".layers." in name and len(shape) == 2)
+        )
+        lowered[dialect] = model, needs
+        for name, encoding in needs:
+            wanted.setdefault(name, set()).add(encoding)
+    store.write(wanted)
+    for dialect, (model, needs) in lowered.items():
+        attach(model, store, needs)
+        ir.save(model, directory / f"llm.{dialect}.onnx")
+    reference = Decoder(decoder_spec(kv_heads)).eval()
+    for name, parameter in reference.named_parameters():
+        parameter.data = store.get(f"llm.{name}")
+    reference.rope_cos, reference.rope_sin = rope_tables(reference.spec)
+    return graph, reference
+
+
+def session(path):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float32 products
+    return onnxruntime.InferenceSession(str(path), options)
+
+
+def inputs(spec: DecoderSpec, rows: int, written: int, cache: int, past=None) -> list[torch.Tensor]:
+    empty = [torch.zeros(1, spec.num_kv_heads, cache, spec.head_dim) for _ in range(2 * spec.num_layers)]
+    embeds = (torch.randn(1, rows, spec.hidden_size) * 0.5).half().float()
+    positions = torch.arange(written, written + rows)[None]
+    return [embeds, positions, torch.tensor([written]), torch.tensor([rows - 1]), *(past or empty)]
+
+
+@pytest.mark.parametrize("dialect", lower.names())
+@pytest.mark.parametrize(("precision", "kv_heads"), [("fp32", 4), ("fp32", 1), ("fp16", 2), ("int4", 2)])
+def test_onnx_equals_torch(tmp_path, precision, kv_heads, dialect):
+    graph, reference = export(tmp_path, precision, kv_heads)
+    path = tmp_path / f"llm.{dialect}.onnx"
+    onnx.checker.check_model(path, full_check=True)
+    run = session(path)
+    dtype = lower.dialect(dialect).DTYPES[precision]
+    past = None
+    for rows, written in ((37, 0), (1, 37), (5, 38), (1, 43)):  # prefill, decode, a chunk, decode
+        feeds = inputs(reference.spec, rows, written, 64, past)
+        with torch.no_grad():
+            expected = reference(*feeds)
+        arrays = [x.numpy().astype(dtype) if x.is_floating_point() else x.numpy() for x in feeds]
+        answers = run.run(None, {i.name: x for i, x in zip(run.get_inputs(), arrays, strict=True)})
+        assert [i.name for i in run.get_inputs()] == [t.name for t in graph.spec.inputs]
+        for answer, truth in zip(answers, expected, strict=True):
+            used = truth.numpy()[:, :, : written + rows] if truth.ndim == 4 else truth.numpy()
+            answer = answer[:, :, : written + rows] if truth.ndim == 4 else answer
+            assert np.abs(answer - used).max() <= TOLERANCE[dtype] * np.abs(used).max()
+        past = list(expected[1:])
+
+
+def test_int4_weights_are_shared_between_dialects(tmp_path):
+    export(tmp_path, "int4")
+    files = {path.name for path in (tmp_path / "weights").iterdir()}
+    assert files == {"llm.int4.data", "llm.float32.data", "llm.float16.data"}
+    for dialect in lower.names():
+        model = onnx.load(tmp_path / f"llm.{dialect}.onnx", load_external_data=False)
+        packed = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT4]
+        assert len(packed) == 14
+        for tensor in packed:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            assert entries["location"] == "weights/llm.int4.data"
+            assert int(entries["offset"]) % 4096 == 0
+
+
+@pytest.mark.parametrize("dialect", lower.names())
+def test_graphs_are_standard_onnx_without_traces_of_this_machine(tmp_path, dialect):
+    export(tmp_path, "int4")
+    model = onnx.load(tmp_path / f"llm.{dialect}.onnx", load_external_data=False)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 24)]
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not model.functions
+    assert b"/export/" not in model.SerializeToString()
+
+
+def test_ort_attends_by_length_and_native_by_mask(tmp_path):
+    export(tmp_path, "fp16")
+    nodes = {}
+    for dialect in lower.names():
+        graph = onnx.load(tmp_path / f"llm.{dialect}.onnx", load_external_data=False).graph
+        nodes[dialect] = [node for node in graph.node if node.op_type == "Attention"]
+    assert all(len(node.input) == 7 and not node.input[3] and node.input[6] for node in nodes["ort"])
+    assert all(len(node.input) == 4 and node.input[3] for node in nodes["native"])
+    assert len(nodes["ort"]) == len(nodes["native"]) == 2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_tensorrt_rtx_compiles_the_native_dialect(tmp_path, precision):
+    graph, _ = export(tmp_path, precision)
+    plan = trt.compile_plan(tmp_path / "llm.native.onnx", graph.spec.typed("float16"), max_context=128)
+    assert len(plan) > 100_000
