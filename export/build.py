@@ -32,7 +32,9 @@ PRECISIONS = ("fp32", "fp16", "int4")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("foveate build", description="A checkpoint and a pruning method become a bundle.")
+    parser = argparse.ArgumentParser(
+        "foveate build", description="A checkpoint and a pruning method become a bundle."
+    )
     parser.add_argument(
         "--model", required=True, help="a name such as llava-1.5-7b, a hub id, or a directory"
     )
@@ -67,7 +69,7 @@ def main(argv: list[str]) -> int:
     if "ort" in dialects and not args.no_compile:
         from foveate.runtime.compile import compile_bundle
 
-        compile_bundle(out, target="onnxruntime")
+        compile_bundle(out, progress=lambda line: print(line, file=sys.stderr))
     _say_what_is_next(out)
     return 0
 
@@ -204,9 +206,6 @@ def _stages() -> Iterator[write.Progress]:
 def _say_what_is_next(out: Path) -> None:
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 2**20:.1f} MiB", file=sys.stderr)
-            f"TensorRT engines are built where they run: foveate compile {out} --target tensorrt",
-            file=sys.stderr,
-        )
     print(f'next: foveate run {out} "What is in the picture?" --image PICTURE', file=sys.stderr)
 
 
