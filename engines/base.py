@@ -1,0 +1,93 @@
+"""What the runtime asks of an engine, and of the module that makes it.
+
+An engine is one compiled graph: named arrays or buffers go in, named buffers come out. Buffers live where the
+engine computes, so what one graph gives the next one takes without a way through the host.
+
+A backend is a module of this package, imported only when its target is named::
+
+    DIALECTS: tuple[str, ...]                        # dialects of a bundle that it takes, best first
+    machine(options) -> dict[str, Any]               # what a compiled engine is bound to; equal or refused
+    key(machine) -> str                              # a directory's name for it, e.g. onnxruntime-1.31.1-cpu-avx2
+    compile_graph(source, folder, spec, options)     # an ONNX file into what ``load`` maps
+    load(folder, spec, options) -> Engine            # spec is typed: no FLOAT placeholder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from foveate.engines.spec import GraphSpec, Symbol
+
+__all__ = ["Buffer", "Engine", "Feed", "check_feeds", "resolve"]
+
+
+class Buffer(Protocol):
+    """A tensor where the engine computes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name of it."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Allocated bytes."""
+        ...
+
+    def numpy(self) -> np.ndarray:
+        """The content on the host: a view where the memory is the host's, else a copy. Do not write to it."""
+        ...
+
+
+Feed = np.ndarray | Buffer
+
+
+class Engine(Protocol):
+    """A compiled graph. Not safe for concurrent use."""
+
+    @property
+    def spec(self) -> GraphSpec:
+        """Typed, and as compiled: a symbol that this engine has settled is an ``int`` here."""
+        ...
+
+    def allocate(self, name: str, sizes: Mapping[str, int], content: np.ndarray | None = None) -> Buffer:
+        """A zeroed buffer for the input ``name``, its symbols set by ``sizes``; ``content`` goes to its start.
+
+        ``content`` has the rank of the input and at most its extent in every dimension.
+        """
+        ...
+
+    def run(self, feeds: Mapping[str, Feed]) -> dict[str, Buffer]:
+        """Every output by name. An output that the spec writes in place is the buffer that was fed.
+
+        Raises ValueError when the feeds do not fit the spec, before anything is launched.
+        """
+        ...
+
+
+def check_feeds(spec: GraphSpec, feeds: Mapping[str, Feed]) -> None:
+    """Raise ValueError when shapes, dtypes or the values of shape inputs do not fit ``spec``."""
+    spec.check(
+        {name: tuple(feed.shape) for name, feed in feeds.items()},
+        {name: str(feed.dtype) for name, feed in feeds.items()},
+    )
+    for tensor in spec.inputs:
+        if tensor.value is None:
+            continue
+        feed = feeds[tensor.name]
+        got = int(feed if isinstance(feed, np.ndarray) else feed.numpy())
+        if not tensor.value.min <= got <= tensor.value.max:
+            raise ValueError(
+                f"{spec.name}: input {tensor.name} is {got} | expected {tensor.value.min}..{tensor.value.max}"
+            )
+
+
+def resolve(spec: GraphSpec, name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of the input ``name`` with its symbols set by ``sizes``."""
+    return tuple(sizes[d.name] if isinstance(d, Symbol) else d for d in spec.input(name).shape)

@@ -1,0 +1,222 @@
+"""ONNX Runtime: the ``ort`` dialect compiled to an optimized model with prepacked weights, and run.
+
+In: an ``.onnx`` file of a bundle. Out: a folder with ``<graph>.onnx``, already optimized, and ``<graph>.data``, which
+holds the weights and, behind them, the weights as this CPU's kernels want them (prepacked). Loading runs no optimizer.
+
+PLACEHOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from foveate.engines.base import Feed, check_feeds, resolve
+from foveate.engines.errors import UserError, unknown
+from foveate.engines.spec import GraphSpec
+
+__all__ = ["DIALECTS", "TARGET", "OrtBuffer", "OrtEngine", "compile_graph", "key", "load", "machine"]
+
+TARGET = "onnxruntime"
+DIALECTS = ("ort",)
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_OLDEST = 1, 24
+
+# What the kernels ask the CPU for, the best first: prepacked weights have the layout of the kernel chosen.
+_INSTRUCTIONS = (
+    *("amx_int8", "amx_bf16", "avx512_fp16", "avx512_bf16", "avx512_vnni", "avx_vnni_int8", "avx_vnni"),
+    *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c", "avx"),
+    *("sme2", "sme", "sve2", "sve", "i8mm", "bf16", "asimddp", "asimdhp", "asimd"),
+)
+
+
+def machine(options: Mapping[str, Any]) -> dict[str, Any]:
+    """ONNX Runtime's version, the provider, and the CPU's instruction sets: an engine serves only their like.
+
+    ``options["provider"]`` is "cpu" (also when absent) or "cuda". Raises UserError when it is not to be had here.
+    """
+    provider = options.get("provider") or "cpu"
+    if provider not in _PROVIDERS:
+        raise unknown("provider", provider, _PROVIDERS)
+    version = onnxruntime.__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+        raise UserError(
+            f"ONNX Runtime {version} is too old | expected {_OLDEST[0]}.{_OLDEST[1]} or newer, for opset 24 "
+            "| pip install -U onnxruntime (needs Python 3.11 or newer)"
+        )
+    available = onnxruntime.get_available_providers()
+    if _PROVIDERS[provider] not in available:
+        raise UserError(
+            f"this ONNX Runtime has no {_PROVIDERS[provider]} | it offers {', '.join(available)} "
+            "| pip install onnxruntime-gpu in place of onnxruntime"
+        )
+    return {"target": TARGET, "version": version, "provider": provider, "cpu": _instructions()}
+
+
+def key(machine: Mapping[str, Any]) -> str:
+    best = machine["cpu"][0] if machine["cpu"] else platform.machine()
+    return f"{TARGET}-{machine['version']}-{machine['provider']}-{best}"
+
+
+def _instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Those of ``_INSTRUCTIONS`` that this CPU has; elsewhere than on Linux, the processor's name."""
+    if not cpuinfo.is_file():
+        return [(platform.processor() or platform.machine()).replace(" ", "-").replace("/", "-")]
+    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            have = set(value.split())
+            return [name for name in _INSTRUCTIONS if name in have]
+    return [platform.machine()]
+
+
+def compile_graph(source: Path, folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> None:
+    """Write ``folder/<graph>.onnx`` and its data from the ONNX file ``source``.
+
+    ``options``: ``provider``; ``accuracy_level`` of int4 products (4: activations in int8, fast; 1: float32).
+    Runs in a process of its own, whose memory goes back whole. Raises UserError with ONNX Runtime's words.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    job = {"source": str(source), "folder": str(folder), "name": spec.name, "options": dict(options)}
+    command = [sys.executable, "-m", "foveate.engines.ort", json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        words = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} does not take {source.name} | {words[-1]} "
+            "| build the bundle again, or compile for another target"
+        )
+
+
+def _compile_here(job: Mapping[str, Any]) -> None:
+    config = onnxruntime.SessionOptions()
+    config.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    config.log_severity_level = (
+        3  # at 2 it warns that the model is for this machine only; engine.json says so
+    )
+    folder, name, options = Path(job["folder"]), job["name"], job["options"]
+    config.optimized_model_filepath = str(folder / f"{name}.onnx")
+    entries = {
+        "session.optimized_model_external_initializers_file_name": f"{name}.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        "session.save_external_prepacked_constant_initializers": "1",
+        "session.qdq_matmulnbits_accuracy_level": str(options.get("accuracy_level", 4)),
+    }
+    for entry, value in entries.items():
+        config.add_session_config_entry(entry, value)
+    onnxruntime.InferenceSession(job["source"], config, providers=_providers(options))
+
+
+def _providers(options: Mapping[str, Any]) -> list[str]:
+    provider = options.get("provider") or "cpu"
+    return [_PROVIDERS[provider]] if provider == "cpu" else [_PROVIDERS[provider], _PROVIDERS["cpu"]]
+
+
+def load(folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> OrtEngine:
+    """The engine of ``folder/<graph>.onnx``. ``options``: those of the compilation, and ``threads`` (None: all cores)."""
+    config = onnxruntime.SessionOptions()
+    config.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    config.log_severity_level = options.get("log_severity", 3)
+    config.intra_op_num_threads = options.get("threads") or 0
+    try:
+        session = onnxruntime.InferenceSession(
+            str(folder / f"{spec.name}.onnx"), config, providers=_providers(options)
+        )
+    except Exception as error:  # the binding raises RuntimeError and types of its own
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"ONNX Runtime cannot load {spec.name} | {reason} | compile the bundle again"
+        ) from error
+    return OrtEngine(session, spec, options.get("provider") or "cpu")
+
+
+class OrtBuffer:
+    """An ``OrtValue``; on the CPU it stands on a NumPy array where this module made it."""
+
+    def __init__(self, value: onnxruntime.OrtValue, host: np.ndarray | None = None) -> None:
+        self.value = value
+        self._host = host
+        self._shape = tuple(value.shape())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def dtype(self) -> str:
+        return _NUMPY[self.value.data_type()]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self._shape)) * np.dtype(self.dtype).itemsize
+
+    def numpy(self) -> np.ndarray:
+        if self._host is None and self.value.device_name() != "cpu":
+            return self.value.numpy()
+        if self._host is None:
+            self._host = self.value.numpy()
+        return self._host
+
+
+_NUMPY = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+
+
+class OrtEngine:
+    """One graph in ONNX Runtime, run through IO binding."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, spec: GraphSpec, device: str) -> None:
+        self.session, self.spec, self.device = session, spec, device
+
+    def allocate(self, name: str, sizes: Mapping[str, int], content: np.ndarray | None = None) -> OrtBuffer:
+        array = np.zeros(resolve(self.spec, name, sizes), self.spec.input(name).dtype)
+        if content is not None:
+            array[tuple(slice(n) for n in content.shape)] = content
+        return self._buffer(array)
+
+    def _buffer(self, array: np.ndarray) -> OrtBuffer:
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+        return OrtBuffer(value, array if self.device == "cpu" else None)
+
+    def run(self, feeds: Mapping[str, Feed]) -> dict[str, OrtBuffer]:
+        check_feeds(self.spec, feeds)
+        binding = self.session.io_binding()
+        for name, feed in feeds.items():
+            if isinstance(feed, OrtBuffer):
+                binding.bind_ortvalue_input(name, feed.value)
+            else:
+                binding.bind_cpu_input(name, np.asarray(feed, order="C"))
+        shared = dict(self.spec.in_place)
+        for source in shared.values():
+            if not isinstance(feeds[source], OrtBuffer):
+                message = f"{self.spec.name}: {source} is written in place | allocate a buffer for it"
+                raise ValueError(message)  # noqa: TRY004, as every feed that does not fit
+        for tensor in self.spec.outputs:
+            if tensor.name in shared:
+                binding.bind_ortvalue_output(tensor.name, feeds[shared[tensor.name]].value)
+            else:
+                binding.bind_output(tensor.name, self.device)
+        self.session.run_with_iobinding(binding)
+        outputs = zip(self.spec.outputs, binding.get_outputs(), strict=True)
+        return {
+            tensor.name: feeds[shared[tensor.name]] if tensor.name in shared else OrtBuffer(value)
+            for tensor, value in outputs
+        }
+
+
+if __name__ == "__main__":
+    _compile_here(json.loads(sys.argv[1]))

@@ -1,0 +1,72 @@
+"""``keep``: how many visual tokens of a picture stay. A count or a percentage goes in, a count comes out."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from foveate.engines.errors import UserError
+
+__all__ = ["DEFAULT", "Keep", "resolve_keep"]
+
+Keep = int | str | None
+"""A count (128, "128"), a percentage of the picture's tokens ("22.2%"), or None for the bundle's default."""
+
+DEFAULT = "22.2%"
+
+
+def resolve_keep(keep: Keep, total: int, method: dict[str, Any], largest: int | None = None) -> int:
+    """The count in 1..``total`` that ``keep`` asks for; percentages round to the nearest count, at least 1.
+
+    ``method`` is the manifest's: its option ``keep`` is the default. ``largest`` is the engine's own limit.
+    Without a pruner everything is kept and no other budget taken. Raises UserError.
+    """
+    if method["name"] == "none":
+        if keep is not None and _count(keep, total) != total:
+            raise UserError(
+                f"this bundle prunes nothing (method none) | got keep {keep}, it always keeps all {total} tokens "
+                "| leave keep out, or build the bundle with a method",
+                code=2,
+            )
+        return total
+    count = _count(method.get("options", {}).get("keep") or DEFAULT if keep is None else keep, total)
+    if largest is not None and count > largest:
+        raise UserError(
+            f"keep is too large for this engine | got {count}, expected at most {largest}", code=2
+        )
+    return count
+
+
+def _count(keep: int | str, total: int) -> int:
+    if isinstance(keep, str) and keep.strip().endswith("%"):
+        share = _number(float, keep.strip()[:-1])
+        if share is None or not 0 < share <= 100:
+            raise _wrong(keep, total)
+        return max(1, math.floor(total * share / 100 + 0.5))
+    count = _number(int, keep) if isinstance(keep, str) else _index(keep)
+    if count is None or not 1 <= count <= total:
+        raise _wrong(keep, total)
+    return count
+
+
+def _number(kind: type, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        return None
+
+
+def _index(keep: object) -> int | None:
+    try:
+        return None if isinstance(keep, bool) else operator.index(keep)
+    except TypeError:
+        return None
+
+
+def _wrong(keep: object, total: int) -> UserError:
+    return UserError(
+        f"wrong keep | got {keep!r}, expected a count 1..{total} or a percentage above 0% up to 100% "
+        '| for example 128 or "22.2%"',
+        code=2,
+    )

@@ -1,0 +1,210 @@
+"""Bundle: a directory that holds everything a device needs, and ``bundle.json``, which says what that is.
+
+In: a directory. Out: a ``Bundle`` whose files are those that were built: present, of the right size, unchanged.
+
+Sizes and small files' SHA-256 are checked on every load. Large files are hashed on the first one; then their stamp
+(size, mtime, inode) is kept in ``engines/.checked.json`` and hashing is repeated only when it differs. Where that file
+cannot be written (a bundle on read-only storage), large files are hashed on every load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from foveate.engines.errors import UserError
+from foveate.engines.spec import GraphSpec
+
+__all__ = ["FORMAT", "Bundle", "Manifest", "hash_file", "load", "stored_files", "write_manifest"]
+
+FORMAT = 1
+
+_MANIFEST = "bundle.json"
+_STAMPS = Path("engines", ".checked.json")
+_SMALL = 1 << 20  # bytes; hashing this much takes a millisecond
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``bundle.json``. ``graphs`` leave the compute dtype open; ``dialects`` settle it."""
+
+    name: str
+    family: str
+    source: dict[str, Any]
+    method: dict[str, Any]  # name, options, position_mode
+    precision: dict[str, str]  # decoder, head, vision
+    stages: tuple[str, ...]
+    graphs: dict[str, GraphSpec]
+    dialects: dict[str, dict[str, Any]]  # name -> dtype, files {graph: file}
+    num_visual_tokens: int
+    grid: tuple[int, int]
+    decoder: dict[str, int]
+    image: dict[str, Any]
+    prompt: dict[str, Any]
+    files: dict[str, dict[str, Any]]  # path in the bundle -> size, sha256
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        data["graphs"] = {name: spec.to_json() for name, spec in self.graphs.items()}
+        return {"format": data.pop("format"), **data}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        """Fields that this version does not know are left out. Raises KeyError, TypeError or ValueError."""
+        values = {field.name: data[field.name] for field in fields(cls)}
+        values["graphs"] = {name: GraphSpec.from_json(spec) for name, spec in data["graphs"].items()}
+        values["stages"] = tuple(data["stages"])
+        values["grid"] = tuple(data["grid"])
+        return cls(**values)
+
+    @property
+    def position_mode(self) -> str:
+        return self.method.get("position_mode", "compact")
+
+    def spec(self, graph: str, dialect: str) -> GraphSpec:
+        """The graph's interface in the dtype of ``dialect``."""
+        return self.graphs[graph].typed(self.dialects[dialect]["dtype"])
+
+
+@dataclass(frozen=True)
+class Bundle:
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def graph_file(self, graph: str, dialect: str) -> Path:
+        return self.path / self.manifest.dialects[dialect]["files"][graph]
+
+    def embeddings(self) -> np.ndarray:
+        """The token embedding [V, D], mapped."""
+        return np.load(self.path / "embed_tokens.npy", mmap_mode="r")
+
+
+def load(
+    path: str | os.PathLike[str], *, full: bool = False, progress: Callable[[str], None] | None = None
+) -> Bundle:
+    """Read and verify the bundle in directory ``path``; ``full`` hashes every file whatever its stamp.
+
+    ``progress`` is called with the name of each file about to be hashed that takes a while. Raises UserError when
+    the directory is no bundle, was made by a newer foveate, or a file is missing or changed.
+    """
+    root = Path(path)
+    bundle = Bundle(root, _read_manifest(root))
+    _verify(bundle, full, progress)
+    return bundle
+
+
+def write_manifest(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Manifest:
+    """Hash every file in the directory ``path`` and write its ``bundle.json``.
+
+    ``values`` are Manifest's fields but ``format`` and ``files``.
+    """
+    root = Path(path)
+    described = {
+        name: {"size": (root / name).stat().st_size, "sha256": hash_file(root / name)}
+        for name in stored_files(root)
+    }
+    manifest = Manifest(**values, files=described)
+    text = json.dumps(manifest.to_json(), indent=1)
+    Manifest.from_json(json.loads(text))  # what cannot be read back must not be written
+    (root / _MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return manifest
+
+
+def stored_files(root: Path) -> list[str]:
+    """The files a bundle ships with, as POSIX paths: all but ``bundle.json`` and what was compiled from them."""
+    found = (p.relative_to(root) for p in root.rglob("*") if p.is_file())
+    return sorted(p.as_posix() for p in found if p.parts[0] != "engines" and p.as_posix() != _MANIFEST)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_manifest(root: Path) -> Manifest:
+    file = root / _MANIFEST
+    if not file.is_file():
+        got = "there is no bundle.json in it" if root.is_dir() else "no such directory"
+        raise UserError(
+            f"{root} is no bundle | {got} | give the directory that `foveate build` wrote", code=2
+        )
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        version = data["format"]
+        if isinstance(version, int) and version > FORMAT:
+            raise UserError(
+                f"{root} was made by a newer foveate | its format is {version}, this foveate reads up to {FORMAT} "
+                "| upgrade foveate on this machine"
+            )
+        manifest = Manifest.from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file} is damaged | {what} | copy or build the bundle again") from error
+    for name in manifest.files:
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name:
+            raise UserError(f"{file} names a file outside the bundle | got {name} | do not trust this bundle")
+    return manifest
+
+
+def _verify(bundle: Bundle, full: bool, progress: Callable[[str], None] | None) -> None:
+    stamps = {} if full else _read_stamps(bundle.path)
+    fresh: dict[str, list[int]] = {}
+    for name, expected in bundle.manifest.files.items():
+        path = bundle.file(name)
+        if not path.is_file():
+            raise UserError(
+                f"{bundle.path} is incomplete | {name} is missing | copy or build the bundle again"
+            )
+        status = path.stat()
+        if status.st_size != expected["size"]:
+            raise UserError(
+                f"{name} has changed | got {status.st_size} bytes, expected {expected['size']} "
+                "| copy or build the bundle again"
+            )
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+        small = status.st_size <= _SMALL
+        if small or stamps.get(name) != stamp:
+            if progress and not small:
+                progress(name)
+            if (got := hash_file(path)) != expected["sha256"]:
+                raise UserError(
+                    f"{name} has changed | its SHA-256 begins with {got[:12]}, expected {expected['sha256'][:12]} "
+                    "| copy or build the bundle again"
+                )
+        if not small:
+            fresh[name] = stamp
+    if fresh != stamps:
+        _write_stamps(bundle.path, fresh)
+
+
+def _read_stamps(root: Path) -> dict[str, list[int]]:
+    try:
+        stamps = json.loads((root / _STAMPS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or cut short by a power failure: hash again
+        return {}
+    return stamps if isinstance(stamps, dict) else {}
+
+
+def _write_stamps(root: Path, stamps: dict[str, list[int]]) -> None:
+    file, part = root / _STAMPS, root / _STAMPS.with_name(f".checked.{os.getpid()}")
+    with contextlib.suppress(OSError):  # read-only storage: the next load hashes again
+        file.parent.mkdir(exist_ok=True)
+        part.write_text(json.dumps(stamps), encoding="utf-8")
+        part.replace(file)

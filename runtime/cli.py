@@ -1,0 +1,97 @@
+"""``foveate VERB ...``: the dispatcher. A verb's module is imported only when it is asked for.
+
+Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 Ctrl-C, 141 whoever read our output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from importlib.metadata import version
+from typing import NoReturn
+
+from foveate.engines.errors import UserError, unknown
+
+__all__ = ["VERBS", "Parser", "main"]
+
+VERBS = {
+    "build": (
+        "foveate.export.build",
+        "a checkpoint and a pruning method become a bundle (host; needs torch)",
+    ),
+    "compile": ("foveate.runtime.compile", "compile a bundle for this machine"),
+    "run": ("foveate.runtime.run", "answer a question about pictures"),
+    "chat": ("foveate.runtime.chat", "talk about pictures, turn by turn"),
+    "check": ("foveate.runtime.check", "prove a bundle on this machine"),
+    "inspect": ("foveate.runtime.inspect_bundle", "show what a bundle holds"),
+}
+
+_INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as shells have it
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our form of error: one line and the way to the help."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} | {self.usage_line()} | {self.prog} --help", code=2)
+
+    def usage_line(self) -> str:
+        return " ".join(self.format_usage().split())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # an answer may hold what the terminal cannot show
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"foveate: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit and would complain then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"foveate {version('foveate')}")
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+    return _load(verb).main(rest)
+
+
+def _load(verb: str):  # -> a module with ``main(argv) -> int``
+    try:
+        return importlib.import_module(VERBS[verb][0])
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if verb != "build" or missing in ("", "foveate"):
+            raise
+        raise UserError(
+            f"`foveate build` needs the export extra | {missing} is not installed "
+            "| pip install 'foveate[export]' (Python 3.11 or newer)"
+        ) from error
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {name:<10}{text}" for name, (_, text) in VERBS.items())
+    return f"usage: foveate VERB ...\n\n{verbs}\n\nfoveate VERB --help says more; foveate --version."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

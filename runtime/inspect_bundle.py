@@ -1,0 +1,118 @@
+"""``foveate inspect``: what a bundle holds: model, method and options, stages with their shapes, sizes, engines."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from foveate.engines.errors import UserError
+from foveate.engines.spec import FLOAT, TensorSpec
+from foveate.runtime import options
+from foveate.runtime.bundle import Bundle, load
+from foveate.runtime.cli import Parser
+from foveate.runtime.plans import Plan, plans
+
+__all__ = ["describe", "main"]
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(prog="foveate inspect", description="Show what a bundle holds.")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    args = parser.parse_args(argv)
+    facts = describe(load(args.bundle, progress=lambda name: options.say(f"checking {name}")))
+    print(json.dumps(facts) if args.json else "\n".join(_lines(facts)))
+    return 0
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """The bundle as plain data."""
+    manifest = bundle.manifest
+    return {
+        "name": manifest.name,
+        "family": manifest.family,
+        "source": manifest.source,
+        "method": manifest.method,
+        "precision": manifest.precision,
+        "visual_tokens": manifest.num_visual_tokens,
+        "grid": list(manifest.grid),
+        "decoder": manifest.decoder,
+        "stages": [_stage(bundle, name) for name in manifest.stages],
+        "files": {name: entry["size"] for name, entry in manifest.files.items()},
+        "bytes": sum(entry["size"] for entry in manifest.files.values()),
+        "engines": [_engine(bundle, plan) for plan in plans(bundle)],
+    }
+
+
+def _stage(bundle: Bundle, name: str) -> dict[str, Any]:
+    manifest, spec = bundle.manifest, bundle.manifest.graphs[name]
+    files = {dialect: entry["files"][name] for dialect, entry in manifest.dialects.items()}
+    return {
+        "name": name,
+        "inputs": [_tensor(tensor) for tensor in spec.inputs],
+        "outputs": [_tensor(tensor) for tensor in spec.outputs],
+        "dialects": {
+            dialect: {
+                "file": file,
+                "dtype": manifest.dialects[dialect]["dtype"],
+                "bytes": manifest.files[file]["size"],
+            }
+            for dialect, file in files.items()
+        },
+    }
+
+
+def _tensor(tensor: TensorSpec) -> dict[str, Any]:
+    shape = [d if isinstance(d, int) else d.name for d in tensor.shape]
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": shape}
+
+
+def _engine(bundle: Bundle, plan: Plan) -> dict[str, Any]:
+    try:
+        fault = plan.fault(bundle)
+    except UserError as error:  # its library is not installed here
+        fault = str(error)
+    size = sum(entry["size"] for entry in plan.files.values())
+    return {"key": plan.key, "dialect": plan.dialect, "options": plan.options, "bytes": size, "fault": fault}
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    method, rows, columns = facts["method"], *facts["grid"]
+    chosen = ", ".join(f"{name}={value}" for name, value in method["options"].items()) or "no options"
+    lines = [
+        f"{'bundle':<12}{facts['name']}, {facts['bytes'] / 1e6:.1f} MB",
+        f"{'model':<12}{facts['family']}, {', '.join(f'{k} {v}' for k, v in facts['source'].items())}",
+        f"{'method':<12}{method['name']} ({chosen}), positions {method['position_mode']}",
+        f"{'precision':<12}{', '.join(f'{part} {kind}' for part, kind in facts['precision'].items())}",
+        f"{'picture':<12}{facts['visual_tokens']} visual tokens, {rows} x {columns}",
+        f"{'decoder':<12}{', '.join(f'{name} {value}' for name, value in facts['decoder'].items())}",
+    ]
+    for stage in facts["stages"]:
+        lines += ["", stage["name"]]
+        lines += [f"  in   {text}" for text in _shapes(stage["inputs"])]
+        lines += [f"  out  {text}" for text in _shapes(stage["outputs"])]
+        lines += [
+            f"  {name:<12}{entry['file']}, {entry['dtype']}, {entry['bytes'] / 1e3:.1f} kB"
+            for name, entry in stage["dialects"].items()
+        ]
+    weights = {name: size for name, size in facts["files"].items() if not name.endswith(".onnx")}
+    lines += ["", *(f"{name:<32}{size / 1e6:10.1f} MB" for name, size in weights.items()), ""]
+    lines += [
+        f"engine      {e['key']}, {e['bytes'] / 1e6:.1f} MB, {e['fault'] or 'fits this machine'}"
+        for e in facts["engines"]
+    ] or ["engine      none: foveate compile"]
+    return lines
+
+
+def _shapes(tensors: list[dict[str, Any]]) -> list[str]:
+    """A line per tensor; the cache's, which differ in their layer alone, on one."""
+    cache = [t for t in tensors if t["name"].startswith(("past.", "present."))]
+    texts = [_shape(t) for t in tensors if t not in cache]
+    if cache:
+        texts.append(f"{_shape(cache[0])} ... {cache[-1]['name']}: {len(cache)} alike")
+    return texts
+
+
+def _shape(tensor: dict[str, Any]) -> str:
+    kind = "dtype" if tensor["dtype"] == FLOAT else tensor["dtype"]
+    return f"{tensor['name']} {kind}[{', '.join(map(str, tensor['shape']))}]"

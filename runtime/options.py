@@ -1,0 +1,54 @@
+"""Options that several verbs share, and how they print timings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from foveate.runtime.pipeline import MAX_NEW_TOKENS, Timings
+from foveate.runtime.sampling import Sampling
+
+__all__ = ["add_engine", "add_generation", "generation", "say", "timing_lines"]
+
+
+def say(line: str) -> None:
+    """Progress goes to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", help="a compiled engine by its key or the beginning of one")
+    parser.add_argument("--threads", type=int, help="threads of engines on the CPU (default: every core)")
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep", help='visual tokens kept per picture: 128 or "22.2%%" (default: the bundle\'s)'
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help=f"default {MAX_NEW_TOKENS}"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
+    parser.add_argument("--top-p", type=float, help="fewest likeliest tokens that reach this probability")
+    parser.add_argument("--top-k", type=int, help="this many likeliest tokens")
+    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+
+
+def generation(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of ``Pipeline.stream`` and ``Chat.stream``."""
+    sampling = Sampling(args.temperature, args.top_p, args.top_k, args.seed)
+    return {"keep": args.keep, "max_new_tokens": args.max_new_tokens, "sampling": sampling}
+
+
+def timing_lines(t: Timings, new_tokens: int) -> list[str]:
+    """For people; ``--json`` has the numbers as they are."""
+    stages = [(name, getattr(t, name)) for name in ("preprocess", "vision", "prune", "prefill", "decode")]
+    return [
+        *(f"{name:<12}{seconds * 1e3:10.1f} ms" for name, seconds in stages),
+        f"{'first token':<12}{t.first_token * 1e3:10.1f} ms",
+        f"{'total':<12}{t.total * 1e3:10.1f} ms",
+        f"{'decoding':<12}{t.tokens_per_second:10.1f} tokens/s, {new_tokens} tokens",
+        f"{'prompt':<12}{t.prompt_rows:10} rows, {t.reused_rows} of them cached",
+        f"{'cache':<12}{t.cache_bytes_allocated / 1e6:10.1f} MB, {t.cache_bytes_used / 1e6:.1f} MB of it used",
+    ]

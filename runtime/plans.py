@@ -1,0 +1,153 @@
+"""Compiled engines of a bundle: where they stand, what they are bound to, and whether this machine may load them.
+
+``engines/<key>/`` holds what a backend compiled and ``engine.json``::
+
+    {"target": "onnxruntime", "machine": {...},          # the backend's own word on what the engine is bound to
+     "dialect": "ort", "options": {...},
+     "sources": {"llm.ort.onnx": sha256, "weights/llm.data": sha256, ...},
+     "files": {"llm.onnx": {"size": ..., "sha256": ...}, ...}}
+
+An engine made from other files or for another machine is refused with the reason, never loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from foveate.engines.base import Engine
+from foveate.engines.errors import UserError, unknown
+from foveate.runtime.bundle import Bundle, hash_file
+
+__all__ = ["TARGETS", "Plan", "backend", "choose", "load_engines", "plans", "sources"]
+
+TARGETS = {
+    "onnxruntime": ("foveate.engines.ort", "onnxruntime", "pip install onnxruntime"),
+}
+"""Target -> module, the library that the module imports, and how to get it. The first that fits is loaded."""
+
+
+def backend(target: str) -> ModuleType:
+    """The module of a target. Raises UserError when the target is unknown or its library is not installed."""
+    if target not in TARGETS:
+        raise unknown("target", target, TARGETS)
+    module, library, remedy = TARGETS[target]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != library:
+            raise
+        raise UserError(f"the target {target} needs {library} | it is not installed | {remedy}") from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One directory of compiled graphs."""
+
+    path: Path
+    target: str
+    machine: dict[str, Any]
+    dialect: str
+    options: dict[str, Any]
+    sources: dict[str, str]
+    files: dict[str, dict[str, Any]]
+
+    @property
+    def key(self) -> str:
+        return self.path.name
+
+    def write(self) -> None:
+        data = asdict(self)
+        del data["path"]
+        (self.path / "engine.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+    def fault(self, bundle: Bundle, *, full: bool = False) -> str | None:
+        """Why this machine must not load it, or None. ``full`` hashes the compiled files."""
+        if self.sources != sources(bundle, self.dialect):
+            return "it was compiled from other files than the bundle holds now"
+        here = backend(self.target).machine(self.options)
+        for name in self.machine.keys() | here.keys():
+            made, have = self.machine.get(name), here.get(name)
+            if made != have:
+                return f"it was made for {name} {_show(made, have)}, this machine has {_show(have, made)}"
+        for name, expected in self.files.items():
+            file = self.path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["size"] or (full and hash_file(file) != expected["sha256"]):
+                return f"{name} has changed since it was compiled"
+        return None
+
+
+def _show(value: Any, other: Any) -> str:
+    """A value; of two lists only what the other one lacks."""
+    if isinstance(value, list) and isinstance(other, list):
+        return ", ".join(v for v in value if v not in other) or "less"
+    return str(value)
+
+
+def sources(bundle: Bundle, dialect: str) -> dict[str, str]:
+    """SHA-256 of the graphs of ``dialect`` and of all weights, by path."""
+    graphs = set(bundle.manifest.dialects[dialect]["files"].values())
+    return {
+        name: entry["sha256"]
+        for name, entry in bundle.manifest.files.items()
+        if name in graphs or name.startswith("weights/")
+    }
+
+
+def plans(bundle: Bundle) -> Iterator[Plan]:
+    """Every compiled engine of the bundle, in the order of TARGETS and then by key."""
+    found = []
+    for file in (bundle.path / "engines").glob("*/engine.json"):
+        try:
+            found.append(Plan(path=file.parent, **json.loads(file.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{file} is damaged | {error} | remove {file.parent} and compile again"
+            ) from error
+    order = list(TARGETS)
+    yield from sorted(found, key=lambda p: (order.index(p.target) if p.target in order else 99, p.key))
+
+
+def choose(bundle: Bundle, engine: str | None = None) -> Plan:
+    """The first engine that fits this machine; ``engine`` is a key or the beginning of one, e.g. a target."""
+    every = list(plans(bundle))
+    wanted = [plan for plan in every if engine is None or plan.key.startswith(engine)]
+    if not wanted:
+        got = f"compiled are: {', '.join(plan.key for plan in every)}" if every else "nothing is compiled"
+        what = f"no compiled engine {engine}" if engine else "no compiled engine"
+        target = f" --target {engine}" if engine in TARGETS else ""
+        raise UserError(f"{what} | {got} | foveate compile {bundle.path}{target}")
+    faults = []
+    for plan in wanted:
+        fault = _unknown_target(plan) or plan.fault(bundle)
+        if fault is None:
+            return plan
+        faults.append((plan, fault))
+    plan, fault = faults[0]
+    raise UserError(f"the engine {plan.key} does not fit | {fault} | {compile_command(bundle, plan)}")
+
+
+def _unknown_target(plan: Plan) -> str | None:
+    return None if plan.target in TARGETS else f"this foveate knows no target {plan.target}"
+
+
+def compile_command(bundle: Bundle, plan: Plan) -> str:
+    """The command that makes the engine again."""
+    options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in plan.options.items())
+    return f"foveate compile {bundle.path} --target {plan.target}{options}"
+
+
+def load_engines(bundle: Bundle, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Engine]:
+    """The engine of every stage, by graph name. ``settings`` join the options of the compilation (``threads``)."""
+    module = backend(plan.target)
+    return {
+        name: module.load(plan.path, bundle.manifest.spec(name, plan.dialect), {**plan.options, **settings})
+        for name in bundle.manifest.stages
+    }

@@ -1,0 +1,68 @@
+"""``foveate run``: one question about pictures, answered on stdout as the text comes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from foveate.engines.errors import UserError
+from foveate.runtime import options
+from foveate.runtime.cli import Parser
+from foveate.runtime.pipeline import Answer, Pipeline
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(prog="foveate run", description="Answer a question about pictures.")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="repeat for several")
+    options.add_generation(parser)
+    options.add_engine(parser)
+    parser.add_argument("--timings", action="store_true", help="print where the time went, to stderr")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    parser.add_argument(
+        "--overlay", type=Path, metavar="OUT.png", help="save the picture with its kept patches"
+    )
+    args = parser.parse_args(argv)
+    if args.overlay and not args.image:
+        raise UserError("--overlay shows what is kept of a picture | got no --image | add one", code=2)
+    pipe = Pipeline.load(args.bundle, args.engine, threads=args.threads, progress=options.say)
+    stream = pipe.stream(args.image, args.prompt, **options.generation(args))
+    for piece in stream:
+        if not args.json:
+            print(piece, end="", flush=True)
+    answer = stream.answer
+    if args.json:
+        print(json.dumps(to_json(answer)))
+    else:
+        print()
+    if args.timings and not args.json:
+        print("\n".join(options.timing_lines(answer.timings, len(answer.tokens))), file=sys.stderr)
+    if args.overlay:
+        _overlay(pipe, args.image, answer, args.overlay)
+    return 0
+
+
+def _overlay(pipe: Pipeline, images: list[str], answer: Answer, target: Path) -> None:
+    """A file per picture: OUT.png, OUT-2.png, ..."""
+    from foveate.runtime.overlay import save_overlay
+
+    manifest = pipe.manifest
+    for number, (image, kept) in enumerate(zip(images, answer.kept, strict=True), start=1):
+        path = target if number == 1 else target.with_name(f"{target.stem}-{number}{target.suffix}")
+        save_overlay(image, kept, manifest.grid, manifest.image, path)
+        options.say(f"overlay: {path}")
+
+
+def to_json(answer: Answer) -> dict:
+    return {
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "kept": [kept.tolist() for kept in answer.kept],
+        "finish": answer.finish,
+        "timings": asdict(answer.timings),
+    }

@@ -1,0 +1,122 @@
+"""The stages before the language model: a picture and a question go in, the surviving visual tokens come out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from foveate.engines.base import Engine, Feed
+from foveate.engines.spec import GraphSpec, Symbol
+from foveate.runtime.bundle import Bundle
+from foveate.runtime.decode import Picture
+from foveate.runtime.image import ImageSource, preprocess
+from foveate.runtime.prompt import ChatTokenizer, clip_segments, load_tokenizer
+
+__all__ = ["Clock", "Seen", "VisionStages"]
+
+
+class Clock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.seconds = {"preprocess": 0.0, "vision": 0.0, "prune": 0.0, "prefill": 0.0, "decode": 0.0}
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.start
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A picture after the vision encoder: ``projected`` and the taps, where the engine left them."""
+
+    outputs: dict[str, Feed]
+
+
+class VisionStages:
+    """The engines ``vision_encoder``, and ``text_encoder`` and ``pruner`` where the bundle has them."""
+
+    def __init__(
+        self, bundle: Bundle, engines: Mapping[str, Engine], tokenizer: ChatTokenizer, table: np.ndarray
+    ) -> None:
+        self._image = bundle.manifest.image
+        self._total = bundle.manifest.num_visual_tokens
+        self._encoder = engines["vision_encoder"]
+        self._pruner = engines.get("pruner")
+        self._text = engines.get("text_encoder")
+        self._tokenizer, self._table = tokenizer, table
+        self._clip = load_tokenizer(bundle.file("clip_tokenizer.json")) if self._text else None
+
+    @property
+    def largest_keep(self) -> int | None:
+        """The largest ``keep`` that the engine takes; None without a pruner."""
+        return self._pruner.spec.input("keep").value.max if self._pruner else None
+
+    def see(self, image: ImageSource, clock: Clock) -> Seen:
+        with clock.measure("preprocess"):
+            pixels = preprocess(image, self._image)
+        with clock.measure("vision"):
+            spec = self._encoder.spec.input("pixel_values")
+            return Seen(dict(self._encoder.run({"pixel_values": pixels.astype(spec.dtype, copy=False)})))
+
+    def question(self, text: str, clock: Clock) -> dict[str, Feed]:
+        """What the pruner reads of the user's words: those of ``text_embeds`` and ``clip_text`` that it asks for."""
+        if self._pruner is None:
+            return {}
+        wanted = {tensor.name for tensor in self._pruner.spec.inputs}
+        with clock.measure("prune"):
+            feeds: dict[str, Feed] = {}
+            if "text_embeds" in wanted:
+                feeds["text_embeds"] = self._text_embeds(text)
+            if "clip_text" in wanted:
+                feeds["clip_text"] = self._clip_text(text)
+            return feeds
+
+    def prune(self, seen: Seen, question: Mapping[str, Feed], keep: int, clock: Clock) -> Picture:
+        """The survivors; without a pruner every token."""
+        with clock.measure("prune"):
+            if self._pruner is None:
+                return Picture(seen.outputs["projected"].numpy()[0], np.arange(self._total), self._total)
+            feeds = {**seen.outputs, **question, "keep": np.array(keep, np.int64)}
+            outputs = self._pruner.run(
+                {tensor.name: feeds[tensor.name] for tensor in self._pruner.spec.inputs}
+            )
+            count = int(outputs["count"].numpy()[0])
+            tokens, kept = (outputs[name].numpy()[0, :count].copy() for name in ("tokens", "kept"))
+            return Picture(tokens, kept, self._total)
+
+    def _text_embeds(self, text: str) -> np.ndarray:
+        """[1, W, D]: the rows of the words' tokens, at most as many as the graph takes; without any, one zero row."""
+        spec = self._pruner.spec.input("text_embeds")
+        ids = self._tokenizer.encode_text(text)[: _limit(self._pruner.spec, "text_embeds")]
+        rows = self._table[ids] if len(ids) else np.zeros((1, self._table.shape[1]))
+        return rows.astype(spec.dtype)[None]
+
+    def _clip_text(self, text: str) -> Feed:
+        """[1, S, J]: CLIP's view of the text, a row per segment; without any, one zero row."""
+        spec = self._text.spec.input("input_ids")
+        segments = clip_segments(text, self._clip, spec.shape[1])[
+            : _limit(self._text.spec, "input_ids", axis=0)
+        ]
+        if not len(segments):
+            target = self._pruner.spec.input("clip_text")
+            return np.zeros((1, 1, target.shape[2]), target.dtype)
+        return self._text.run({"input_ids": segments})["clip_text"]
+
+
+def _limit(spec: GraphSpec, name: str, axis: int = 1) -> int:
+    dim = spec.input(name).shape[axis]
+    return dim.max if isinstance(dim, Symbol) else dim
