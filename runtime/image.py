@@ -1,0 +1,202 @@
+"""Pictures: a file, PIL image or array goes in; the float32 tensor that the vision encoder takes comes out.
+
+The steps are those of the Hugging Face image processor of the checkpoint, driven by a settings dict that the family
+writes into the bundle (a key that is absent is a step not done)::
+
+    {"kind": "clip",
+     "shortest_edge": 336,            # resize so that the shorter side has this many pixels, or
+     "resize": [336, 336],            # resize to exactly [height, width]
+     "resample": 3,                   # Pillow's filter number; 3 is bicubic
+     "crop": [336, 336],              # centre crop [height, width]; a smaller picture is padded with black
+     "rescale": 1 / 255,
+     "mean": [r, g, b], "std": [r, g, b],
+     "size": [336, 336]}              # [height, width] of the result; must be there
+
+A picture is turned upright by its EXIF tag, as Hugging Face's ``load_image`` does, and transparency is laid on white, as
+its image processors do (``load_image`` drops the alpha channel instead and shows what lies hidden under it). Everything
+else about colour, 16-bit greyscale clipped at 255 included, is Pillow's ``convert("RGB")``, hence the same there and here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from foveate.engines.errors import UserError, unknown
+
+__all__ = ["ImageSource", "load_image", "patch_boxes", "preprocess", "seen_box"]
+
+ImageSource = str | PathLike[str] | Image.Image | np.ndarray
+
+_RESIZE_WHOLE = (
+    64_000_000  # pixels; thin strips grow beyond all bounds when their short side is brought to 336
+)
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """The picture, upright, in mode RGB.
+
+    ``source`` is a path, a PIL image, or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGB, alpha last).
+    Raises UserError for what is not there, not a picture, damaged, or so large that decoding it is an attack
+    (Pillow's ``Image.MAX_IMAGE_PIXELS``, 89 megapixels by default).
+    """
+    if isinstance(source, Image.Image):
+        return _rgb(_upright(source))
+    if isinstance(source, np.ndarray):
+        return _rgb(_from_array(source))
+    path = Path(source)
+    if not path.is_file():
+        got = "a directory" if path.is_dir() else "no such file"
+        raise UserError(f"cannot read the picture {path} | got {got} | give the path of a picture file")
+    if path.stat().st_size == 0:
+        raise UserError(
+            f"cannot read the picture {path} | the file is empty (0 bytes) | copy or save it again"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return _rgb(_upright(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise UserError(
+            f"the picture {path} is too large | expected at most {limit} megapixels | scale it down first"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(
+            f"cannot read the picture {path} | it is not a picture in a format that Pillow knows | "
+            "give a PNG, JPEG, WebP, TIFF, BMP or GIF"
+        ) from error
+    except PermissionError as error:
+        raise UserError(f"cannot read the picture {path} | permission denied | make it readable") from error
+    except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        raise UserError(
+            f"cannot read the picture {path} | it is damaged or cut short ({error}) | copy or save it again"
+        ) from error
+
+
+def preprocess(image: ImageSource, settings: dict[str, Any]) -> np.ndarray:
+    """``pixel_values`` float32 [1, 3, H, W] with [H, W] = ``settings["size"]``."""
+    _check_kind(settings)
+    picture = _resize_and_crop(load_image(image), settings)
+    height, width = settings["size"]
+    if picture.size != (width, height):
+        raise ValueError(
+            f"the settings give {picture.height} x {picture.width} pixels, not size {height} x {width}"
+        )
+    # One value per grey level and channel: the same float32 results as computing them per pixel, and no large temporaries.
+    table = np.arange(256, dtype=np.float64)[:, None].repeat(3, axis=1)
+    table = (table * settings.get("rescale", 1.0)).astype(np.float32)
+    if "mean" in settings:
+        table = (table - np.float32(settings["mean"])) / np.float32(settings["std"])
+    pixels = np.asarray(picture)  # [H, W, 3]
+    return np.stack([table[:, c][pixels[:, :, c]] for c in range(3)])[None]
+
+
+def seen_box(size: tuple[int, int], settings: dict[str, Any]) -> tuple[float, float, float, float]:
+    """What the model sees of a picture of ``size`` (width, height): left, top, right, bottom in pixels of that picture.
+
+    The box reaches over the picture's edge where the crop pads.
+    """
+    resized, corner, crop = _geometry(size, settings)
+    across, down = size[0] / resized[0], size[1] / resized[1]
+    left, top = corner
+    return (left * across, top * down, (left + crop[0]) * across, (top + crop[1]) * down)
+
+
+def patch_boxes(size: tuple[int, int], settings: dict[str, Any], grid: tuple[int, int]) -> np.ndarray:
+    """Where each visual token lies on the picture: float64 [rows * columns, 4] of left, top, right, bottom.
+
+    ``size`` is (width, height) of the upright picture, ``grid`` is (rows, columns) of the vision encoder; row-major,
+    so row ``i`` is the token that ``kept`` calls ``i``. Neighbours share their edges exactly.
+    """
+    left, top, right, bottom = seen_box(size, settings)
+    rows, columns = grid
+    xs, ys = np.linspace(left, right, columns + 1), np.linspace(top, bottom, rows + 1)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    return np.stack([xs[column], ys[row], xs[column + 1], ys[row + 1]], axis=1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if "A" in image.getbands() or image.mode in ("RGBa", "La") or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if array.dtype != np.uint8 or not fits or array.size == 0:
+        raise UserError(
+            f"this array is no picture | got {array.dtype} {list(array.shape)}, expected uint8 [H, W, 3] (RGB), "
+            "[H, W, 4] (RGBA) or [H, W] | scale it to 0..255 and put the channels last"
+        )
+    return Image.fromarray(
+        np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    )
+
+
+def _check_kind(settings: dict[str, Any]) -> None:
+    if settings["kind"] != "clip":
+        raise unknown("kind of image preprocessing", settings["kind"], ["clip"])
+
+
+def _geometry(
+    size: tuple[int, int], settings: dict[str, Any]
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """(width, height) after the resize; left and top of the crop in it, negative where it pads; (width, height) of the crop."""
+    width, height = size
+    if "shortest_edge" in settings:
+        edge = settings["shortest_edge"]
+        if width <= height:
+            resized = (edge, int(edge * height / width))
+        else:
+            resized = (int(edge * width / height), edge)
+    elif "resize" in settings:
+        resized = (settings["resize"][1], settings["resize"][0])
+    else:
+        resized = size
+    if "crop" not in settings:
+        return resized, (0, 0), resized
+    crop = (settings["crop"][1], settings["crop"][0])
+    return resized, ((resized[0] - crop[0]) // 2, (resized[1] - crop[1]) // 2), crop
+
+
+def _resize_and_crop(image: Image.Image, settings: dict[str, Any]) -> Image.Image:
+    resized, (left, top), crop = _geometry(image.size, settings)
+    resample = settings.get("resample", Image.Resampling.BICUBIC)
+    if resized[0] * resized[1] > _RESIZE_WHOLE and left >= 0 and top >= 0:
+        return _resize_seen(image, seen_box(image.size, settings), crop, resample)
+    if resized != image.size:
+        image = image.resize(resized, resample)
+    return image.crop((left, top, left + crop[0], top + crop[1]))
+
+
+def _resize_seen(
+    image: Image.Image, box: tuple[float, float, float, float], crop: tuple[int, int], resample: int
+) -> Image.Image:
+    """Resize and crop in one, without the pixels that the crop throws away; rounding may differ by one grey level.
+
+    First across, then down, as Pillow does for whole pictures: it rounds and clips in between, so the order shows.
+    """
+    left, top, right, bottom = box
+    reach_x, reach_y = (
+        4 * max(1.0, span / n) + 1 for span, n in zip((right - left, bottom - top), crop, strict=True)
+    )
+    x0, y0 = max(0, int(left - reach_x)), max(0, int(top - reach_y))
+    x1, y1 = min(image.width, int(right + reach_x) + 1), min(image.height, int(bottom + reach_y) + 1)
+    image = image.crop((x0, y0, x1, y1))
+    columns = (left - x0, 0, min(right - x0, image.width), image.height)
+    image = image.resize((crop[0], image.height), resample, box=columns)
+    rows = (0, top - y0, crop[0], min(bottom - y0, image.height))
+    return image.resize(crop, resample, box=rows)
