@@ -1,0 +1,67 @@
+"""Model families: one file each, named after Hugging Face's ``model_type`` and found by it.
+
+A family has ``CHECKPOINTS`` (CLI name -> hub id), ``CONFIGS`` (CLI name -> config of the true size, for dummies),
+``load(source, *, clip=None) -> Parts`` and ``tiny() -> Parts``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from foveate.engines.errors import UserError, unknown
+from foveate.export import sources
+from foveate.export.dummy import Dummy
+from foveate.export.parts import Parts
+
+__all__ = ["checkpoints", "families", "family", "load"]
+
+
+def families() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+
+
+def family(model_type: str) -> ModuleType:
+    """The family's module. Raises UserError for a model_type that no file here is named after."""
+    if model_type not in families():
+        raise unknown("model family", model_type, families())
+    return importlib.import_module(f"{__name__}.{model_type}")
+
+
+def checkpoints() -> dict[str, str]:
+    """CLI names with the model_type of their family."""
+    return {name: each for each in families() for name in family(each).CHECKPOINTS}
+
+
+def load(model: str, *, load_format: str = "auto", clip: str | None = None) -> Parts:
+    """The Parts of a CLI name, a directory in Hugging Face's format, or a hub id (``org/name``).
+
+    ``load_format`` "dummy" gives random weights of the true size; for a CLI name nothing is downloaded then.
+    ``clip`` names the CLIP checkpoint of the vision tower. Raises UserError.
+    """
+    if load_format not in ("auto", "dummy"):
+        raise unknown("load format", load_format, ["auto", "dummy"])
+    known = checkpoints()
+    if model not in known:
+        if not sources.is_path_or_id(model):
+            raise _no_such_model(model, list(known))
+        source = sources.find(model, weights=load_format == "auto")
+        if load_format == "dummy":
+            source = Dummy(source.label, source.config, source)
+    elif load_format == "dummy":
+        source = Dummy(model, family(known[model]).CONFIGS[model])
+    else:
+        source = sources.find(family(known[model]).CHECKPOINTS[model])
+    model_type = source.config.get("model_type")
+    if model_type not in families():
+        raise UserError(
+            f"{source.label} is of a family that is not supported | got model_type {model_type}, expected "
+            f"{' or '.join(families())} | use a checkpoint of one of these"
+        )
+    return family(model_type).load(source, clip=clip)
+
+
+def _no_such_model(model: str, known: list[str]) -> UserError:
+    error = unknown("model", model, known)
+    return UserError(f"{error} (or give a hub id, org/name, or a checkpoint's directory)", code=error.code)

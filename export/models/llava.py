@@ -1,0 +1,262 @@
+"""LLaVA (model_type ``llava``): a CLIP tower, a two-layer projector, a LLaMA decoder. LLaVA-1.5 and its relatives.
+
+``load`` takes a source with a config in Hugging Face's format to Parts; ``tiny`` is a random model of two layers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.engines.errors import UserError
+from foveate.export import processor, sources
+from foveate.export.clip import ACTIVATIONS, TAPS, Projector, Vision
+from foveate.export.config import Config, clip_vision_spec, decoder_spec
+from foveate.export.decoder import Decoder
+from foveate.export.dummy import Dummy, byte_tokenizer
+from foveate.export.joint import JointSpace, joint_size
+from foveate.export.parts import DecoderSpec, ModelSpec, Parts, VisionSpec, Weights
+from foveate.export.sources import Entry, Source, entries
+
+__all__ = ["CHECKPOINTS", "CONFIGS", "load", "tiny"]
+
+CHECKPOINTS = {
+    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
+}
+
+_CLIP_ID = "openai/clip-vit-large-patch14-336"
+_CLIP_TOWER = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+_CLIP_TEXT = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "eos_token_id": 2,
+}
+_CLIP = {"projection_dim": 768, "vision_config": _CLIP_TOWER, "text_config": _CLIP_TEXT}
+"""What ``_CLIP_ID`` says of itself, so that it need not be there until a method asks for it."""
+
+_VICUNA = {
+    "model_type": "llama",
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 32064,
+}
+_VICUNA_13B = _VICUNA | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_attention_heads": 40,
+    "num_hidden_layers": 40,
+}
+_SHARED = {
+    "model_type": "llava",
+    "image_token_index": 32000,
+    "pad_token_id": 32001,
+    "vision_config": _CLIP_TOWER,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llava-1.5-7b": _SHARED | {"text_config": _VICUNA},
+    "llava-1.5-13b": _SHARED | {"text_config": _VICUNA_13B},
+}
+"""The true sizes, for dummies. A checkpoint's own config stands above them."""
+
+# Where a checkpoint keeps what is ours: transformers from 4.52 on writes the first form, older ones the second.
+_DECODER = ("model.language_model.", "language_model.model.")
+_HEAD = ("lm_head.", "language_model.lm_head.")
+_TOWER = ("model.vision_tower.", "model.vision_tower.vision_model.", "vision_tower.vision_model.")
+_PROJECTOR = ("model.multi_modal_projector.", "multi_modal_projector.")
+
+
+def load(source: Source, *, clip: str | None = None) -> Parts:
+    """The Parts of a LLaVA checkpoint. ``clip`` is the CLIP checkpoint of its tower (directory or hub id), by default
+    ``clip`` in the checkpoint's directory, or OpenAI's where the tower is theirs; it is opened when a tap of the
+    joint space is asked for. Raises UserError for what is missing, does not fit or is not supported.
+    """
+    return _parts(source, *_clip(source, clip))
+
+
+def tiny(
+    *,
+    kv_heads: int = 2,
+    tied: bool = False,
+    feature_layer: int = -2,
+    layers: int = 2,
+    vision_layers: int = 3,
+    hidden: int = 128,
+    image_size: int = 56,
+    max_positions: int = 512,
+) -> Parts:
+    """A random model of LLaVA's form, for tests: 64 patches, decoder of 4 heads, byte-level tokenizers, joint space.
+
+    ``kv_heads`` below 4 is grouped-query attention; ``vision_layers`` are those of the tower before it is cut.
+    """
+    tower = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": vision_layers,
+        "num_attention_heads": 4,
+        "image_size": image_size,
+        "patch_size": 7,
+    }
+    text = {
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": 320,
+        "max_position_embeddings": max_positions,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": tied,
+    }
+    words = {
+        "vocab_size": 320,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 77,
+        "eos_token_id": 319,
+    }
+    config = {
+        "model_type": "llava",
+        "vision_feature_layer": feature_layer,
+        "image_token_index": 3,
+        "pad_token_id": 4,
+        "vision_config": tower,
+        "text_config": text,
+    }
+    clip = {"model_type": "clip", "projection_dim": 48, "vision_config": tower, "text_config": words}
+    return _parts(Dummy("tiny-llava", config), clip, Dummy("tiny-clip", clip))
+
+
+def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | str | None) -> Parts:
+    """``clip`` is the config of the tower's CLIP checkpoint and ``clip_source`` that checkpoint or its hub id."""
+    vision, decoder, top = _specs(source, clip)
+    bias = top.demand("multimodal_projector_bias", True, False, default=True)
+    activation = top.demand("projector_hidden_act", *ACTIVATIONS, default="gelu")
+
+    def build(taps: tuple[str, ...]) -> Vision:
+        if "clip_image" in taps and joint is not None:
+            files["clip_tokenizer.json"] = joint.open()[1]
+        with torch.device("meta"):
+            projector = Projector(vision.hidden_size, decoder.hidden_size, activation, bias)
+            return Vision(vision, projector, taps)
+
+    joint = None
+    if clip is not None:
+        joint = JointSpace(clip, vision, lambda: _open(clip_source))
+    with torch.device("meta"):
+        language = Decoder(decoder)
+    files: dict[str, Any] = {"tokenizer.json": _tokenizer(source, decoder, top)}
+    weights = source.weights(_entries(build(()), language))
+    return Parts(
+        spec=ModelSpec("llava", vision, decoder, TAPS if joint else TAPS[:-1]),
+        vision=build,
+        decoder=language,
+        weights=weights if joint is None else _Joined(weights, joint),
+        image=processor.image_settings(source, vision.image_size),
+        prompt=_prompt(source, files["tokenizer.json"], top),
+        files=files,
+        text_encoder=joint.text_encoder if joint else None,
+        source={"model": source.label, "revision": source.revision, "load_format": source.load_format},
+    )
+
+
+class _Joined:
+    """The checkpoint's weights and those of the joint space, which are opened when one of them is read."""
+
+    def __init__(self, weights: Weights, joint: JointSpace) -> None:
+        self._weights, self._joint = weights, joint
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._weights or name in self._joint
+
+    def get(self, name: str) -> torch.Tensor:
+        return self._joint.open()[0].get(name) if name in self._joint else self._weights.get(name)
+
+
+def _specs(source: Source, clip: dict[str, Any] | None) -> tuple[VisionSpec, DecoderSpec, Config]:
+    top = Config(source.config, {}, source.label)
+    top.demand("vision_feature_select_strategy", "default", default="default")
+    feature_layer = top.get("vision_feature_layer", -2)
+    tower = top.get("vision_config", _CLIP_TOWER)
+    vision = clip_vision_spec(tower, feature_layer, clip and joint_size(clip), source.label)
+    text = top.get("text_config", {})
+    # transformers ties when either place says so.
+    tied = bool(top.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    return vision, decoder_spec(text, tied, source.label), top
+
+
+def _entries(vision: Vision, decoder: Decoder) -> dict[str, Entry]:
+    def under(starts: tuple[str, ...], path: str) -> tuple[str, ...]:
+        return tuple(start + path for start in starts)
+
+    position = "embeddings.position_embedding"
+    tower = [
+        (f"tower.{position}", under(_TOWER, f"{position}.weight")),
+        ("tower.pre_layernorm.", under(_TOWER, "pre_layrnorm.")),  # transformers' spelling
+        ("tower.layers.", under(_TOWER, "encoder.layers.")),
+        ("tower.", _TOWER),
+        ("projector.", _PROJECTOR),
+    ]
+    found = entries(vision, "vision_encoder.", tower)
+    spec = decoder.spec
+    table = under(_DECODER, "embed_tokens.weight")
+    found["embed_tokens"] = Entry((spec.vocab_size, spec.hidden_size), table)
+    found |= entries(decoder, "llm.", [("lm_head.", _HEAD), ("", _DECODER)])
+    if spec.tied:
+        found["llm.lm_head.weight"] = Entry((spec.hidden_size, spec.vocab_size), table, transposed=True)
+    return found
+
+
+def _tokenizer(source: Source, decoder: DecoderSpec, top: Config) -> bytes:
+    if source.load_format == "dummy" and source.file("tokenizer.json") is None:
+        special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": _image_token_id(top), "<pad>": _pad_id(top)}
+        return byte_tokenizer(decoder.vocab_size, special, begin="<s>")
+    return processor.tokenizer_json(source)
+
+
+def _prompt(source: Source, tokenizer: bytes, top: Config) -> dict[str, Any]:
+    eos = top.get("text_config", {}).get("eos_token_id", 2)
+    return processor.prompt_settings(source, tokenizer, _image_token_id(top), eos, _pad_id(top))
+
+
+def _image_token_id(top: Config) -> int:
+    return top.get("image_token_index", top.get("image_token_id", 32000))
+
+
+def _pad_id(top: Config) -> int | None:
+    return top.get("pad_token_id", top.get("text_config", {}).get("pad_token_id"))
+
+
+def _clip(source: Source, clip: str | None) -> tuple[dict[str, Any] | None, Source | str | None]:
+    """Config of the tower's CLIP checkpoint, and that checkpoint or the hub id it can be had by."""
+    tower = {k: source.config.get("vision_config", _CLIP_TOWER).get(k) for k in _CLIP_TOWER}
+    beside = source.file("clip/config.json")
+    if clip is not None or beside is not None:
+        found = sources.find(clip or str(beside.parent))
+        if found.config.get("model_type") != "clip":
+            raise UserError(
+                f"{found.label} is no CLIP checkpoint | got model_type {found.config.get('model_type')}, expected "
+                "clip | name the CLIP checkpoint of the vision tower with --clip"
+            )
+        return found.config, found
+    if tower != _CLIP_TOWER:
+        return None, None
+    return _CLIP, Dummy(_CLIP_ID, _CLIP) if source.load_format == "dummy" else _CLIP_ID
+
+
+def _open(clip: Source | str) -> Source:
+    return sources.find(clip) if isinstance(clip, str) else clip

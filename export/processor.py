@@ -1,0 +1,127 @@
+"""A checkpoint's processor files to the settings that travel in the bundle: pictures, chat format, stop ids.
+
+In: a source (``preprocessor_config.json`` or ``processor_config.json``, ``tokenizer.json``, a chat template). Out: the
+dicts that ``runtime.image`` and ``runtime.prompt`` document. A dummy source has no files and gets LLaVA-1.5's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from foveate.engines.errors import UserError
+from foveate.export import chat
+from foveate.export.sources import Source
+
+__all__ = ["image_settings", "prompt_settings", "tokenizer_json"]
+
+_MEAN = [0.48145466, 0.4578275, 0.40821073]
+_STD = [0.26862954, 0.26130258, 0.27577711]
+_CLIP = {
+    "do_resize": True,
+    "size": {"shortest_edge": 224},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": _MEAN,
+    "image_std": _STD,
+}
+"""Defaults of Hugging Face's CLIPImageProcessor, whose numbers are OpenAI's."""
+
+
+def image_settings(source: Source, side: int) -> dict[str, Any]:
+    """Settings for ``runtime.image`` that give pictures of ``side`` x ``side`` pixels.
+
+    Raises UserError when the checkpoint has no image processor, one of another kind, or one of another size.
+    """
+    found = (source.json("processor_config.json") or {}).get("image_processor")
+    found = found or source.json("preprocessor_config.json")
+    if found is None and source.load_format == "dummy":
+        found = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    if found is None:
+        raise UserError(
+            f"{source.label} says nothing about its pictures | expected preprocessor_config.json or "
+            "processor_config.json | save them with transformers' AutoProcessor(...).save_pretrained"
+        )
+    kind = found.get("image_processor_type") or "CLIPImageProcessor"
+    if not kind.startswith("CLIPImageProcessor") or found.get("do_pad"):
+        got = f"{kind}{' with do_pad' if found.get('do_pad') else ''}"
+        raise UserError(
+            f"{source.label}: this image processor is not supported | got {got}, expected CLIPImageProcessor "
+            "without padding | use a checkpoint with CLIP's image processing"
+        )
+    settings = _steps({**_CLIP, **{k: v for k, v in found.items() if v is not None}}, source.label)
+    if settings["size"] != [side, side]:
+        raise UserError(
+            f"{source.label}: image processor and vision tower disagree | got pictures of {settings['size']}, "
+            f"expected {[side, side]} | repair crop_size and size in the processor's config"
+        )
+    return settings
+
+
+def _steps(config: dict[str, Any], label: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {"kind": "clip"}
+    if config["do_resize"]:
+        size = config["size"]
+        if isinstance(size, int) or "shortest_edge" in size:
+            settings["shortest_edge"] = size if isinstance(size, int) else size["shortest_edge"]
+        elif {"height", "width"} <= size.keys():
+            settings["resize"] = settings["size"] = [size["height"], size["width"]]
+        else:
+            raise UserError(
+                f"{label}: cannot resize pictures to {size} | expected shortest_edge, or height and width "
+                "| repair size in the processor's config"
+            )
+        settings["resample"] = config["resample"]
+    if config["do_center_crop"]:
+        crop = config["crop_size"]
+        crop = [crop, crop] if isinstance(crop, int) else [crop["height"], crop["width"]]
+        settings["crop"] = settings["size"] = crop
+    if config["do_rescale"]:
+        settings["rescale"] = config["rescale_factor"]
+    if config["do_normalize"]:
+        settings["mean"], settings["std"] = list(config["image_mean"]), list(config["image_std"])
+    settings.setdefault("size", None)
+    return settings
+
+
+def tokenizer_json(source: Source) -> bytes:
+    """The checkpoint's ``tokenizer.json``. Raises UserError when it has none."""
+    path = source.file("tokenizer.json")
+    if path is None:
+        raise UserError(
+            f"{source.label} has no tokenizer.json | expected the fast tokenizer's file "
+            "| save it with transformers' AutoTokenizer(...).save_pretrained"
+        )
+    return path.read_bytes()
+
+
+def prompt_settings(
+    source: Source, tokenizer: bytes, image_token_id: int, eos: Any, pad_id: int | None
+) -> dict[str, Any]:
+    """Settings for ``runtime.prompt``. ``eos`` is the config's end id or list of them, which the checkpoint's
+    ``generation_config.json`` overrules. Raises UserError when the chat template cannot be put into pieces."""
+    known = Tokenizer.from_str(tokenizer.decode())
+    image_token = known.id_to_token(image_token_id)
+    if image_token is None:
+        raise UserError(
+            f"{source.label}: no token {image_token_id} | config.json names it as the image token, tokenizer.json "
+            "does not have it | take both from the same checkpoint"
+        )
+    generation = source.json("generation_config.json") or {}
+    stop = generation.get("eos_token_id", eos)
+    opening = known.encode("").ids
+    bos_id = opening[0] if opening else None
+    bos = None if bos_id is None else known.id_to_token(bos_id)
+    pieces = chat.pieces(source, image_token, bos)
+    return pieces | {
+        "image_token": image_token,
+        "image_token_id": image_token_id,
+        "bos_id": bos_id,
+        "stop_ids": list(stop) if isinstance(stop, list) else [stop],
+        "pad_id": pad_id,
+    }
