@@ -1,0 +1,161 @@
+"""Compiled engines: found, refused with the reason, replaced whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foveate.engines import ort
+from foveate.engines.errors import UserError
+from foveate.runtime.bundle import load
+from foveate.runtime.compile import compile_bundle, main
+from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.plans import backend, choose, plans
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(bundle, tmp_path / "copy")
+
+
+def record(root: Path) -> Path:
+    (file,) = (root / "engines").glob("*/engine.json")
+    return file
+
+
+def edit(root: Path, change: Any) -> None:
+    data = json.loads(record(root).read_text())
+    change(data)
+    record(root).write_text(json.dumps(data))
+
+
+def test_record(copy: Path) -> None:
+    data = json.loads(record(copy).read_text())
+    assert data["machine"] == ort.machine({})
+    assert record(copy).parent.name == ort.key(ort.machine({}))
+    assert data["options"] == {"provider": "cpu", "accuracy_level": 4}
+    assert {"llm.ort.onnx", "weights/llm.data"} <= data["sources"].keys()
+    assert {"llm.onnx", "pruner.onnx", "vision_encoder.onnx"} <= data["files"].keys()
+    assert choose(load(copy)).fault(load(copy), full=True) is None
+
+
+def test_nothing_compiled(make_bundle) -> None:
+    root = make_bundle()
+    with pytest.raises(UserError, match=r"no compiled engine \| nothing is compiled \| foveate compile "):
+        Pipeline.load(root)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda d: d["machine"].update(version="1.2.3"), "made for version 1.2.3, this machine has"),
+        (
+            lambda d: d["machine"]["cpu"].insert(0, "amx_int8x"),
+            "made for cpu amx_int8x, this machine has less",
+        ),
+        (lambda d: d["machine"]["cpu"].pop(), "made for cpu less, this machine has"),
+        (lambda d: d["sources"].update({"llm.ort.onnx": "0"}), "other files than the bundle holds"),
+        (lambda d: d["files"]["llm.onnx"].update(size=3), "llm.onnx has changed"),
+        (lambda d: d["files"].update({"gone": {"size": 3, "sha256": ""}}), "gone is missing"),
+        (lambda d: d.update(target="abacus"), "no target abacus"),
+    ],
+)
+def test_misfits_are_refused_with_reason_and_command(copy: Path, change: Any, reason: str) -> None:
+    edit(copy, change)
+    with pytest.raises(UserError) as error:
+        Pipeline.load(copy)
+    assert reason in str(error.value)
+    assert f"foveate compile {copy} --target" in str(error.value)
+    assert "--accuracy-level 4" in str(error.value)
+
+
+def test_a_changed_byte_of_an_engine_is_found_by_the_full_check(copy: Path) -> None:
+    file = record(copy).with_name("llm.data")
+    data = bytearray(file.read_bytes())
+    data[100] ^= 1
+    file.write_bytes(data)
+    plan = choose(load(copy))
+    assert plan.fault(load(copy)) is None
+    assert plan.fault(load(copy), full=True) == "llm.data has changed since it was compiled"
+
+
+def test_a_damaged_record(copy: Path) -> None:
+    record(copy).write_text("{")
+    with pytest.raises(UserError, match=r"engine\.json is damaged"):
+        Pipeline.load(copy)
+
+
+def test_engine_by_name(copy: Path) -> None:
+    key = record(copy).parent.name
+    for name in (None, "onnxruntime", key):
+        assert choose(load(copy), name).key == key
+    with pytest.raises(UserError, match=rf"no compiled engine tensorrt \| compiled are: {key}"):
+        choose(load(copy), "tensorrt")
+
+
+def test_the_one_that_fits_is_taken(copy: Path) -> None:
+    folder = record(copy).parent
+    other = shutil.copytree(folder, folder.with_name("onnxruntime-0.1"))
+    data = json.loads((other / "engine.json").read_text())
+    data["machine"]["version"] = "0.1"
+    (other / "engine.json").write_text(json.dumps(data))
+    assert [plan.key for plan in plans(load(copy))] == ["onnxruntime-0.1", folder.name]
+    assert choose(load(copy)).key == folder.name
+
+
+def test_compiling_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    before = record(copy).stat().st_mtime_ns
+    compile_bundle(copy, progress=said.append)
+    assert said[-1].endswith("is up to date")
+    assert record(copy).stat().st_mtime_ns == before
+    compile_bundle(copy, force=True)
+    assert record(copy).stat().st_mtime_ns != before
+    edit(copy, lambda d: d["machine"].update(version="1.2.3"))
+    assert main([str(copy), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["engine"] == str(record(copy).parent)
+    assert "llm" in printed.err
+    Pipeline.load(copy)
+
+
+def test_a_failed_compilation_leaves_nothing(make_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_bundle()
+
+    def fail(source: Path, folder: Path, *rest: object) -> None:
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ort, "compile_graph", fail)
+    with pytest.raises(KeyboardInterrupt):
+        compile_bundle(root)
+    assert [p.name for p in (root / "engines").iterdir() if p.name != ".checked.json"] == []
+
+
+def test_a_failed_compilation_keeps_the_old_engine(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise UserError("no")
+
+    monkeypatch.setattr(ort, "compile_graph", fail)
+    with pytest.raises(UserError):
+        compile_bundle(copy, force=True)
+    Pipeline.load(copy)
+
+
+def test_targets() -> None:
+    with pytest.raises(UserError, match="did you mean onnxruntime"):
+        backend("onnxruntim")
+    with pytest.raises(UserError, match="wrong accuracy level"):
+        compile_bundle("nowhere", accuracy_level=7)
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from foveate.runtime import plans as module
+
+    monkeypatch.setitem(module.TARGETS, "abacus", ("no_such_library", "no_such_library", "pip install beads"))
+    with pytest.raises(UserError, match=r"needs no_such_library \| it is not installed \| pip install beads"):
+        backend("abacus")
