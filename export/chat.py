@@ -15,7 +15,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from foveate.engines.errors import UserError
-from foveate.export.sources import Source
+from foveate.export.checkpoint import Source
 
 __all__ = ["LLAVA", "pieces", "render"]
 
@@ -45,7 +45,7 @@ def pieces(source: Source, image_token: str, bos: str | None) -> dict[str, Any]:
         return LLAVA | {"image": f"{image_token}\n"}
     try:
         return _derive(_Template(template, bos or ""), image_token)
-    except (jinja2.TemplateError, TypeError, KeyError, _Irregular) as error:
+    except (jinja2.TemplateError, TypeError, KeyError, _IrregularError) as error:
         raise UserError(
             f"{source.label}: this chat template is not supported | {error} | expected LLaVA's form: a piece of "
             "text before each message, pictures before its text | use another checkpoint"
@@ -64,7 +64,7 @@ def render(settings: dict[str, Any], messages: list[Message], generation: bool) 
     return text + (settings["generation"] if generation else "")
 
 
-class _Irregular(Exception):
+class _IrregularError(Exception):
     pass
 
 
@@ -123,7 +123,7 @@ def _derive(template: _Template, image_token: str) -> dict[str, Any]:
     # Between the texts stand the end of the first turn and the opening of the second.
     user = between.removeprefix(after_a)
     if between != after_a + user or after_b != after_a or not before_a.endswith(user):
-        raise _Irregular(f"two turns are no repetition of one: {two!r}")
+        raise _IrregularError(f"two turns are no repetition of one: {two!r}")
     settings: dict[str, Any] = {
         "before": before_a.removesuffix(user),
         "roles": {"user": user},
@@ -147,7 +147,7 @@ def _derive(template: _Template, image_token: str) -> dict[str, Any]:
 def _around(text: str, mark: str) -> tuple[str, str]:
     before, found, after = text.rpartition(mark)
     if not found:
-        raise _Irregular(f"{mark!r} is not in {text!r}")
+        raise _IrregularError(f"{mark!r} is not in {text!r}")
     return before, after
 
 
@@ -155,13 +155,13 @@ def _system(template: _Template) -> tuple[str, str] | None:
     """What opens and closes a system turn; None where the template does not take one."""
     try:
         return _around(template([("system", 0, _A)]), _A)
-    except (jinja2.TemplateError, _Irregular):
+    except (jinja2.TemplateError, _IrregularError):
         return None
 
 
 def _prove(template: _Template, settings: dict[str, Any], image_token: str) -> None:
     if settings["image"].count(image_token) != 1:
-        raise _Irregular(f"a picture is {settings['image']!r}, which does not hold one {image_token!r}")
+        raise _IrregularError(f"a picture is {settings['image']!r}, which does not hold one {image_token!r}")
     talk: list[Message] = [("user", 2, "What?"), ("assistant", 0, "It."), ("user", 1, None)]
     talks = [talk, [*talk, ("assistant", 0, "Yes."), ("user", 1, "Why?")]]
     if "system" in settings["roles"]:
@@ -170,4 +170,4 @@ def _prove(template: _Template, settings: dict[str, Any], image_token: str) -> N
         for generation in (False, True):
             theirs, ours = template(messages, generation), render(settings, messages, generation)
             if theirs != ours:
-                raise _Irregular(f"it makes {theirs!r}, pieces make {ours!r}")
+                raise _IrregularError(f"it makes {theirs!r}, pieces make {ours!r}")

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from foveate.export.checkpoint import Entry, Source
 from foveate.export.parts import Weights
-from foveate.export.sources import Entry, Source
 
 __all__ = ["Dummy", "DummyWeights", "byte_tokenizer"]
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from foveate.engines.errors import UserError
+from foveate.export.checkpoint import Source
 from foveate.export.clip import JointHead, TextEncoder, TextSpec
 from foveate.export.dummy import byte_tokenizer
 from foveate.export.parts import VisionSpec, Weights
-from foveate.export.sources import Source, entries
+from foveate.export.sources import entries
 
 __all__ = ["JointSpace", "joint_size"]
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from foveate.engines.errors import UserError
 from foveate.export import chat
-from foveate.export.sources import Source
+from foveate.export.checkpoint import Source
 
 __all__ = ["image_settings", "prompt_settings", "tokenizer_json"]
 

@@ -1,53 +1,101 @@
-"""Where a checkpoint comes from, and how its tensors are read: one at a time, checked before any long work.
+"""Where a checkpoint comes from: a directory or the Hugging Face hub; and modules filled from it.
 
-A source has ``label``, ``revision``, ``load_format`` and ``config`` (its ``config.json``), gives its other files by
-name (``json``, ``file``) and its tensors by ``weights``. ``Directory`` reads a checkpoint on disk, ``download`` brings
-one from the Hugging Face hub, ``dummy.Dummy`` needs neither.
+``find`` gives a ``Source`` (``checkpoint``): its config, files and tensors. ``entries`` says which tensors a module
+needs, ``fill`` puts them in. Random checkpoints are in ``dummy``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import errno
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
 
+import huggingface_hub
 import torch
+from huggingface_hub import errors as hub
 from torch import nn
 
+from foveate.engines.errors import UserError
+from foveate.export.checkpoint import Directory, Entry, Source
 from foveate.export.decoder import Decoder, Linear, rope_tables
 from foveate.export.parts import Weights
 
-__all__ = ["Entry", "Source", "entries", "fill"]
+__all__ = ["entries", "fill", "find", "is_path_or_id"]
+
+_SETTINGS = [
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+]
+_WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
+_PICKLED = ["pytorch_model.bin"]  # taken only where a repository has nothing else
+
+_INSTEAD = "name a checkpoint's directory, or use --load-format dummy (random weights)"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A tensor that a model needs: its shape here, its possible names in a checkpoint, and whether it is stored
-    the other way round there."""
-
-    shape: tuple[int, ...]
-    names: tuple[str, ...]
-    transposed: bool = False
+def is_path_or_id(name: str) -> bool:
+    """Whether ``name`` can be meant as a directory or as a hub id, rather than as the name of a model."""
+    return "/" in name or os.sep in name or name.startswith((".", "~")) or Path(name).is_dir()
 
 
-class Source(Protocol):
-    label: str
-    revision: str
-    load_format: str
-    config: dict[str, Any]
+def find(name: str, *, weights: bool = True) -> Source:
+    """The checkpoint in a directory, or that of a hub id (``org/name``), downloaded where the cache lacks it.
 
-    def json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the checkpoint; None where it has none."""
-        ...
+    Downloads show their progress, go on where they stopped, and heed HF_HOME, HF_HUB_OFFLINE and HF_TOKEN.
+    ``weights`` False fetches settings only. Raises UserError.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Directory(path)
+    if path.exists():
+        raise UserError(
+            f"{name} is a file | expected a directory in Hugging Face's format | give the directory it is in"
+        )
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise UserError(f"no directory {name} | got no such path | {_INSTEAD}, or give a hub id (org/name)")
+    return _download(name, weights)
 
-    def file(self, name: str) -> Path | None:
-        """The path of a file of the checkpoint; None where it has none."""
-        ...
 
-    def weights(self, entries: Mapping[str, Entry]) -> Weights:
-        """The tensors that ``entries`` name. Raises UserError when one is missing or has another shape."""
-        ...
+def _download(repo: str, weights: bool) -> Directory:
+    path = _snapshot(repo, _SETTINGS + _WEIGHTS if weights else _SETTINGS)
+    if weights and not any(path.glob("*.safetensors*")):
+        path = _snapshot(repo, _SETTINGS + _PICKLED)
+    remedy = "run again with a network (HF_HUB_OFFLINE unset): the download goes on where it stopped"
+    return Directory(path, label=repo, revision=path.name, remedy=remedy)
+
+
+def _snapshot(repo: str, patterns: list[str]) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
+    except hub.GatedRepoError as error:
+        raise UserError(
+            f"{repo} is gated | the hub gives it to those who accepted its licence | accept it on "
+            f"https://huggingface.co/{repo} and run `hf auth login`, or {_INSTEAD}"
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise UserError(
+            f"the hub has no model {repo}, or it is private | no directory of that name here either | check the "
+            f"name, run `hf auth login` for a private one, or {_INSTEAD}"
+        ) from error
+    except hub.LocalEntryNotFoundError as error:
+        offline = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else "no network"
+        raise UserError(
+            f"cannot get {repo} | {offline}, and the cache does not have it | connect and run again, or {_INSTEAD}"
+        ) from error
+    except (hub.HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason, remedy = "the disk is full", "free some space or set HF_HOME to another disk"
+        else:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            remedy = "run again: the download goes on where it stopped"
+        raise UserError(f"downloading {repo} failed | {reason} | {remedy}, or {_INSTEAD}") from error
 
 
 def entries(
@@ -58,7 +106,7 @@ def entries(
     linear = {f"{path}.weight" for path, part in module.named_modules() if isinstance(part, Linear)}
     found = {}
     for path, parameter in module.named_parameters():
-        start, stored = next((a, b) for a, b in renames if path.startswith(a))
+        start, stored = next((ours, theirs) for ours, theirs in renames if path.startswith(ours))
         names = tuple(there + path.removeprefix(start) for there in stored)
         found[prefix + path] = Entry(tuple(parameter.shape), names, path in linear)
     return found

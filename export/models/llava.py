@@ -5,20 +5,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from foveate.engines.errors import UserError
 from foveate.export import processor, sources
+from foveate.export.checkpoint import Entry, Source
 from foveate.export.clip import ACTIVATIONS, TAPS, Projector, Vision
 from foveate.export.config import Config, clip_vision_spec, decoder_spec
 from foveate.export.decoder import Decoder
 from foveate.export.dummy import Dummy, byte_tokenizer
 from foveate.export.joint import JointSpace, joint_size
 from foveate.export.parts import DecoderSpec, ModelSpec, Parts, VisionSpec, Weights
-from foveate.export.sources import Entry, Source, entries
+from foveate.export.sources import entries
 
 __all__ = ["CHECKPOINTS", "CONFIGS", "load", "tiny"]
 
