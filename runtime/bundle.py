@@ -108,16 +108,15 @@ def load(
 def write_manifest(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Manifest:
     """Hash every file in the directory ``path`` and write its ``bundle.json``.
 
-    ``values`` are Manifest's fields but ``format`` and ``files``.
+    ``values`` are the fields of ``bundle.json`` but ``format`` and ``files``, as JSON has them.
     """
     root = Path(path)
     described = {
         name: {"size": (root / name).stat().st_size, "sha256": hash_file(root / name)}
         for name in stored_files(root)
     }
-    manifest = Manifest(**values, files=described)
+    manifest = Manifest.from_json({"format": FORMAT, **values, "files": described})
     text = json.dumps(manifest.to_json(), indent=1)
-    Manifest.from_json(json.loads(text))  # what cannot be read back must not be written
     (root / _MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -113,8 +114,11 @@ def pruner(path: Path) -> GraphSpec:
     return spec
 
 
-def llm(path: Path) -> GraphSpec:
-    """A LLaMA-like decoder in the ``ort`` dialect: TensorScatter, causal Attention with ``nonpad_kv_seqlen``."""
+def llm(path: Path, fault: str = "") -> GraphSpec:
+    """A LLaMA-like decoder in the ``ort`` dialect: TensorScatter, causal Attention with ``nonpad_kv_seqlen``.
+
+    ``fault`` plants one: "mask", "swap" (keys and values), "stale" (cache), "scale" or "rope".
+    """
     length, cache = Symbol("tokens", 1, 8, POSITIONS), Symbol("cache", 1, 32, POSITIONS)
     names = [f"{i}.{kind}" for i in range(LAYERS) for kind in ("key", "value")]
     spec = GraphSpec(
@@ -148,16 +152,19 @@ def llm(path: Path) -> GraphSpec:
             shape = g.const(f"{i}.{kind}.shape", [0, -1, count, DH], "int64")
             split = g.op("Reshape", [y, shape], f"{i}.{kind}.split")
             heads[kind] = g.op("Transpose", [split], f"{i}.{kind}.heads", perm=[0, 2, 1, 3])
-        for kind in "qk":
+        for kind in "qk" if fault != "rope" else "q":
             heads[kind] = g.op(
                 "RotaryEmbedding", [heads[kind], "cos", "sin", "position_ids"], f"{i}.{kind}.turned"
             )
         for kind, name in (("k", "key"), ("v", "value")):
-            inputs = [f"past.{i}.{name}", heads[kind], "write_index"]
+            at = "write_index" if fault != "stale" or i == 0 else g.const(f"{i}.{name}.at", [0], "int64")
+            inputs = [f"past.{i}.{name}", heads[kind], at]
             heads[kind] = g.op("TensorScatter", inputs, f"present.{i}.{name}", axis=2)
-        mixed = g.op(
-            "Attention", [heads["q"], heads["k"], heads["v"], "", "", "", filled], f"{i}.mixed", is_causal=1
-        )
+        if fault == "swap" and i:
+            heads["k"], heads["v"] = heads["v"], heads["k"]
+        attributes = {"is_causal": int(fault != "mask"), **({"scale": 0.5} if fault == "scale" and i else {})}
+        inputs = [heads["q"], heads["k"], heads["v"], "", "", "", filled]
+        mixed = g.op("Attention", inputs, f"{i}.mixed", **attributes)
         rows = g.op("Transpose", [mixed], f"{i}.rows", perm=[0, 2, 1, 3])
         x2 = g.op("Reshape", [rows, joined], f"{i}.joined")
         x = g.op("Add", [x, g.linear(x2, f"{i}.o", HEADS * DH, D)], f"{i}.x")
@@ -178,64 +185,119 @@ def tokenizer(path: Path) -> None:
     made.save(str(path))
 
 
+def golden(root: Path, stages: list[str], prompt: int = 9, steps: int = 6) -> dict[str, np.ndarray]:
+    """What the graphs in ``root`` answer in plain sessions, the language model in one pass without a cache."""
+    random = np.random.default_rng(7)
+    arrays: dict[str, np.ndarray] = {}
+
+    def half(x: np.ndarray) -> np.ndarray:
+        return x.astype("float16").astype("float32")
+
+    def run(stage: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        session = onnxruntime.InferenceSession(root / f"{stage}.ort.onnx", providers=["CPUExecutionProvider"])
+        return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+
+    def record(stage: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        answers = run(stage, feeds)
+        arrays.update({f"{stage}.in.{name}": value for name, value in feeds.items()})
+        arrays.update({f"{stage}.out.{name}": value for name, value in answers.items()})
+        return answers
+
+    pixels = half(random.standard_normal((1, 3, SIDE, SIDE)))
+    seen = {name: half(value) for name, value in record("vision_encoder", {"pixel_values": pixels}).items()}
+    if "pruner" in stages:
+        words = half(random.standard_normal((1, 5, D)))
+        record("pruner", {"keep": np.array(4), **seen, "text_embeds": words})
+    total = prompt + steps
+    feeds = {
+        "inputs_embeds": half(random.standard_normal((1, total, D))),
+        "position_ids": np.arange(total)[None],
+    }
+    cache = np.zeros((1, KV, total, DH), np.float32)
+    past = {f"past.{i}.{kind}": cache for i in range(LAYERS) for kind in ("key", "value")}
+    logits = []
+    for row in range(prompt - 1, total):
+        last = {"write_index": np.array([0]), "last": np.array([row])}
+        answers = run("llm", {**feeds, **last, **past})
+        logits.append(answers["logits"][0, 0])
+    arrays.update({f"llm.in.{name}": value for name, value in feeds.items()})
+    arrays.update({f"llm.out.{name}": v for name, v in answers.items() if name.startswith("present")})
+    return arrays | {
+        "llm.out.logits": np.stack(logits),
+        "llm.prompt": np.int64(prompt),
+        "llm.tokens": np.zeros(steps, np.int64),
+    }
+
+
 MakeBundle = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
-    """``make_bundle(prune=True, mode="compact")`` -> the directory of a bundle, not compiled."""
+    """``make_bundle(prune=True, mode="compact", keep=None, fault="")`` -> a bundle's directory, not compiled.
 
-    def make(prune: bool = True, mode: str = "compact", keep: int | str | None = None) -> Path:
+    ``fault`` is planted in the language model after ``golden.npz`` was recorded.
+    """
+
+    def make(
+        prune: bool = True, mode: str = "compact", keep: int | str | None = None, fault: str = ""
+    ) -> Path:
         root = tmp_path_factory.mktemp("bundle")
+        stages = ["vision_encoder", *(["pruner"] if prune else []), "llm"]
         makers = {"vision_encoder": vision_encoder, "pruner": pruner, "llm": llm}
-        stages = ["vision_encoder", "pruner", "llm"] if prune else ["vision_encoder", "llm"]
         graphs = {name: makers[name](root / f"{name}.ort.onnx") for name in stages}
+        np.savez(root / "golden.npz", **golden(root, stages))
+        if fault:
+            (root / "weights" / "llm.data").unlink()
+            llm(root / "llm.ort.onnx", fault)
         random = np.random.default_rng(4)
         np.save(root / "embed_tokens.npy", random.standard_normal((VOCAB, D)).astype("float32"))
         tokenizer(root / "tokenizer.json")
-        options = {} if keep is None else {"keep": keep}
-        write_manifest(
-            root,
-            {
-                "name": "tiny.by-hand",
-                "family": "llava",
-                "source": {"model": "none", "revision": "none"},
-                "method": {
-                    "name": "tap" if prune else "none",
-                    "options": options,
-                    "position_mode": mode,
-                },
-                "precision": {"decoder": "fp32", "head": "fp32", "vision": "fp32"},
-                "stages": stages,
-                "graphs": graphs,
-                "dialects": {"ort": {"dtype": "float32", "files": {n: f"{n}.ort.onnx" for n in stages}}},
-                "num_visual_tokens": N,
-                "grid": [GRID, GRID],
-                "decoder": {
-                    "num_layers": LAYERS,
-                    "num_kv_heads": KV,
-                    "head_dim": DH,
-                    "hidden_size": D,
-                    "vocab_size": VOCAB,
-                    "max_positions": POSITIONS,
-                },
-                "image": {"kind": "clip", "resize": [SIDE, SIDE], "rescale": 1 / 255, "size": [SIDE, SIDE]},
-                "prompt": {
-                    "roles": {"system": "", "user": "U: ", "assistant": "A: "},
-                    "image": "<image>\n",
-                    "after_text": " ",
-                    "generation": "A:",
-                    "image_token": "<image>",
-                    "image_token_id": IMAGE_ID,
-                    "bos_id": BOS,
-                    "stop_ids": [STOP],
-                    "pad_id": 259,
-                },
-            },
-        )
+        write_manifest(root, manifest(stages, graphs, mode, {} if keep is None else {"keep": keep}))
         return root
 
     return make
+
+
+def manifest(
+    stages: list[str], graphs: dict[str, GraphSpec], mode: str, method_options: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "name": "tiny.by-hand",
+        "family": "llava",
+        "source": {"model": "none", "revision": "none"},
+        "method": {
+            "name": "tap" if "pruner" in stages else "none",
+            "options": method_options,
+            "position_mode": mode,
+        },
+        "precision": {"decoder": "fp32", "head": "fp32", "vision": "fp32"},
+        "stages": stages,
+        "graphs": {name: spec.to_json() for name, spec in graphs.items()},
+        "dialects": {"ort": {"dtype": "float32", "files": {n: f"{n}.ort.onnx" for n in stages}}},
+        "num_visual_tokens": N,
+        "grid": [GRID, GRID],
+        "decoder": {
+            "num_layers": LAYERS,
+            "num_kv_heads": KV,
+            "head_dim": DH,
+            "hidden_size": D,
+            "vocab_size": VOCAB,
+            "max_positions": POSITIONS,
+        },
+        "image": {"kind": "clip", "resize": [SIDE, SIDE], "rescale": 1 / 255, "size": [SIDE, SIDE]},
+        "prompt": {
+            "roles": {"system": "", "user": "U: ", "assistant": "A: "},
+            "image": "<image>\n",
+            "after_text": " ",
+            "generation": "A:",
+            "image_token": "<image>",
+            "image_token_id": IMAGE_ID,
+            "bos_id": BOS,
+            "stop_ids": [STOP],
+            "pad_id": 259,
+        },
+    }
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,223 @@
+"""``foveate check``: prove a bundle on the machine it stands on, without torch.
+
+Every file is hashed; then each graph is fed what was recorded at build time (``golden.npz``) and its answers are
+compared with what torch answered in float32: cosine, largest error relative to the largest value, the most likely
+token and the kept patches, where near-ties are excused. The language model is replayed as it is used: the prompt at
+once, then token by token over one cache, whose first and last layer are compared at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from foveate.engines.base import Engine
+from foveate.engines.errors import UserError
+from foveate.runtime import options
+from foveate.runtime.bundle import Bundle, load
+from foveate.runtime.cache import KVCache
+from foveate.runtime.cli import Parser
+from foveate.runtime.plans import Plan, choose, compile_command, load_engines
+
+__all__ = ["LIMITS", "Finding", "Limits", "main", "replay"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may differ. ``error`` is relative to the largest value; two logits closer than that are a near-tie;
+    ``swaps`` is the share of kept patches that may differ."""
+
+    cosine: float
+    error: float
+    swaps: float
+
+
+LIMITS = {
+    "float32": Limits(cosine=0.99999, error=1e-3, swaps=0.01),
+    "float16": Limits(cosine=0.999, error=0.03, swaps=0.05),
+    "int8 activations": Limits(cosine=0.98, error=0.2, swaps=0.01),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One answer compared. ``agreement`` is the share of equal tokens or patches, ``excused`` how many near-ties were
+    let pass; both None where neither is asked."""
+
+    graph: str
+    answer: str
+    cosine: float
+    error: float
+    agreement: float | None
+    excused: int | None
+    ok: bool
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(prog="foveate check", description="Prove a bundle on this machine.")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    options.add_engine(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    args = parser.parse_args(argv)
+    bundle = load(args.bundle, full=True, progress=lambda name: options.say(f"hashing {name}"))
+    plan = choose(bundle, args.engine)
+    if fault := plan.fault(bundle, full=True):
+        raise UserError(
+            f"the engine {plan.key} is damaged | {fault} | {compile_command(bundle, plan)} --force"
+        )
+    findings = []
+    for finding in replay(bundle, plan, args.threads):
+        findings.append(finding)
+        if not args.json:
+            print(_line(finding), flush=True)
+    if args.json:
+        print(json.dumps(_document(bundle, plan, findings)))
+    wrong = next((finding for finding in findings if not finding.ok), None)
+    if wrong:
+        limits = _limits(bundle, plan, wrong.graph)
+        raise UserError(
+            f"the graph {wrong.graph} is wrong on this machine | {wrong.answer}: cosine {wrong.cosine:.6f}, "
+            f"error {wrong.error:.2g}, expected {limits.cosine} and {limits.error:g} "
+            f"| {compile_command(bundle, plan)} --force"
+        )
+    if not args.json:
+        print(f"fine: {len(bundle.manifest.files)} files, {len(findings)} answers, engine {plan.key}")
+    return 0
+
+
+def replay(bundle: Bundle, plan: Plan, threads: int | None = None) -> Iterator[Finding]:
+    """Every answer of every graph, in the order of the stages. Raises UserError without ``golden.npz``."""
+    if "golden.npz" not in bundle.manifest.files:
+        raise UserError(f"{bundle.path} cannot be checked | it has no golden.npz | build the bundle again")
+    engines = load_engines(bundle, plan, {"threads": threads})
+    with np.load(bundle.file("golden.npz"), allow_pickle=False) as golden:
+        for name in bundle.manifest.stages:
+            kind = _replay_llm if name == "llm" else _replay_pruner if name == "pruner" else _replay_plain
+            yield from kind(name, engines[name], golden, _limits(bundle, plan, name))
+
+
+def _limits(bundle: Bundle, plan: Plan, graph: str) -> Limits:
+    dtype = bundle.manifest.dialects[plan.dialect]["dtype"]
+    rounds = bundle.manifest.precision["decoder"] == "int4" and plan.options.get("accuracy_level") == 4
+    return LIMITS["int8 activations" if graph == "llm" and rounds and dtype == "float32" else dtype]
+
+
+Golden = Any  # a mapping of names to arrays
+
+
+def _feeds(name: str, engine: Engine, golden: Golden) -> dict[str, np.ndarray]:
+    return {
+        tensor.name: golden[f"{name}.in.{tensor.name}"].astype(tensor.dtype) for tensor in engine.spec.inputs
+    }
+
+
+def _replay_plain(name: str, engine: Engine, golden: Golden, limits: Limits) -> Iterator[Finding]:
+    outputs = engine.run(_feeds(name, engine, golden))
+    for tensor in engine.spec.outputs:
+        yield _compare(
+            name, tensor.name, outputs[tensor.name].numpy(), golden[f"{name}.out.{tensor.name}"], limits
+        )
+
+
+def _replay_pruner(name: str, engine: Engine, golden: Golden, limits: Limits) -> Iterator[Finding]:
+    outputs = engine.run(_feeds(name, engine, golden))
+    got_count, count = int(outputs["count"].numpy()[0]), int(golden[f"{name}.out.count"][0])
+    got, kept = outputs["kept"].numpy()[0, :got_count], golden[f"{name}.out.kept"][0, :count]
+    differing = max(len(set(got) - set(kept)), len(set(kept) - set(got)), abs(got_count - count))
+    rows, expected = outputs["tokens"].numpy()[0], golden[f"{name}.out.tokens"][0]
+    if np.array_equal(got, kept):
+        pairs = [(i, i) for i in range(count)]
+    else:  # rows of patches that both kept; a merged row (-1) has no counterpart then
+        where = {patch: i for i, patch in enumerate(got.tolist()) if patch >= 0}
+        pairs = [(where[patch], i) for i, patch in enumerate(kept.tolist()) if patch in where]
+    mine, theirs = (list(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
+    finding = _compare(name, "tokens", rows[mine], expected[theirs], limits)
+    ok = finding.ok and bool(pairs) and differing <= limits.swaps * count
+    yield Finding(name, "tokens, kept", finding.cosine, finding.error, 1 - differing / count, differing, ok)
+
+
+def _replay_llm(name: str, engine: Engine, golden: Golden, limits: Limits) -> Iterator[Finding]:
+    prompt, total = int(golden["llm.prompt"]), golden["llm.in.inputs_embeds"].shape[1]
+    cache = KVCache(engine)
+    if cache.limit < total:
+        raise UserError(
+            f"the engine's cache is too short to be checked | it has {cache.limit} rows, expected {total} "
+            "| compile with a larger --max-context"
+        )
+    cache.reserve(total)
+    dtype = engine.spec.input("inputs_embeds").dtype
+    rows, copied = [], False
+    for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, total))]:
+        outputs = engine.run(
+            {
+                "inputs_embeds": golden["llm.in.inputs_embeds"][:, start:end].astype(dtype),
+                "position_ids": golden["llm.in.position_ids"][:, start:end],
+                "write_index": np.array([start], np.int64),
+                "last": np.array([end - start - 1], np.int64),
+                **cache.feeds(),
+            }
+        )
+        rows.append(outputs["logits"].numpy()[0, 0])
+        copied |= any(outputs[out] is not cache.feeds()[past] for out, past in engine.spec.in_place)
+    assert not copied, "the engine answered with another cache than it was given"
+    yield _compare_logits(name, np.stack(rows), golden["llm.out.logits"], limits)
+    for out, past in engine.spec.in_place:
+        if f"llm.out.{out}" in golden:
+            got = cache.feeds()[past].numpy()[:, :, :total]
+            yield _compare(name, out, got, golden[f"llm.out.{out}"], limits)
+
+
+def _compare(graph: str, answer: str, got: np.ndarray, expected: np.ndarray, limits: Limits) -> Finding:
+    cosine, error = _distance(got, expected)
+    # "not below" rather than "above": NaN fails every comparison
+    return Finding(
+        graph, answer, cosine, error, None, None, cosine >= limits.cosine and error <= limits.error
+    )
+
+
+def _distance(got: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """Cosine, and the largest difference relative to the largest expected value."""
+    if got.shape != expected.shape:
+        return 0.0, float("inf")
+    a, b = got.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    scale = np.abs(b).max(initial=0.0)
+    if not a.size or scale == 0:
+        return (1.0, 0.0) if not np.any(a) else (0.0, float("inf"))
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) or 1.0)), float(np.abs(a - b).max() / scale)
+
+
+def _compare_logits(graph: str, got: np.ndarray, expected: np.ndarray, limits: Limits) -> Finding:
+    """The worst row counts, and every row must name the same token, or one that was nearly as likely."""
+    if got.shape != expected.shape:
+        return Finding(graph, "logits", 0.0, float("inf"), 0.0, 0, ok=False)
+    distances = [_distance(mine, theirs) for mine, theirs in zip(got, expected, strict=True)]
+    cosine, error = min(c for c, _ in distances), max(e for _, e in distances)
+    chosen, best = got.argmax(axis=1), expected.argmax(axis=1)
+    index = np.arange(len(best))
+    behind = (expected[index, best] - expected[index, chosen]) / np.abs(expected).max(axis=1)
+    other = chosen != best
+    tied = other & (behind <= 2 * limits.error)  # both logits may be off by the limit
+    ok = cosine >= limits.cosine and error <= limits.error and bool((tied == other).all())
+    return Finding(graph, "logits", cosine, error, float(1 - other.mean()), int(tied.sum()), ok)
+
+
+def _line(finding: Finding) -> str:
+    line = f"{finding.graph:<16}{finding.answer:<24}cosine {finding.cosine:.6f}  error {finding.error:8.2e}"
+    if finding.agreement is not None:
+        line += f"  agreement {finding.agreement:.1%}, {finding.excused} excused"
+    return line + ("" if finding.ok else "  WRONG")
+
+
+def _document(bundle: Bundle, plan: Plan, findings: list[Finding]) -> dict[str, Any]:
+    return {
+        "bundle": str(bundle.path),
+        "engine": plan.key,
+        "files": len(bundle.manifest.files),
+        "ok": all(finding.ok for finding in findings),
+        "limits": {name: asdict(_limits(bundle, plan, name)) for name in bundle.manifest.stages},
+        "findings": [asdict(finding) for finding in findings],
+    }

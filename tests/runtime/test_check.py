@@ -1,0 +1,154 @@
+"""``foveate check`` finds what is right right, and planted faults."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from foveate.engines.errors import UserError
+from foveate.runtime import check
+from foveate.runtime.bundle import load, write_manifest
+from foveate.runtime.check import LIMITS, main, replay
+from foveate.runtime.compile import compile_bundle
+from foveate.runtime.plans import choose
+
+
+def test_a_good_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(bundle)]) == 0
+    printed = capsys.readouterr().out
+    assert "WRONG" not in printed
+    assert "fine: 8 files, 8 answers" in printed
+    findings = list(replay(load(bundle), choose(load(bundle))))
+    assert [(f.graph, f.answer) for f in findings] == [
+        ("vision_encoder", "projected"),
+        ("vision_encoder", "cls_attention.1"),
+        ("pruner", "tokens, kept"),
+        ("llm", "logits"),
+        *(("llm", f"present.{i}.{kind}") for i in range(2) for kind in ("key", "value")),
+    ]
+    assert all(f.error < 1e-5 for f in findings)
+    assert {f.agreement for f in findings} == {None, 1.0}
+
+
+def test_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(bundle), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"] is True
+    assert document["limits"]["llm"] == {"cosine": 0.99999, "error": 1e-3, "swaps": 0.01}
+
+
+@pytest.mark.parametrize("fault", ["mask", "swap", "stale", "scale", "rope"])
+@pytest.mark.parametrize("limits", ["float32", "int8 activations"])
+def test_planted_faults(make_bundle: Any, fault: str, limits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also under the limits that leave room for rounded activations."""
+    root = make_bundle(fault=fault)
+    compile_bundle(root)
+    monkeypatch.setitem(LIMITS, "float32", LIMITS[limits])
+    with pytest.raises(UserError, match="the graph llm is wrong on this machine") as error:
+        main([str(root)])
+    assert error.value.code == 1
+
+
+def altered(bundle: Path, tmp_path: Path, change: Any) -> Path:
+    """The bundle with another golden.npz."""
+    root = shutil.copytree(bundle, tmp_path / "altered")
+    with np.load(root / "golden.npz") as golden:
+        arrays = dict(golden)
+    change(arrays)
+    np.savez(root / "golden.npz", **arrays)
+    write_manifest(root, json.loads((root / "bundle.json").read_text()))
+    return root
+
+
+def first_wrong(root: Path) -> str:
+    findings = list(replay(load(root), choose(load(root))))
+    return next((f"{f.graph} {f.answer}" for f in findings if not f.ok), "")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("vision_encoder.out.cls_attention.1", "vision_encoder cls_attention.1"),
+        ("pruner.out.tokens", "pruner tokens, kept"),
+        ("llm.out.logits", "llm logits"),
+        ("llm.out.present.1.value", "llm present.1.value"),
+    ],
+)
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_one_wrong_number(bundle: Path, tmp_path: Path, name: str, wrong: str, value: float) -> None:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        arrays[name] = arrays[name].copy()
+        arrays[name].flat[-1] += value
+
+    assert first_wrong(altered(bundle, tmp_path, change)) == wrong
+
+
+def test_another_patch(bundle: Path, tmp_path: Path) -> None:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        kept = arrays["pruner.out.kept"]
+        kept[0, -1] = next(i for i in range(16) if i not in kept)
+
+    root = altered(bundle, tmp_path, change)
+    assert first_wrong(root) == "pruner tokens, kept"
+
+
+def test_a_few_swapped_patches_are_excused_by_the_limits() -> None:
+    class Output:
+        def __init__(self, value: Any) -> None:
+            self.value = np.asarray(value)
+
+        def numpy(self) -> np.ndarray:
+            return self.value
+
+    class Swapped:
+        class spec:  # noqa: N801, an attribute of the stand-in
+            inputs = ()
+
+        def run(self, feeds: Any) -> dict[str, Output]:
+            kept = np.delete(np.arange(101), 40)
+            return {"tokens": Output(rows[None, kept]), "kept": Output(kept[None]), "count": Output([100])}
+
+    rows = np.random.default_rng(0).standard_normal((101, 8))
+    golden = {
+        "pruner.out.kept": np.delete(np.arange(101), 60)[None],
+        "pruner.out.tokens": np.delete(rows, 60, axis=0)[None],
+        "pruner.out.count": np.array([100]),
+    }
+    (one,) = check._replay_pruner("pruner", Swapped(), golden, LIMITS["float32"])
+    assert (one.ok, one.agreement, one.excused) == (True, 0.99, 1)
+    (none,) = check._replay_pruner("pruner", Swapped(), golden, check.Limits(0.9, 0.1, 0.0))
+    assert not none.ok
+
+
+def test_near_ties_are_excused_and_others_not() -> None:
+    limits = LIMITS["float32"]
+    expected = np.array([[0.0, 10.0, 9.999], [10.0, 0.0, -3.0]])
+    got = np.array([[0.0, 9.9985, 9.9995], [10.0, 0.0, -3.0]])
+    tied = check._compare_logits("llm", got, expected, limits)
+    assert (tied.ok, tied.agreement, tied.excused) == (True, 0.5, 1)
+    loose = check.Limits(cosine=0.0, error=0.02, swaps=0.0)
+    far = check._compare_logits("llm", np.array([[0.0, 9.8, 9.9]]), np.array([[0.0, 10.0, 9.5]]), loose)
+    assert not far.ok
+
+
+def test_without_golden(bundle: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(bundle, tmp_path / "copy")
+    (root / "golden.npz").unlink()
+    write_manifest(root, json.loads((root / "bundle.json").read_text()))
+    with pytest.raises(UserError, match=r"no golden\.npz"):
+        main([str(root)])
+
+
+def test_a_changed_engine(bundle: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(bundle, tmp_path / "copy")
+    (file,) = (root / "engines").glob("*/llm.data")
+    data = bytearray(file.read_bytes())
+    data[0] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"damaged \| llm\.data has changed.*--force"):
+        main([str(root)])
