@@ -71,11 +71,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 """The true sizes, for dummies. A checkpoint's own config stands above them."""
 
-# Where a checkpoint keeps what is ours: transformers from 4.52 on writes the first form, older ones the second.
-_DECODER = ("model.language_model.", "language_model.model.")
-_HEAD = ("lm_head.", "language_model.lm_head.")
-_TOWER = ("model.vision_tower.", "model.vision_tower.vision_model.", "vision_tower.vision_model.")
-_PROJECTOR = ("model.multi_modal_projector.", "multi_modal_projector.")
+# Where a checkpoint keeps what is ours. The forms changed with transformers' versions; the published LLaVA-1.5 has the
+# first of each.
+_DECODER = ("language_model.model.", "model.language_model.")
+_HEAD = ("language_model.lm_head.", "lm_head.")
+_TOWER = (
+    "vision_tower.vision_model.",
+    "vision_tower.",
+    "model.vision_tower.vision_model.",
+    "model.vision_tower.",
+)
+_PROJECTOR = ("multi_modal_projector.", "model.multi_modal_projector.")
+
+
+_REFUSED = {
+    "mm_vision_tower": "in the original LLaVA format and not in Hugging Face's (whose names are llava-hf/...)",
+    "quantization_config": "quantized already; foveate quantizes the unquantized checkpoint itself",
+}
 
 
 def load(source: Source, *, clip: str | None = None) -> Parts:
@@ -189,6 +201,11 @@ class _Joined:
 
 def _specs(source: Source, clip: dict[str, Any] | None) -> tuple[VisionSpec, DecoderSpec, Config]:
     top = Config(source.config, {}, source.label)
+    for key, meaning in _REFUSED.items():
+        if key in source.config:
+            raise UserError(
+                f"{source.label} is {meaning} | its config has {key}, expected none | use another checkpoint"
+            )
     top.demand("vision_feature_select_strategy", "default", default="default")
     feature_layer = top.get("vision_feature_layer", -2)
     tower = top.get("vision_config", _CLIP_TOWER)

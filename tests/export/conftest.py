@@ -1,0 +1,155 @@
+"""Random checkpoints in Hugging Face's format, written by transformers itself: what the families are held against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from foveate.export.dummy import byte_tokenizer
+
+SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": 3, "<pad>": 4}
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}"
+    "{% generation %}{{ part['text'] + ' ' }}{% endgeneration %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 56,
+    "patch_size": 14,
+}
+
+MakeCheckpoint = Callable[..., tuple[Path, LlavaForConditionalGeneration]]
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """transformers starts biases at 0 and norms at 1, which would hide that one was forgotten or swapped."""
+    for name, value in model.named_parameters():
+        noise = torch.randn_like(value)
+        value.data = (
+            1 + 0.2 * noise if value.ndim == 1 and "norm" in name and "weight" in name else 0.2 * noise
+        )
+
+
+@pytest.fixture(scope="session")
+def llava_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """``llava_checkpoint(kv_heads=4, tied=False, feature_layer=-2)`` -> directory, transformers' model in eval mode.
+
+    Made once per set of options: do not change the directory.
+    """
+    made: dict[Any, tuple[Path, LlavaForConditionalGeneration]] = {}
+
+    def make(kv_heads: int = 4, tied: bool = False, feature_layer: int = -2, **top: Any) -> Any:
+        key = kv_heads, tied, feature_layer, *sorted(top.items())
+        if key not in made:
+            path = tmp_path_factory.mktemp("llava")
+            text = {
+                "model_type": "llama",
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": kv_heads,
+                "vocab_size": 320,
+                "max_position_embeddings": 256,
+                "rope_theta": 5000.0,
+                "tie_word_embeddings": tied,
+            }
+            config = LlavaConfig(
+                vision_config={"model_type": "clip_vision_model", **VISION},
+                text_config=text,
+                image_token_index=SPECIAL["<image>"],
+                pad_token_id=SPECIAL["<pad>"],
+                vision_feature_layer=feature_layer,
+                tie_word_embeddings=tied,
+                **top,
+            )
+            config._attn_implementation = "eager"
+            torch.manual_seed(len(made))
+            model = LlavaForConditionalGeneration(config).eval()
+            randomize(model)
+            model.tie_weights()
+            model.save_pretrained(path)
+            save_processor(path)
+            made[key] = path, model
+        return made[key]
+
+    return make
+
+
+def save_processor(path: Path) -> None:
+    (path / "tokenizer.json").write_bytes(byte_tokenizer(320, SPECIAL, begin="<s>"))
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(path / "tokenizer.json"), extra_special_tokens={"image_token": "<image>"}, **names
+    )
+    LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    ).save_pretrained(path)
+
+
+@pytest.fixture(scope="session")
+def clip_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, CLIPModel]]:
+    """``clip_checkpoint(eos_token_id=2)`` -> directory, transformers' model: the tower of ``llava_checkpoint``'s size."""
+    made: dict[int, tuple[Path, CLIPModel]] = {}
+
+    def make(eos_token_id: int) -> tuple[Path, CLIPModel]:
+        if eos_token_id not in made:
+            path = tmp_path_factory.mktemp("clip")
+            text = {
+                "hidden_size": 48,
+                "intermediate_size": 80,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "vocab_size": 300,
+                "max_position_embeddings": 16,
+                "eos_token_id": eos_token_id,
+            }
+            config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=40)
+            torch.manual_seed(7)
+            model = CLIPModel(config).eval()
+            randomize(model)
+            model.save_pretrained(path)
+            special = {"<|startoftext|>": 298, "<|endoftext|>": 299}
+            (path / "tokenizer.json").write_bytes(
+                byte_tokenizer(300, special, begin="<|startoftext|>", end="<|endoftext|>")
+            )
+            made[eos_token_id] = path, model
+        return made[eos_token_id]
+
+    return make
+
+
+@pytest.fixture
+def edit_json() -> Callable[..., None]:
+    """``edit_json(path, key=value)``: change a JSON file; None removes the key."""
+
+    def edit(path: Path, **changes: Any) -> None:
+        values = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+
+    return edit
