@@ -1,0 +1,47 @@
+# make demo    a small model, built, asked and looked at, from nothing
+# make test    every test, in an environment of its own
+# make lint    ruff: check and format
+# make clean   removes the environment and what was built
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+    "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+VENV   ?= .venv
+# Exactly this torch first: where the index has CPU builds beside the CUDA ones, a range takes gigabytes of CUDA.
+TORCH  ?= torch==2.13.0
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+BUNDLE := bundles/shapes.sppruner
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.export
+	$(BIN)/python export/build.py --model scripts/shapes --method sppruner --precision fp32 --out $(BUNDLE)
+	$(BIN)/foveate run $(BUNDLE) "what is the shape of the green object?" --image scripts/shapes/scene.png \
+	    --timings --overlay kept.png
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build bundles kept.png .pytest_cache .ruff_cache
+
+# The stamps keep a second `make` from installing again; they are older than pyproject.toml when that changes.
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found | make $(MAKECMDGOALS) PYTHON=/path/to/python"; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+	touch $@
+
+$(VENV)/.export: $(VENV)/.made pyproject.toml
+	$(PIP) install "$(TORCH)"
+	$(PIP) install --editable '.[export]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.export pyproject.toml
+	$(PIP) install --editable '.[export,rtx,dev]'
+	touch $@

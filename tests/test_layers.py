@@ -1,0 +1,152 @@
+"""The layers of docs/design: who may import whom, what the device side may import, and that Python 3.10 takes it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "export": {"export", "calib", "runtime", "engines"},
+    "calib": {"calib", "runtime", "engines"},
+    "runtime": {"runtime", "engines"},
+    "engines": {"engines"},
+    "jetson": {"jetson", "runtime", "engines"},
+}
+DEVICE = ("engines", "runtime", "jetson")
+DEVICE_LIBRARIES = {"numpy", "PIL", "tokenizers", "foveate"}
+BACKENDS = {  # a backend's own library only in that backend's files
+    "onnxruntime": re.compile(r"engines/ort\w*\.py"),
+    "tensorrt": re.compile(r"engines/trt\w*\.py"),
+    "tensorrt_rtx": re.compile(r"engines/trt\w*\.py"),
+}
+HOST_ONLY = (
+    *("torch", "torchvision", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors"),
+    *("huggingface_hub", "rich", "jinja2", "sklearn", "scipy", "matplotlib", "pytest"),
+)
+AFTER_3_10 = {  # what the standard library gained later; the grammar is checked by parsing
+    "tomllib": {None},
+    "asyncio": {"Runner", "TaskGroup", "timeout"},
+    "contextlib": {"chdir"},
+    "datetime": {"UTC"},
+    "enum": {"StrEnum", "ReprEnum", "verify", "member", "nonmember"},
+    "hashlib": {"file_digest"},
+    "itertools": {"batched"},
+    "math": {"cbrt", "exp2", "sumprod"},
+    "operator": {"call"},
+    "os": {"process_cpu_count"},
+    "typing": {
+        *("Self", "Never", "LiteralString", "NotRequired", "Required", "Unpack", "assert_never", "override"),
+        *("TypeVarTuple", "dataclass_transform", "reveal_type"),
+    },
+}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(p for folder in folders for p in (ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("foveate", *(p for p in parts if p != "__init__")))
+
+
+def imports(path: Path) -> Iterator[tuple[str, str | None, int]]:
+    """(module, name taken from it or None, line) of every import, wherever it stands in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from ((node.module or "", alias.name, node.lineno) for alias in node.names)
+
+
+def layer_faults(path: Path, layer: str) -> list[str]:
+    faults = []
+    for module, name, line in imports(path):
+        parts = module.split(".")
+        target = parts[1] if len(parts) > 1 else name
+        if parts[0] == "foveate" and target not in MAY_IMPORT[layer]:
+            faults.append(f"{path.relative_to(ROOT)}:{line}: {layer} may not import {target}")
+    return faults
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_imports_follow_the_layers(layer):
+    files = sources(layer)
+    assert files
+    assert not [fault for path in files for fault in layer_faults(path, layer)]
+
+
+def test_the_layer_test_sees_faults(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "def f():\n    from foveate.export import build\n    import foveate.calib.scenes\n    from foveate import export\n"
+    )
+    assert len(layer_faults(bad, "runtime")) == 3
+    bad.write_text("from foveate.engines.spec import Symbol\n")
+    assert layer_faults(bad, "runtime") == []
+
+
+def test_nothing_imports_a_top_level_folder_by_its_bare_name():
+    """``import export`` works from the repository root, and is another module than ``foveate.export``."""
+    for path in sources(*MAY_IMPORT, "scripts", "tests"):
+        for module, _, line in imports(path):
+            assert module.split(".")[0] not in MAY_IMPORT, f"{path}:{line}: import foveate.{module}"
+
+
+@pytest.mark.parametrize("path", sources(*DEVICE), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_device_side_imports_only_its_few_libraries(path):
+    where = path.relative_to(ROOT).as_posix()
+    for module, _, line in imports(path):
+        top = module.split(".")[0]
+        if top in sys.stdlib_module_names or top in DEVICE_LIBRARIES:
+            continue
+        assert top in BACKENDS, f"{where}:{line}: {top} is not for the device side"
+        assert BACKENDS[top].fullmatch(where), f"{where}:{line}: {top} belongs in its backend's file"
+
+
+@pytest.mark.parametrize("path", sources(*DEVICE), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_device_side_is_python_3_10(path):
+    text = path.read_text()
+    tree = ast.parse(text, feature_version=(3, 10))
+    stars = [n for n in ast.walk(tree) if isinstance(n, ast.Subscript) and isinstance(n.slice, ast.Starred)]
+    assert not stars and not any(isinstance(n, ast.TryStar) for n in ast.walk(tree))
+    used = {(module, name) for module, name, _ in imports(path)}
+    used |= {
+        (n.value.id, n.attr)
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
+    }
+    later = {(m, n) for m, names in AFTER_3_10.items() for n in names}
+    assert not {(m, n) for m, n in used if (m, n) in later or (m, None) in later}
+
+
+def test_device_modules_import_without_the_host_libraries():
+    modules = [m for m in map(module_name, sources(*DEVICE)) if not m.startswith("foveate.engines.trt")]
+    script = (
+        "import importlib, sys\n"
+        f"for name in {(*HOST_ONLY, 'tensorrt', 'tensorrt_rtx')!r}:\n    sys.modules[name] = None\n"
+        f"for name in {modules!r}:\n    importlib.import_module(name)\n"
+        "import foveate.runtime\n"
+        "assert foveate.runtime.Pipeline.__module__ == 'foveate.runtime.pipeline'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_backend_is_imported_only_when_it_is_named():
+    script = (
+        "import sys\nimport foveate.runtime, foveate.runtime.cli, foveate.runtime.prompt\n"
+        "from foveate.runtime import Pipeline\n"
+        "print([m for m in ('onnxruntime', 'tensorrt', 'tensorrt_rtx', 'torch', 'huggingface_hub') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
