@@ -6,19 +6,20 @@ compare a picture with a text take them from that CLIP's own checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from foveate.engines.errors import UserError
+from foveate.export import sources
 from foveate.export.checkpoint import Source
 from foveate.export.clip import JointHead, TextEncoder, TextSpec
+from foveate.export.config import clip_vision_spec
 from foveate.export.dummy import byte_tokenizer
 from foveate.export.parts import VisionSpec, Weights
 from foveate.export.sources import entries
 
-__all__ = ["JointSpace", "joint_size"]
+__all__ = ["JointSpace", "check_tower", "joint_size"]
 
 _TEXT = {
     "vocab_size": 49408,
@@ -50,14 +51,37 @@ def joint_size(config: dict[str, Any]) -> int:
     return config.get("projection_dim") or 512
 
 
-class JointSpace:
-    """``text_encoder`` (on the meta device) and, once ``open`` has run, ``weights`` and ``tokenizer``.
+def check_tower(source: Source, vision: VisionSpec) -> None:
+    """Raises UserError when ``source`` is no CLIP checkpoint, or not the one whose tower ``vision`` is."""
+    if source.config.get("model_type") != "clip":
+        raise UserError(
+            f"{source.label} is no CLIP checkpoint | got model_type {source.config.get('model_type')}, expected "
+            "clip | name the CLIP checkpoint of the vision tower with --clip"
+        )
+    parts = (source.config.get(key) or {} for key in ("vision_config", "vision_config_dict"))
+    values = {key: value for part in parts for key, value in part.items()}
+    theirs = clip_vision_spec(values, 1, None, source.label)
+    for field in ("hidden_size", "image_size", "patch_size"):
+        ours, found = getattr(vision, field), getattr(theirs, field)
+        if ours != found:
+            raise UserError(
+                f"{source.label} is not the CLIP of this vision tower | {field} is {found}, expected {ours} "
+                "| name another one with --clip"
+            )
 
-    ``config`` is the CLIP checkpoint's, known beforehand; ``find`` gives its source and may download it.
+
+class JointSpace:
+    """``text_encoder`` (on the meta device), and the rest when it is opened.
+
+    ``config`` is the CLIP checkpoint's, known beforehand; ``source`` is that checkpoint, or the hub id from which
+    ``open`` gets it. Raises UserError for a checkpoint that is not the CLIP of ``vision``.
     """
 
-    def __init__(self, config: dict[str, Any], vision: VisionSpec, find: Callable[[], Source]) -> None:
-        self._find, self._opened = find, None
+    def __init__(self, config: dict[str, Any], vision: VisionSpec, source: Source | str) -> None:
+        self._source, self._vision = source, vision
+        self._opened: tuple[Weights, Any] | None = None
+        if not isinstance(source, str):
+            check_tower(source, vision)
         with torch.device("meta"):
             self.text_encoder = TextEncoder(_text_spec(config))
             head = JointHead(vision)
@@ -73,7 +97,10 @@ class JointSpace:
         Raises UserError when the checkpoint is not there, has no tokenizer or does not fit.
         """
         if self._opened is None:
-            source = self._find()
+            source = self._source
+            if isinstance(source, str):
+                source = sources.find(source)
+                check_tower(source, self._vision)
             self._opened = source.weights(self._entries), self._tokenizer(source)
         return self._opened
 

@@ -44,7 +44,12 @@ _CLIP_TEXT = {
     "num_attention_heads": 12,
     "eos_token_id": 2,
 }
-_CLIP = {"projection_dim": 768, "vision_config": _CLIP_TOWER, "text_config": _CLIP_TEXT}
+_CLIP = {
+    "model_type": "clip",
+    "projection_dim": 768,
+    "vision_config": _CLIP_TOWER,
+    "text_config": _CLIP_TEXT,
+}
 """What ``_CLIP_ID`` says of itself, so that it need not be there until a method asks for it."""
 
 _VICUNA = {
@@ -160,15 +165,18 @@ def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | st
     activation = top.demand("projector_hidden_act", *ACTIVATIONS, default="gelu")
 
     def build(taps: tuple[str, ...]) -> Vision:
-        if "clip_image" in taps and joint is not None:
+        if "clip_image" in taps:
+            if joint is None:
+                raise UserError(
+                    f"{source.label} has no joint space of pictures and texts | expected the CLIP checkpoint of its "
+                    "vision tower in its directory under clip | name it with --clip"
+                )
             files["clip_tokenizer.json"] = joint.open()[1]
         with torch.device("meta"):
             projector = Projector(vision.hidden_size, decoder.hidden_size, activation, bias)
             return Vision(vision, projector, taps)
 
-    joint = None
-    if clip is not None:
-        joint = JointSpace(clip, vision, lambda: _open(clip_source))
+    joint = JointSpace(clip, vision, clip_source) if clip else None
     with torch.device("meta"):
         language = Decoder(decoder)
     files: dict[str, Any] = {"tokenizer.json": _tokenizer(source, decoder, top)}
@@ -264,16 +272,7 @@ def _clip(source: Source, clip: str | None) -> tuple[dict[str, Any] | None, Sour
     beside = source.file("clip/config.json")
     if clip is not None or beside is not None:
         found = sources.find(clip or str(beside.parent))
-        if found.config.get("model_type") != "clip":
-            raise UserError(
-                f"{found.label} is no CLIP checkpoint | got model_type {found.config.get('model_type')}, expected "
-                "clip | name the CLIP checkpoint of the vision tower with --clip"
-            )
         return found.config, found
     if tower != _CLIP_TOWER:
         return None, None
     return _CLIP, Dummy(_CLIP_ID, _CLIP) if source.load_format == "dummy" else _CLIP_ID
-
-
-def _open(clip: Source | str) -> Source:
-    return sources.find(clip) if isinstance(clip, str) else clip
