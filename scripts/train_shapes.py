@@ -1,0 +1,215 @@
+"""Train `shapes`, the small checkpoint of the default demo, from nothing to answers.
+
+    python scripts/train_shapes.py --work build/shapes --out build/shapes/checkpoint
+
+or, on two cores that others use too, `torchrun --nproc-per-node 2 scripts/train_shapes.py ...`.
+
+Stages, each continuing from the one before; `--resume` goes on where a run was stopped:
+
+tower       CLIP on the patches of things and a little ground, 160 of 576: first what every patch shows, then captions too
+tower-full  the same on all 576 patches
+talk        tower frozen; projector and LLaMA on 2 x 2 averaged features, first one thing in a picture, then more
+talk-full   the same on all 576 features, as the checkpoint is used
+export      both checkpoints in fp16 with their processors, in Hugging Face's formats
+evaluate    held-out accuracy per kind of question, asked one at a time through transformers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from shapes_data import GRID, TowerBatches, TurnBatches
+from shapes_model import accuracy, make_clip, make_llava, make_tokenizers, save
+from shapes_stages import TowerLosses, device, fit, processes, rank
+from shapes_talk import Talker, replay
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long and on what a stage trains. `seed` is where its scenes begin; no two stages share a scene."""
+
+    steps: int
+    lr: float
+    batch: int
+    seed: int
+    after: str | None = None
+    keep: int = GRID * GRID  # patches the tower sees
+    joint: int = 0  # step from which captions and grounded texts count
+    pool: int = 1
+    plan: tuple[tuple[int, tuple[int, int]], ...] = ()  # until this step: fewest and most things in a picture
+
+
+STAGES = {
+    "tower": Stage(1200, 2e-3, 48, 10_000_000, keep=160, joint=500),
+    "tower-full": Stage(300, 6e-4, 16, 30_000_000, after="tower"),
+    "talk": Stage(
+        3000, 2e-3, 24, 50_000_000, after="tower-full", pool=2, plan=((300, (1, 2)), (800, (1, 4)))
+    ),
+    "talk-full": Stage(800, 1e-3, 12, 150_000_000, after="talk"),
+}
+EVERYTHING = (*STAGES, "export", "evaluate")
+MOST = (1, 6)
+TURNS, SAVED_TURNS, REMEMBERED = 16, 48, 12_000
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("build/shapes"), help="states and tokenizers")
+    parser.add_argument("--out", type=Path, help="where the checkpoint goes (default: WORK/checkpoint)")
+    parser.add_argument("--stages", nargs="+", choices=EVERYTHING, default=EVERYTHING, metavar="STAGE")
+    parser.add_argument("--resume", action="store_true", help="go on from the states in WORK")
+    parser.add_argument("--minutes", type=float, help="stop after this long, with the state saved")
+    parser.add_argument("--steps", type=int, help="as many steps in every stage, to try it")
+    parser.add_argument("--batch", type=int, help="as many pictures a step in every stage, to try it")
+    parser.add_argument("--questions", type=int, default=2000, help="held-out questions to evaluate on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
+    parser.add_argument("--no-compile", dest="compiled", action="store_false", help="without torch.compile")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    args.out = args.out or args.work / "checkpoint"
+    args.deadline = time.time() + 60 * args.minutes if args.minutes else None
+    args.work.mkdir(parents=True, exist_ok=True)
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group("gloo")
+        torch.set_num_threads(1)
+    make_tokenizers(args.work)
+    for name in args.stages:
+        if name not in STAGES and rank() > 0:
+            return
+        torch.manual_seed(args.seed)
+        if name == "export":
+            export(args)
+        elif name == "evaluate":
+            report(args)
+        elif not train(name, args):
+            print(f"{name}: stopped in time, state saved; the same command with --resume goes on")
+            return
+
+
+def train(name: str, args: argparse.Namespace) -> bool:
+    """One stage; False where the time was up before its end."""
+    stage, state = STAGES[name], args.work / f"{name}.pt"
+    steps, batch = args.steps or stage.steps, max(2, (args.batch or stage.batch) // processes())
+    saved = torch.load(state, map_location="cpu") if args.resume and state.exists() else None
+    done = saved["step"] if saved else 0
+    if done >= steps:
+        return True
+    before = torch.load(args.work / f"{stage.after}.pt", map_location="cpu")["module"] if stage.after else {}
+    if name.startswith("tower"):
+        module = TowerLosses(make_clip(args.work), args.compiled)
+        module.load_state_dict(before or module.state_dict())
+        texts = args.work / "clip" / "tokenizer.json"
+        data = TowerBatches(first_seed(stage, done), batch, texts, stage.keep, sign=0.8)
+        batches = loader(data, args.workers)
+
+        def losses(batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+            return module(batch, joint=step >= stage.joint)
+    else:
+        module = talker(args, stage, before)
+        fresh = scenes_of(stage, done, batch // 2, args)
+        batches = replay(
+            fresh,
+            module.features,
+            batch=batch,
+            turns=TURNS,
+            capacity=REMEMBERED // processes(),
+            seed=first_seed(stage, done),
+        )
+
+        def losses(batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+            return module(batch)
+
+    module.to(device())
+    return fit(
+        name,
+        module,
+        batches,
+        losses,
+        steps=steps,
+        lr=stage.lr,
+        state=state,
+        saved=saved,
+        deadline=args.deadline,
+    )
+
+
+def first_seed(stage: Stage, done: int) -> int:
+    """Where the scenes of this process begin; a step takes fewer than a thousand seeds."""
+    return stage.seed + 1000 * done + 5_000_000 * rank()
+
+
+def loader(data: IterableDataset, workers: int) -> DataLoader:
+    return DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+
+
+def talker(args: argparse.Namespace, stage: Stage, before: dict[str, Tensor]) -> Talker:
+    """LLaVA on the tower of a tower stage, or as a language stage left it."""
+    clip = make_clip(args.work)
+    if stage.after == "tower-full":
+        clip.load_state_dict(clip_weights(before))
+    prefix = Tokenizer.from_file(str(args.work / "tokenizer.json")).encode("USER: ").ids
+    module = Talker(make_llava(args.work, clip), prefix, stage.pool, args.compiled)
+    if stage.after != "tower-full":
+        module.load_state_dict(before)
+    return module
+
+
+def clip_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("clip."): value for name, value in state.items() if name.startswith("clip.")}
+
+
+def scenes_of(stage: Stage, done: int, batch: int, args: argparse.Namespace) -> Iterator[dict[str, Tensor]]:
+    """Batches with as many things as the stage's plan has for a step, from step `done` on."""
+    for end, things in (*stage.plan, (None, MOST)):
+        if end is not None and done >= end:
+            continue
+        words = args.work / "tokenizer.json"
+        data = TurnBatches(first_seed(stage, done), batch, words, SAVED_TURNS, things=things, sign=0.6)
+        for rows in loader(data, args.workers):
+            yield rows
+            done += 1
+            if done == end:
+                break
+
+
+def export(args: argparse.Namespace) -> None:
+    clip = make_clip(args.work)
+    clip.load_state_dict(clip_weights(torch.load(args.work / "tower-full.pt", map_location="cpu")["module"]))
+    module = talker(
+        args, STAGES["talk-full"], torch.load(args.work / "talk-full.pt", map_location="cpu")["module"]
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    save(args.work, args.out, module.llava, clip)
+    size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
+    print(f"export  {args.out}  {size / 1e6:.2f} MB")
+
+
+def report(args: argparse.Namespace) -> None:
+    began = time.time()
+    table = accuracy(args.out, args.questions)
+    for kind, row in table.items():
+        print(
+            f"{kind:10s} {row['right']:5d} of {row['asked']:5d}  {row['accuracy']:.1%}  commonest answer {row['chance']:.1%}"
+        )
+    (args.out / "accuracy.json").write_text(json.dumps(table, indent=2) + "\n")
+    print(f"evaluate  {time.time() - began:.0f}s")
+
+
+if __name__ == "__main__":
+    main()
