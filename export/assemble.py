@@ -38,25 +38,31 @@ class Graph:
 
 def assemble(parts: Parts, method: Method) -> list[Graph]:
     """The graphs of ``parts`` pruned by ``method``, in the order in which they run."""
-    try:
-        taps = method.taps(parts.spec)
-    except UserError as error:
-        able = [name for name in methods.names() if _works(parts.spec, name)]
-        raise UserError(f"{error} | methods that work here: {', '.join(able)}", code=error.code) from error
+    taps = method.taps(parts.spec)
+    _refuse_missing(parts.spec, method)
     graphs = [_vision_encoder(parts, tuple(tap for tap in taps if tap not in TEXT_TAPS))]
     if "clip_text" in taps:
         graphs.append(_text_encoder(parts))
-    if method.has_graph:
+    if method.prunes:
         graphs.append(_pruner(parts.spec, method, taps))
     return [*graphs, _llm(parts)]
 
 
-def _works(spec: ModelSpec, name: str) -> bool:
-    try:
-        methods.load(name).taps(spec)
-    except UserError:
-        return False
-    return True
+def _refuse_missing(spec: ModelSpec, method: Method) -> None:
+    missing = _missing(spec, method)
+    if missing:
+        able = [name for name in methods.names() if not _missing(spec, methods.load(name))]
+        raise UserError(
+            f"{spec.family} has no {', '.join(missing)}, which {method.name} reads "
+            f"| it offers {', '.join(spec.taps)} | methods that work: {', '.join(able)}",
+            code=2,
+        )
+
+
+def _missing(spec: ModelSpec, method: Method) -> list[str]:
+    """Taps that the family does not offer; what comes from the question needs no offer."""
+    offers = {tap.split(".")[0] for tap in method.taps(spec)}
+    return sorted(offers - {*spec.taps, *TEXT_TAPS})
 
 
 def _vision_encoder(parts: Parts, taps: tuple[str, ...]) -> Graph:

@@ -6,7 +6,6 @@ nothing under the final name, and the next one clears what it left beside it.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import os
@@ -25,16 +24,15 @@ from foveate.export.assemble import Graph, assemble
 from foveate.export.methods.base import Method
 from foveate.export.parts import Parts
 from foveate.runtime import bundle
+from foveate.runtime.cli import Parser
 
 __all__ = ["PRECISIONS", "build", "main"]
 
 PRECISIONS = ("fp32", "fp16", "int4")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "foveate build", description="A checkpoint and a pruning method become a bundle."
-    )
+def _parser() -> Parser:
+    parser = Parser("foveate build", description="A checkpoint and a pruning method become a bundle.")
     parser.add_argument(
         "--model", required=True, help="a name such as llava-1.5-7b, a hub id, or a directory"
     )
@@ -150,7 +148,7 @@ def _staging(out: Path) -> Iterator[Path]:
         yield root
         _replace(root, out)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         free = shutil.disk_usage(out.parent).free >> 20
         raise UserError(
