@@ -8,7 +8,7 @@ A backend is a module of this package, imported only when its target is named::
     DIALECTS: tuple[str, ...]                        # dialects of a bundle that it takes, best first
     machine(options) -> dict[str, Any]               # what a compiled engine is bound to; equal or refused
     key(machine) -> str                              # a directory's name for it, e.g. onnxruntime-1.31.1-cpu-avx2
-    compile_graph(source, folder, spec, options)     # an ONNX file into what ``load`` maps
+    compile_graph(source, folder, spec, options)     # an ONNX file into what ``load`` maps -> remedies in words
     load(folder, spec, options) -> Engine            # spec is typed: no FLOAT placeholder
 """
 

@@ -56,18 +56,19 @@ def compile_bundle(
     folder.parent.mkdir(exist_ok=True)
     _sweep(folder.parent)
     work = Path(tempfile.mkdtemp(prefix=".compiling-", dir=folder.parent))
+    remedies: dict[str, list[str]] = {}
     try:
         for name in bundle.manifest.stages:
             start = time.perf_counter()
             spec = bundle.manifest.spec(name, dialect)
-            module.compile_graph(bundle.graph_file(name, dialect), work, spec, options)
+            remedies[name] = module.compile_graph(bundle.graph_file(name, dialect), work, spec, options)
             size = sum(file.stat().st_size for file in work.glob(f"{name}.*"))
             progress(f"{name:<16}{time.perf_counter() - start:7.1f} s {size / 1e6:9.1f} MB")
         files = {
             file.name: {"size": file.stat().st_size, "sha256": hash_file(file)}
             for file in sorted(work.iterdir())
         }
-        Plan(work, target, machine, dialect, options, sources(bundle, dialect), files).write()
+        Plan(work, target, machine, dialect, options, sources(bundle, dialect), remedies, files).write()
         work.chmod(0o755)  # mkdtemp's are for the owner alone
         _put(work, folder)
     finally:

@@ -5,6 +5,7 @@
     {"target": "onnxruntime", "machine": {...},          # the backend's own word on what the engine is bound to
      "dialect": "ort", "options": {...},
      "sources": {"llm.ort.onnx": sha256, "weights/llm.data": sha256, ...},
+     "remedies": {"llm": [...], ...},                     # what it took to compile a graph, in words
      "files": {"llm.onnx": {"size": ..., "sha256": ...}, ...}}
 
 An engine made from other files or for another machine is refused with the reason, never loaded.
@@ -55,6 +56,7 @@ class Plan:
     dialect: str
     options: dict[str, Any]
     sources: dict[str, str]
+    remedies: dict[str, list[str]]
     files: dict[str, dict[str, Any]]
 
     @property

@@ -240,3 +240,71 @@ def test_a_graph_that_onnx_runtime_refuses(tmp_path: Path) -> None:
         ort.compile_graph(tmp_path / "bad.onnx", tmp_path / "out", SPEC, {})
     with pytest.raises(UserError, match="cannot load toy"):
         ort.load(tmp_path / "out", SPEC, {})
+
+
+def int4_stack(path: Path, rows: int, columns: list[int]) -> tuple[GraphSpec, list[np.ndarray]]:
+    """Several int4 products of one ``x [T, rows]``: their weights stand one behind the other in the data file."""
+    random, nodes, tensors, weights = np.random.default_rng(3), [], [], []
+    for i, width in enumerate(columns):
+        codes = random.integers(-7, 8, (rows, width), np.int8)
+        scales = random.uniform(0.01, 0.1, (rows // 128, width)).astype(np.float32)
+        weights.append(codes * np.repeat(scales, 128, axis=0))
+        packed = ((codes.reshape(-1)[0::2] & 15) | (codes.reshape(-1)[1::2] & 15) << 4).astype(np.uint8)
+        tensors.append(
+            helper.make_tensor(f"q{i}", TensorProto.INT4, [rows, width], packed.tobytes(), raw=True)
+        )
+        tensors.append(numpy_helper.from_array(scales, f"s{i}"))
+        nodes.append(
+            helper.make_node("DequantizeLinear", [f"q{i}", f"s{i}"], [f"w{i}"], axis=0, block_size=128)
+        )
+        nodes.append(helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"]))
+    length = Symbol("tokens", 1, 4, 64)
+    spec = GraphSpec(
+        "stack",
+        (TensorSpec("x", "float32", (length, rows)),),
+        tuple(TensorSpec(f"y{i}", "float32", (length, width)) for i, width in enumerate(columns)),
+    )
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "stack",
+        [info("x", TensorProto.FLOAT, ["tokens", rows])],
+        [info(f"y{i}", TensorProto.FLOAT, ["tokens", width]) for i, width in enumerate(columns)],
+        tensors,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11), path)
+    return spec, weights
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "remedies"),
+    [
+        (128, [128, 64, 128, 256], ["small weights are prepacked at load"]),
+        (1024, [2048, 4096, 2048], []),
+    ],
+)
+def test_prepacked_weights_stand_where_their_kernels_read_them(
+    tmp_path: Path, rows: int, columns: list[int], remedies: list[str]
+) -> None:
+    """ONNX Runtime 1.31.1 answers garbage when it maps the small ones; the large ones are prepacked on disk."""
+    spec, weights = int4_stack(tmp_path / "stack.onnx", rows, columns)
+    assert ort.compile_graph(tmp_path / "stack.onnx", tmp_path / "out", spec, {}) == remedies
+    prepacked = b"prepacked_0" in (tmp_path / "out" / "stack.onnx").read_bytes()
+    assert prepacked is not bool(remedies)
+    engine = ort.load(tmp_path / "out", spec, {})
+    x = np.random.default_rng(4).standard_normal((5, rows)).astype(np.float32)
+    outputs = engine.run({"x": x})
+    for i, weight in enumerate(weights):
+        truth = x @ weight
+        assert np.abs(outputs[f"y{i}"].numpy() - truth).max() < 0.02 * np.abs(truth).max()
+
+
+def test_a_weight_that_ends_off_the_grid_is_prepacked_at_load(tmp_path: Path) -> None:
+    rows, columns = 1024, [2049, 2051]  # more than 1 MiB each, and the second one's end is no multiple of 64
+    spec, weights = int4_stack(tmp_path / "stack.onnx", rows, columns)
+    ort.compile_graph(tmp_path / "stack.onnx", tmp_path / "out", spec, {})
+    x = np.random.default_rng(4).standard_normal((5, rows)).astype(np.float32)
+    outputs = ort.load(tmp_path / "out", spec, {}).run({"x": x})
+    for i, weight in enumerate(weights):
+        truth = x @ weight
+        assert np.abs(outputs[f"y{i}"].numpy() - truth).max() < 0.02 * np.abs(truth).max()
