@@ -105,7 +105,13 @@ def prompt_settings(
 ) -> dict[str, Any]:
     """Settings for ``runtime.prompt``. ``eos`` is the config's end id or list of them, which the checkpoint's
     ``generation_config.json`` overrules. Raises UserError when the chat template cannot be put into pieces."""
-    known = Tokenizer.from_str(tokenizer.decode())
+    try:
+        known = Tokenizer.from_str(tokenizer.decode())
+    except Exception as error:  # the library raises bare Exception for every fault of the file
+        raise UserError(
+            f"{source.label}: tokenizer.json is damaged | {error}, expected a fast tokenizer's file "
+            "| copy or download it again"
+        ) from error
     image_token = known.id_to_token(image_token_id)
     if image_token is None:
         raise UserError(
