@@ -5,7 +5,7 @@ The device has no template engine: the family writes its chat format as plain pi
     {"before": "",                                            # opens the prompt unless a system turn does
      "roles": {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "},   # opens a turn
      "image": "<image>\\n",                                   # stands for one picture; pictures come before the text
-     "after_text": " ",                                       # follows the text of a turn
+     "after_text": " ",                                       # follows the text of a turn; one for all, or {role: piece}
      "end": "",                                               # closes a turn
      "generation": "ASSISTANT:",                              # asks for the answer
      "image_token": "<image>", "image_token_id": 32000,
@@ -117,7 +117,8 @@ class ChatTokenizer:
             pieces += self._template(self.settings["image"]) * turn.images
             if turn.text is not None:
                 pieces.append((turn.text, False))
-                pieces += self._template(get("after_text", ""))
+                after = get("after_text", "")
+                pieces += self._template(after if isinstance(after, str) else after[turn.role])
             pieces += self._template(get("end", ""))
         return pieces + (self._template(self.settings["generation"]) if generation else [])
 

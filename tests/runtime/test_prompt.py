@@ -126,10 +126,18 @@ def byte_level() -> Tokenizer:
     return tokenizer
 
 
+CLOSED = LLAVA | {"after_text": {"user": " ", "assistant": "</s>", "system": " "}}
+CLOSED_TEMPLATE = LLAVA_TEMPLATE.replace(
+    "{{ content['text'] + ' '}}",
+    "{{ content['text'] }}{% if message['role'] == 'assistant' %}{{ '</s>' }}{% else %}{{ ' ' }}{% endif %}",
+)
+
 KINDS = {
     "llama": (lambda: llama("normalizer"), LLAVA, LLAVA_TEMPLATE, "<s>", "</s>"),
     "llama-first": (lambda: llama("first"), LLAVA, LLAVA_TEMPLATE, "<s>", "</s>"),
     "llama-always": (lambda: llama("always"), LLAVA, LLAVA_TEMPLATE, "<s>", "</s>"),
+    "llama-closed": (lambda: llama("normalizer"), CLOSED, CLOSED_TEMPLATE, "<s>", "</s>"),
+    "llama-first-closed": (lambda: llama("first"), CLOSED, CLOSED_TEMPLATE, "<s>", "</s>"),
     "byte-level": (byte_level, QWEN, QWEN_TEMPLATE, None, "<|im_end|>"),
 }
 
