@@ -37,8 +37,8 @@ Message = tuple[str, int, str | None]  # role, number of pictures, text
 def pieces(source: Source, image_token: str, bos: str | None) -> dict[str, Any]:
     """The settings ``before``, ``roles``, ``image``, ``after_text``, ``end``, ``generation`` of ``runtime.prompt``.
 
-    ``after_text`` is a string, or one per role where roles end differently. Raises UserError when the template
-    cannot be rendered or does more than pieces can say.
+    Where roles end differently from the user's, ``closing`` maps them to what follows their text in place of
+    ``after_text`` and ``end``. Raises UserError when the template cannot be rendered or says more than pieces can.
     """
     template = _find(source)
     if template is None:
@@ -55,12 +55,11 @@ def pieces(source: Source, image_token: str, bos: str | None) -> dict[str, Any]:
 def render(settings: dict[str, Any], messages: list[Message], generation: bool) -> str:
     """The prompt that the pieces make, as ``runtime.prompt`` puts it together."""
     text = settings["before"] if not messages or messages[0][0] != "system" else ""
-    after = settings["after_text"]
+    closing = settings.get("closing", {})
     for role, images, words in messages:
-        text += settings["roles"][role] + settings["image"] * images
-        if words is not None:
-            text += words + (after if isinstance(after, str) else after[role])
-        text += settings["end"]
+        text += settings["roles"][role] + settings["image"] * images + (words or "")
+        after = settings["after_text"] if words is not None else ""
+        text += closing.get(role, after + settings["end"])
     return text + (settings["generation"] if generation else "")
 
 
@@ -124,21 +123,20 @@ def _derive(template: _Template, image_token: str) -> dict[str, Any]:
     user = between.removeprefix(after_a)
     if between != after_a + user or after_b != after_a or not before_a.endswith(user):
         raise _IrregularError(f"two turns are no repetition of one: {two!r}")
+    image = _around(template([("user", 1, _A)]), _A)[0].removeprefix(before_a)
+    end = template([("user", 1, None)]).removeprefix(before_a + image)
+    reply = template([("user", 0, _A), ("assistant", 0, _B)]).removeprefix(first)
+    turns = {"assistant": _around(reply, _B)} | _system(template)
     settings: dict[str, Any] = {
         "before": before_a.removesuffix(user),
-        "roles": {"user": user},
-        "image": _around(template([("user", 1, _A)]), _A)[0].removeprefix(before_a),
-        "end": template([("user", 1, None)]).removeprefix(before_a),
+        "roles": {"user": user} | {role: opening for role, (opening, _) in turns.items()},
+        "image": image,
+        "after_text": after_a.removesuffix(end),
+        "end": end,
     }
-    settings["end"] = settings["end"].removeprefix(settings["image"])
-    closing = {"user": after_a}
-    context = template([("user", 0, _A), ("assistant", 0, _B)]).removeprefix(first)
-    settings["roles"]["assistant"], closing["assistant"] = _around(context, _B)
-    system = _system(template)
-    if system is not None:
-        settings["roles"]["system"], closing["system"] = system
-    tails = {role: tail.removesuffix(settings["end"]) for role, tail in closing.items()}
-    settings["after_text"] = tails["user"] if len(set(tails.values())) == 1 else tails
+    closing = {role: tail for role, (_, tail) in turns.items() if tail != after_a}
+    if closing:
+        settings["closing"] = closing
     settings["generation"] = template([("user", 0, _A)], True).removeprefix(first)
     _prove(template, settings, image_token)
     return settings
@@ -151,12 +149,12 @@ def _around(text: str, mark: str) -> tuple[str, str]:
     return before, after
 
 
-def _system(template: _Template) -> tuple[str, str] | None:
-    """What opens and closes a system turn; None where the template does not take one."""
+def _system(template: _Template) -> dict[str, tuple[str, str]]:
+    """What opens and closes a system turn; nothing where the template does not take one."""
     try:
-        return _around(template([("system", 0, _A)]), _A)
+        return {"system": _around(template([("system", 0, _A)]), _A)}
     except (jinja2.TemplateError, _IrregularError):
-        return None
+        return {}
 
 
 def _prove(template: _Template, settings: dict[str, Any], image_token: str) -> None:
