@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -39,6 +39,7 @@ def _save_checkpoint(path, *, heads=4, kv_heads=2, tied=False, feature_layer=-2,
         ["USER: what is in the picture ASSISTANT:"],
         trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet),
     )
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, extra_special_tokens={"image_token": "<image>"}, **names
@@ -67,7 +68,11 @@ def _save_checkpoint(path, *, heads=4, kv_heads=2, tied=False, feature_layer=-2,
         pad_token_id=3,
     )
     config = LlavaConfig(
-        vision, text, image_token_index=4, vision_feature_layer=feature_layer, tie_word_embeddings=tied
+        vision_config=vision,
+        text_config=text,
+        image_token_index=4,
+        vision_feature_layer=feature_layer,
+        tie_word_embeddings=tied,
     )
     torch.manual_seed(heads * 10 + kv_heads)
     model = LlavaForConditionalGeneration(config).eval()

@@ -28,7 +28,7 @@ def hf_answer(model, processor, pictures, text):
     """transformers' own greedy tokens and the logits that led to each."""
     content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": text}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    batch = processor(images=pictures, text="<s>" + prompt, return_tensors="pt")
+    batch = processor(images=pictures, text=prompt, return_tensors="pt")
     model.generation_config.eos_token_id = None  # 32 tokens, whatever they are
     with torch.no_grad():
         out = model.generate(
