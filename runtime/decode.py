@@ -14,8 +14,9 @@ import numpy as np
 from foveate.engines.base import Engine
 from foveate.engines.spec import Symbol
 from foveate.runtime.cache import KVCache
+from foveate.runtime.prompt import ImageSlot, Segment
 
-__all__ = ["Decoder", "Item", "Picture"]
+__all__ = ["Decoder", "Item", "Picture", "prompt_items"]
 
 
 @dataclass(eq=False)  # two pictures are the same item only when they are the same object
@@ -28,6 +29,17 @@ class Picture:
 
 
 Item = int | Picture
+
+
+def prompt_items(segments: Sequence[Segment], pictures: Sequence[Picture]) -> list[Item]:
+    """The prompt of ``ChatTokenizer.encode_turns`` with the conversation's pictures in their places."""
+    items: list[Item] = []
+    for segment in segments:
+        if isinstance(segment, ImageSlot):
+            items.append(pictures[segment.index])
+        else:
+            items += segment.tolist()
+    return items
 
 
 class Decoder:

@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from foveate.runtime.pipeline import MAX_NEW_TOKENS, Timings
+from foveate.runtime.answer import Timings
+from foveate.runtime.conversation import MAX_NEW_TOKENS
 from foveate.runtime.sampling import Sampling
 
 __all__ = ["add_engine", "add_generation", "generation", "say", "timing_lines"]

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from foveate.engines.base import Engine, Feed
 from foveate.engines.spec import GraphSpec, Symbol
+from foveate.runtime.answer import Clock
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.decode import Picture
 from foveate.runtime.image import ImageSource, preprocess
 from foveate.runtime.prompt import ChatTokenizer, clip_segments, load_tokenizer
 
-__all__ = ["Clock", "Seen", "VisionStages"]
-
-
-class Clock:
-    """Seconds per stage."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.seconds = {"preprocess": 0.0, "vision": 0.0, "prune": 0.0, "prefill": 0.0, "decode": 0.0}
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.start
+__all__ = ["Seen", "VisionStages"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from foveate.engines.errors import UserError
 from foveate.runtime.bundle import load
 from foveate.runtime.image import preprocess
 from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.plans import choose, load_engines
 from foveate.runtime.prompt import ChatTokenizer, ImageSlot, Turn
 
 QUESTION = "What is left of the bus?"
@@ -211,6 +212,21 @@ def test_the_answer_ends_where_the_model_does(pipe: Pipeline, picture: np.ndarra
     answer = pipe.generate(picture, "y" * 90, keep=4, max_new_tokens=1000)
     assert answer.timings.prompt_rows + len(answer.tokens) == 128
     assert answer.finish == "length"
+
+
+def test_no_step_copies_the_cache(
+    bundle: Path, picture: np.ndarray, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime warns when it copies (tests/engines/test_ort.py shows that it does); here it has no reason to."""
+    opened = load(bundle)
+    pipe = Pipeline(opened, load_engines(opened, choose(opened), {"log_severity": 2}))
+    chat = pipe.chat()
+    buffers = []
+    for text in (QUESTION, "And right?"):
+        chat.ask(text, picture, keep=5, max_new_tokens=8)
+        buffers.append(next(iter(chat._decoder.cache.feeds().values())).numpy())
+    assert buffers[1][:, :, : buffers[0].shape[2]].any()
+    assert "in-place optimization not activated" not in capfd.readouterr().err
 
 
 def test_sampling_repeats_with_its_seed(pipe: Pipeline, picture: np.ndarray) -> None:

@@ -1,0 +1,95 @@
+"""What comes out of a prompt: the answer with its timings, or a stream of its pieces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Answer", "Clock", "Stream", "Timings"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds, except where the name says otherwise. ``first_token`` counts from the first reading of the stream;
+    ``tokens_per_second`` is of decoding alone and 0 when nothing was decoded after the first token. ``reused_rows`` of
+    ``prompt_rows`` were cached."""
+
+    preprocess: float
+    vision: float
+    prune: float
+    prefill: float
+    decode: float
+    first_token: float
+    total: float
+    tokens_per_second: float
+    prompt_rows: int
+    reused_rows: int
+    cache_bytes_allocated: int
+    cache_bytes_used: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``tokens`` without the stop id. ``kept`` has an array [R] int64 per picture of the prompt: the indices of the
+    patches that stayed, -1 for a merged row. ``finish`` is "stop" or "length"."""
+
+    text: str
+    tokens: list[int]
+    kept: list[np.ndarray]
+    finish: str
+    timings: Timings
+
+
+class Clock:
+    """Seconds per stage, and since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.seconds = {"preprocess": 0.0, "vision": 0.0, "prune": 0.0, "prefill": 0.0, "decode": 0.0}
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._start
+
+
+class Stream(Iterator[str]):
+    """Pieces of text as they settle; ``answer`` is there once they are used up. Work starts at the first ``next``."""
+
+    def __init__(self, work: Generator[str, None, Answer]) -> None:
+        self._work = work
+        self._answer: Answer | None = None
+
+    def __next__(self) -> str:
+        try:
+            return next(self._work)
+        except StopIteration as end:
+            self._answer = end.value or self._answer
+            raise StopIteration from None
+
+    def close(self) -> None:
+        """End the answer here."""
+        self._work.close()
+
+    @property
+    def answer(self) -> Answer:
+        if self._answer is None:
+            raise RuntimeError("the answer is not complete: use up the stream first")
+        return self._answer
+
+    def finish(self) -> Answer:
+        """Run to the end; the whole answer."""
+        for _ in self:
+            pass
+        return self.answer

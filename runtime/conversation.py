@@ -1,0 +1,204 @@
+"""Chat: turns go in, answers come out, and one cache carries what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foveate.engines.errors import UserError
+from foveate.runtime.answer import Answer, Clock, Stream, Timings
+from foveate.runtime.budget import Keep, resolve_keep
+from foveate.runtime.decode import Picture, prompt_items
+from foveate.runtime.image import ImageSource
+from foveate.runtime.prompt import Segment, Turn
+from foveate.runtime.sampling import Sampler, Sampling
+from foveate.runtime.vision import Seen
+
+if TYPE_CHECKING:
+    from foveate.runtime.pipeline import Pipeline
+
+__all__ = ["MAX_NEW_TOKENS", "Chat", "Images"]
+
+MAX_NEW_TOKENS = 256
+
+Images = ImageSource | Sequence[ImageSource] | None
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A picture in a conversation: what the encoder made of it, its budget, and what is left of it."""
+
+    seen: Seen
+    keep: int
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A turn that was found in order. ``old`` are the budgets of the pictures shown before it."""
+
+    turns: list[Turn]
+    segments: list[Segment]
+    images: list[ImageSource]
+    budget: int
+    old: list[int]
+    reprune: bool
+    most: int
+    sampling: Sampling
+
+
+class Chat:
+    """A conversation with one cache. Each picture is pruned once, with the question of its own turn in view.
+
+    A turn whose answer was broken off (an error, Ctrl-C, ``Stream.close``) is not part of the conversation; the cache
+    keeps what it has. One answer at a time: use up a stream, or close it, before the next question.
+    """
+
+    def __init__(self, pipeline: Pipeline, system: str | None = None) -> None:
+        self._pipe = pipeline
+        self._decoder = pipeline.decoder()
+        self._shown: list[_Shown] = []
+        self.turns: list[Turn] = [] if system is None else [Turn("system", system)]
+
+    def ask(
+        self,
+        text: str,
+        image: Images = None,
+        *,
+        reprune: bool = False,
+        keep: Keep = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+    ) -> Answer:
+        """The answer to the next turn, ``text`` with any new pictures. Arguments as for ``Pipeline.generate``.
+
+        ``reprune`` prunes every picture of the conversation again with this question in view (and with ``keep``, where
+        given), which starts the cache over.
+        """
+        sampling = Sampling(temperature, top_p, top_k, seed)
+        stream = self.stream(
+            text, image, reprune=reprune, keep=keep, max_new_tokens=max_new_tokens, sampling=sampling
+        )
+        return stream.finish()
+
+    def stream(
+        self,
+        text: str,
+        image: Images = None,
+        *,
+        reprune: bool = False,
+        keep: Keep = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        sampling: Sampling | None = None,
+    ) -> Stream:
+        """``ask``, piece by piece. Raises UserError here, before anything runs, when an argument is out of range or the
+        model has no room for the prompt."""
+        if not text.strip():
+            raise UserError(
+                "the prompt is empty | expected a question or an instruction | give some text", code=2
+            )
+        if max_new_tokens < 1:
+            raise UserError(
+                f"wrong max-new-tokens | got {max_new_tokens}, expected 1 or more "
+                f"| leave it out for {MAX_NEW_TOKENS}",
+                code=2,
+            )
+        images, manifest = _listed(image), self._pipe.manifest
+        budget = resolve_keep(
+            keep, manifest.num_visual_tokens, manifest.method, self._pipe.vision.largest_keep
+        )
+        turns = [*self.turns, Turn("user", text, len(images))]
+        segments = self._pipe.tokenizer.encode_turns(turns)
+        old = [budget if reprune and keep is not None else shown.keep for shown in self._shown]
+        room = self._room(segments, old + [budget] * len(images), reprune)
+        most = min(max_new_tokens, room)
+        request = _Request(turns, segments, images, budget, old, reprune, most, sampling or Sampling())
+        return Stream(self._answer(request))
+
+    def _room(self, segments: Sequence[Segment], budgets: Sequence[int], reprune: bool) -> int:
+        """How many tokens the answer may have when no picture of ``budgets`` leaves more than its budget."""
+        decoder, total = self._decoder, self._pipe.manifest.num_visual_tokens
+        known = [] if reprune else [shown.picture for shown in self._shown]
+        blank = [Picture(np.empty((0, 0)), np.zeros(budget), total) for budget in budgets[len(known) :]]
+        items = prompt_items(segments, [*known, *blank])
+        rows, positions = sum(map(decoder.rows, items)), sum(map(decoder.span, items))
+        if (room := decoder.room(rows, positions)) < 1:
+            longest = max(rows, positions)
+            raise UserError(
+                f"the prompt is too long | got {longest} tokens ({sum(budgets)} of them visual), "
+                f"expected at most {longest + room - 1} | shorten it, or lower keep"
+            )
+        return room
+
+    def _look(self, request: _Request, clock: Clock) -> list[_Shown]:
+        """Every picture of the conversation after pruning: the old ones as they are unless pruned again."""
+        vision, shown = self._pipe.vision, list(self._shown)
+        if not request.images and not (request.reprune and shown):
+            return shown
+        question = vision.question(request.turns[-1].text or "", clock)
+        if request.reprune:
+            shown = [
+                _Shown(s.seen, keep, vision.prune(s.seen, question, keep, clock))
+                for s, keep in zip(shown, request.old, strict=True)
+            ]
+        for image in request.images:
+            seen = vision.see(image, clock)
+            shown.append(_Shown(seen, request.budget, vision.prune(seen, question, request.budget, clock)))
+        return shown
+
+    def _answer(self, request: _Request) -> Generator[str, None, Answer]:
+        clock, decoder = Clock(), self._decoder
+        shown = self._look(request, clock)
+        items = prompt_items(request.segments, [s.picture for s in shown])
+        reused = decoder.reuse(items)
+        with clock.measure("prefill"):
+            logits = decoder.prefill(items, request.most)
+        prompt_rows = decoder.cache.length
+        text, tokens, first, finish = yield from self._decode(logits, request, clock)
+        self._shown, self.turns = shown, [*request.turns, Turn("assistant", text)]
+        steps, seconds = decoder.cache.length - prompt_rows, clock.seconds
+        timings = Timings(
+            **seconds,
+            first_token=first,
+            total=clock.elapsed,
+            tokens_per_second=steps / seconds["decode"] if steps else 0.0,
+            prompt_rows=prompt_rows,
+            reused_rows=reused,
+            cache_bytes_allocated=decoder.cache.allocated,
+            cache_bytes_used=decoder.cache.used,
+        )
+        return Answer(text, tokens, [s.picture.kept for s in shown], finish, timings)
+
+    def _decode(
+        self, logits: np.ndarray, request: _Request, clock: Clock
+    ) -> Generator[str, None, tuple[str, list[int], float, str]]:
+        """Token after token from the prompt's last ``logits``: text, tokens, seconds to the first one, finish."""
+        sampler, text = Sampler(request.sampling), self._pipe.tokenizer.detokenizer()
+        stop = self._pipe.tokenizer.stop_ids
+        token = sampler(logits)
+        first, tokens, said = clock.elapsed, [], []
+        while token not in stop:
+            tokens.append(token)
+            if piece := text.step(token):
+                said.append(piece)
+                yield piece
+            if len(tokens) == request.most:
+                break
+            with clock.measure("decode"):
+                token = sampler(self._decoder.step(token))
+        if piece := text.finish():
+            said.append(piece)
+            yield piece
+        return "".join(said), tokens, first, "stop" if token in stop else "length"
+
+
+def _listed(images: Images) -> list[ImageSource]:
+    if images is None:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]
