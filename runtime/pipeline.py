@@ -23,15 +23,13 @@ from foveate.runtime.budget import Keep
 from foveate.runtime.bundle import Bundle, Manifest
 from foveate.runtime.bundle import load as load_bundle
 from foveate.runtime.conversation import MAX_NEW_TOKENS, Chat, Images
-from foveate.runtime.decode import Decoder, prompt_items
+from foveate.runtime.decode import Decoder
 from foveate.runtime.plans import choose, load_engines
 from foveate.runtime.prompt import ChatTokenizer
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.vision import VisionStages
 
 __all__ = ["Answer", "Chat", "Pipeline", "Stream", "Timings"]
-
-_items = prompt_items  # the name under which tests still ask for it
 
 
 class Pipeline:

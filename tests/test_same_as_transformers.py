@@ -9,10 +9,11 @@ from PIL import Image
 
 from foveate.export import methods, models
 from foveate.export.build import build
+from foveate.runtime.answer import Clock
 from foveate.runtime.compile import compile_bundle
-from foveate.runtime.pipeline import Pipeline, _items
+from foveate.runtime.decode import prompt_items
+from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.prompt import Turn
-from foveate.runtime.vision import Clock
 
 NEW_TOKENS = 32
 CHECKPOINTS = {
@@ -65,7 +66,7 @@ def test_same_logits_and_greedy_tokens(tmp_path, name, capsys, save_checkpoint):
     clock = Clock()
     shown = [pipe.vision.prune(pipe.vision.see(picture, clock), {}, 16, clock) for picture in pictures]
     decoder = pipe.decoder()
-    logits = [decoder.prefill(_items(segments, shown), NEW_TOKENS)]
+    logits = [decoder.prefill(prompt_items(segments, shown), NEW_TOKENS)]
     logits += [decoder.step(token) for token in tokens[:-1]]
     ours = np.stack([row.reshape(-1) for row in logits])
 
