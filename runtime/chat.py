@@ -30,10 +30,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--system", help="what the conversation opens with")
     options.add_generation(parser)
     options.add_engine(parser)
-    parser.add_argument("--timings", action="store_true", help="print where the time went, to stderr")
+    parser.add_argument(
+        "--timings", action="store_true", help="print the tokens kept and the times, to stderr"
+    )
     args = parser.parse_args(argv)
     generation = options.generation(args)
     pipe = Pipeline.load(args.bundle, args.engine, threads=args.threads, progress=options.say)
+    visual_tokens = pipe.manifest.num_visual_tokens if args.timings else None
     chat, images, reprune, code = pipe.chat(args.system), list(args.image), False, 0
     interactive = sys.stdin.isatty()
     if interactive:
@@ -50,7 +53,7 @@ def main(argv: list[str]) -> int:
             options.say(f"no such command: {command} ({_HELP})")
         else:
             try:
-                _turn(chat, line, {"image": images, "reprune": reprune, **generation}, args.timings)
+                _turn(chat, line, {"image": images, "reprune": reprune, **generation}, visual_tokens)
             except UserError as error:
                 options.say(f"foveate: {error}")
                 code = code if interactive else error.code
@@ -58,7 +61,7 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _turn(chat: Chat, text: str, arguments: dict[str, Any], timings: bool) -> None:
+def _turn(chat: Chat, text: str, arguments: dict[str, Any], visual_tokens: int | None) -> None:
     stream = chat.stream(text, **arguments)
     try:
         for piece in stream:
@@ -68,8 +71,8 @@ def _turn(chat: Chat, text: str, arguments: dict[str, Any], timings: bool) -> No
         print(" [broken off]")
         return
     print(flush=True)
-    if timings:
-        options.say("\n".join(options.timing_lines(stream.answer.timings, len(stream.answer.tokens))))
+    if visual_tokens is not None:
+        options.say("\n".join(options.timing_lines(stream.answer, visual_tokens)))
 
 
 def _lines(interactive: bool) -> Iterator[str]:

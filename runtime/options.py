@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from foveate.runtime.answer import Timings
+from foveate.runtime.answer import Answer
 from foveate.runtime.conversation import MAX_NEW_TOKENS
 from foveate.runtime.sampling import Sampling
 
@@ -42,14 +42,19 @@ def generation(args: argparse.Namespace) -> dict[str, Any]:
     return {"keep": args.keep, "max_new_tokens": args.max_new_tokens, "sampling": sampling}
 
 
-def timing_lines(t: Timings, new_tokens: int) -> list[str]:
-    """For people; ``--json`` has the numbers as they are."""
+def timing_lines(answer: Answer, visual_tokens: int) -> list[str]:
+    """Tokens kept and times, for people; ``--json`` has the numbers as they are. ``visual_tokens`` are one picture's."""
+    t = answer.timings
     stages = [(name, getattr(t, name)) for name in ("preprocess", "vision", "prune", "prefill", "decode")]
     return [
+        *(
+            f"{'kept':<12}{len(kept):10} of {visual_tokens} visual tokens ({len(kept) / visual_tokens:.1%})"
+            for kept in answer.kept
+        ),
         *(f"{name:<12}{seconds * 1e3:10.1f} ms" for name, seconds in stages),
         f"{'first token':<12}{t.first_token * 1e3:10.1f} ms",
         f"{'total':<12}{t.total * 1e3:10.1f} ms",
-        f"{'decoding':<12}{t.tokens_per_second:10.1f} tokens/s, {new_tokens} tokens",
+        f"{'decoding':<12}{t.tokens_per_second:10.1f} tokens/s, {len(answer.tokens)} tokens",
         f"{'prompt':<12}{t.prompt_rows:10} rows, {t.reused_rows} of them cached",
         f"{'cache':<12}{t.cache_bytes_allocated / 1e6:10.1f} MB, {t.cache_bytes_used / 1e6:.1f} MB of it used",
     ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
+
+from PIL import Image
 
 from foveate.engines.errors import UserError
 from foveate.runtime import options
@@ -22,14 +23,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="repeat for several")
     options.add_generation(parser)
     options.add_engine(parser)
-    parser.add_argument("--timings", action="store_true", help="print where the time went, to stderr")
+    parser.add_argument(
+        "--timings", action="store_true", help="print the tokens kept and the times, to stderr"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.add_argument(
         "--overlay", type=Path, metavar="OUT.png", help="save the picture with its kept patches"
     )
     args = parser.parse_args(argv)
-    if args.overlay and not args.image:
-        raise UserError("--overlay shows what is kept of a picture | got no --image | add one", code=2)
+    if args.overlay:
+        _can_draw(args.overlay, args.image)
     pipe = Pipeline.load(args.bundle, args.engine, threads=args.threads, progress=options.say)
     stream = pipe.stream(args.image, args.prompt, **options.generation(args))
     for piece in stream:
@@ -41,10 +44,24 @@ def main(argv: list[str]) -> int:
     else:
         print()
     if args.timings and not args.json:
-        print("\n".join(options.timing_lines(answer.timings, len(answer.tokens))), file=sys.stderr)
+        options.say("\n".join(options.timing_lines(answer, pipe.manifest.num_visual_tokens)))
     if args.overlay:
         _overlay(pipe, args.image, answer, args.overlay)
     return 0
+
+
+def _can_draw(target: Path, images: list[str]) -> None:
+    """Raise UserError now for what would else be found out after the answer."""
+    if not images:
+        raise UserError("--overlay shows what is kept of a picture | got no --image | add one", code=2)
+    if Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
+        got = f"the suffix {target.suffix!r}"
+        raise UserError(f"cannot save the overlay as {target} | got {got} | use .png or .jpg", code=2)
+    if not target.parent.is_dir():
+        raise UserError(
+            f"cannot save the overlay as {target} | there is no folder {target.parent} | make it first",
+            code=2,
+        )
 
 
 def _overlay(pipe: Pipeline, images: list[str], answer: Answer, target: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,7 @@ def test_run_timings(bundle: Path, image: Path, capsys: pytest.CaptureFixture[st
     assert main("run", bundle, "Why?", "--image", image, "--timings", "--max-new-tokens", 3) == 0
     lines = capsys.readouterr().err.splitlines()
     names = [
+        "kept",
         "preprocess",
         "vision",
         "prune",
@@ -86,6 +88,7 @@ def test_run_timings(bundle: Path, image: Path, capsys: pytest.CaptureFixture[st
         "cache",
     ]
     assert [line.split()[0] for line in lines] == names
+    assert re.fullmatch(r"kept +\d+ of 16 visual tokens \(\d+\.\d%\)", lines[0])
 
 
 def test_run_overlay(bundle: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +115,8 @@ def test_run_overlay(bundle: Path, image: Path, tmp_path: Path, capsys: pytest.C
         (["run", "BUNDLE", "x", "--seed", "one"], "invalid int value"),
         (["run", "BUNDLE", "x", "--threads", "0"], "wrong threads"),
         (["run", "BUNDLE", "x", "--overlay", "a.png"], "--overlay shows"),
+        (["run", "BUNDLE", "x", "--image", "i.png", "--overlay", "a.doc"], "the suffix '.doc'"),
+        (["run", "BUNDLE", "x", "--image", "i.png", "--overlay", "no/a.png"], "no folder no"),
         (["run", "nowhere", "x"], "no such directory"),
         (["compile", "BUNDLE", "--target", "tensort"], "unknown target"),
         (["check", "BUNDLE", "--engine", "abacus"], None),
