@@ -18,7 +18,7 @@ BUNDLE := bundles/shapes.sppruner
 
 demo: $(VENV)/.export
 	$(BIN)/python export/build.py --model scripts/shapes --method sppruner --precision fp32 --out $(BUNDLE)
-	$(BIN)/foveate run $(BUNDLE) "what is the shape of the green object?" --image scripts/shapes/scene.png \
+	$(BIN)/foveate run $(BUNDLE) "What letter is on the sign?" --image docs/scene.png \
 	    --timings --overlay kept.png
 
 test: $(VENV)/.dev

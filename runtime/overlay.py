@@ -20,7 +20,8 @@ __all__ = ["draw_overlay", "save_overlay"]
 
 _SMALLEST, _LARGEST = 640, 2048  # pixels of the longer side: small pictures grow, very large ones shrink
 _RIM = (255, 214, 102)
-_DIM = 0.4  # brightness of what was dropped
+_DIM = 0.36  # brightness of what was dropped
+_VEIL = 20  # and a little grey over it, so that black that was dropped differs from black that was kept
 _GREY = 0.6  # share of grey in it
 
 
@@ -95,4 +96,4 @@ def _overlap(pixels: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 def _dimmed(image: Image.Image) -> Image.Image:
     grey = image.convert("L").convert("RGB")
-    return Image.blend(image, grey, _GREY).point(lambda v: round(v * _DIM))
+    return Image.blend(image, grey, _GREY).point(lambda v: round(v * _DIM) + _VEIL)
