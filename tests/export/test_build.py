@@ -49,7 +49,7 @@ def test_the_script_is_the_verb(checkpoint, tmp_path):
     command += ["--method", "none", "--dialects", "ort", "--out", "here"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert load(tmp_path / "here").manifest.stages == ["vision_encoder", "llm"]
+    assert load(tmp_path / "here").manifest.stages == ("vision_encoder", "llm")
 
 
 @pytest.mark.parametrize(
