@@ -7,6 +7,7 @@ long as the engine was built for where it settles that.
 from __future__ import annotations
 
 from foveate.engines.base import Buffer, Engine
+from foveate.engines.errors import UserError
 from foveate.engines.spec import Symbol
 
 __all__ = ["KVCache"]
@@ -31,14 +32,27 @@ class KVCache:
         return self._dim.max if isinstance(self._dim, Symbol) else self._dim
 
     def reserve(self, rows: int) -> None:
-        """Make room for ``rows`` in all; what is written stays. Layer by layer, so that two caches never stand at once."""
+        """Make room for ``rows`` in all; what is written stays. Layer by layer, so that two caches never stand at once.
+
+        Raises UserError when memory runs out. Whatever stops it, the cache is empty then.
+        """
         if rows <= self.capacity:
             return
         sizes = {self._dim.name: rows} if isinstance(self._dim, Symbol) else {}
-        for name in self._names:
-            old = self._buffers.pop(name, None)
-            kept = old.numpy()[:, :, : self.length] if old is not None and self.length else None
-            self._buffers[name] = self._engine.allocate(name, sizes, kept)
+        try:
+            for name in self._names:
+                old = self._buffers.pop(name, None)
+                kept = old.numpy()[:, :, : self.length] if old is not None and self.length else None
+                self._buffers[name] = self._engine.allocate(name, sizes, kept)
+        except BaseException as error:  # Ctrl-C as well: half a cache is none
+            self._buffers.clear()
+            self.capacity = self.length = 0
+            if isinstance(error, MemoryError):
+                raise UserError(
+                    f"no memory for the cache | {rows} rows in {len(self._names)} buffers were wanted "
+                    "| ask for fewer new tokens, or keep fewer visual tokens"
+                ) from error
+            raise
         self.capacity = self._buffers[self._names[0]].shape[_ROWS]
 
     def cut(self, rows: int) -> None:

@@ -69,6 +69,8 @@ class Decoder:
     def reuse(self, items: Sequence[Item]) -> int:
         """Cut the cache to what ``items`` begins with; the rows that stay. The last item is never among them, since
         its logits are wanted."""
+        if not self.cache.length:  # it may have been lost since
+            self.items.clear()
         same = 0
         for old, new in zip(self.items, items[:-1], strict=False):
             if old is not new and (isinstance(old, Picture) or isinstance(new, Picture) or old != new):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from foveate.engines.base import resolve
+from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.runtime.answer import Clock
 from foveate.runtime.bundle import Bundle, load
@@ -169,6 +170,28 @@ def test_prefill_in_chunks_is_prefill_at_once(bundle: Path) -> None:
     np.testing.assert_allclose(chunked, whole, atol=1e-5)
     np.testing.assert_allclose(decoders[1].step(9), decoders[0].step(9), atol=1e-5)
     assert decoders[1].cache.length == 51
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_a_cache_that_cannot_grow_is_empty(
+    bundle: Path, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Pipeline.load(bundle).decoder()
+    whole = decoder.prefill([1, 2, 3], 2)
+    allocate, calls = decoder._engine.allocate, []
+
+    def fail(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 3:
+            raise error
+        return allocate(*args)
+
+    monkeypatch.setattr(decoder._engine, "allocate", fail)
+    with pytest.raises(UserError if error is MemoryError else error):
+        decoder.prefill([1, 2, 3, 4, 5, 6], 9)
+    assert (decoder.cache.capacity, decoder.cache.length, decoder.cache.allocated) == (0, 0, 0)
+    assert decoder.reuse([1, 2, 3]) == 0
+    np.testing.assert_allclose(decoder.prefill([1, 2, 3], 2), whole, atol=1e-6)
 
 
 def test_a_cache_as_long_as_the_engine_says() -> None:
