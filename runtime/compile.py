@@ -105,6 +105,16 @@ def _sweep(engines: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def _peak_memory() -> int | None:
+    """Bytes of the largest process that compiled a graph; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+
+
 def main(argv: list[str]) -> int:
     parser = Parser(prog="foveate compile", description="Compile a bundle for this machine.")
     parser.add_argument("bundle", metavar="BUNDLE")
@@ -128,8 +138,11 @@ def main(argv: list[str]) -> int:
         accuracy_level=args.accuracy_level,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
+    seconds, peak = round(time.perf_counter() - start, 3), _peak_memory()
     if args.json:
-        print(json.dumps({"engine": str(folder), "seconds": round(time.perf_counter() - start, 3)}))
+        print(json.dumps({"engine": str(folder), "seconds": seconds, "peak_bytes": peak}))
     else:
+        if peak:
+            print(f"peak memory {peak / 2**30:.2f} GiB", file=sys.stderr)
         print(f'{folder}\nnext: foveate run {args.bundle} "What is in the picture?" --image FILE')
     return 0

@@ -118,7 +118,9 @@ def test_compiling_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None
     edit(copy, lambda d: d["machine"].update(version="1.2.3"))
     assert main([str(copy), "--json"]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["engine"] == str(record(copy).parent)
+    document = json.loads(printed.out)
+    assert document["engine"] == str(record(copy).parent)
+    assert 20 << 20 < document["peak_bytes"] < 2 << 30
     assert "llm" in printed.err
     Pipeline.load(copy)
 
