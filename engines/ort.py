@@ -13,8 +13,9 @@ What ONNX Runtime 1.31.1 does with these files, found by experiment (Linux, CPU)
   exist; ``session.use_memory_mapped_ort_model`` is for its own file format.
 * ``ORT_DISABLE_ALL`` at load keeps what the optimizer made (``MatMulNBits``, fused nodes) and its prepacked weights.
 * The accuracy level is written into the nodes at compile time; the option means nothing at load.
-* An int4 weight prepacked for accuracy level 4 must stand at a multiple of 64 bytes in the file, and the writer only
-  sees to that for tensors of 1 MiB and more: smaller ones shift their neighbours, and the kernel silently reads garbage.
+* A prepacked weight must stand at a multiple of 64 bytes in the file, and the writer only sees to that for tensors of
+  1 MiB and more: smaller ones shift their neighbours. The int4 kernel then silently reads garbage, the float32 kernel
+  ends the process (aligned loads).
   ``compile_graph`` looks where each one stands and leaves small weights, or all, to be prepacked at load if need be.
 * Past and present bound to one buffer are updated in place; otherwise it copies the cache and warns
   "TensorScatter: in-place optimization not activated".
@@ -121,14 +122,13 @@ _ATTEMPTS = (
 )
 
 _PREPACKED = re.compile(rb"prepacked_\d+..?(\w+)\+\d+\|(\d+);", re.DOTALL)
-_UNALIGNED = (b"MatMul", b"Gemm")  # float32 panels, right at any address
 _ALIGNMENT = 64
 
 
 def _misplaced(model: Path) -> bool:
     """Whether a prepacked weight stands where its kernel misreads it: see the module's docstring."""
     entries = _PREPACKED.findall(model.read_bytes())
-    return any(op not in _UNALIGNED and int(offset) % _ALIGNMENT for op, offset in entries)
+    return any(int(offset) % _ALIGNMENT for _, offset in entries)
 
 
 def _compile_apart(source: Path, job: Mapping[str, Any]) -> None:
