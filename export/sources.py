@@ -6,38 +6,21 @@ needs, ``fill`` puts them in. Random checkpoints are in ``dummy``.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import huggingface_hub
 import torch
-from huggingface_hub import errors as hub
 from torch import nn
 
 from foveate.engines.errors import UserError
 from foveate.export.checkpoint import Directory, Entry, Source
 from foveate.export.decoder import Decoder, Linear, rope_tables
+from foveate.export.hub import INSTEAD, download
 from foveate.export.parts import Weights
 
 __all__ = ["entries", "fill", "find", "is_path_or_id"]
-
-_SETTINGS = [
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-]
-_WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
-_PICKLED = ["pytorch_model.bin"]  # taken only where a repository has nothing else
-
-_INSTEAD = "name a checkpoint's directory, or use --load-format dummy (random weights)"
 
 
 def is_path_or_id(name: str) -> bool:
@@ -59,43 +42,10 @@ def find(name: str, *, weights: bool = True) -> Source:
             f"{name} is a file | expected a directory in Hugging Face's format | give the directory it is in"
         )
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise UserError(f"no directory {name} | got no such path | {_INSTEAD}, or give a hub id (org/name)")
-    return _download(name, weights)
-
-
-def _download(repo: str, weights: bool) -> Directory:
-    path = _snapshot(repo, _SETTINGS + _WEIGHTS if weights else _SETTINGS)
-    if weights and not any(path.glob("*.safetensors*")):
-        path = _snapshot(repo, _SETTINGS + _PICKLED)
+        raise UserError(f"no directory {name} | got no such path | {INSTEAD}, or give a hub id (org/name)")
+    path = download(name, weights=weights)
     remedy = "run again with a network (HF_HUB_OFFLINE unset): the download goes on where it stopped"
-    return Directory(path, label=repo, revision=path.name, remedy=remedy)
-
-
-def _snapshot(repo: str, patterns: list[str]) -> Path:
-    try:
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
-    except hub.GatedRepoError as error:
-        raise UserError(
-            f"{repo} is gated | the hub gives it to those who accepted its licence | accept it on "
-            f"https://huggingface.co/{repo} and run `hf auth login`, or {_INSTEAD}"
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise UserError(
-            f"the hub has no model {repo}, or it is private | no directory of that name here either | check the "
-            f"name, run `hf auth login` for a private one, or {_INSTEAD}"
-        ) from error
-    except hub.LocalEntryNotFoundError as error:
-        offline = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else "no network"
-        raise UserError(
-            f"cannot get {repo} | {offline}, and the cache does not have it | connect and run again, or {_INSTEAD}"
-        ) from error
-    except (hub.HTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason, remedy = "the disk is full", "free some space or set HF_HOME to another disk"
-        else:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            remedy = "run again: the download goes on where it stopped"
-        raise UserError(f"downloading {repo} failed | {reason} | {remedy}, or {_INSTEAD}") from error
+    return Directory(path, label=name, revision=path.name, remedy=remedy)
 
 
 def entries(

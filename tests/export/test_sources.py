@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +24,7 @@ from foveate.engines.errors import UserError
 from foveate.export import models, sources
 from foveate.export.checkpoint import Directory, Entry
 from foveate.export.decoder import Decoder, Linear, rope_tables
-from foveate.export.dummy import DummyWeights, byte_tokenizer
+from foveate.export.dummy import Dummy, DummyWeights, byte_tokenizer
 from foveate.export.models import llava
 
 
@@ -183,6 +186,7 @@ def test_pickled_weights_run_no_code(copy):
 
 # The hub
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOAD = """
 import sys
 from foveate.engines.errors import UserError
@@ -209,38 +213,144 @@ def test_no_network_and_no_cache(tmp_path):
     dummy, message = run.stdout.splitlines()
     assert dummy == "dummy"  # needs no network
     assert message.startswith(
-        "cannot get llava-hf/llava-1.5-7b-hf | no network, and the cache does not have it |"
+        "cannot get llava-hf/llava-1.5-7b-hf | the hub cannot be reached, and the cache does not hold all of it |"
     )
     assert "--load-format dummy" in message
     assert "Traceback" not in run.stderr
 
 
+class Hub(ThreadingHTTPServer):
+    """A hub with one model, ``some/model``: the files of ``folder``, or an error for every request."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.folder: Path | None = None
+        self.error = 500, ""
+        self.sent: list[str] = []
+        self.starts: list[int] = []
+        self.broken = ""  # a file of which only the first half arrives
+        self.names: dict[str, str] = {}  # the hashes by which files are known; default: their names
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        if self.server.folder is None:
+            status, code = self.server.error
+            return self.answer(b"", status, {"X-Error-Code": code})
+        if self.path.startswith("/api/"):
+            files = [path for path in self.server.folder.iterdir() if path.is_file()]
+            found = {"id": "some/model", "sha": COMMIT}
+            found["siblings"] = [{"rfilename": path.name} for path in files]
+            if "/tree/" in self.path:
+                sizes = ((path.name, path.stat().st_size) for path in files)
+                found = [{"type": "file", "path": name, "size": size, "oid": name} for name, size in sizes]
+            return self.answer(json.dumps(found).encode())
+        path = self.server.folder / self.path.rpartition("/")[2]
+        body, start = path.read_bytes(), 0
+        if self.command == "GET":
+            self.server.sent.append(path.name)
+            start = int((self.headers["Range"] or "bytes=0-")[6:].partition("-")[0])
+            self.server.starts.append(start)
+        etag = self.server.names.get(path.name, path.name)
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        return self.answer(body[start:], 206 if start else 200, headers, cut=path.name == self.server.broken)
+
+    def answer(self, body, status=200, headers=(), cut=False):
+        self.send_response(status)
+        for key, value in dict(headers).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(b"" if status == 206 and cut else body[: len(body) // 2] if cut else body)
+            self.close_connection = cut
+
+    def log_message(self, *args):
+        pass
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub with an empty cache, which answers every request with the status and error code that are set."""
-    answer = {"status": 500, "code": ""}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(answer["status"])
-            self.send_header("X-Error-Code", answer["code"])
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    """A hub in place of the real one, and an empty cache."""
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    yield answer
+    yield server
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def test_a_download_brings_what_is_needed_and_no_more(hub, copy):
+    for name in ("pytorch_model.bin", "model.fp16.safetensors", "README.md", "tf_model.h5"):
+        (copy / name).write_bytes(b"not needed")
+    hub.folder = copy
+    parts = models.load("some/model")
+    assert parts.source == {"model": "some/model", "revision": COMMIT, "load_format": "auto"}
+    needed = {"model.safetensors", "config.json", "generation_config.json", "processor_config.json"}
+    needed |= {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert set(hub.sent) == needed
+    truth = models.load(str(copy)).weights.get("embed_tokens")
+    assert torch.equal(parts.weights.get("embed_tokens"), truth)
+    hub.sent.clear()
+    models.load("some/model")
+    assert not hub.sent  # it is in the cache
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(hub, copy, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # what is kept is whole chunks
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between huggingface_hub's own attempts
+    hub.folder, hub.broken = copy, "model.safetensors"
+    message = refusal("some/model")
+    assert message.startswith("downloading some/model failed")
+    assert "goes on where it stopped" in message
+    hub.broken = ""
+    hub.starts.clear()
+    weights = models.load("some/model").weights
+    half = (copy / "model.safetensors").stat().st_size // 2
+    assert len(hub.starts) == 1
+    assert half - 10_000 < hub.starts[0] <= half
+    truth = models.load(str(copy)).weights
+    for name in ("embed_tokens", "llm.lm_head.weight", "vision_encoder.projector.linear_1.weight"):
+        assert torch.equal(weights.get(name), truth.get(name))
+
+
+def test_what_arrives_damaged_is_not_kept(hub, copy):
+    """Large files are named by their hash."""
+    hub.folder, hub.names = copy, {"model.safetensors": "0" * 64}
+    assert "arrived damaged" in refusal("some/model")
+    digest = hashlib.sha256((copy / "model.safetensors").read_bytes()).hexdigest()
+    hub.names["model.safetensors"] = digest
+    assert models.load("some/model").source["revision"] == COMMIT
+
+
+def test_a_dummy_of_a_hub_id_downloads_no_weights(hub, copy):
+    hub.folder = copy
+    assert models.load("some/model", load_format="dummy").source["load_format"] == "dummy"
+    assert "config.json" in hub.sent
+    assert not any("safetensors" in name for name in hub.sent)
+
+
+def test_a_repository_without_safetensors_gives_its_pickled_weights(hub, copy):
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    hub.folder = copy
+    models.load("some/model")
+    assert "pytorch_model.bin" in hub.sent
 
 
 @pytest.mark.parametrize(
@@ -253,15 +363,25 @@ def hub(tmp_path, monkeypatch):
     ],
 )
 def test_what_the_hub_refuses(hub, status, code, said):
-    hub |= {"status": status, "code": code}
+    hub.error = status, code
     message = refusal("some/model")
     assert message.startswith(said)
     assert "--load-format dummy" in message
 
 
+def test_the_clip_of_the_tower_is_fetched_when_a_method_asks_for_it(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    source = Dummy("like the published one", llava.CONFIGS["llava-1.5-7b"])
+    parts = llava._parts(source, llava._CLIP, llava._CLIP_ID)
+    assert parts.spec.vision.joint_size == 768
+    parts.vision(("cls_attention.22",))
+    with pytest.raises(UserError, match="cannot get openai/clip-vit-large-patch14-336"):
+        parts.vision(("clip_image",))
+
+
 def test_offline_and_no_cache(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    said = "cannot get some/model | HF_HUB_OFFLINE is set, and the cache does not have it |"
+    said = "cannot get some/model | HF_HUB_OFFLINE is set, and the cache does not hold all of it |"
     assert refusal("some/model").startswith(said)
 
 
