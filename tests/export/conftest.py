@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,20 @@ def clip_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., t
         return made[eos_token_id]
 
     return make
+
+
+@pytest.fixture
+def copy(llava_checkpoint: MakeCheckpoint, tmp_path: Path) -> Path:
+    """The directory of a checkpoint, to be changed."""
+    return shutil.copytree(llava_checkpoint()[0], tmp_path / "copy")
+
+
+@pytest.fixture
+def shards(llava_checkpoint: MakeCheckpoint, copy: Path) -> Path:
+    """The same with its weights in several files."""
+    (copy / "model.safetensors").unlink()
+    llava_checkpoint()[1].save_pretrained(copy, max_shard_size="200KB")
+    return copy
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -37,10 +36,6 @@ def pixels(seed: int = 0, side: int = 56) -> torch.Tensor:
 
 def vision_of(parts, taps=()):
     return fill(parts.vision(taps), parts.weights, "vision_encoder.").eval()
-
-
-def copy_of(path, tmp_path):
-    return shutil.copytree(path, tmp_path / "copy")
 
 
 def test_tiny_runs_and_is_the_same_every_time():
@@ -113,15 +108,15 @@ FORMS = {
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_names_and_dtypes_of_other_versions(llava_checkpoint, tmp_path, form, dtype):
+def test_names_and_dtypes_of_other_versions(llava_checkpoint, copy, form, dtype):
     path, model = llava_checkpoint()
-    other, moved = copy_of(path, tmp_path), {}
+    moved = {}
     for name, tensor in load_file(path / "model.safetensors").items():
         start = next((start for start in form if name.startswith(start)), "")
         moved[form.get(start, "") + name.removeprefix(start)] = tensor.to(dtype)
     assert not set(moved) <= set(load_file(path / "model.safetensors"))
-    save_file(moved, other / "model.safetensors")
-    ours, theirs = models.load(str(other)).weights, models.load(str(path)).weights
+    save_file(moved, copy / "model.safetensors")
+    ours, theirs = models.load(str(copy)).weights, models.load(str(path)).weights
     for name in (
         "embed_tokens",
         "llm.lm_head.weight",
@@ -133,13 +128,9 @@ def test_names_and_dtypes_of_other_versions(llava_checkpoint, tmp_path, form, dt
     assert torch.equal(theirs.get("llm.lm_head.weight"), model.lm_head.weight.T)
 
 
-def test_shards(llava_checkpoint, tmp_path):
-    path, model = llava_checkpoint()
-    shards = copy_of(path, tmp_path)
-    (shards / "model.safetensors").unlink()
-    model.save_pretrained(shards, max_shard_size="200KB")
+def test_shards(llava_checkpoint, shards):
     assert len(list(shards.glob("*.safetensors"))) > 3
-    one, many = models.load(str(path)), models.load(str(shards))
+    one, many = models.load(str(llava_checkpoint()[0])), models.load(str(shards))
     assert close(vision_of(many)(pixels())["projected"], vision_of(one)(pixels())["projected"], 0)
 
 
@@ -163,30 +154,27 @@ def test_settings_are_those_of_the_checkpoint(llava_checkpoint):
     }
 
 
-def test_stop_ids_of_the_generation_config_count(llava_checkpoint, tmp_path):
-    path = copy_of(llava_checkpoint()[0], tmp_path)
-    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
-    assert models.load(str(path)).prompt["stop_ids"] == [2, 7]
+def test_stop_ids_of_the_generation_config_count(copy):
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    assert models.load(str(copy)).prompt["stop_ids"] == [2, 7]
 
 
-def test_dummy_of_a_directory_needs_no_weights(llava_checkpoint, tmp_path):
-    path = copy_of(llava_checkpoint()[0], tmp_path)
-    (path / "model.safetensors").unlink()
-    parts = models.load(str(path), load_format="dummy")
+def test_dummy_of_a_directory_needs_no_weights(llava_checkpoint, copy):
+    (copy / "model.safetensors").unlink()
+    parts = models.load(str(copy), load_format="dummy")
     assert parts.spec == models.load(str(llava_checkpoint()[0])).spec
     assert parts.source["load_format"] == "dummy"
     assert torch.isfinite(vision_of(parts)(pixels())["projected"]).all()
 
 
-def test_old_and_new_forms_of_the_rotary_base(llava_checkpoint, tmp_path, edit_json):
-    path = copy_of(llava_checkpoint()[0], tmp_path)
-    text = json.loads((path / "config.json").read_text())["text_config"]
+def test_old_and_new_forms_of_the_rotary_base(copy, edit_json):
+    text = json.loads((copy / "config.json").read_text())["text_config"]
     assert text["rope_parameters"]["rope_theta"] == 5000.0
-    assert models.load(str(path)).spec.decoder.rope_theta == 5000.0
+    assert models.load(str(copy)).spec.decoder.rope_theta == 5000.0
     del text["rope_parameters"]
     for form, theta in (({"rope_theta": 6000.0, "rope_scaling": None}, 6000.0), ({}, 10000.0)):
-        edit_json(path / "config.json", text_config=text | form)
-        assert models.load(str(path)).spec.decoder.rope_theta == theta
+        edit_json(copy / "config.json", text_config=text | form)
+        assert models.load(str(copy)).spec.decoder.rope_theta == theta
 
 
 REFUSED = {
@@ -212,16 +200,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("changes", "named"), REFUSED.values(), ids=REFUSED)
-def test_what_would_come_out_wrong_is_refused_by_name(llava_checkpoint, tmp_path, edit_json, changes, named):
-    path = copy_of(llava_checkpoint()[0], tmp_path)
-    edit_json(path / "config.json", **changes)
+def test_what_would_come_out_wrong_is_refused_by_name(copy, edit_json, changes, named):
+    edit_json(copy / "config.json", **changes)
     with pytest.raises(UserError, match=named) as error:
-        models.load(str(path))
+        models.load(str(copy))
     assert str(error.value).count(" | ") >= 2
 
 
-def test_a_mistral_whose_window_never_bites_is_a_llama(llava_checkpoint, tmp_path, edit_json):
-    path = copy_of(llava_checkpoint()[0], tmp_path)
-    text = json.loads((path / "config.json").read_text())["text_config"]
-    edit_json(path / "config.json", text_config=text | {"model_type": "mistral", "sliding_window": None})
-    assert models.load(str(path)).spec == models.load(str(llava_checkpoint()[0])).spec
+def test_a_mistral_whose_window_never_bites_is_a_llama(llava_checkpoint, copy, edit_json):
+    text = json.loads((copy / "config.json").read_text())["text_config"]
+    edit_json(copy / "config.json", text_config=text | {"model_type": "mistral", "sliding_window": None})
+    assert models.load(str(copy)).spec == models.load(str(llava_checkpoint()[0])).spec

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,11 +34,6 @@ NO_SYSTEM = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{% endfor %}"
     + ENDS
 )
-
-
-@pytest.fixture
-def copy(llava_checkpoint, tmp_path):
-    return shutil.copytree(llava_checkpoint()[0], tmp_path / "copy")
 
 
 def with_template(path, template):
