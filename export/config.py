@@ -148,10 +148,10 @@ def decoder_spec(values: dict[str, Any], tied: bool, where: str) -> DecoderSpec:
 
 def _rope_theta(config: Config) -> float:
     """transformers 5 writes ``rope_parameters``, older versions ``rope_theta`` and ``rope_scaling``."""
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = Config(config.get(key, {}), {"rope_theta": config.get("rope_theta")}, f"{config.where}.{key}")
+    found = config
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = Config(config.get(key, {}), {}, f"{config.where}.{key}")
         rope.demand("rope_type", "default", default=rope.get("type", "default"))
         rope.demand("partial_rotary_factor", 1.0, default=1.0)
-        if config.get(key) is not None and key == "rope_parameters":
-            return rope.number("rope_theta")
-    return config.number("rope_theta")
+        found = rope if rope.get("rope_theta") else found
+    return found.number("rope_theta")
