@@ -53,9 +53,10 @@ def test_one_bundle_serves_every_budget(pipes, picture, method):
     for keep in range(1, total + 1):
         answer = pipe.generate(picture, QUESTION, keep=keep, max_new_tokens=2)
         kept = answer.kept[0]
-        assert len(kept) == keep and (np.diff(kept) > 0).all() and kept[0] >= 0 and kept[-1] < total
-        rows[keep] = answer.timings.prompt_rows
-    assert {rows[keep] - keep for keep in rows} == {rows[1] - 1}
+        assert len(kept) == keep or (not methods.load(method).fills and len(kept) < keep)
+        assert (np.diff(kept) > 0).all() and kept[0] >= 0 and kept[-1] < total
+        rows[keep] = answer.timings.prompt_rows - len(kept)
+    assert len(set(rows.values())) == 1
 
 
 @pytest.mark.parametrize("position_mode", ["compact", "keep"])

@@ -51,6 +51,12 @@ class Method:
     prunes: ClassVar[bool] = True
     """False: every token stays and the bundle has no pruner graph."""
 
+    fills: ClassVar[bool] = True
+    """``count`` is ``keep``. False: it depends on the picture and may be less; rows behind it are 0, ``kept`` -1."""
+
+    merges: ClassVar[bool] = False
+    """True: rows may be mixtures of tokens."""
+
     def __post_init__(self) -> None:
         kinds = self.options()
         for field in dataclasses.fields(self):

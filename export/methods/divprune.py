@@ -1,0 +1,44 @@
+"""divprune: the most diverse tokens, picked one by one, each as far as possible from all before it.
+
+DivPrune (Alvar, Singh, Akbari, Zhang, "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
+CVPR 2025, arXiv 2503.02175), after the published code. It solves the max-min diversity problem greedily and reads
+neither attention nor question.
+
+In: the projected tokens ``[B,N,D]``, as published. Out: exactly ``keep`` tokens, in raster order.
+
+1. d(i,j) = 1 - cosine of tokens i and j.
+2. First the token whose nearest other token is farthest away.
+3. Then ``keep`` - 1 times the token whose nearest *picked* token is farthest away.
+
+Our reading: a picked token is never picked again (the published code relies on its distance 0, and repeats itself
+where all that is left are copies); equal distances go to the first token, distances within 2^-22 count as equal.
+The published budget is 0.098 of the tokens; positions are renumbered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.export import picking
+from foveate.export.methods import base
+
+__all__ = ["Method"]
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Max-min diversity. No options of its own."""
+
+    def reduce(
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        distance = 1 - picking.cosines(tokens)
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        alone = torch.where(index[:, None] == index, picking.FAR, distance).amin(1)
+        first = picking.first_of(alone) == index
+        rest = torch.full((tokens.shape[0], 1), keep - 1, dtype=torch.int64, device=tokens.device)
+        kept = base.marked(first | picking.pick_farthest(distance, first, rest), keep)
+        return base.gather(tokens, kept), kept, base.count(kept)

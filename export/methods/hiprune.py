@@ -1,0 +1,78 @@
+"""hiprune: objects from a middle layer with what surrounds them, the rest of the budget from a deep layer.
+
+HiPrune (Liu et al., "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language
+Models", arXiv 2508.00553), after the published code. Middle layers of a vision encoder attend to objects, deep ones to
+the picture as a whole; the question is not read.
+
+In: the attention that each patch receives (mean over heads and all queries) in a middle and in the last layer, each
+``[B,N]``. The publication selects features before the projector; the projector maps each token alone, so selecting
+the projected tokens ``[B,N,D]`` is the same. Out: exactly ``keep`` tokens, in raster order.
+
+1. *Anchors*: the round(keep alpha / 5) tokens that receive most in the middle layer (halves to even, as in Python).
+2. *Buffers*: the neighbours i - 1, i + 1, i - columns, i + columns of each anchor. As in the published code they are
+   clamped to the first and last token and rows are not checked: the left neighbour of a row's first patch is the last
+   patch of the row above, and an anchor in the first row brings the first token with it.
+3. *Register*: of all others those that receive most in the last layer.
+
+``layer`` is the middle layer, counted from 0; by default 8, as published for the 24 layers of CLIP ViT-L (of which 23
+run), and in proportion for encoders of another depth. The publication takes 15 of 32 for Qwen2.5-VL: set it there.
+alpha = 0.1 at every budget. Positions are renumbered, as published for LLaVA. Our reading: where anchors and buffers
+alone exceed the budget (the published code fails), anchors go first, then buffers, each by the last layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.export.methods import base
+from foveate.export.parts import ModelSpec
+
+__all__ = ["Method"]
+
+
+@dataclass(frozen=True)
+class Method(base.Scorer):
+    """Hierarchical attention. The options are explained in the module's docstring."""
+
+    alpha: float = base.option(0.1, 0, 1)
+    layer: int | None = None
+    deep_layer: int = -1
+
+    def taps(self, spec: ModelSpec) -> tuple[str, ...]:
+        middle = round(8 / 23 * spec.vision.depth) if self.layer is None else self.layer
+        names = [base.tap(spec, "received_attention", layer) for layer in (middle, self.deep_layer)]
+        return tuple(dict.fromkeys(names))  # of an encoder with one layer both are the same
+
+    def score(
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+    ) -> Tensor:
+        middle, deep = next(iter(taps.values())), [*taps.values()][-1]
+        size = tokens.shape[1]
+        fifths = torch.full((1,), keep, dtype=torch.int64, device=tokens.device) * round(self.alpha * 10**6)
+        anchor = base.rank(middle.float()) < _divide(fifths, 5 * 10**6)
+        buffer = _neighbours(anchor.float(), grid[1]) > 0
+        tier = torch.where(anchor, 2.0 * size, torch.where(buffer, 1.0 * size, 0.0))
+        return tier - base.rank(deep.float())
+
+
+def _divide(a: Tensor, b: int) -> Tensor:
+    """a / b as integers, halves to even."""
+    whole, rest = a // b, 2 * (a % b)
+    return whole + ((rest > b) | ((rest == b) & (whole % 2 == 1))).to(torch.int64)
+
+
+def _neighbours(mask: Tensor, columns: int) -> Tensor:
+    """Above 0 at the tokens before, behind, above and below the marked ones of ``mask [B,N]``, ends clamped."""
+    size = mask.shape[1]
+    index = torch.arange(size, device=mask.device)
+    total = torch.zeros_like(mask)
+    for step in {1, columns}:
+        head, tail = mask[:, :step], mask[:, size - step :]
+        total = total + torch.cat([mask[:, step:], torch.zeros_like(tail)], 1)
+        total = total + torch.cat([torch.zeros_like(head), mask[:, : size - step]], 1)
+        total = total + torch.where(index == 0, head.amax(1, keepdim=True), 0.0)
+        total = total + torch.where(index == size - 1, tail.amax(1, keepdim=True), 0.0)
+    return total

@@ -1,0 +1,99 @@
+"""holov: every part of the picture gets a share of the budget, so that no one region takes it all.
+
+HoloV (Zou et al., "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention",
+NeurIPS 2025, arXiv 2510.02912), after the published code. The question is not read.
+
+In: the projected tokens ``[B,N,D]`` and the class token's attention ``[B,N]`` (families without one: the attention a
+patch receives). Out: **at most** ``keep`` tokens, in raster order; ``count`` says how many.
+
+1. The tokens in raster order are cut into ``runs`` runs of equal length (N / 16 tokens, not two-dimensional windows).
+2. v(i) = variance of the cosines of token i and the others of its run. a = 1000 attention. The score of a token is
+   a + alpha v mean(a) / (mean(v) + 1e-6), means over its run; the score of a run is the mean of its tokens'.
+3. A run's quota is its share of all scores, times ``keep``, rounded down; what is left goes to the runs with the
+   largest shares, one token each.
+4. In each run the tokens of highest *attention* stay, as many as the quota says.
+
+Quirks of the published code that are kept: as v is divided by its own mean, variance hardly influences anything unless
+it is about 1e-6; the cosine of a token with itself counts as 0 among the deviations from the mean; and a quota above
+a run's length is lost. There the publication feeds rows of zeros to the language model; here there are fewer rows.
+``surplus="refill"`` gives what is lost to the most attended of the other tokens, so that ``keep`` tokens stay.
+The publication orders by run and attention and renumbers positions; here rows are in raster order, as everywhere.
+
+Where N is no multiple of ``runs``, the first runs are one token longer. As published, the attention of a run of one token
+is not scaled by 1000. Our reading: ``keep`` = N keeps all; shares are rounded to 2^-16 of a token, so that equal ones
+tie on every engine, and ties go to the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.export import picking
+from foveate.export.methods import base
+from foveate.export.parts import ModelSpec
+
+__all__ = ["Method"]
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Quotas for runs. The options are explained in the module's docstring; ``layer`` is that of the attention."""
+
+    fills: ClassVar[bool] = False
+
+    runs: int = base.option(16, 1, 4096)
+    alpha: float = base.option(0.09, 0, 1000)
+    surplus: Literal["lose", "refill"] = "lose"
+    layer: int = -1
+
+    def taps(self, spec: ModelSpec) -> tuple[str, ...]:
+        return (base.tap(spec, picking.saliency(spec), self.layer),)
+
+    def reduce(
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        size = tokens.shape[1]
+        index = torch.arange(size, device=tokens.device)
+        long, short = size % self.runs, size // self.runs  # the first `long` runs are `short` + 1
+        edge = long * (short + 1)
+        run = torch.where(index < edge, index // (short + 1), long + (index - edge) // max(short, 1))
+        attention = next(iter(taps.values())).float()
+        quota = self.quotas(picking.cosines(tokens), attention, run, keep)
+        place = picking.place_within(attention, run)
+        mask = (place < _of_run(quota, run)) | (index < (keep // size) * size)
+        if self.surplus == "refill":
+            mask = base.rank(torch.where(mask, attention + 2, attention)) < keep
+        return picking.at_most(tokens, mask, keep)
+
+    def quotas(self, similar: Tensor, attention: Tensor, run: Tensor, keep: base.Keep) -> Tensor:
+        """Tokens per run ``[B,P]`` float32; ``run [N]`` is each token's run."""
+        index = torch.arange(self.runs, device=run.device)
+        member = (run[:, None] == index).float()  # [N,P]
+        length = member.sum(0)
+
+        def mean(x: Tensor) -> Tensor:
+            return (x[:, :, None] * member).sum(1) / length.clamp(min=1)
+
+        together = run == run[:, None]
+        others = (_of_run(length, run) - 1).clamp(min=1)
+        token = torch.arange(run.shape[0], device=run.device)
+        cosine = torch.where(together & (token != token[:, None]), similar, 0.0)
+        deviation = cosine - (cosine.sum(-1) / others)[:, :, None]
+        variance = torch.where(together, deviation * deviation, 0.0).sum(-1) / others
+        salient = 1000 * attention
+        scale = mean(salient) / (mean(variance) + 1e-6)
+        score = mean(salient + self.alpha * variance * _of_run(scale, run))
+        score = torch.where(length > 1, score, mean(attention))
+        fine = 65536.0
+        share = (score / (score.sum(1, keepdim=True) + 1e-6) * keep * fine).round()
+        whole = (share / fine).floor()
+        return whole + (base.rank(share) < keep - whole.sum(1, keepdim=True)).float()
+
+
+def _of_run(value: Tensor, run: Tensor) -> Tensor:
+    """The ``value [...,P]`` of each token's ``run [N]``: ``[...,N]``."""
+    return value.index_select(-1, run)

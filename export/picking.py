@@ -1,0 +1,177 @@
+"""What methods that compare tokens with one another share: cosines, relevance to a question, loops of picks.
+
+Tensors in, tensors out, under the rules of ``methods/base.py``; a loop becomes one ONNX ``Loop`` whose number of
+turns is found at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
+
+from foveate.export.methods import base
+from foveate.export.parts import ModelSpec
+
+__all__ = [
+    "FAR",
+    "at_most",
+    "closest",
+    "cosines",
+    "first_of",
+    "loop",
+    "minmax",
+    "mix",
+    "pick_farthest",
+    "place_within",
+    "question_relevance",
+    "question_taps",
+    "row",
+    "saliency",
+    "unit",
+]
+
+_FINE = 2.0**22
+"""Cosines are rounded to this fraction: equal tokens then tie on every engine, whose sums end a few ulp apart."""
+
+FAR = 4.0
+"""Above any cosine distance."""
+
+_LIGHT = 1e-30  # a weight that is none
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1 in float32, rows of zeros as they are: ``[B,N,d]`` -> ``[B,N,d]``."""
+    x = x.float()
+    return x / (x * x).sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
+
+
+def cosines(x: Tensor) -> Tensor:
+    """Cosine of every two rows: ``[B,N,d]`` -> ``[B,N,N]`` float32."""
+    direction = unit(x)
+    return (torch.matmul(direction, direction.transpose(1, 2)) * _FINE).round() / _FINE
+
+
+def minmax(cue: Tensor) -> Tensor:
+    """``[B,N]`` to 0..1 over the picture; a constant becomes 0."""
+    low, high = cue.amin(1, keepdim=True), cue.amax(1, keepdim=True)
+    return (cue - low) / (high - low + 1e-6)
+
+
+def saliency(spec: ModelSpec) -> str:
+    """The tap that says where the encoder looks: the class token's attention, or, in a family without one, the
+    attention that each patch receives."""
+    received = "cls_attention" not in spec.taps and "received_attention" in spec.taps
+    return "received_attention" if received else "cls_attention"
+
+
+def question_taps(relevance: str, spec: ModelSpec) -> tuple[str, ...]:
+    """What relevance to the question reads. ``relevance``: "clip" (joint image-text space), "embeddings" (the words as
+    the language model embeds them), "auto" ("clip" where the family has it, else "embeddings") or "none"."""
+    if relevance == "auto":
+        relevance = "clip" if "clip_image" in spec.taps else "embeddings"
+    return {"clip": ("clip_image", "clip_text"), "embeddings": ("text_embeds",), "none": ()}[relevance]
+
+
+def question_relevance(tokens: Tensor, taps: dict[str, Tensor], sign: str) -> tuple[Tensor, Tensor]:
+    """Cosine ``[B,N]`` of each patch and the question, mean over its rows; ``[B,1]`` whether there is a question.
+
+    ``taps`` holds those of ``question_taps``. Rows of zeros are no text. ``sign`` "auto" is negative in CLIP's joint
+    space and positive for embeddings.
+    """
+    clip = "clip_image" in taps
+    patches, text = (taps["clip_image"], taps["clip_text"]) if clip else (tokens, taps["text_embeds"])
+    words = (text.float().abs().amax(-1) > 0).float().sum(1, keepdim=True)
+    direction = unit(text).sum(1) / words.clamp(min=1)
+    cosine = torch.matmul(unit(patches), direction[:, :, None])[..., 0]
+    negative = sign == "negative" or (sign == "auto" and clip)
+    return -cosine if negative else cosine, words > 0
+
+
+def first_of(score: Tensor) -> Tensor:
+    """Index of the highest entry, the first of equals (ArgMax promises none on some engines): ``[B,N]`` -> ``[B,1]``."""
+    size = score.shape[1]
+    index = torch.arange(size, device=score.device)
+    best = score == score.amax(1, keepdim=True)
+    return torch.where(best, index, size - 1).amin(1, keepdim=True)
+
+
+def place_within(score: Tensor, group: Tensor) -> Tensor:
+    """Place of each entry of ``score [B,N]`` in its ``group [N]``, 0 for the highest, equal ones by first index."""
+    index = torch.arange(score.shape[1], device=score.device)
+    mine, other = score[:, :, None], score[:, None, :]
+    ahead = (other > mine) | ((other == mine) & (index < index[:, None]))
+    return (ahead & (group == group[:, None])).float().sum(-1)
+
+
+def row(matrix: Tensor, index: Tensor) -> Tensor:
+    """Row ``index [B,1]`` of ``matrix [B,N,M]``: ``[B,M]``."""
+    batch, size, width = matrix.shape
+    first = torch.arange(batch, device=index.device)[:, None] * size
+    return F.embedding(index + first, matrix.reshape(batch * size, width))[:, 0]
+
+
+def at_most(tokens: Tensor, mask: Tensor, keep: base.Keep) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``reduce`` returns for a ``mask [B,N]`` of at most ``keep`` tokens; rows behind them are 0, ``kept`` -1."""
+    count = mask.to(torch.int64).sum(1)
+    valid = torch.arange(keep, device=mask.device) < count[:, None]
+    kept = base.marked(mask, keep)
+    rows = torch.where(valid[..., None], base.gather(tokens, kept), torch.zeros_like(tokens[:, :1, :1]))
+    return rows, torch.where(valid, kept, -1), count
+
+
+def closest(similar: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest of ``similar [B,N,N]`` to one of ``among [B,N]`` (bool), and the first token that has it: ``[B,N]``."""
+    size = among.shape[1]
+    found = torch.where(among[:, None, :], similar, -2.0)
+    best = found.amax(-1)
+    index = torch.arange(size, device=among.device)
+    first = torch.where((found == best[:, :, None]) & among[:, None, :], index, size).amin(-1)
+    return best, first
+
+
+def mix(rows: Tensor, own: Tensor, tokens: Tensor, share: Tensor) -> Tensor:
+    """Weighted means: ``rows [B,R,D]`` with weights ``own [B,R]`` and ``tokens [B,N,D]`` with weights ``share [B,R,N]``.
+
+    A row into which nothing goes stays bit for bit.
+    """
+    added = share.sum(-1, keepdim=True)
+    total = own[:, :, None] * rows.float() + torch.matmul(share, tokens.float())
+    mean = total / (own[:, :, None] + added).clamp(min=_LIGHT)
+    return torch.where(added > _LIGHT, mean.to(rows.dtype), rows)
+
+
+def loop(
+    more: Callable[..., Tensor], turn: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """``while more(*state): state = turn(*state)``. ``more`` gives a bool tensor without dimensions; shapes stay."""
+    if torch.compiler.is_exporting():
+        return while_loop(more, turn, state)
+    while more(*state):
+        state = turn(*state)
+    return state
+
+
+def pick_farthest(distance: Tensor, taken: Tensor, picks: Tensor) -> Tensor:
+    """Greedy max-min: ``picks`` times the token farthest from all that are taken or picked, the first of equals.
+
+    ``distance [B,N,N]``; ``taken [B,N]`` bool, at least one; ``picks [B,1]`` int64, at most what is left. Returns the
+    picked tokens ``[B,N]`` bool, without those taken.
+    """
+    index = torch.arange(taken.shape[1], device=taken.device)
+    gap = torch.where(taken[:, None, :], distance, FAR).amin(-1)
+    most = picks.amax((0, 1))
+
+    def more(done: Tensor, gap: Tensor, picked: Tensor) -> Tensor:
+        return done < most
+
+    def turn(done: Tensor, gap: Tensor, picked: Tensor) -> tuple[Tensor, ...]:
+        farthest = first_of(torch.where(taken | (picked > 0), -FAR, gap))
+        hit = (index == farthest) & (done < picks)
+        return done + 1, torch.minimum(gap, row(distance, farthest)), torch.maximum(picked, hit.float())
+
+    start = torch.zeros((), dtype=torch.int64, device=gap.device)
+    return loop(more, turn, (start, gap, torch.zeros_like(gap)))[2] > 0

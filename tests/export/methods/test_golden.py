@@ -1,0 +1,100 @@
+"""Same selection as the published implementations: the vectors of ``tests/golden`` (its README says how they were made).
+
+Each case goes through the exported graph in ONNX Runtime. ``kept`` must be equal, tokens within 1e-4.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from foveate.export import methods
+from foveate.export.methods.base import Method
+
+FOLDER = Path(__file__).parents[2] / "golden"
+CASES = sorted(
+    path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.glob("*/[0-9][0-9].json")
+)
+OPTIONS = {  # a sidecar's hyper-parameters as options; a method that is not here has none
+    "cdpruner": lambda given, rows: {"theta": given["theta"]},
+    "hiprune": lambda given, rows: {"alpha": given["alpha"], "layer": given["object_layer_1based"] - 1},
+    "holov": lambda given, rows: {"runs": given["num_patches"], "alpha": given["alpha"]},
+    "vispruner": lambda given, rows: {"ratio": given["important_ratio"], "step": given["prune_step"]},
+    "vscan": lambda given, rows: {
+        "windows": rows // given["window"],
+        "local": 1 - given["global_ratio"],
+        "layer": given["shallow_layer_index"],
+    },
+}
+DEPTH = 23  # CLIP ViT-L as LLaVA cuts it: layers are named as in the publications
+
+
+def read(case: str) -> tuple[Method, dict[str, np.ndarray]]:
+    """The method with the options of the case, and the arrays of the case."""
+    name, given = case.split("/")[0], json.loads((FOLDER / f"{case}.json").read_text())["hyperparameters"]
+    with np.load(FOLDER / f"{case}.npz") as file:
+        arrays = dict(file)
+    options = OPTIONS.get(name, lambda *_: {})(given, int(arrays["grid_h"]))
+    return methods.load(name, {key: str(value) for key, value in options.items()}), arrays
+
+
+def place(bench, arrays: dict[str, np.ndarray]):
+    """A bench of the case's sizes."""
+    widths = {name: array.shape[-1] for name, array in arrays.items() if array.ndim}
+    grid = int(arrays["grid_h"]), int(arrays["grid_w"])
+    here = bench(grid, width=widths.get("projected", 48), vision_width=widths.get("features", 32))
+    object.__setattr__(here.spec.vision, "joint_size", widths.get("clip_image"))
+    object.__setattr__(here.spec.vision, "depth", DEPTH)
+    return here
+
+
+def feeds(here, method: Method, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """The case's arrays under the names of the graph's inputs; tokens that a case lacks are random."""
+    found = {}
+    for name, value in here.inputs(method, seed=0).items():
+        offer, _, layer = name.partition(".")
+        key = offer if layer in ("", str(DEPTH - 1)) else f"{offer}_shallow"
+        assert key in arrays or name == method.source, f"the case has no {key}"
+        found[name] = torch.from_numpy(arrays[key]) if key in arrays else value
+    return found
+
+
+@pytest.fixture(scope="module")
+def sessions():
+    return {}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_as_published(bench, sessions, tmp_path, case):
+    method, arrays = read(case)
+    here = place(bench, arrays)
+    inputs = feeds(here, method, arrays)
+    key = str((method, here.grid, [(name, value.shape[-1]) for name, value in inputs.items()]))
+    if key not in sessions:
+        sessions[key] = here.session(method, tmp_path)
+    keep = int(arrays["keep"])
+    tokens, kept, count = sessions[key](inputs, keep)
+    number = int(count)
+    assert kept[0, :number].tolist() == arrays["expected_kept"][0].tolist()
+    assert (kept[0, number:] == -1).all() and kept.shape == (1, keep)
+    assert method.merges or torch.equal(tokens[0, :number], inputs[method.source][0, kept[0, :number]])
+    if "expected_tokens" in arrays:
+        expected = in_raster_order(arrays)
+        np.testing.assert_allclose(tokens[0, :number].numpy(), expected, rtol=0, atol=1e-4)
+
+
+def in_raster_order(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """``expected_tokens [R,D]`` as our graphs order them: by position, without rows of padding."""
+    tokens = arrays["expected_tokens"][0]
+    if "expected_order" not in arrays:
+        return tokens
+    order = arrays["expected_order"][0]
+    return tokens[np.argsort(order)[(order < 0).sum() :]]
+
+
+def test_there_are_cases_for_every_method_with_published_code():
+    assert {case.split("/")[0] for case in CASES} >= set(OPTIONS) | {"divprune"}
