@@ -28,7 +28,7 @@ __all__ = ["LIMITS", "Finding", "Limits", "main", "replay"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What may differ. ``error`` is relative to the largest value; two logits closer than that are a near-tie;
+    """What may differ. ``error`` is relative to the largest value; logits that are no further apart are a near-tie;
     ``swaps`` is the share of kept patches that may differ."""
 
     cosine: float
@@ -39,8 +39,11 @@ class Limits:
 LIMITS = {
     "float32": Limits(cosine=0.99999, error=1e-3, swaps=0.01),
     "float16": Limits(cosine=0.999, error=0.03, swaps=0.05),
-    "int8 activations": Limits(cosine=0.98, error=0.2, swaps=0.01),
+    "int8 activations": Limits(cosine=0.995, error=0.1, swaps=0.01),
 }
+"""By dtype, and for int4 weights whose products round activations to int8 (accuracy level 4). That costs a random
+LLaVA-1.5-7B in ONNX Runtime a cosine of 0.99976 and an error of 0.033, a random one of two layers 0.99943 and 0.034;
+float32 stays below 3e-4, the rounding of the recorded cache to float16. float16 has not been run on a GPU yet."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     bundle = load(args.bundle, full=True, progress=lambda name: options.say(f"hashing {name}"))
     plan = choose(bundle, args.engine)
+    options.say(f"hashing {plan.key}")
     if fault := plan.fault(bundle, full=True):
         raise UserError(
             f"the engine {plan.key} is damaged | {fault} | {compile_command(bundle, plan)} --force"
@@ -200,7 +204,7 @@ def _compare_logits(graph: str, got: np.ndarray, expected: np.ndarray, limits: L
     index = np.arange(len(best))
     behind = (expected[index, best] - expected[index, chosen]) / np.abs(expected).max(axis=1)
     other = chosen != best
-    tied = other & (behind <= 2 * limits.error)  # both logits may be off by the limit
+    tied = other & (behind <= limits.error)
     ok = cosine >= limits.cosine and error <= limits.error and bool((tied == other).all())
     return Finding(graph, "logits", cosine, error, float(1 - other.mean()), int(tied.sum()), ok)
 
