@@ -223,6 +223,19 @@ _NUMPY = {
 }
 
 
+_LARGE = 256 << 10
+"""Bytes of host inputs from which on the arena is given back after a run. Prefill is large and then come many small
+decoding steps, during which its activations would stay allocated."""
+
+
+def _run_options(give_back: bool) -> onnxruntime.RunOptions | None:
+    if not give_back:
+        return None
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
 class OrtEngine:
     """One graph in ONNX Runtime, run through IO binding."""
 
@@ -257,7 +270,8 @@ class OrtEngine:
                 binding.bind_ortvalue_output(tensor.name, feeds[shared[tensor.name]].value)
             else:
                 binding.bind_output(tensor.name, self.device)
-        self.session.run_with_iobinding(binding)
+        large = sum(feed.nbytes for feed in feeds.values() if not isinstance(feed, OrtBuffer)) > _LARGE
+        self.session.run_with_iobinding(binding, _run_options(large and self.device == "cpu"))
         outputs = zip(self.spec.outputs, binding.get_outputs(), strict=True)
         return {
             tensor.name: feeds[shared[tensor.name]] if tensor.name in shared else OrtBuffer(value)

@@ -340,3 +340,21 @@ def test_float32_weights_behind_an_odd_one_are_not_mapped(tmp_path: Path) -> Non
     answers = ort.load(tmp_path / "out", spec, {}).run({"x": x, "z": np.zeros(1, np.float32)})
     for i, weight in enumerate(weights):
         np.testing.assert_allclose(answers[f"y{i}"].numpy(), x @ weight, rtol=1e-4, atol=1e-4)
+
+
+def test_large_runs_give_their_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, weight = make(tmp_path)
+    given: list[str | None] = []
+    run = engine.session.run_with_iobinding
+
+    def spy(binding: object, options: ort.onnxruntime.RunOptions | None) -> None:
+        entry = "memory.enable_memory_arena_shrinkage"
+        given.append(options.get_run_config_entry(entry) if options else None)
+        run(binding, options)
+
+    monkeypatch.setattr(engine.session, "run_with_iobinding", spy)
+    monkeypatch.setattr(ort, "_LARGE", 10 * HEADS * WIDTH * 4)
+    x = np.random.default_rng(1).standard_normal((1, 22, HEADS * WIDTH)).astype(np.float32)
+    y, _ = stepped(engine, x, first=20)
+    assert given == ["cpu:0", None, None]
+    np.testing.assert_allclose(y, attention(x, weight), atol=2e-5)
