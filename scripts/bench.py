@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.runtime import Pipeline
+from foveate.runtime.prompt import Turn
 
 STAGES = ("preprocess", "vision", "prune", "prefill", "first_token")
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=int, nargs="+", help="budgets; the first is what the others are held against"
     )
-    parser.add_argument("--words", type=int, default=40, help="tokens of the question")
+    parser.add_argument("--text-tokens", type=int, default=40, help="text tokens of the prompt")
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
@@ -41,7 +42,7 @@ def main() -> None:
     total = pipe.manifest.num_visual_tokens
     budgets = args.keep or [total, max(1, total * 2 // 9), max(1, total // 9)]
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8))
-    text = question(pipe, args.words)
+    text = question(pipe, args.text_tokens)
     pipe.generate(picture, text, keep=budgets[-1], max_new_tokens=2)  # warm-up
     timings = {keep: [] for keep in budgets}
     for _ in range(args.rounds):
@@ -54,7 +55,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}",
         "load_seconds": round(load, 2),
         "resident_gib": round(resident(), 2),
-        "question_tokens": args.words,
+        "text_tokens": text_tokens(pipe, text),
         "rows": rows,
     }
     print(f"loaded in {load:.1f} s; resident {resident():.2f} GiB", file=sys.stderr)
@@ -68,11 +69,16 @@ def main() -> None:
 
 
 def question(pipe: Pipeline, tokens: int) -> str:
-    """A text of exactly so many tokens."""
+    """A text with which the prompt has at least so many text tokens, the chat format's included."""
     text = "What"
-    while (count := len(pipe.tokenizer.encode_text(text))) < tokens:
-        text += " is" if count + 3 <= tokens else "?"
+    while text_tokens(pipe, text) < tokens:
+        text += " is" if text_tokens(pipe, text + " is") <= tokens else "?"
     return text
+
+
+def text_tokens(pipe: Pipeline, text: str) -> int:
+    segments = pipe.tokenizer.encode_turns([Turn("user", text, images=1)])
+    return sum(len(segment) for segment in segments if isinstance(segment, np.ndarray))
 
 
 def row(keep: int, mine: list, whole: list) -> dict:
