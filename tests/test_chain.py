@@ -13,6 +13,7 @@ from foveate.runtime.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
 QUESTION = "What is left of the bus?"
+FILL_FEWER = {"holov", "vscan"}  # published quotas whose remainder goes nowhere
 
 
 @pytest.fixture(scope="module")
