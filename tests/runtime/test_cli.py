@@ -287,3 +287,36 @@ def test_user_errors_stay_one_line(
     monkeypatch.setattr(cli, "_dispatch", fail)
     assert main("run") == 1
     assert capsys.readouterr().err == "foveate: first second\n"
+
+
+def test_ctrl_c_breaks_an_answer_off_and_the_chat_goes_on(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from foveate.runtime.decode import Decoder
+
+    step, calls = Decoder.step, []
+
+    def interrupted(self: Decoder, token: int) -> np.ndarray:
+        calls.append(token)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, token)
+
+    monkeypatch.setattr(Decoder, "step", interrupted)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What?\nWhy?\n"))
+    assert main("chat", bundle, "--max-new-tokens", 6, "--timings") == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("[broken off]") == 1
+    assert printed.err.count("first token") == 1
+    assert len(calls) == 3 + 5
+
+
+def test_ctrl_c_at_the_prompt_ends_the_chat(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(prompt: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupt)
+    assert main("chat", bundle) == 130
+    assert "Traceback" not in capsys.readouterr().err
