@@ -87,6 +87,13 @@ def test_make_targets_and_scripts_that_are_shown_exist():
                 assert (ROOT / word).is_file(), f"{page}: {word}"
 
 
+def test_the_checks_of_a_change_run_the_commands_of_the_readme():
+    script = ROOT / ".ci/run"
+    lines = script.read_text().splitlines()
+    assert script.stat().st_mode & 0o111 and "set -eu" in lines
+    assert [line for line in lines if line.startswith("make")] == ["make test", "make lint"]
+
+
 def test_the_two_commands_come_first():
     assert blocks(README, "sh")[0].split()[:2] == ["make", "demo"]
     assert [words[:2] for words in commands(README)[:2]] == [["make", "demo"], ["make", "test"]]
