@@ -5,13 +5,14 @@ The device has no template engine: the family writes its chat format as plain pi
     {"before": "",                                            # opens the prompt unless a system turn does
      "roles": {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "},   # opens a turn
      "image": "<image>\\n",                                   # stands for one picture; pictures come before the text
-     "after_text": " ",                                       # follows the text of a turn; one for all, or {role: piece}
+     "after_text": " ",                                       # follows the text of a turn
      "end": "",                                               # closes a turn
+     "closing": {"assistant": "</s>"},                        # roles that end otherwise: in place of the two above
      "generation": "ASSISTANT:",                              # asks for the answer
      "image_token": "<image>", "image_token_id": 32000,
      "bos_id": 1, "stop_ids": [2], "pad_id": 32001}           # bos_id and pad_id may be null
 
-``before``, ``after_text`` and ``end`` may be absent (""). Special tokens in these pieces become their ids. What users write
+``before``, ``after_text``, ``end`` and ``closing`` may be absent. Special tokens in these pieces become their ids. What users write
 never does: a user's ``<image>`` or ``</s>`` is ordinary text, where Hugging Face's tokenizer would let it add a picture or
 end the answer. Apart from that the ids equal those of ``apply_chat_template(..., tokenize=True)``.
 """
@@ -117,9 +118,8 @@ class ChatTokenizer:
             pieces += self._template(self.settings["image"]) * turn.images
             if turn.text is not None:
                 pieces.append((turn.text, False))
-                after = get("after_text", "")
-                pieces += self._template(after if isinstance(after, str) else after[turn.role])
-            pieces += self._template(get("end", ""))
+            after = get("after_text", "") if turn.text is not None else ""
+            pieces += self._template(get("closing", {}).get(turn.role, after + get("end", "")))
         return pieces + (self._template(self.settings["generation"]) if generation else [])
 
     def _template(self, text: str) -> list[tuple[str, bool]]:

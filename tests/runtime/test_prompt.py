@@ -126,7 +126,7 @@ def byte_level() -> Tokenizer:
     return tokenizer
 
 
-CLOSED = LLAVA | {"after_text": {"user": " ", "assistant": "</s>", "system": " "}}
+CLOSED = LLAVA | {"closing": {"assistant": "</s>"}}
 CLOSED_TEMPLATE = LLAVA_TEMPLATE.replace(
     "{{ content['text'] + ' '}}",
     "{{ content['text'] }}{% if message['role'] == 'assistant' %}{{ '</s>' }}{% else %}{{ ' ' }}{% endif %}",
