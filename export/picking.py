@@ -110,8 +110,8 @@ def place_within(score: Tensor, group: Tensor) -> Tensor:
 def row(matrix: Tensor, index: Tensor) -> Tensor:
     """Row ``index [B,1]`` of ``matrix [B,N,M]``: ``[B,M]``."""
     batch, size, width = matrix.shape
-    first = torch.arange(batch, device=index.device)[:, None] * size
-    return F.embedding(index + first, matrix.reshape(batch * size, width))[:, 0]
+    first = torch.arange(batch, device=index.device) * size
+    return F.embedding(index.reshape(batch) + first, matrix.reshape(batch * size, width))
 
 
 def at_most(tokens: Tensor, mask: Tensor, keep: base.Keep) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,7 +147,11 @@ def mix(rows: Tensor, own: Tensor, tokens: Tensor, share: Tensor) -> Tensor:
 def loop(
     more: Callable[..., Tensor], turn: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """``while more(*state): state = turn(*state)``. ``more`` gives a bool tensor without dimensions; shapes stay."""
+    """``while more(*state): state = turn(*state)``. ``more`` gives a bool tensor without dimensions; shapes stay.
+
+    TensorRT-RTX 1.7 fails on a state of floats that starts as something computed: start from constants, and let the
+    turn join them with what was computed before.
+    """
     if torch.compiler.is_exporting():
         return while_loop(more, turn, state)
     while more(*state):
@@ -162,16 +166,17 @@ def pick_farthest(distance: Tensor, taken: Tensor, picks: Tensor) -> Tensor:
     picked tokens ``[B,N]`` bool, without those taken.
     """
     index = torch.arange(taken.shape[1], device=taken.device)
-    gap = torch.where(taken[:, None, :], distance, FAR).amin(-1)
+    first = torch.where(taken[:, None, :], distance, FAR).amin(-1)
     most = picks.amax((0, 1))
 
     def more(done: Tensor, gap: Tensor, picked: Tensor) -> Tensor:
         return done < most
 
     def turn(done: Tensor, gap: Tensor, picked: Tensor) -> tuple[Tensor, ...]:
-        farthest = first_of(torch.where(taken | (picked > 0), -FAR, gap))
+        free = torch.where(taken | (picked > 0), -FAR, torch.minimum(first, gap))
+        farthest = first_of(free)
         hit = (index == farthest) & (done < picks)
         return done + 1, torch.minimum(gap, row(distance, farthest)), torch.maximum(picked, hit.float())
 
-    start = torch.zeros((), dtype=torch.int64, device=gap.device)
-    return loop(more, turn, (start, gap, torch.zeros_like(gap)))[2] > 0
+    done = torch.zeros((), dtype=torch.int64, device=first.device)
+    return loop(more, turn, (done, torch.full_like(first, FAR), torch.zeros_like(first)))[2] > 0

@@ -76,20 +76,23 @@ def _likeliest(similar: Tensor, wanted: Tensor, keep: base.Keep) -> Tensor:
     column = torch.arange(keep, device=wanted.device)
     last_resort = wanted / wanted.amax(1, keepdim=True) - 2  # below any gain
 
-    def more(done: Tensor, left: Tensor, factor: Tensor, picked: Tensor) -> Tensor:
+    whole = torch.where(index[:, None] == index, similar, 0.0).sum(-1)  # squared length
+
+    def more(done: Tensor, explained: Tensor, factor: Tensor, picked: Tensor) -> Tensor:
         return done < column.shape[0]
 
-    def turn(done: Tensor, left: Tensor, factor: Tensor, picked: Tensor) -> tuple[Tensor, ...]:
+    def turn(done: Tensor, explained: Tensor, factor: Tensor, picked: Tensor) -> tuple[Tensor, ...]:
+        left = whole - explained
         gain = torch.where(left > _EXPLAINED, wanted * wanted * left, last_resort)
         best = picking.first_of(torch.where(picked > 0, -4.0, gain))
         rest = left.gather(1, best)
-        explained = torch.matmul(factor, picking.row(factor, best)[:, :, None])[..., 0]
-        new = (picking.row(similar, best) - explained) / rest.clamp(min=_EXPLAINED).sqrt()
+        known = torch.matmul(factor, picking.row(factor, best)[:, :, None])[..., 0]
+        new = (picking.row(similar, best) - known) / rest.clamp(min=_EXPLAINED).sqrt()
         new = torch.where(rest > _EXPLAINED, new, 0.0)
         factor = torch.where(column == done, new[:, :, None], factor)
-        return done + 1, left - new * new, factor, torch.maximum(picked, (index == best).float())
+        return done + 1, explained + new * new, factor, torch.maximum(picked, (index == best).float())
 
-    left = torch.where(index[:, None] == index, similar, 0.0).sum(-1)
+    nothing = torch.zeros_like(wanted)
     factor = torch.zeros(*wanted.shape, keep, device=wanted.device)
-    start = torch.zeros((), dtype=torch.int64, device=wanted.device)
-    return picking.loop(more, turn, (start, left, factor, torch.zeros_like(wanted)))[3] > 0
+    done = torch.zeros((), dtype=torch.int64, device=wanted.device)
+    return picking.loop(more, turn, (done, nothing, factor, nothing.clone()))[3] > 0
