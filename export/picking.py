@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _FINE = 2.0**22
-"""Cosines are rounded to this fraction: equal tokens then tie on every engine, whose sums end a few ulp apart."""
+"""Cosines are rounded to this fraction, so that copies of a token tie although engines' sums end an ulp apart."""
 
 FAR = 4.0
 """Above any cosine distance."""

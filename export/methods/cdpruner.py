@@ -76,7 +76,9 @@ def _likeliest(similar: Tensor, wanted: Tensor, keep: base.Keep) -> Tensor:
     column = torch.arange(keep, device=wanted.device)
     last_resort = wanted / wanted.amax(1, keepdim=True) - 2  # below any gain
 
-    whole = torch.where(index[:, None] == index, similar, 0.0).sum(-1)  # squared length
+    whole = (
+        torch.where(index[:, None] == index, similar, 0.0).sum(-1) > 0.5
+    ).float()  # length 1, or a row of zeros
 
     def more(done: Tensor, explained: Tensor, factor: Tensor, picked: Tensor) -> Tensor:
         return done < column.shape[0]
