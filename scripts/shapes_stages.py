@@ -123,6 +123,11 @@ def average_gradients(module: nn.Module) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
+def wait_for_all() -> None:
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
 def say(line: str) -> None:
     if rank() == 0:
         print(line, flush=True)

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from shapes_data import GRID, TowerBatches, TurnBatches
 from shapes_model import accuracy, make_clip, make_llava, make_tokenizers, save
-from shapes_stages import TowerLosses, device, fit, processes, rank
+from shapes_stages import TowerLosses, device, fit, processes, rank, say, wait_for_all
 from shapes_talk import Talker, replay
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -50,12 +50,12 @@ class Stage:
 
 
 STAGES = {
-    "tower": Stage(1200, 2e-3, 48, 10_000_000, keep=160, joint=500),
+    "tower": Stage(1150, 2e-3, 48, 10_000_000, keep=160, joint=500),
     "tower-full": Stage(300, 6e-4, 16, 30_000_000, after="tower"),
     "talk": Stage(
-        3000, 2e-3, 24, 50_000_000, after="tower-full", pool=2, plan=((300, (1, 2)), (800, (1, 4)))
+        1500, 2e-3, 24, 50_000_000, after="tower-full", pool=2, plan=((300, (1, 2)), (800, (1, 4)))
     ),
-    "talk-full": Stage(800, 1e-3, 12, 150_000_000, after="talk"),
+    "talk-full": Stage(900, 1e-3, 12, 150_000_000, after="talk"),
 }
 EVERYTHING = (*STAGES, "export", "evaluate")
 MOST = (1, 6)
@@ -88,7 +88,9 @@ def main() -> None:
     if "RANK" in os.environ:
         torch.distributed.init_process_group("gloo")
         torch.set_num_threads(1)
-    make_tokenizers(args.work)
+    if rank() == 0:
+        make_tokenizers(args.work)
+    wait_for_all()
     for name in args.stages:
         if name not in STAGES and rank() > 0:
             return
@@ -98,7 +100,7 @@ def main() -> None:
         elif name == "evaluate":
             report(args)
         elif not train(name, args):
-            print(f"{name}: stopped in time, state saved; the same command with --resume goes on")
+            say(f"{name}: stopped in time, state saved; the same command with --resume goes on")
             return
 
 
@@ -110,43 +112,37 @@ def train(name: str, args: argparse.Namespace) -> bool:
     done = saved["step"] if saved else 0
     if done >= steps:
         return True
-    before = torch.load(args.work / f"{stage.after}.pt", map_location="cpu")["module"] if stage.after else {}
-    if name.startswith("tower"):
-        module = TowerLosses(make_clip(args.work), args.compiled)
-        module.load_state_dict(before or module.state_dict())
-        texts = args.work / "clip" / "tokenizer.json"
-        data = TowerBatches(first_seed(stage, done), batch, texts, stage.keep, sign=0.8)
-        batches = loader(data, args.workers)
-
-        def losses(batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-            return module(batch, joint=step >= stage.joint)
-    else:
-        module = talker(args, stage, before)
-        fresh = scenes_of(stage, done, batch // 2, args)
-        batches = replay(
-            fresh,
-            module.features,
-            batch=batch,
-            turns=TURNS,
-            capacity=REMEMBERED // processes(),
-            seed=first_seed(stage, done),
-        )
-
-        def losses(batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-            return module(batch)
-
+    before = weights(args, stage.after) if stage.after else {}
+    learn = learn_to_see if name.startswith("tower") else learn_to_talk
+    module, batches, losses = learn(stage, args, batch, done, before)
     module.to(device())
-    return fit(
-        name,
-        module,
-        batches,
-        losses,
-        steps=steps,
-        lr=stage.lr,
-        state=state,
-        saved=saved,
-        deadline=args.deadline,
-    )
+    limits = {"steps": steps, "lr": stage.lr, "deadline": args.deadline}
+    finished = fit(name, module, batches, losses, state=state, saved=saved, **limits)
+    wait_for_all()  # the next stage reads what the first process wrote
+    return finished
+
+
+def learn_to_see(stage: Stage, args: argparse.Namespace, batch: int, done: int, before: dict[str, Tensor]):
+    """Module, batches and losses of a tower stage."""
+    module = TowerLosses(make_clip(args.work), args.compiled)
+    module.load_state_dict(before or module.state_dict())
+    texts = args.work / "clip" / "tokenizer.json"
+    data = TowerBatches(first_seed(stage, done), batch, texts, stage.keep, sign=0.8)
+    return module, loader(data, args.workers), lambda rows, step: module(rows, joint=step >= stage.joint)
+
+
+def learn_to_talk(stage: Stage, args: argparse.Namespace, batch: int, done: int, before: dict[str, Tensor]):
+    """Module, batches and losses of a language stage."""
+    module = talker(args, stage, before)
+    fresh = scenes_of(stage, done, batch // 2, args)
+    sizes = {"batch": batch, "turns": TURNS, "capacity": REMEMBERED // processes()}
+    batches = replay(fresh, module.features, seed=first_seed(stage, done), **sizes)
+    return module, batches, lambda rows, step: module(rows)
+
+
+def weights(args: argparse.Namespace, stage: str) -> dict[str, Tensor]:
+    """What a finished stage left."""
+    return torch.load(args.work / f"{stage}.pt", map_location="cpu")["module"]
 
 
 def first_seed(stage: Stage, done: int) -> int:
@@ -190,10 +186,8 @@ def scenes_of(stage: Stage, done: int, batch: int, args: argparse.Namespace) -> 
 
 def export(args: argparse.Namespace) -> None:
     clip = make_clip(args.work)
-    clip.load_state_dict(clip_weights(torch.load(args.work / "tower-full.pt", map_location="cpu")["module"]))
-    module = talker(
-        args, STAGES["talk-full"], torch.load(args.work / "talk-full.pt", map_location="cpu")["module"]
-    )
+    clip.load_state_dict(clip_weights(weights(args, "tower-full")))
+    module = talker(args, STAGES["talk-full"], weights(args, "talk-full"))
     args.out.mkdir(parents=True, exist_ok=True)
     save(args.work, args.out, module.llava, clip)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
@@ -204,9 +198,8 @@ def report(args: argparse.Namespace) -> None:
     began = time.time()
     table = accuracy(args.out, args.questions)
     for kind, row in table.items():
-        print(
-            f"{kind:10s} {row['right']:5d} of {row['asked']:5d}  {row['accuracy']:.1%}  commonest answer {row['chance']:.1%}"
-        )
+        share = f"{row['accuracy']:6.1%}, commonest answer {row['chance']:.1%}"
+        print(f"{kind:10s} {row['right']:5d} of {row['asked']:5d}  {share}")
     (args.out / "accuracy.json").write_text(json.dumps(table, indent=2) + "\n")
     print(f"evaluate  {time.time() - began:.0f}s")
 
