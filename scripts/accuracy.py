@@ -45,6 +45,7 @@ def main() -> None:
         "--first-seed", type=int, default=HELD_OUT, help="tune options on other seeds than those reported"
     )
     parser.add_argument("--work", type=Path, default=Path("bundles/accuracy"))
+    parser.add_argument("--threads", type=int, help="of the engine; 1 is quickest for a small model")
     args = parser.parse_args()
     args.work /= _identity(args.model)
     asked = list(held_out(args.questions, args.first_seed, set(args.kinds)))
@@ -72,7 +73,7 @@ def answer(
     path = args.work / f"{_slug(variant)}@{budget}.{args.first_seed}.jsonl"
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     if len(known) < len(asked):
-        pipe = Pipeline.load(bundle(args, variant))
+        pipe = Pipeline.load(bundle(args, variant), threads=args.threads)
         with path.open("a") as log:
             for number, scene, question in track(
                 asked[len(known) :], f"{variant} at {budget}", transient=True
