@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -134,7 +135,8 @@ def test_training_runs_stops_and_goes_on(tmp_path):
     def train(steps: int, *more: str) -> str:
         command = [sys.executable, str(SCRIPTS / "train_shapes.py"), "--work", str(tmp_path), "--no-compile"]
         command += ["--steps", str(steps), "--batch", "2", "--workers", "0", "--questions", "2", *more]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # tiny batches: more threads only wait for one another
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=alone).stdout
 
     printed = train(2)
     for stage in ("tower", "tower-full", "talk", "talk-full"):
