@@ -185,14 +185,14 @@ class Chat:
         first, tokens, said = clock.elapsed, [], []
         while token not in stop:
             tokens.append(token)
-            if piece := text.step(token):
+            if piece := _opened(said, text.step(token)):
                 said.append(piece)
                 yield piece
             if len(tokens) == request.most:
                 break
             with clock.measure("decode"):
                 token = sampler(self._decoder.step(token))
-        if piece := text.finish():
+        if piece := _opened(said, text.finish()):
             said.append(piece)
             yield piece
         return "".join(said), tokens, first, "stop" if token in stop else "length"
@@ -202,3 +202,8 @@ def _listed(images: Images) -> list[ImageSource]:
     if images is None:
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def _opened(said: list[str], piece: str) -> str:
+    """The blank between "ASSISTANT:" and the answer belongs to the chat format, which puts it back in later turns."""
+    return piece if said else piece.lstrip()

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps(to_json(answer)))
     else:
-        print()
+        print(flush=True)  # before what goes to stderr
     if args.timings and not args.json:
         options.say("\n".join(options.timing_lines(answer, pipe.manifest.num_visual_tokens)))
     if args.overlay:
