@@ -48,7 +48,8 @@ _BITS = 20  # of a weight: N weights and their multiples by ``keep`` stay far in
 class Method(base.Method):
     """Focus and context. The options are explained in the module's docstring.
 
-    ``relevance``: "embeddings" (the language model's), "clip" (joint image-text space) or "none".
+    ``relevance``: "embeddings" (the language model's; the default, for it kept most accuracy on ``shapes``, see
+    docs/measurements.md), "clip" (joint image-text space) or "none".
     ``sign``: "auto" is positive for embeddings and negative for CLIP, whose patches point away from what they
     show (found by CDPruner and TRIM). ``layer``: vision layer of the saliency, -1 gives the features.
     ``saliency``: "auto" takes the class token's attention where the family has one, else the received attention.
