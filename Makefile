@@ -21,8 +21,9 @@ demo: $(VENV)/.export
 	$(BIN)/foveate run $(BUNDLE) "What letter is on the sign?" --image docs/scene.png \
 	    --timings --overlay kept.png
 
+# A process per core with one thread each: torch's tracing and the builders use one core anyway.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import tensorrt_rtx as trt
 
 from foveate.engines.errors import UserError
 from foveate.engines.onnx_dims import fix_dimensions
-from foveate.engines.spec import GraphSpec
+from foveate.engines.spec import Dim, GraphSpec
 
 __all__ = ["capabilities", "compile_plan"]
 
@@ -61,9 +61,10 @@ def compile_plan(
             )
         config.num_compute_capabilities = 1
         config.set_compute_capability(trt.ComputeCapability.__members__[capability], 0)
-    fixed = {"cache": max_context}
-    for profile in [fixed, fixed | {"tokens": 1}] if spec.in_place else [{}]:
-        config.add_optimization_profile(_profile(builder, spec, profile))
+    prefill = {"cache": (max_context, max_context), "tokens": (1, max_context)}
+    decode = prefill | {"tokens": (1, 1)}
+    for bounds in [prefill, decode] if spec.in_place else [{}]:
+        config.add_optimization_profile(_profile(builder, spec, bounds))
     plan = builder.build_serialized_network(network, config)
     ignored = [line for line in log.lines if "Unused Input" in line]
     if plan is None or ignored:
@@ -79,17 +80,23 @@ def _say(error: trt.ParserError) -> str:
     return f"{where}: {error.desc()}" if where else error.desc()
 
 
-def _profile(builder: trt.Builder, spec: GraphSpec, fixed: dict[str, int]) -> trt.IOptimizationProfile:
+def _profile(
+    builder: trt.Builder, spec: GraphSpec, bounds: dict[str, tuple[int, int]]
+) -> trt.IOptimizationProfile:
+    """The ranges of the spec, those of the symbols in ``bounds`` clipped to (least, most)."""
+
+    def size(dim: Dim, end: str) -> int:
+        if isinstance(dim, int):
+            return dim
+        low, high = bounds.get(dim.name, (dim.min, dim.max))
+        return min(max(getattr(dim, end), low), high)
+
     profile = builder.create_optimization_profile()
     for tensor in spec.inputs:
         if tensor.value is not None:
-            profile.set_shape_input(
-                tensor.name, *([getattr(tensor.value, end)] for end in ("min", "opt", "max"))
-            )
+            sizes = ([size(tensor.value, end)] for end in ("min", "opt", "max"))
+            profile.set_shape_input(tensor.name, *sizes)
         elif any(not isinstance(dim, int) for dim in tensor.shape):
-            extents = (
-                tuple(d if isinstance(d, int) else fixed.get(d.name, getattr(d, end)) for d in tensor.shape)
-                for end in ("min", "opt", "max")
-            )
-            profile.set_shape(tensor.name, *extents)
+            shapes = (tuple(size(dim, end) for dim in tensor.shape) for end in ("min", "opt", "max"))
+            profile.set_shape(tensor.name, *shapes)
     return profile
