@@ -26,8 +26,18 @@ _MAX_SEGMENTS = 8
 
 @dataclass(frozen=True)
 class Graph:
+    """``names`` tells the weight of a parameter: the first start of its path that fits is replaced; where none fits
+    the weight is ``<graph>.<path>``. Graphs that name the same weight share it in the bundle."""
+
     spec: GraphSpec
-    module: nn.Module  # on the meta device; parameter paths behind ``<name>.`` are the weights' names
+    module: nn.Module  # on the meta device
+    names: tuple[tuple[str, str], ...] = ()
+
+    def weight(self, path: str) -> str:
+        for start, there in self.names:
+            if path.startswith(start):
+                return there + path.removeprefix(start)
+        return f"{self.spec.name}.{path}"
 
     @property
     def num_named_inputs(self) -> int:
@@ -44,7 +54,7 @@ def assemble(parts: Parts, method: Method) -> list[Graph]:
     if "clip_text" in taps:
         graphs.append(_text_encoder(parts))
     if method.prunes:
-        graphs.append(_pruner(parts.spec, method, taps))
+        graphs.append(_pruner(parts, method, taps))
     return [*graphs, _llm(parts)]
 
 
@@ -117,23 +127,42 @@ def _text_encoder(parts: Parts) -> Graph:
 
 
 class Pruner(nn.Module):
-    """The graph ``pruner``: visual tokens, taps and ``keep`` in, the surviving tokens out."""
+    """The graph ``pruner``: visual tokens, taps and ``keep`` in, the surviving tokens out.
 
-    def __init__(self, method: Method, taps: tuple[str, ...], grid: tuple[int, int]) -> None:
+    ``trained`` is the method's own network; what it makes of the taps joins them. ``projector`` comes last in methods
+    that act before it.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        taps: tuple[str, ...],
+        grid: tuple[int, int],
+        trained: nn.Module | None = None,
+        projector: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.method, self.taps, self.grid = method, taps, grid
+        self.trained, self.projector = trained, projector
 
-    def forward(self, keep: Tensor, tokens: Tensor, *taps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, keep: Tensor, tokens: Tensor, *taps: Tensor) -> tuple[Tensor, ...]:
         budget = keep.item()
         torch._check(budget >= 1)
         torch._check(budget <= tokens.shape[1])
-        return self.method.reduce(tokens, dict(zip(self.taps, taps, strict=True)), budget, self.grid)
+        values = dict(zip(self.taps, taps, strict=True))
+        if self.trained is not None:
+            values |= self.trained(values, budget)
+        rows, *rest = self.method.reduce(tokens, values, budget, self.grid)
+        return (rows if self.projector is None else self.projector(rows)), *rest
 
 
-def _pruner(spec: ModelSpec, method: Method, taps: tuple[str, ...]) -> Graph:
+def _pruner(parts: Parts, method: Method, taps: tuple[str, ...]) -> Graph:
+    spec = parts.spec
     tokens = spec.vision.num_tokens
     budget = Symbol("keep", 1, max(1, tokens * 2 // 9), tokens)
-    wanted = (method.source, *taps)
+    wanted = tuple(dict.fromkeys((method.source, *taps)))
+    with torch.device("meta"):
+        trained = method.module(spec)
     return Graph(
         GraphSpec(
             "pruner",
@@ -147,7 +176,14 @@ def _pruner(spec: ModelSpec, method: Method, taps: tuple[str, ...]) -> Graph:
                 TensorSpec("count", "int64", (1,)),
             ),
         ),
-        Pruner(method, taps, spec.vision.grid),
+        Pruner(
+            method,
+            taps,
+            spec.vision.grid,
+            trained,
+            parts.projector() if method.source == "features" else None,
+        ),
+        names=(("trained.", "pruner."), ("projector.", "vision_encoder.projector.")),
     )
 
 

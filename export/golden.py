@@ -81,7 +81,7 @@ def _run(
             value = _half(values[tensor.name])
         inputs.append(value)
         arrays[f"{name}.in.{tensor.name}"] = _store(value)
-    answer = fill(graph.module, weights, f"{name}.")(*inputs)
+    answer = fill(graph.module, weights, graph.weight)(*inputs)
     outputs = tuple(answer.values()) if isinstance(answer, dict) else answer
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}

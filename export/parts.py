@@ -87,13 +87,15 @@ class Parts:
     """A model in pieces. Modules stand on the ``meta`` device: shapes without memory; ``weights`` fills them.
 
     ``vision(taps)`` builds the vision module for a tuple of tap names. It maps ``pixel_values [1,3,H,W]`` to a
-    dict with ``projected [1,N,D]`` and the taps. ``decoder`` has ``layers``, ``norm``, ``lm_head`` (see
+    dict with ``projected [1,N,D]`` and the taps. ``projector()`` is its last part alone, ``features [1,N,Dv]`` to
+    ``projected``, for methods that act before it. ``decoder`` has ``layers``, ``norm``, ``lm_head`` (see
     ``modules.py``). ``text_encoder``, where a CLIP checkpoint is at hand, maps ``input_ids [S,C]`` to
     ``clip_text [1,S,J]``. ``files`` are what the bundle copies (``tokenizer.json``, ``clip_tokenizer.json``).
     """
 
     spec: ModelSpec
     vision: Callable[[tuple[str, ...]], nn.Module]
+    projector: Callable[[], nn.Module]
     decoder: nn.Module
     weights: Weights
     image: dict[str, Any]  # preprocessing settings for runtime.image

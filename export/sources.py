@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -62,16 +62,18 @@ def entries(
     return found
 
 
-def fill(module: nn.Module, weights: Weights, prefix: str) -> nn.Module:
+def fill(module: nn.Module, weights: Weights, weight: str | Callable[[str], str]) -> nn.Module:
     """Give ``module``, built on the meta device, its values in float32 on the CPU, in place; returns it.
 
-    ``prefix`` + path are the names in ``weights``. Rotary tables, which no checkpoint holds, are computed.
+    ``weight`` tells the name in ``weights`` of a parameter's path, or is what stands before it. Rotary tables, which no
+    checkpoint holds, are computed.
     """
+    name_of = weight.__add__ if isinstance(weight, str) else weight
     for path, part in module.named_modules():
-        start = f"{prefix}{path}." if path else prefix
         for name, parameter in part.named_parameters(recurse=False):
-            value = weights.get(start + name).to(torch.float32)
-            assert value.shape == parameter.shape, f"{start}{name}: {value.shape} is not {parameter.shape}"
+            known = name_of(f"{path}.{name}" if path else name)
+            value = weights.get(known).to(torch.float32)
+            assert value.shape == parameter.shape, f"{known}: {value.shape} is not {parameter.shape}"
             setattr(part, name, nn.Parameter(value, requires_grad=False))
         if isinstance(part, Decoder):
             part.rope_cos, part.rope_sin = rope_tables(part.spec)

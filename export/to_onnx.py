@@ -46,7 +46,7 @@ def trace(graph: Graph, dtype: str) -> ir.Model:
             verbose=False,
             custom_translation_table=TRANSLATIONS,
         )
-        return _tidy(program.model, spec)
+        return _tidy(program.model, spec, graph)
 
 
 def _symbols(spec: GraphSpec) -> dict[str, tuple[Symbol, int]]:
@@ -80,7 +80,7 @@ def _dynamic_shapes(graph: Graph, symbols: dict[str, tuple[Symbol, int]]) -> tup
     return (*shapes[:fixed], tuple(shapes[fixed:])) if fixed < len(shapes) else tuple(shapes)
 
 
-def _tidy(model: ir.Model, spec: GraphSpec) -> ir.Model:
+def _tidy(model: ir.Model, spec: GraphSpec, graph: Graph) -> ir.Model:
     """Fold the shape arithmetic and drop what nobody reads. Weights stay placeholders throughout."""
     _release_weights(model)
     onnxscript.optimizer.fold_constants(model, onnx_shape_inference=False)
@@ -98,7 +98,7 @@ def _tidy(model: ir.Model, spec: GraphSpec) -> ir.Model:
         node.doc_string = None
     for name, value in list(model.graph.initializers.items()):
         if value.const_value is None:  # a weight: named as the graph names it in Weights
-            value.name = f"{spec.name}.{name}"
+            value.name = graph.weight(name)
     for value, tensor in zip(
         (*model.graph.inputs, *model.graph.outputs), (*spec.inputs, *spec.outputs), strict=True
     ):

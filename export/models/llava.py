@@ -173,8 +173,11 @@ def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | st
                 )
             files["clip_tokenizer.json"] = joint.open()[1]
         with torch.device("meta"):
-            projector = Projector(vision.hidden_size, decoder.hidden_size, activation, bias)
-            return Vision(vision, projector, taps)
+            return Vision(vision, projector(), taps)
+
+    def projector() -> Projector:
+        with torch.device("meta"):
+            return Projector(vision.hidden_size, decoder.hidden_size, activation, bias)
 
     joint = JointSpace(clip, vision, clip_source) if clip else None
     with torch.device("meta"):
@@ -184,6 +187,7 @@ def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | st
     return Parts(
         spec=ModelSpec("llava", vision, decoder, TAPS if joint else TAPS[:-1]),
         vision=build,
+        projector=projector,
         decoder=language,
         weights=weights if joint is None else _Joined(weights, joint),
         image=processor.image_settings(source, vision.image_size),
