@@ -24,7 +24,7 @@ __all__ = ["MAX_NEW_TOKENS", "Chat", "Images"]
 
 MAX_NEW_TOKENS = 256
 
-Images = ImageSource | Sequence[ImageSource] | None
+Images = ImageSource | Seen | Sequence[ImageSource | Seen] | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Request:
 
     turns: list[Turn]
     segments: list[Segment]
-    images: list[ImageSource]
+    images: list[ImageSource | Seen]
     budget: int
     old: list[int]
     reprune: bool
@@ -148,7 +148,7 @@ class Chat:
                 for s, keep in zip(shown, request.old, strict=True)
             ]
         for image in request.images:
-            seen = vision.see(image, clock)
+            seen = image if isinstance(image, Seen) else vision.see(image, clock)
             shown.append(_Shown(seen, request.budget, vision.prune(seen, question, request.budget, clock)))
         return shown
 
@@ -198,7 +198,7 @@ class Chat:
         return "".join(said), tokens, first, "stop" if token in stop else "length"
 
 
-def _listed(images: Images) -> list[ImageSource]:
+def _listed(images: Images) -> list[ImageSource | Seen]:
     if images is None:
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]

@@ -18,16 +18,17 @@ from collections.abc import Callable, Mapping
 
 from foveate.engines.base import Engine
 from foveate.engines.errors import UserError
-from foveate.runtime.answer import Answer, Stream, Timings
+from foveate.runtime.answer import Answer, Clock, Stream, Timings
 from foveate.runtime.budget import Keep
 from foveate.runtime.bundle import Bundle, Manifest
 from foveate.runtime.bundle import load as load_bundle
 from foveate.runtime.conversation import MAX_NEW_TOKENS, Chat, Images
 from foveate.runtime.decode import Decoder
+from foveate.runtime.image import ImageSource
 from foveate.runtime.plans import choose, load_engines
 from foveate.runtime.prompt import ChatTokenizer
 from foveate.runtime.sampling import Sampling
-from foveate.runtime.vision import VisionStages
+from foveate.runtime.vision import Seen, VisionStages
 
 __all__ = ["Answer", "Chat", "Pipeline", "Stream", "Timings"]
 
@@ -75,6 +76,11 @@ class Pipeline:
         limit = manifest.decoder["max_positions"]
         return Decoder(self._llm, self._table, manifest.position_mode, limit)
 
+    def see(self, image: ImageSource) -> Seen:
+        """The picture after the vision encoder. It stands for the picture in every prompt to this pipeline, whatever
+        the question and the budget, and is not encoded again there."""
+        return self.vision.see(image, Clock())
+
     def chat(self, system: str | None = None) -> Chat:
         """A conversation. ``system`` opens it, where the model's chat format knows such a turn."""
         return Chat(self, system)
@@ -91,7 +97,7 @@ class Pipeline:
         top_k: int | None = None,
         seed: int | None = None,
     ) -> Answer:
-        """The answer to ``prompt`` about ``images``: one picture (see ``runtime.image``), several, or None.
+        """The answer to ``prompt`` about ``images``: one picture (see ``runtime.image``, or ``see``), several, or None.
 
         ``keep`` is the budget of visual tokens per picture: a count, a percentage ("22.2%"), or None for the bundle's
         default. ``temperature`` 0 is greedy. Raises UserError before anything runs when an argument is out of range or

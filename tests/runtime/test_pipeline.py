@@ -147,6 +147,16 @@ def test_the_question_steers_the_pruner(pipe: Pipeline, picture: np.ndarray) -> 
     assert len(kept) > 1
 
 
+def test_a_picture_seen_once_serves_every_question_and_budget(pipe: Pipeline, picture: np.ndarray) -> None:
+    seen = pipe.see(picture)
+    for text, keep in ((QUESTION, 5), ("Something else?", 9)):
+        whole, again = (pipe.generate(image, text, keep=keep, max_new_tokens=6) for image in (picture, seen))
+        assert again.tokens == whole.tokens and (again.kept[0] == whole.kept[0]).all()
+        assert again.timings.vision == again.timings.preprocess == 0 < whole.timings.vision
+    pair = pipe.generate([seen, picture], QUESTION, keep=5, max_new_tokens=6)
+    assert pair.tokens == pipe.generate([picture, picture], QUESTION, keep=5, max_new_tokens=6).tokens
+
+
 def test_streaming_equals_generate_and_is_valid_text(pipe: Pipeline, picture: np.ndarray) -> None:
     whole = pipe.generate(picture, QUESTION, max_new_tokens=40)
     stream = pipe.stream(picture, QUESTION, max_new_tokens=40)
