@@ -100,7 +100,8 @@ def _manifest(
     dialects: dict[str, dict[str, object]],
 ) -> dict[str, object]:
     decoder = parts.spec.decoder
-    fields = ("num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size", "max_positions")
+    fields = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size")
+    fields += ("vocab_size", "max_positions")
     return {
         "name": name,
         "family": parts.spec.family,

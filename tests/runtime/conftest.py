@@ -279,9 +279,11 @@ def manifest(
         "grid": [GRID, GRID],
         "decoder": {
             "num_layers": LAYERS,
+            "num_heads": HEADS,
             "num_kv_heads": KV,
             "head_dim": DH,
             "hidden_size": D,
+            "intermediate_size": 0,  # it has no MLP
             "vocab_size": VOCAB,
             "max_positions": POSITIONS,
         },
