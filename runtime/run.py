@@ -66,12 +66,12 @@ def _can_draw(target: Path, images: list[str]) -> None:
 
 def _overlay(pipe: Pipeline, images: list[str], answer: Answer, target: Path) -> None:
     """A file per picture: OUT.png, OUT-2.png, ..."""
-    from foveate.runtime.overlay import save_overlay
+    from foveate.runtime.overlay import draw_stages, save_overlay
 
     manifest = pipe.manifest
     for number, (image, kept) in enumerate(zip(images, answer.kept, strict=True), start=1):
         path = target if number == 1 else target.with_name(f"{target.stem}-{number}{target.suffix}")
-        save_overlay(image, kept, manifest.grid, manifest.image, path)
+        save_overlay(draw_stages(image, {"pruner": kept}, manifest.grid, manifest.image), path)
         options.say(f"overlay: {path}")
 
 

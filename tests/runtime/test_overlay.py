@@ -9,7 +9,7 @@ from sklearn.datasets import load_sample_images
 
 from foveate.engines.errors import UserError
 from foveate.runtime.image import patch_boxes
-from foveate.runtime.overlay import draw_overlay, save_overlay
+from foveate.runtime.overlay import captioned, draw_overlay, draw_stages, save_overlay
 
 SETTINGS = {"kind": "clip", "shortest_edge": 336, "resample": 3, "crop": [336, 336], "size": [336, 336]}
 GRID = (24, 24)
@@ -63,7 +63,7 @@ def test_black_that_was_dropped_differs_from_black_that_was_kept():
     assert (picture[:300] == 0).all() and (picture[340:] > 10).all()
 
 
-def test_merged_rows_are_left_out():
+def test_rows_without_a_place_are_left_out():
     photo = load_sample_images().images[1]
     kept = np.array([5, 77, 300])
     assert draw_overlay(photo, np.array([5, 77, 300, -1, -1]), GRID, SETTINGS) == draw_overlay(
@@ -84,13 +84,113 @@ def test_extremely_thin_pictures():
         assert min(picture.size) >= 1 and max(picture.size) <= 2048
 
 
+def levels(picture: Image.Image) -> np.ndarray:
+    """Mean grey of each patch of a square picture, frame and caption apart."""
+    boxes = patch_boxes((picture.width, picture.width), SETTINGS, GRID)
+    return np.array([brightness(picture, box, (picture.width, picture.width)) for box in boxes])
+
+
+@pytest.fixture
+def white() -> np.ndarray:
+    return np.full((336, 336, 3), 200, np.uint8)
+
+
+def test_merged_patches_stand_between_kept_and_dropped(white):
+    kept, owner = np.array([100, 300, 500]), np.full(576, -1)
+    owner[kept] = 0, 1, 2
+    merged = np.array([101, 124, 301, 340])
+    owner[merged] = 0, 0, 1, 2
+    grey = levels(draw_overlay(white, kept, GRID, SETTINGS, owner))
+    dropped = np.setdiff1d(np.arange(576), [*kept, *merged])
+    assert (grey[kept] == 200).all()
+    assert (grey[merged] > np.quantile(grey[dropped], 0.98) + 15).all() and (grey[merged] < 185).all()
+    assert np.median(grey[dropped]) < 100
+
+
+def test_lines_lead_from_merged_patches_to_what_absorbed_them(white):
+    kept, owner = np.array([12 * 24 + 3]), np.full(576, -1)
+    owner[kept] = 0
+    apart = owner.copy()
+    apart[12 * 24 + 20] = 0  # same row of the grid, far to the right
+    plain, joined = (
+        np.asarray(draw_overlay(white, kept, GRID, SETTINGS, o)).astype(int) for o in (owner, apart)
+    )
+    side = plain.shape[0] / 24
+    changed = np.abs(joined - plain).max(2) > 8
+    between = changed[:, int(5 * side) : int(19 * side)]
+    assert between.any(0).all() and between.any(1).sum() <= 6
+    assert not np.delete(changed, np.s_[int(11.9 * side) : int(13.1 * side)], axis=0).any()
+    assert not changed[:, int(3 * side) : int(4 * side)].any()  # what is kept stays clean
+
+
+def test_rows_have_their_own_hue_and_rows_without_a_place_no_lines(white):
+    kept, owner = np.array([-1, -1]), np.full(576, -1)
+    owner[[50, 51, 400]] = 0, 1, 1
+    picture = np.asarray(draw_overlay(white, kept, GRID, SETTINGS, owner)).astype(int)
+    plain = np.asarray(draw_overlay(white, kept, GRID, SETTINGS)).astype(int)
+    boxes = patch_boxes(picture.shape[:2], SETTINGS, GRID).astype(int)
+    inside = [picture[t + 8 : b - 8, l + 8 : r - 8].reshape(-1, 3) for l, t, r, b in boxes[[50, 51, 400]]]
+    assert all((patch == patch[0]).all() for patch in inside)  # no line, no dot
+    assert (inside[1][0] == inside[2][0]).all() and np.abs(inside[0][0] - inside[1][0]).max() > 10
+    changed = (picture != plain).any(2)
+    for left, top, right, bottom in boxes[[50, 51, 400]]:
+        changed[top - 2 : bottom + 2, left - 2 : right + 2] = False
+    assert not changed.any()
+
+
+def test_stages_stand_side_by_side_and_shrink(white):
+    stages = {"pruner.0": np.arange(0, 576, 3), "pruner.1": np.arange(0, 576, 9)}
+    sheet = draw_stages(white, stages, GRID, SETTINGS, cuts=(8, 16))
+    assert sheet.width > 2 * 672 and sheet.height > 672
+    for panel, kept in (
+        (sheet.crop((0, 0, 672, 672)), 192),
+        (sheet.crop((sheet.width - 672, 0, sheet.width, 672)), 64),
+    ):
+        grey = levels(panel)
+        chosen = np.arange(0, 576, 576 // kept)
+        assert (grey[chosen] == 200).all() and np.median(np.delete(grey, chosen)) < 100
+
+
+def test_captions_say_what_is_left_and_where(white, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        "foveate.runtime.overlay.captioned", lambda panel, *lines: said.append(lines) or panel
+    )
+    owner = np.where(np.arange(576) < 90, np.arange(576) % 5, -1)
+    first = np.array([0, 1, 2, -1, -1])
+    draw_stages(white, {"pruner": first, "pruner.0": first[:2]}, GRID, SETTINGS, owner, cuts=(8,))
+    assert said == [
+        ("after pruner: 5 of 576 tokens, 2 of them without a place; 87 patches merged",),
+        ("after pruner.0, layer 8: 2 of 576 tokens",),
+    ]
+
+
+def test_a_pruner_that_selects_needs_no_caption(white):
+    kept, owner = np.array([3, 70]), np.full(576, -1)
+    owner[kept] = 0, 1
+    plain = draw_overlay(white, kept, GRID, SETTINGS)
+    assert draw_stages(white, {"pruner": kept}, GRID, SETTINGS) == plain
+    assert draw_stages(white, {"pruner": kept}, GRID, SETTINGS, owner) == plain
+    for other in ({"pruner.0": kept}, {"pruner": np.array([3, 70, -1])}):
+        assert draw_stages(white, other, GRID, SETTINGS, cuts=(2,)).height > plain.height
+
+
+def test_captions_fit_and_leave_the_picture_alone():
+    panel = Image.new("RGB", (200, 100), (0, 90, 0))
+    framed = captioned(panel, "short", "a caption that is far too long for a picture of two hundred pixels")
+    pixels = np.asarray(framed)
+    assert framed.width == 200 and (pixels[:100] == (0, 90, 0)).all()
+    assert pixels[100:].max() > 150 and (pixels[100:, 197:] == pixels[-1, -1]).all()
+
+
 def test_saving(tmp_path):
     photo, kept = load_sample_images().images[0], np.arange(0, 576, 5)
-    save_overlay(photo, kept, GRID, SETTINGS, tmp_path / "out.png")
+    drawn = draw_overlay(photo, kept, GRID, SETTINGS)
+    save_overlay(drawn, tmp_path / "out.png")
     with Image.open(tmp_path / "out.png") as saved:
-        assert saved.convert("RGB").tobytes() == draw_overlay(photo, kept, GRID, SETTINGS).tobytes()
-    save_overlay(photo, kept, GRID, SETTINGS, str(tmp_path / "out.jpg"))
+        assert saved.convert("RGB").tobytes() == drawn.tobytes()
+    save_overlay(drawn, str(tmp_path / "out.jpg"))
     with pytest.raises(UserError, match=r"got the suffix '\.txt'"):
-        save_overlay(photo, kept, GRID, SETTINGS, tmp_path / "out.txt")
+        save_overlay(drawn, tmp_path / "out.txt")
     with pytest.raises(UserError, match="No such file or directory"):
-        save_overlay(photo, kept, GRID, SETTINGS, tmp_path / "nowhere" / "out.png")
+        save_overlay(drawn, tmp_path / "nowhere" / "out.png")
