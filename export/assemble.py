@@ -174,6 +174,7 @@ def _pruner(parts: Parts, method: Method, taps: tuple[str, ...]) -> Graph:
                 TensorSpec("tokens", FLOAT, (1, budget, spec.decoder.hidden_size)),
                 TensorSpec("kept", "int64", (1, budget)),
                 TensorSpec("count", "int64", (1,)),
+                *((TensorSpec("owner", "int64", (1, tokens)),) if method.merges else ()),
             ),
         ),
         Pruner(

@@ -25,6 +25,7 @@ __all__ = [
     "loop",
     "minmax",
     "mix",
+    "owners",
     "pick_farthest",
     "place_within",
     "question_relevance",
@@ -121,6 +122,12 @@ def at_most(tokens: Tensor, mask: Tensor, keep: base.Keep) -> tuple[Tensor, Tens
     kept = base.marked(mask, keep)
     rows = torch.where(valid[..., None], base.gather(tokens, kept), torch.zeros_like(tokens[:, :1, :1]))
     return rows, torch.where(valid, kept, -1), count
+
+
+def owners(kept: Tensor, into: Tensor) -> Tensor:
+    """The row of ``kept [B,R]`` that holds the token ``into [B,N]``, into which each token goes (-1: none): ``[B,N]``."""
+    row = torch.arange(kept.shape[1], device=kept.device)[:, None]
+    return torch.where((kept[:, :, None] == into[:, None, :]) & (into >= 0)[:, None, :], row, -1).amax(1)
 
 
 def closest(similar: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ class Method:
     """``count`` is ``keep``. False: it depends on the picture and may be less; rows behind it are 0, ``kept`` -1."""
 
     merges: ClassVar[bool] = False
-    """True: rows may be mixtures of tokens."""
+    """True: rows may be mixtures of tokens; ``reduce`` then also says which row each token went into."""
 
     def __post_init__(self) -> None:
         kinds = self.options()
@@ -87,13 +87,15 @@ class Method:
 
     def reduce(
         self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """The tokens that stay.
 
         In: ``tokens [B,N,D]`` in raster order of ``grid`` (rows, columns; N = rows * columns), ``taps`` by the
         names that ``taps`` gave, ``keep`` in 1..N.
-        Out: ``tokens [B,R,D]`` (dtype as given), ``kept [B,R]`` int64 ascending (-1: a merged row), ``count [B]``
-        int64, the number of valid rows. R depends on ``keep`` alone.
+        Out: ``tokens [B,R,D]`` (dtype as given), ``kept [B,R]`` int64, ``count [B]`` int64, the number of valid rows.
+        R depends on ``keep`` alone. ``kept`` says where a row stands: distinct tokens, ascending unless the method says
+        otherwise, -1 for a row that stands nowhere. A method that ``merges`` adds ``owner [B,N]`` int64: the row that each
+        token is part of, -1 if none; a token where a row stands is part of that row.
         """
         raise NotImplementedError
 

@@ -60,7 +60,7 @@ class Method(base.Method):
 
     def reduce(
         self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         budget = torch.full((tokens.shape[0], 1), keep, dtype=torch.int64, device=tokens.device)
         phi = self.subject(tokens, taps)
         in_focus = torch.minimum(self.focus_size(phi), budget)
@@ -71,7 +71,9 @@ class Method(base.Method):
         weight, anchor = self.merged(similar, phi, focus, scan)
         share = torch.where(anchor[:, None, :] == kept[:, :, None], weight[:, None, :], 0.0)  # [B,R,N]
         rows = picking.mix(base.gather(tokens, kept), phi.gather(1, kept), tokens, share)
-        return rows, kept, base.count(kept)
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        into = torch.where(focus | scan, index, torch.where(weight > 0, anchor, -1))
+        return rows, kept, base.count(kept), picking.owners(kept, into)
 
     def subject(self, tokens: Tensor, taps: dict[str, Tensor]) -> Tensor:
         """phi ``[B,N]`` float32."""

@@ -55,7 +55,7 @@ class Method(base.Method):
 
     def reduce(
         self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         size = tokens.shape[1]
         index = torch.arange(size, device=tokens.device)
         shallow, deep = next(iter(taps.values())).float(), [*taps.values()][-1].float()
@@ -68,7 +68,8 @@ class Method(base.Method):
         anchor = picking.closest(picking.cosines(tokens), mask)[1]
         member = (~mask & (anchor >= 0)).float()
         share = torch.where(anchor[:, None, :] == kept[:, :, None], member[:, None, :], 0.0)
-        return picking.mix(rows, torch.ones_like(kept, dtype=torch.float32), tokens, share), kept, count
+        rows = picking.mix(rows, torch.ones_like(kept, dtype=torch.float32), tokens, share)
+        return rows, kept, count, picking.owners(kept, torch.where(mask, index, anchor))
 
     def window(self, index: Tensor, grid: tuple[int, int]) -> Tensor:
         """Which window each token is in: ``[N]`` int64."""

@@ -61,6 +61,7 @@ class Bench:
             TensorSpec("tokens", FLOAT, (1, budget, width)),
             TensorSpec("kept", "int64", (1, budget)),
             TensorSpec("count", "int64", (1,)),
+            *((TensorSpec("owner", "int64", (1, self.size)),) if method.merges else ()),
         )
         spec = GraphSpec("pruner", (TensorSpec("keep", "int64", value=budget), *inputs), outputs)
         return Graph(spec, Pruner(method, taps, self.grid))

@@ -48,7 +48,7 @@ def subject(method, tokens, taps) -> list[float]:
 
 
 def transcription(method, tokens, taps, keep):
-    """Rows by token, and how near the closest decision was to falling the other way."""
+    """Rows by token, where each token went, and how near the closest decision was to falling the other way."""
     phi = subject(method, tokens, taps)
     order = sorted(range(len(phi)), key=lambda i: (-phi[i], i))
     margin, total, focus = np.inf, sum(phi), []
@@ -71,6 +71,7 @@ def transcription(method, tokens, taps, keep):
         margin = min([margin, *(gaps[best] - gap for i, gap in gaps.items() if i != best)])
         scan.append(best)
     rows = {i: tokens[i].copy() for i in focus + scan}
+    went = {i: i for i in rows}
     dropped = [i for i in range(len(v)) if i not in rows]
     if scan and dropped:  # equations 8 and 9
         anchor = {i: max(scan, key=lambda j: (near[i][j], -j)) for i in dropped}
@@ -86,8 +87,10 @@ def transcription(method, tokens, taps, keep):
             j = anchor[i]
             if weight[j] + phi[i] > 0:
                 rows[j] = (weight[j] * rows[j] + phi[i] * tokens[i]) / (weight[j] + phi[i])
+            if phi[i] > 0:
+                went[i] = j
             weight[j] += phi[i]
-    return rows, margin
+    return rows, went, margin
 
 
 # ------------------------------------------------------------------ tests
@@ -105,13 +108,15 @@ def test_equals_the_transcription(bench, options, grid):
     for seed, keep in enumerate(min(budget, here.size) for budget in BUDGETS):
         inputs = here.inputs(method, seed)
         taps = literal(inputs)
-        rows, margin = transcription(method, taps["projected"], taps, keep)
+        rows, went, margin = transcription(method, taps["projected"], taps, keep)
         if margin < 3e-6:  # too near a tie for float32 to be held to
             continue
         compared += 1
         ours = here.reduce(method, inputs, keep)
-        assert ours[1][0].tolist() == sorted(rows), (seed, keep)
-        assert np.abs(ours[0][0].double().numpy() - [rows[i] for i in sorted(rows)]).max() < 1e-5
+        order = sorted(rows)
+        assert ours[1][0].tolist() == order, (seed, keep)
+        assert ours[3][0].tolist() == [order.index(went[i]) if i in went else -1 for i in range(here.size)]
+        assert np.abs(ours[0][0].double().numpy() - [rows[i] for i in order]).max() < 1e-5
         mixed += sum((rows[i] != taps["projected"][i]).any() for i in rows)
     assert compared >= 6
     assert mixed if method.kappa else not mixed
@@ -126,14 +131,14 @@ def test_onnxruntime_computes_what_torch_computes(bench, options, tmp_path):
     for seed, keep in enumerate((1, 16, 32, 48, 96, 143, 144)):
         inputs = here.inputs(method, 50 + seed)
         ours, theirs = here.reduce(method, inputs, keep), session(inputs, keep)
-        assert torch.equal(ours[1], theirs[1]), (seed, keep)
+        assert all(map(torch.equal, ours[1:], theirs[1:])), (seed, keep)
         assert (ours[0] - theirs[0]).abs().max() < 1e-5
 
 
 def test_focus_rows_stay_as_they_are(bench):
     here, method = bench(), methods.load("fsr", {"rho": "0.3"})
     inputs = here.inputs(method, 0, dtype="float16")
-    rows, kept, _ = here.reduce(method, inputs, 48)
+    rows, kept, *_ = here.reduce(method, inputs, 48)
     phi = method.subject(inputs["projected"], {tap: inputs[tap] for tap in method.taps(here.spec)})
     focus = set(phi[0].topk(int(method.focus_size(phi))).indices.tolist())
     same = (rows[0] == inputs["projected"][0, kept[0]]).all(-1)
@@ -161,7 +166,7 @@ def test_anchors_without_weight_are_no_division_by_zero(bench):
     here, method = bench(), methods.load("fsr", {"relevance": "none"})
     inputs = here.inputs(method, 0)
     inputs["cls_attention.2"] = torch.full_like(inputs["cls_attention.2"], 0.1)
-    rows, kept, _ = here.reduce(method, inputs, 32)
+    rows, kept, *_ = here.reduce(method, inputs, 32)
     assert torch.equal(rows[0], inputs["projected"][0, kept[0]])
 
 

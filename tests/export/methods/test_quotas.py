@@ -133,7 +133,8 @@ def test_holov_can_refill_what_a_short_run_loses(bench):
 # ------------------------------------------------------------------ vscan
 
 
-def scanned(tokens, shallow, deep, grid, keep: int, windows: int, local: float) -> dict[int, np.ndarray]:
+def scanned(tokens, shallow, deep, grid, keep: int, windows: int, local: float) -> dict[int, list[int]]:
+    """The tokens that each kept one stands for."""
     rows, columns = grid
     share = int(keep * local)
     groups: dict[tuple[int, int], list[int]] = {}
@@ -147,7 +148,7 @@ def scanned(tokens, shallow, deep, grid, keep: int, windows: int, local: float) 
     for i in range(len(tokens)):
         if i not in members:
             members[max(sorted(kept), key=lambda j: unit[i] @ unit[j])].append(i)
-    return {i: tokens[group].mean(0) for i, group in members.items()}
+    return members
 
 
 @pytest.mark.parametrize(
@@ -160,9 +161,10 @@ def test_vscan_scans_windows_and_the_whole_and_merges_the_rest(bench, grid, opti
     shallow, deep = method.taps(here.spec)
     for seed, keep in enumerate((1, 16, 32, 50, 64, 100)):
         inputs = here.inputs(method, seed)
-        taps = (numbers(inputs, name) for name in ("projected", shallow, deep))
-        expected = scanned(*taps, grid, keep, method.windows, method.local)
-        rows, kept, count = here.reduce(method, inputs, keep)
+        tokens, *attention = (numbers(inputs, name) for name in ("projected", shallow, deep))
+        expected = scanned(tokens, *attention, grid, keep, method.windows, method.local)
+        rows, kept, count, owner = here.reduce(method, inputs, keep)
         assert kept[0, : int(count)].tolist() == sorted(expected), (seed, keep)
-        theirs = [expected[i] for i in sorted(expected)]
+        assert all((owner[0, expected[i]] == row).all() for row, i in enumerate(sorted(expected)))
+        theirs = [tokens[expected[i]].mean(0) for i in sorted(expected)]
         np.testing.assert_allclose(rows[0, : int(count)].numpy(), theirs, rtol=0, atol=1e-5)
