@@ -19,7 +19,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from foveate.engines.errors import UserError
 from foveate.runtime.image import ImageSource, load_image, patch_boxes
 
-__all__ = ["captioned", "draw_overlay", "draw_stages", "save_overlay"]
+__all__ = ["draw_overlay", "draw_stages", "save_overlay"]
 
 _SMALLEST, _LARGEST = 640, 2048  # pixels of the longer side: small pictures grow, very large ones shrink
 _RIM = (255, 214, 102)
@@ -81,7 +81,7 @@ def draw_stages(
     owners = {first: owner}
     largest = max(_SMALLEST, _LARGEST // len(stages))
     panels = [
-        captioned(
+        _captioned(
             draw_overlay(image, kept, grid, settings, owners.get(stage), largest=largest),
             _caption(stage, kept, grid[0] * grid[1], owners.get(stage), cuts),
         )
@@ -92,24 +92,6 @@ def draw_stages(
     for number, panel in enumerate(panels):
         sheet.paste(panel, (number * (panel.width + gap), 0))
     return sheet
-
-
-def captioned(panel: Image.Image, *lines: str) -> Image.Image:
-    """``panel`` with lines of text under it, the first one brighter; letters shrink until the longest fits."""
-    size = max(10, round(panel.width / 28))
-    while (
-        size > 6 and max(ImageFont.load_default(size).getlength(line) for line in lines) > 0.96 * panel.width
-    ):
-        size -= 1
-    step, margin = round(1.4 * size), round(0.5 * size)
-    framed = Image.new("RGB", (panel.width, panel.height + len(lines) * step + 2 * margin), _PAPER)
-    framed.paste(panel)
-    pen = ImageDraw.Draw(framed)
-    for number, line in enumerate(lines):
-        at = panel.width * 0.02, panel.height + margin + (number + 0.5) * step
-        ink = _INK if number == 0 else tuple(round(v * 0.72) for v in _INK)
-        pen.text(at, line, fill=ink, font=ImageFont.load_default(size), anchor="lm")
-    return framed
 
 
 def save_overlay(drawn: Image.Image, path: str | PathLike[str]) -> None:
@@ -183,6 +165,18 @@ def _caption(stage: str, kept: np.ndarray, total: int, owner: np.ndarray | None,
     if absorbed := len(_absorbed(kept, owner)):
         text += f"; {absorbed} patches merged"
     return text
+
+
+def _captioned(panel: Image.Image, text: str) -> Image.Image:
+    """``panel`` with a line of text under it, whose letters shrink until it fits."""
+    size = max(10, round(panel.width / 28))
+    while size > 6 and ImageFont.load_default(size).getlength(text) > 0.96 * panel.width:
+        size -= 1
+    framed = Image.new("RGB", (panel.width, panel.height + round(2.4 * size)), _PAPER)
+    framed.paste(panel)
+    at = panel.width * 0.02, panel.height + 1.2 * size
+    ImageDraw.Draw(framed).text(at, text, fill=_INK, font=ImageFont.load_default(size), anchor="lm")
+    return framed
 
 
 def _coverage(size: tuple[int, int], boxes: np.ndarray, chosen: np.ndarray) -> Image.Image:

@@ -9,7 +9,7 @@ from sklearn.datasets import load_sample_images
 
 from foveate.engines.errors import UserError
 from foveate.runtime.image import patch_boxes
-from foveate.runtime.overlay import captioned, draw_overlay, draw_stages, save_overlay
+from foveate.runtime.overlay import draw_overlay, draw_stages, save_overlay
 
 SETTINGS = {"kind": "clip", "shortest_edge": 336, "resample": 3, "crop": [336, 336], "size": [336, 336]}
 GRID = (24, 24)
@@ -153,15 +153,13 @@ def test_stages_stand_side_by_side_and_shrink(white):
 
 def test_captions_say_what_is_left_and_where(white, monkeypatch):
     said = []
-    monkeypatch.setattr(
-        "foveate.runtime.overlay.captioned", lambda panel, *lines: said.append(lines) or panel
-    )
+    monkeypatch.setattr("foveate.runtime.overlay._captioned", lambda panel, text: said.append(text) or panel)
     owner = np.where(np.arange(576) < 90, np.arange(576) % 5, -1)
     first = np.array([0, 1, 2, -1, -1])
     draw_stages(white, {"pruner": first, "pruner.0": first[:2]}, GRID, SETTINGS, owner, cuts=(8,))
     assert said == [
-        ("after pruner: 5 of 576 tokens, 2 of them without a place; 87 patches merged",),
-        ("after pruner.0, layer 8: 2 of 576 tokens",),
+        "after pruner: 5 of 576 tokens, 2 of them without a place; 87 patches merged",
+        "after pruner.0, layer 8: 2 of 576 tokens",
     ]
 
 
@@ -176,11 +174,12 @@ def test_a_pruner_that_selects_needs_no_caption(white):
 
 
 def test_captions_fit_and_leave_the_picture_alone():
-    panel = Image.new("RGB", (200, 100), (0, 90, 0))
-    framed = captioned(panel, "short", "a caption that is far too long for a picture of two hundred pixels")
-    pixels = np.asarray(framed)
-    assert framed.width == 200 and (pixels[:100] == (0, 90, 0)).all()
-    assert pixels[100:].max() > 150 and (pixels[100:, 197:] == pixels[-1, -1]).all()
+    narrow = np.full((1000, 150, 3), 90, np.uint8)
+    sheet = np.asarray(draw_stages(narrow, {"pruner": np.array([5, -1])}, GRID, SETTINGS))
+    plain = np.asarray(draw_overlay(narrow, np.array([5]), GRID, SETTINGS))
+    assert (sheet[: len(plain)] == plain).all() and sheet.shape[1] == 150
+    below = sheet[len(plain) :]
+    assert below.max() > 150 and (below[:, -2:] == below[-1, -1]).all()
 
 
 def test_saving(tmp_path):
