@@ -1,0 +1,144 @@
+"""The formula against sums by hand, against published figures, and against what a bundle says of itself."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from foveate.runtime import costs
+
+TERA, MIB = 1e12, 2**20
+VICUNA = {
+    "num_layers": 32,
+    "num_heads": 32,
+    "num_kv_heads": 32,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "vocab_size": 32064,
+}
+FASTV = costs.Convention(flops_per_mac=1, mlp_matrices=2, causal=False, head=False)  # 4nd^2 + 2n^2d + 2ndm
+MACS = costs.Convention(flops_per_mac=1, causal=False)
+
+
+def even(tokens: int) -> costs.Schedule:
+    return ((32, tokens),)
+
+
+def tera(plan: costs.Schedule, text: int, convention: costs.Convention = costs.EXACT) -> float:
+    return costs.prefill_flops(VICUNA, plan, text, convention) / TERA
+
+
+def left(plan: costs.Schedule, total: int, text: int, convention: costs.Convention = costs.EXACT) -> float:
+    """The share of the unpruned FLOPs that is left."""
+    return tera(plan, text, convention) / tera(even(total), text, convention)
+
+
+def test_every_product_of_a_small_decoder_is_counted_once():
+    """Multiply-adds counted one matrix and one pair of positions at a time."""
+    d, m, heads, kv, width, vocab, text = 6, 10, 3, 1, 4, 17, 2
+    decoder = dict(
+        num_layers=3, num_heads=heads, num_kv_heads=kv, head_dim=width, hidden_size=d, intermediate_size=m
+    )
+    decoder["vocab_size"] = vocab
+    plan = ((1, 5), (2, 3))
+    macs = d * vocab
+    for visual in (5, 3, 3):
+        n = visual + text
+        for columns, rows in [(heads * width, d), (kv * width, d), (kv * width, d), (d, heads * width)]:
+            macs += n * columns * rows
+        macs += 3 * n * d * m
+        macs += sum(2 * heads * width for i, j in product(range(n), repeat=2) if j <= i)
+    assert costs.prefill_flops(decoder, plan, text) == 2 * macs
+    more = sum(costs.prefill_flops(decoder, plan, text + step) * (-1) ** (1 - step) for step in (0, 1))
+    assert (
+        costs.decode_flops(decoder, plan, text) == more + 2 * d * vocab
+    )  # one row more, with its own logits
+    assert costs.cache_bytes(decoder, plan, text, "float32") == (7 + 5 + 5) * 2 * kv * width * 4
+
+
+def test_published_fastvs_formula():
+    n, d, m = 576, 4096, 11008
+    assert costs.prefill_flops(VICUNA, even(n), 0, FASTV) == 32 * (
+        4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m
+    )
+
+
+@pytest.mark.parametrize(("tokens", "published"), [(576, 8.63), (192, 3.56), (128, 2.71), (64, 1.87)])
+def test_published_hiprune(tokens, published):
+    """Two FLOPs per multiply-add, 80 text tokens."""
+    assert tera(even(tokens), 80) == pytest.approx(published, rel=0.006)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "published"), [(576, 9.042), (64, 2.291), (64, 2.293), (64, 2.277)], ids=str
+)
+def test_published_fsr_cdpruner_vispruner(tokens, published):
+    """FSR's table 7: 112 text tokens, or HiPrune's 80 with the vision tower and the projector counted too."""
+    tower = costs.vision_flops(
+        hidden=1024, intermediate=4096, layers=24, patches=576, patch_size=14, projected=4096
+    )
+    assert tower / TERA == pytest.approx(0.407, abs=0.001)
+    assert tera(even(tokens), 112) == pytest.approx(published, rel=0.006)
+    assert tera(even(tokens), 80) + tower / TERA == pytest.approx(published, rel=0.008)
+
+
+def test_published_cache_of_fsr():
+    """288 and 32 MB are MiB, fp16, of the visual tokens alone."""
+    assert costs.cache_bytes(VICUNA, even(576), 0) == 288 * MIB
+    assert costs.cache_bytes(VICUNA, even(64), 0) == 32 * MIB
+
+
+def test_published_feather():
+    """Share of FLOPs saved on Prismatic, 729 tokens, FastV's formula without text; the union of the first stage has 218
+    to 299 tokens, 275 where its overlap is what chance gives."""
+    most, usual = ((8, 729), (8, 299), (16, 26)), ((8, 729), (8, 275), (16, 24))
+    assert 1 - left(usual, 729, 0, FASTV) == pytest.approx(0.64, abs=0.005)
+    assert 1 - left(most, 729, 0, FASTV) == pytest.approx(0.63, abs=0.005)
+    fastv = ((3, 729), (29, 729 // 4))
+    assert 1 - left(fastv, 729, 0, FASTV) == pytest.approx(0.68, abs=0.01)
+    assert 1 - left(fastv, 729, 0) == pytest.approx(0.68, abs=0.005)
+
+
+def test_published_swiftvlm():
+    """Multiply-adds, every pair, 69 text tokens. Its "FEATHER 192" is FEATHER with its own settings, 217 then 19."""
+    assert tera(even(576), 69, MACS) == pytest.approx(4.29, rel=0.002)
+    assert tera(((2, 576), (30, 166)), 69, MACS) == pytest.approx(1.71, rel=0.003)
+    assert tera(((8, 576), (8, 217), (16, 19)), 69, MACS) == pytest.approx(1.82, rel=0.005)
+
+
+def test_published_feather_at_128_cannot_be():
+    """1.44 T is below what eight full layers and the uniform grid alone cost."""
+    assert tera(((8, 576), (8, 64), (16, 1)), 69, MACS) > 1.5
+
+
+def test_published_sparsevlm():
+    assert tera(even(576), 0, MACS) == pytest.approx(3.82, rel=0.002)
+
+
+def test_published_sppruner():
+    """67 % saved are 192 of 576 tokens without text; 128 tokens would need some 90 of text."""
+    assert 1 - left(even(192), 576, 0, FASTV) == pytest.approx(0.67, abs=0.005)
+    assert 1 - left(even(192), 576, 0) == pytest.approx(0.67, abs=0.005)
+    assert 1 - left(even(128), 576, 92) == pytest.approx(0.67, abs=0.005)
+
+
+def ocvtp_flops(tokens: int, slots: int) -> float:
+    """Of OC-VTP's slot pruner: input projection, keys and values, three rounds of attention, GRU and MLP."""
+    wide, d = 1024, 512
+    once = tokens * (wide * 2048 + 2048 * d + 2 * d * d)
+    each = slots * (d * d + 6 * d * d + 2 * d * 2048) + 2 * slots * tokens * d
+    return 2 * (once + 3 * each)
+
+
+def test_published_ocvtp():
+    """Twice FastV's formula, 32 text tokens, 64 of 576 and 160 of 2,880 tokens; the shares include its own pruner."""
+    twice = costs.Convention(mlp_matrices=2, causal=False, head=False)
+    assert tera(even(2880), 32, twice) == pytest.approx(33.76, abs=0.005)
+    assert tera(even(160), 32, twice) == pytest.approx(1.95, abs=0.005)
+    for tokens, total, slots, published in ((64, 576, 65, 0.1549), (160, 2880, 161, 0.0585)):
+        share = left(even(tokens), total, 32, twice)
+        own = ocvtp_flops(total, slots) / TERA / tera(even(total), 32, twice)
+        assert share < published
+        assert share + own == pytest.approx(published, rel=0.003)
