@@ -38,10 +38,8 @@ def left(plan: costs.Schedule, total: int, text: int, convention: costs.Conventi
 def test_every_product_of_a_small_decoder_is_counted_once():
     """Multiply-adds counted one matrix and one pair of positions at a time."""
     d, m, heads, kv, width, vocab, text = 6, 10, 3, 1, 4, 17, 2
-    decoder = dict(
-        num_layers=3, num_heads=heads, num_kv_heads=kv, head_dim=width, hidden_size=d, intermediate_size=m
-    )
-    decoder["vocab_size"] = vocab
+    sizes = {"num_heads": heads, "num_kv_heads": kv, "head_dim": width, "hidden_size": d}
+    decoder = {"num_layers": 3, "intermediate_size": m, "vocab_size": vocab} | sizes
     plan = ((1, 5), (2, 3))
     macs = d * vocab
     for visual in (5, 3, 3):
