@@ -50,7 +50,8 @@ def assemble(parts: Parts, method: Method) -> list[Graph]:
     """The graphs of ``parts`` pruned by ``method``, in the order in which they run."""
     taps = method.taps(parts.spec)
     _refuse_missing(parts.spec, method)
-    graphs = [_vision_encoder(parts, tuple(tap for tap in taps if tap not in TEXT_TAPS))]
+    seen = dict.fromkeys((method.source, *taps))
+    graphs = [_vision_encoder(parts, tuple(name for name in seen if name not in TEXT_TAPS))]
     if "clip_text" in taps:
         graphs.append(_text_encoder(parts))
     if method.prunes:
@@ -75,16 +76,28 @@ def _missing(spec: ModelSpec, method: Method) -> list[str]:
     return sorted(offers - {*spec.taps, *TEXT_TAPS})
 
 
-def _vision_encoder(parts: Parts, taps: tuple[str, ...]) -> Graph:
+class VisionEncoder(nn.Module):
+    """The graph ``vision_encoder``: of what the family's module gives only ``outputs``. What nobody reads is not exported."""
+
+    def __init__(self, vision: nn.Module, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.vision, self.outputs = vision, outputs
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        found = self.vision(pixel_values)
+        return {name: found[name] for name in self.outputs}
+
+
+def _vision_encoder(parts: Parts, outputs: tuple[str, ...]) -> Graph:
     spec, size = parts.spec, parts.spec.vision.image_size
-    outputs = ("projected", *taps)
     return Graph(
         GraphSpec(
             "vision_encoder",
             inputs=(TensorSpec("pixel_values", FLOAT, (1, 3, size, size)),),
             outputs=tuple(TensorSpec(name, FLOAT, tap_shape(spec, name)) for name in outputs),
         ),
-        parts.vision(taps),
+        VisionEncoder(parts.vision(tuple(name for name in outputs if name != "projected")), outputs),
+        names=(("vision.", "vision_encoder."),),
     )
 
 
@@ -152,8 +165,13 @@ class Pruner(nn.Module):
         values = dict(zip(self.taps, taps, strict=True))
         if self.trained is not None:
             values |= self.trained(values, budget)
-        rows, *rest = self.method.reduce(tokens, values, budget, self.grid)
-        return (rows if self.projector is None else self.projector(rows)), *rest
+        rows, kept, count, *owner = self.method.reduce(tokens, values, budget, self.grid)
+        if self.projector is not None:
+            rows = self.projector(rows)
+            if not self.method.fills:  # rows behind are 0, and a projector has biases
+                valid = torch.arange(rows.shape[1], device=rows.device) < count[:, None]
+                rows = torch.where(valid[:, :, None], rows, torch.zeros_like(rows[:, :1, :1]))
+        return rows, kept, count, *owner
 
 
 def _pruner(parts: Parts, method: Method, taps: tuple[str, ...]) -> Graph:

@@ -22,6 +22,7 @@ __all__ = [
     "closest",
     "cosines",
     "first_of",
+    "in_order",
     "loop",
     "minmax",
     "mix",
@@ -128,6 +129,13 @@ def owners(kept: Tensor, into: Tensor) -> Tensor:
     """The row of ``kept [B,R]`` that holds the token ``into [B,N]``, into which each token goes (-1: none): ``[B,N]``."""
     row = torch.arange(kept.shape[1], device=kept.device)[:, None]
     return torch.where((kept[:, :, None] == into[:, None, :]) & (into >= 0)[:, None, :], row, -1).amax(1)
+
+
+def in_order(tier: Tensor, keep: base.Keep) -> Tensor:
+    """The ``keep`` entries of highest ``tier [B,M]`` (int64), equal ones by index: indices ``[B,keep]``, tier by tier."""
+    size = tier.shape[1]
+    key = tier * size - torch.arange(size, device=tier.device)  # distinct, so no engine has to break ties
+    return key.float().topk(keep, dim=1).indices
 
 
 def closest(similar: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:

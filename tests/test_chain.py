@@ -55,7 +55,9 @@ def test_one_bundle_serves_every_budget(pipes, picture, method):
         answer = pipe.generate(picture, QUESTION, keep=keep, max_new_tokens=2)
         kept = answer.kept[0]
         assert len(kept) == keep or (not methods.load(method).fills and len(kept) < keep)
-        assert (np.diff(kept) > 0).all() and kept[0] >= 0 and kept[-1] < total
+        placed = kept[kept >= 0]
+        assert len(set(placed)) == len(placed) and kept.min() >= -1 and kept.max() < total
+        assert methods.load(method).merges or (len(placed) == len(kept) and (np.diff(kept) > 0).all())
         rows[keep] = answer.timings.prompt_rows - len(kept)
     assert len(set(rows.values())) == 1
 

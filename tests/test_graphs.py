@@ -20,6 +20,7 @@ from foveate.export.models import llava
 
 VARIANTS = {
     **{name: (name, {}) for name in methods.names()},
+    "trim by itself": ("trim", {"auto": "true"}),
     "sppruner with CLIP": ("sppruner", {"relevance": "clip"}),
     "sppruner with context": ("sppruner", {"mu": "0.5"}),
 }
@@ -91,6 +92,20 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options)
+
+
+def test_a_method_before_the_projector_brings_it_along(bundles):
+    bundle = bundles("visionzip", "fp16")
+    graphs = {
+        name: onnx.load(bundle / file, load_external_data=False).graph
+        for name, file in manifest(bundle)["dialects"]["native"]["files"].items()
+    }
+    weights = {name: {tensor.name for tensor in graph.initializer} for name, graph in graphs.items()}
+    assert "projected" not in {output.name for output in graphs["vision_encoder"].output}
+    assert not any("projector" in name for name in weights["vision_encoder"])
+    assert {name for name in weights["pruner"] if "projector" in name} == {
+        f"vision_encoder.projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")
+    }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,0 +1,72 @@
+"""pool: the grid in fewer, larger cells, each the mean of its tokens: a lower bound for methods that look at the picture.
+
+In: the projected tokens ``[B,N,D]``. Out: the means of r x c cells in raster order, r c <= ``keep`` (``count``); ``kept``
+is the token in the middle of each cell.
+
+1. Of all r <= rows and c <= columns with r c <= keep: those whose cells spread least, (rows / r)^2 + (columns / c)^2, a
+   multiple of the mean squared distance of a token from its cell's centre. Equal ones: fewer rows.
+2. The token in row y and column x goes to the cell in row y r // rows and column x c // columns; a cell is the mean of
+   its tokens.
+
+Where r and c divide the sides this is adaptive average pooling. Elsewhere that lets neighbouring cells share tokens; here
+every token goes to one, and cells differ by a row or column. On 24 x 24 tokens 64, 128 and 192 become 8 x 8, 11 x 11 and
+12 x 16. ``keep`` = N changes nothing. Positions are renumbered. The question is not read; nothing here is published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.export import picking
+from foveate.export.methods import base
+
+__all__ = ["Method"]
+
+_UNIT = 2**24  # costs are integers, so that every engine finds the same cells
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Average pooling."""
+
+    fills: ClassVar[bool] = False
+    merges: ClassVar[bool] = True
+
+    def reduce(
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        batch, size, _ = tokens.shape
+        budget = torch.full((1, 1), keep, dtype=torch.int64, device=tokens.device)
+        down, across = _cells(budget, grid)
+        index, row = (torch.arange(n, device=tokens.device)[None] for n in (size, keep))
+        owner = index // grid[1] * down // grid[0] * across + index % grid[1] * across // grid[1]  # [1,N]
+        middle = _middle(row // across, down, grid[0]) * grid[1] + _middle(row % across, across, grid[1])
+        valid = row < down * across
+        kept = torch.where(valid, middle, -1).repeat(batch, 1)
+        others = (owner[:, None, :] == row[:, :, None]) & (index[:, None, :] != middle[:, :, None])  # [1,R,N]
+        rows = base.gather(tokens, kept.clamp(min=0))
+        rows = picking.mix(rows, torch.ones_like(kept).float(), tokens, others.float().repeat(batch, 1, 1))
+        rows = torch.where(valid[:, :, None], rows, torch.zeros_like(rows[:, :1, :1]))
+        return rows, kept, valid.to(torch.int64).sum(1).repeat(batch), owner.repeat(batch, 1)
+
+
+def _cells(budget: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Rows and columns ``[1,1]`` of the cells that spread least among those of at most ``budget [1,1]``."""
+    rows, columns = grid
+    index = torch.arange(rows * columns, device=budget.device)[None]
+    down, across = index // columns + 1, index % columns + 1
+    cells = down * across
+    spread = (rows**2 * across**2 + columns**2 * down**2) * _UNIT // cells**2
+    spread = torch.where(cells <= budget, spread, 2 * (rows**2 + columns**2) * _UNIT)
+    best = picking.first_of(-spread)
+    return best // columns + 1, best % columns + 1
+
+
+def _middle(cell: Tensor, cells: Tensor, length: int) -> Tensor:
+    """The middle one, of two the first, of the places 0..length - 1 that go to ``cell`` of ``cells``."""
+    start, end = (((cell + one) * length + cells - 1) // cells for one in (0, 1))
+    return (start + end - 1) // 2

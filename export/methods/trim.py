@@ -1,0 +1,102 @@
+"""trim: the patches that CLIP finds least like the question's text, and one mean of all the others.
+
+TRIM (Song et al., "Less is More: A Simple yet Effective Token Reduction Method for Efficient Multi-modal LLMs", COLING
+2025, arXiv 2409.10994), after the published code. It acts before the projector.
+
+In: patch features ``[B,N,Dv]`` and the joint space ``[B,N,J]``, ``[B,S,J]``, neither of them normalised. Out: ``keep``
+rows: keep - 1 patches in raster order and the mean row, whose ``kept`` is -1. (The publication does not count the mean
+row: its 64 tokens are ``keep`` = 65.)
+
+1. *Score*: softmax over patches of the **negated** dot product with the text, as in the published code: CLIP's patches
+   point away from what they show.
+2. The keep - 1 patches of highest score stay.
+3. All others become one token, their mean.
+
+``auto`` is the published automatic ratio: only patches whose score lies above Q3 + 1.5 (Q3 - Q1), the quartiles of the
+picture's own scores, at most keep - 1. Fewer rows than ``keep`` are filled then. Positions are renumbered. Our reading:
+``keep`` = N keeps every patch, and there is no mean row; of a text of several segments (published: one) the mean of the
+dot products counts; without a text the patches that stay lie at even distances; ties go to the first patch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.export import picking
+from foveate.export.methods import base
+from foveate.export.parts import ModelSpec
+
+__all__ = ["Method"]
+
+_FINE = 2.0**22  # dot products are rounded to this fraction of the largest: picking.cosines says why
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Patches by the question and the mean of the rest. The options are explained in the module's docstring."""
+
+    source: ClassVar[Literal["projected", "features"]] = "features"
+    merges: ClassVar[bool] = True
+
+    auto: bool = False
+
+    @property
+    def fills(self) -> bool:
+        return not self.auto
+
+    def taps(self, spec: ModelSpec) -> tuple[str, ...]:
+        return "clip_image", "clip_text"
+
+    def reduce(
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        size = tokens.shape[1]
+        index = torch.arange(size, device=tokens.device)
+        score, asked = self.score(taps["clip_image"], taps["clip_text"])
+        budget = torch.full((tokens.shape[0], 1), keep, dtype=torch.int64, device=tokens.device)
+        number = (
+            budget - 1 if self.auto else budget - 1 + budget // size
+        )  # keep = N: nothing is left for a mean
+        if self.auto:
+            number = torch.minimum(number, _outliers(score))
+        even = (index + 1) * number // size > index * number // size
+        stays = (asked & (base.rank(score) < number)) | (~asked & even)
+        rest = (~stays).float()
+        tier = torch.cat([2 * stays.to(torch.int64), rest.amax(1, keepdim=True).to(torch.int64)], 1)
+        place = picking.in_order(tier, keep)
+        mean = torch.matmul(rest[:, None, :], tokens.float()) / rest.sum(1).clamp(min=1)[:, None, None]
+        count = (tier > 0).to(torch.int64).sum(1)
+        valid = torch.arange(keep, device=tokens.device) < count[:, None]
+        rows = base.gather(torch.cat([tokens, mean.to(tokens.dtype)], 1), place)
+        rows = torch.where(valid[:, :, None], rows, torch.zeros_like(rows[:, :1, :1]))
+        kept = torch.where(valid & (place < size), place, -1)
+        owner = torch.where(stays, stays.float().cumsum(1).to(torch.int64), count[:, None]) - 1
+        return rows, kept, count, owner
+
+    def score(self, patches: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the dot product of each patch and the text ``[B,N]``, mean over its rows; ``[B,1]`` whether there is one."""
+        text = text.float()
+        words = (text.abs().amax(-1) > 0).float().sum(1, keepdim=True)
+        dot = torch.matmul(patches.float(), (text.sum(1) / words.clamp(min=1))[:, :, None])[..., 0]
+        largest = dot.abs().amax(1, keepdim=True).clamp(min=1e-30)
+        return -(dot / largest * _FINE).round() / _FINE * largest, words > 0
+
+
+def _outliers(score: Tensor) -> Tensor:
+    """How many of the softmax of ``score [B,N]`` lie above Q3 + 1.5 (Q3 - Q1): ``[B,1]`` int64."""
+    share = score.softmax(-1)
+    falling = share.topk(share.shape[1], dim=1).values
+
+    def quartile(upper: float) -> Tensor:
+        """What a share ``upper`` of the values lies above, linear between two."""
+        place = upper * (share.shape[1] - 1)
+        low, high = falling[:, math.ceil(place)][:, None], falling[:, math.floor(place)][:, None]
+        return low + (math.ceil(place) - place) * (high - low)
+
+    limit = quartile(0.25) + 1.5 * (quartile(0.25) - quartile(0.75))
+    return (share > limit).to(torch.int64).sum(1, keepdim=True)
