@@ -1,0 +1,180 @@
+"""Questions about held-out scenes, asked of a method's bundle: what it says, what it keeps and what that costs.
+
+Every method answers the same questions at every budget. A picture goes through a bundle's vision encoder once, for all
+of its questions and budgets. One process answers for one method at a time, with one thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from accuracy_store import Log, ready_bundle, slug, version
+
+from foveate.calib.scenes import Question, Scene, make_scene, questions
+from foveate.runtime import costs
+from foveate.runtime.budget import resolve_keep
+from foveate.runtime.bundle import Manifest
+from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.prompt import Turn
+
+__all__ = [
+    "PER_SCENE",
+    "UNPRUNED",
+    "Asked",
+    "Plan",
+    "answer",
+    "clock",
+    "held_out",
+    "open_log",
+    "text_tokens",
+]
+
+PER_SCENE = 7
+UNPRUNED = "none"
+_FIELDS = ("seed", "index", "keep")
+_NEW_TOKENS = 8  # an answer is one word
+
+
+class Asked(NamedTuple):
+    """A scene and the questions asked about it, each with its number among the scene's."""
+
+    seed: int
+    scene: Scene
+    questions: list[tuple[int, Question]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which questions at which budgets, of which checkpoint, and where bundles and answers are kept."""
+
+    model: str
+    work: Path
+    budgets: tuple[str, ...]
+    questions: int
+    kinds: tuple[str, ...]
+    first_seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Of this checkpoint's bundles and answers: those of another training run are not taken for its own."""
+        root = Path(self.model)
+        files = sorted(path for path in root.rglob("*") if path.suffix in (".safetensors", ".json"))
+        digest = (
+            hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8] if files else "hub"
+        )
+        return self.work / f"{root.name}-{digest}"
+
+    def keeps(self, variant: str, manifest: Manifest) -> list[int]:
+        """The budgets as numbers of tokens; without a method every token."""
+        budgets = (None,) if variant == UNPRUNED else self.budgets
+        return [resolve_keep(budget, manifest.num_visual_tokens, manifest.method) for budget in budgets]
+
+
+@functools.cache
+def held_out(count: int, first_seed: int, kinds: tuple[str, ...]) -> tuple[Asked, ...]:
+    """``count`` questions of ``kinds`` on scenes from ``first_seed`` on, drawn once."""
+    asked, left, seed = [], count, first_seed
+    while left > 0:
+        scene = make_scene(seed)
+        every = enumerate(questions(scene, np.random.default_rng(seed), PER_SCENE))
+        chosen = [(index, question) for index, question in every if question.kind in kinds][:left]
+        if chosen:
+            asked.append(Asked(seed, scene, chosen))
+        left, seed = left - len(chosen), seed + 1
+    return tuple(asked)
+
+
+def open_log(plan: Plan, variant: str) -> tuple[Log, Path]:
+    """The answers of the variant's bundle as it is now, and the bundle, which is built when need be."""
+    path = ready_bundle(plan.model, variant, plan.folder)
+    return Log(plan.folder / f"{slug(variant)}.{version(path)}.jsonl", _FIELDS), path
+
+
+def answer(plan: Plan, variant: str, tell: Callable[[int], Any] = lambda count: None) -> list[dict[str, Any]]:
+    """A record per question and budget; what was answered already is not asked again. ``tell`` is given how many more
+    are known."""
+    log, path = open_log(plan, variant)
+    pipe = Pipeline.load(path, threads=1)
+    keeps, known = plan.keeps(variant, pipe.manifest), []
+    for asked in held_out(plan.questions, plan.first_seed, plan.kinds):
+        cases = [(keep, index, question) for keep in keeps for index, question in asked.questions]
+        missing = [case for case in cases if log.get(asked.seed, case[1], case[0]) is None]
+        if missing:
+            seen = pipe.see(asked.scene.picture)
+            log.add(_record(pipe, seen, asked.seed, *case) for case in missing)
+        known += [log.get(asked.seed, index, keep) for keep, index, _ in cases]
+        tell(len(cases))
+    return known
+
+
+def _record(
+    pipe: Pipeline, seen: Any, seed: int, keep: int, index: int, question: Question
+) -> dict[str, Any]:
+    said = pipe.generate(seen, question.text, keep=keep, max_new_tokens=_NEW_TOKENS)
+    text, parts = said.text.strip(), costs.measured(pipe.manifest, said.stages[0])
+    return {
+        "seed": seed,
+        "index": index,
+        "keep": keep,
+        "kind": question.kind,
+        "right": text.lower() == question.answer.lower(),
+        "said": text,
+        "rows": [count for _, count in parts],
+        "tokens": costs.average_tokens(parts),
+        "flops": costs.prefill_flops(pipe.manifest.decoder, parts, text_tokens(pipe, question.text)),
+    }
+
+
+def text_tokens(pipe: Pipeline, question: str) -> int:
+    """Rows of the prompt that are no picture's, the chat format's included."""
+    segments = pipe.tokenizer.encode_turns([Turn("user", question, images=1)])
+    return sum(len(segment) for segment in segments if isinstance(segment, np.ndarray))
+
+
+def clock(
+    plan: Plan, variant: str, rounds: int, tell: Callable[[int], Any] = lambda count: None
+) -> dict[int, dict]:
+    """Seconds from the seen picture to the first token (pruning and prefill) by budget: medians of ``rounds`` prompts,
+    and of the ratios to the unpruned model's, which answers the same prompt in the same round. Kept like answers."""
+    log, path = open_log(plan, variant)
+    log = Log(log.path.with_suffix(".clock.jsonl"), ("keep", "rounds"))
+    rounds = min(rounds, len(held_out(plan.questions, plan.first_seed, plan.kinds)) - 1)
+    whole = Pipeline.load(ready_bundle(plan.model, UNPRUNED, plan.folder), threads=1)
+    pipe = Pipeline.load(path, threads=1)
+    keeps = plan.keeps(variant, pipe.manifest)
+    missing = [keep for keep in keeps if log.get(keep, rounds) is None]
+    if missing:
+        times = list(islice(_rounds(plan, pipe, whole, missing, tell), rounds + 1))
+        log.add(_medians(missing, times[1:], rounds))  # the first one warms up
+    return {keep: log.get(keep, rounds) for keep in keeps}
+
+
+def _rounds(
+    plan: Plan, pipe: Pipeline, whole: Pipeline, keeps: Sequence[int], tell: Callable[[int], Any]
+) -> Iterator[list[float]]:
+    """Seconds of one prompt: of the unpruned model, then at each of ``keeps``."""
+    for asked in held_out(plan.questions, plan.first_seed, plan.kinds):
+        _, question = asked.questions[0]
+        both = whole.see(asked.scene.picture), pipe.see(asked.scene.picture)
+        answers = [whole.generate(both[0], question.text, max_new_tokens=1)]
+        answers += [pipe.generate(both[1], question.text, keep=keep, max_new_tokens=1) for keep in keeps]
+        yield [said.timings.prune + said.timings.prefill for said in answers]
+        tell(1)
+
+
+def _medians(keeps: Sequence[int], times: Sequence[Sequence[float]], rounds: int) -> Iterator[dict[str, Any]]:
+    for column, keep in enumerate(keeps, 1):
+        yield {
+            "keep": keep,
+            "rounds": rounds,
+            "seconds": statistics.median(row[column] for row in times),
+            "share": statistics.median(row[column] / row[0] for row in times),
+        }
