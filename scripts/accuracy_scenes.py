@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from accuracy_store import Log, ready_bundle, slug, version
+from accuracy_bundles import ready_bundle, slug
+from accuracy_store import Log, version
 
 from foveate.calib.scenes import Question, Scene, make_scene, questions
 from foveate.runtime import costs

@@ -1,8 +1,7 @@
-"""What was built and answered already, so that a run that was stopped goes on where it was, and no answer stands for
-another's: bundles are built again when the code that builds them changed, and answers belong to a version.
+"""What was answered already, so that a run that was stopped goes on where it was, and no answer stands for another's.
 
-A version is a short hash of all that decides an answer: the bundle's graphs, weights and settings, the code of the
-runtime and that of the scenes. Comments and docstrings do not count. Answers of other versions stay where they are.
+Answers belong to a version, a short hash of all that decides them: the bundle's graphs, weights and settings, the code
+of the runtime and that of the scenes. Comments and docstrings do not count. Answers of other versions stay where they are.
 """
 
 from __future__ import annotations
@@ -14,41 +13,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from foveate.export import methods, models
-from foveate.export.build import build
 from foveate.runtime import bundle
-from foveate.runtime.compile import compile_bundle
 
-__all__ = ["Log", "code_version", "options_of", "ready_bundle", "slug", "version"]
+__all__ = ["ROOT", "Log", "code_version", "version"]
 
 ROOT = Path(__file__).parents[1]
 _ANSWERS = ("foveate.runtime.pipeline", "foveate.engines.ort", "foveate.calib.scenes")
 _SKIPPED = (
     "golden.npz",
 )  # recorded by torch: no engine reads it, and other versions of torch round differently
-
-
-def slug(variant: str) -> str:
-    """A variant as part of a file name."""
-    return variant.replace(":", ".").replace(",", ".").replace("=", "-")
-
-
-def options_of(variant: str) -> tuple[str, dict[str, str]]:
-    """``sppruner:rho=0.7,mu=1`` is the method sppruner with two options."""
-    name, _, options = variant.partition(":")
-    return name, dict(pair.split("=", 1) for pair in options.split(",") if pair)
-
-
-def ready_bundle(model: str, variant: str, work: Path) -> Path:
-    """The variant's bundle in float32, compiled; built when it is not there or was built by other code."""
-    name, options = options_of(variant)
-    out, stamp = work / slug(variant), work / f"{slug(variant)}.code"
-    code = code_version(*_builders(name))
-    if not ((out / "bundle.json").is_file() and stamp.is_file() and stamp.read_text() == code):
-        build(models.load(model), methods.load(name, options), out, precision="fp32", dialects=["ort"])
-        stamp.write_text(code)
-    compile_bundle(out)
-    return out
 
 
 def version(path: Path) -> str:
@@ -104,16 +77,6 @@ def code_version(*names: str) -> str:
             wanted += _imported(tree)
             trees[name] = ast.dump(_bare(tree))
     return hashlib.sha256(json.dumps(sorted(trees.items())).encode()).hexdigest()[:12]
-
-
-def _builders(method: str) -> list[str]:
-    """Modules that decide what a bundle of ``method`` (a pair: ``a+b``) holds: all of export but other methods' files."""
-    files = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "export").rglob("*.py"))
-    others = {f"foveate.export.methods.{name}" for name in methods.names()} - {
-        f"foveate.export.methods.{name}" for name in method.split("+")
-    }
-    modules = (".".join(("foveate", *(part for part in file.parts if part != "__init__"))) for file in files)
-    return sorted(set(modules) - others)
 
 
 def _source(name: str) -> Path | None:

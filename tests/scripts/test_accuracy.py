@@ -72,7 +72,7 @@ def test_code_is_the_same_without_its_comments_and_another_when_something_it_imp
 
 
 def test_the_code_of_a_bundle_is_its_own_method_s_and_not_another_s():
-    from accuracy_store import _builders
+    from accuracy_bundles import _builders
 
     mine = _builders("sppruner")
     assert "foveate.export.methods.sppruner" in mine and "foveate.export.methods.base" in mine

@@ -1,0 +1,46 @@
+"""Bundles of the variants that are compared: built once, and again when the code that builds them changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accuracy_store import ROOT, code_version
+
+from foveate.export import methods, models
+from foveate.export.build import build
+from foveate.runtime.compile import compile_bundle
+
+__all__ = ["options_of", "ready_bundle", "slug"]
+
+
+def slug(variant: str) -> str:
+    """A variant as part of a file name."""
+    return variant.replace(":", ".").replace(",", ".").replace("=", "-")
+
+
+def options_of(variant: str) -> tuple[str, dict[str, str]]:
+    """``sppruner:rho=0.7,mu=1`` is the method sppruner with two options."""
+    name, _, options = variant.partition(":")
+    return name, dict(pair.split("=", 1) for pair in options.split(",") if pair)
+
+
+def ready_bundle(model: str, variant: str, work: Path) -> Path:
+    """The variant's bundle in float32, compiled; built when it is not there or was built by other code."""
+    name, options = options_of(variant)
+    out, stamp = work / slug(variant), work / f"{slug(variant)}.code"
+    code = code_version(*_builders(name))
+    if not ((out / "bundle.json").is_file() and stamp.is_file() and stamp.read_text() == code):
+        build(models.load(model), methods.load(name, options), out, precision="fp32", dialects=["ort"])
+        stamp.write_text(code)
+    compile_bundle(out)
+    return out
+
+
+def _builders(method: str) -> list[str]:
+    """Modules that decide what a bundle of ``method`` (a pair: ``a+b``) holds: all of export but other methods' files."""
+    files = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "export").rglob("*.py"))
+    others = {f"foveate.export.methods.{name}" for name in methods.names()} - {
+        f"foveate.export.methods.{name}" for name in method.split("+")
+    }
+    modules = (".".join(("foveate", *(part for part in file.parts if part != "__init__"))) for file in files)
+    return sorted(set(modules) - others)

@@ -1,0 +1,163 @@
+"""A benchmark on a bundle: the samples of ``--data`` are asked, answers kept as they come, and scored as its authors do.
+
+    python scripts/accuracy.py pope --data POPE --bundle bundles/llava-1.5-7b.sppruner.int4 --keep 128 64
+
+Pictures are padded to squares with the mean colour first, as LLaVA-1.5's evaluation does; ``--as-is`` leaves that to the
+bundle's own preprocessing, which may crop. Prints the scores; the last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from accuracy_store import Log, version
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks import NAMES, benchmark
+from benchmarks.base import VICUNA, Sample, padded
+from foveate.engines.errors import UserError
+from foveate.runtime.image import load_image, seen_box
+from foveate.runtime.pipeline import Pipeline
+
+__all__ = ["main"]
+
+SCREEN = Console(stderr=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        args = _parser().parse_args(argv)
+        module = benchmark(args.benchmark)
+        samples = _first(module.load(args.data), args.limit)
+        results = [_at(args, module, samples, keep) for keep in args.keep or [None]]
+    except UserError as error:
+        SCREEN.print(f"error: {error}", markup=False, highlight=False)
+        return error.code
+    print(
+        json.dumps(
+            {
+                "benchmark": args.benchmark,
+                "bundle": args.bundle.name,
+                "asked": len(samples),
+                "results": results,
+            }
+        )
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="accuracy.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "benchmark",
+        help=f"one of {', '.join(NAMES)}; each file in scripts/benchmarks/ says what data it takes",
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="directory with the benchmark's files, or one of them"
+    )
+    parser.add_argument("--bundle", type=Path, required=True, help="a compiled bundle")
+    parser.add_argument(
+        "--keep", nargs="+", help="visual tokens per picture, as foveate run takes them; several are compared"
+    )
+    parser.add_argument("--limit", type=int, help="only so many samples, the first ones")
+    parser.add_argument("--engine", help="key of a compiled engine, or its beginning")
+    parser.add_argument("--threads", type=int, help="of engines on the CPU")
+    parser.add_argument("--system", help='a system turn; "vicuna" is the one of LLaVA-1.5\'s evaluation')
+    parser.add_argument("--as-is", action="store_true", help="do not pad pictures to squares")
+    parser.add_argument("--submit", type=Path, help="write the file that the benchmark's server takes")
+    parser.add_argument(
+        "--work", type=Path, default=Path("bundles/benchmarks"), help="where answers are kept"
+    )
+    return parser
+
+
+def _first(samples: Iterator[Sample], limit: int | None) -> list[Sample]:
+    found = [sample for _, sample in zip(range(limit), samples, strict=False)] if limit else list(samples)
+    if not found:
+        raise UserError("there are no questions | the files are empty | give another --data", code=2)
+    return found
+
+
+def _at(
+    args: argparse.Namespace, module: ModuleType, samples: list[Sample], keep: str | None
+) -> dict[str, Any]:
+    records = _answers(args, module, samples, keep)
+    for sample, record in zip(samples, records, strict=True):
+        sample.meta["seen"] = record["seen"]
+    texts = [record["said"] for record in records]
+    if args.submit:
+        if not hasattr(module, "submit"):
+            raise UserError(
+                f"{args.benchmark} has no server to submit to | got --submit | leave it out", code=2
+            )
+        module.submit(
+            samples, texts, args.submit.with_stem(f"{args.submit.stem}{f'@{keep}' if keep else ''}")
+        )
+    scores = module.score(samples, texts)
+    shown = [record["kept"] for record in records if record["kept"] is not None]
+    kept = sum(shown) / len(shown) if shown else None
+    SCREEN.print(
+        f"{args.benchmark} at {keep or 'the default'}: {json.dumps(scores)}", markup=False, highlight=False
+    )
+    return {
+        "keep": keep,
+        "kept": kept,
+        "prefill_seconds": sum(r["prefill"] for r in records) / len(records),
+        **scores,
+    }
+
+
+def _answers(
+    args: argparse.Namespace, module: ModuleType, samples: list[Sample], keep: str | None
+) -> list[dict[str, Any]]:
+    """A record per sample; those that this bundle gave in an earlier run are not asked for again."""
+    settings = json.dumps([keep, args.system, args.as_is, module.NEW_TOKENS])
+    name = f"{args.bundle.name}.{version(args.bundle)}.{_digest(settings.encode())}.jsonl"
+    log = Log(args.work / args.benchmark / name, ("id", "digest"))
+    pipe, last = None, (None, None, None)
+    records = []
+    for sample in track(
+        samples, f"{args.benchmark} at {keep or 'the default'}", console=SCREEN, transient=True
+    ):
+        key = sample.id, _digest(sample.prompt.encode(), sample.image)
+        if log.get(*key) is None:
+            pipe = pipe or Pipeline.load(args.bundle, args.engine, threads=args.threads)
+            if sample.image not in (None, last[0]):  # questions about one picture follow one another
+                last = (sample.image, *_seen(pipe, sample.image, args.as_is))
+            image, seen = (None, None) if sample.image is None else last[1:]
+            chat = pipe.chat(VICUNA if args.system == "vicuna" else args.system)
+            said = chat.ask(sample.prompt, image, keep=keep, max_new_tokens=module.NEW_TOKENS)
+            kept = len(said.kept[0]) if said.kept else None
+            record = {"id": key[0], "digest": key[1], "said": said.text.strip(), "seen": seen, "kept": kept}
+            log.add([{**record, "prefill": said.timings.prune + said.timings.prefill}])
+        records.append(log.get(*key))
+    return records
+
+
+def _seen(pipe: Pipeline, source: Path | bytes, as_is: bool) -> tuple[Any, list[float]]:
+    """The picture after the encoder, and what the model saw of it in its own pixels: left, top, right, bottom."""
+    image = load_image(Image.open(BytesIO(source)) if isinstance(source, bytes) else source)
+    settings = pipe.manifest.image
+    if as_is:
+        return pipe.see(image), list(seen_box(image.size, settings))
+    square, left, top = padded(image, settings.get("mean", (0.5, 0.5, 0.5)))
+    box = seen_box(square.size, settings)
+    return pipe.see(square), [box[0] - left, box[1] - top, box[2] - left, box[3] - top]
+
+
+def _digest(*parts: bytes | Path | None) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else str(part).encode())
+    return digest.hexdigest()[:12]

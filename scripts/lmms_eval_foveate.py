@@ -1,0 +1,138 @@
+"""A foveate bundle as a model of lmms-eval: the same arguments as ``python -m lmms_eval``, and ``foveate`` among its models.
+
+    python scripts/lmms_eval_foveate.py --model foveate --model_args bundle=bundles/llava,keep=128 --tasks pope,mme
+
+Arguments of the model: ``bundle``, and where wanted ``keep``, ``engine``, ``threads``, ``system`` ("vicuna" is the system turn of LLaVA-1.5's
+evaluation) and ``as_is=True`` (pictures are else padded to squares, as LLaVA-1.5 was evaluated). lmms-eval 0.7 is needed
+beside foveate, which does not depend on it. It sends one question at a time; pictures go before the text.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.base import VICUNA, padded
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from PIL import Image
+from tqdm import tqdm
+
+from foveate.engines.errors import UserError
+from foveate.runtime.answer import Stream
+from foveate.runtime.image import load_image
+from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.sampling import Sampling
+
+__all__ = ["Foveate", "register"]
+
+_NEW_TOKENS = 1024  # where a task does not say: what lmms-eval gives its other models
+
+
+class Foveate(lmms):
+    """Answers of a bundle. Raises UserError for arguments that do not fit."""
+
+    is_simple = True  # requests come as text with a function that gives the pictures
+
+    def __init__(
+        self,
+        bundle: str,
+        keep: int | str | None = None,
+        engine: str | None = None,
+        threads: int | None = None,
+        system: str | None = None,
+        as_is: bool = False,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        """``batch_size``, ``device`` and ``max_batch_size`` are lmms-eval's; engines were compiled for a device and take one."""
+        super().__init__()
+        if str(batch_size) != "1":
+            raise UserError(
+                f"a bundle answers one question at a time | got batch size {batch_size} | --batch_size 1",
+                code=2,
+            )
+        self._pipe = Pipeline.load(bundle, engine, threads=threads)
+        self._keep, self._as_is = keep, as_is
+        self._system = VICUNA if system == "vicuna" else system
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        answers = []
+        for request in tqdm(requests, disable=self.rank != 0, desc="foveate"):
+            context, settings, doc_to_visual, doc_id, task, split = request.args
+            pictures = [
+                self._shown(picture) for picture in doc_to_visual(self.task_dict[task][split][doc_id]) or []
+            ]
+            answers.append(self._answer(context, pictures, settings))
+            self.cache_hook.add_partial("generate_until", (context, settings), answers[-1])
+        return answers
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise NotImplementedError(
+            "a bundle's decoder gives the logits of the last token alone: use tasks that generate (output_type: generate_until)"
+        )
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise NotImplementedError("tasks of several rounds are not asked of foveate yet: use those of one")
+
+    def _answer(self, context: str, pictures: list[Image.Image], settings: Mapping[str, Any]) -> str:
+        if settings.get("num_beams") not in (None, 1):
+            raise UserError(
+                f"foveate has no beam search | got num_beams={settings['num_beams']} | --gen_kwargs num_beams=1"
+            )
+        stream = self._pipe.chat(self._system).stream(
+            context.replace("<image>", "").strip(),
+            pictures or None,
+            keep=self._keep,
+            max_new_tokens=settings.get("max_new_tokens") or _NEW_TOKENS,
+            sampling=_sampling(settings),
+        )
+        ends = settings.get("until") or ()
+        return _until(stream, [ends] if isinstance(ends, str) else ends)
+
+    def _shown(self, picture: Any) -> Image.Image:
+        if not isinstance(picture, Image.Image):
+            raise UserError(
+                f"foveate looks at pictures | the task shows {type(picture).__name__} | choose an image task",
+                code=2,
+            )
+        picture = load_image(picture)
+        mean = self._pipe.manifest.image.get("mean", (0.5, 0.5, 0.5))
+        return picture if self._as_is else padded(picture, mean)[0]
+
+
+def _sampling(settings: Mapping[str, Any]) -> Sampling:
+    """Tasks that are greedy often give values that only sampling would read, and cannot be."""
+    temperature = settings.get("temperature") or 0.0
+    if not temperature or settings.get("do_sample") is False:
+        return Sampling()
+    return Sampling(temperature, settings.get("top_p"), settings.get("top_k"))
+
+
+def _until(pieces: Stream, ends: Sequence[str]) -> str:
+    """The text up to the first of the strings at which the task ends an answer; nothing behind it is computed."""
+    text = ""
+    for piece in pieces:
+        text += piece
+        if found := [text.index(end) for end in ends if end and end in text]:
+            pieces.close()
+            return text[: min(found)].strip()
+    return text.strip()
+
+
+def register() -> None:
+    """Make ``foveate`` known to lmms-eval in this process."""
+    from lmms_eval.models import MODEL_REGISTRY_V2
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    manifest = ModelManifest(model_id="foveate", simple_class_path="lmms_eval_foveate.Foveate")
+    MODEL_REGISTRY_V2.register_manifest(manifest, overwrite=True)
+
+
+if __name__ == "__main__":
+    from lmms_eval.__main__ import cli_evaluate
+
+    register()
+    sys.exit(cli_evaluate())
