@@ -8,7 +8,7 @@ rows: keep - 1 patches in raster order and the mean row, whose ``kept`` is -1. (
 row: its 64 tokens are ``keep`` = 65.)
 
 1. *Score*: softmax over patches of the **negated** dot product with the text, as in the published code: CLIP's patches
-   point away from what they show.
+   point away from what they show. ``sign`` "positive" is for a CLIP whose patches were trained to point towards it.
 2. The keep - 1 patches of highest score stay.
 3. All others become one token, their mean.
 
@@ -43,6 +43,7 @@ class Method(base.Method):
     source: ClassVar[Literal["projected", "features"]] = "features"
     merges: ClassVar[bool] = True
 
+    sign: Literal["negative", "positive"] = "negative"
     auto: bool = False
 
     @property
@@ -79,12 +80,13 @@ class Method(base.Method):
         return rows, kept, count, owner
 
     def score(self, patches: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Minus the dot product of each patch and the text ``[B,N]``, mean over its rows; ``[B,1]`` whether there is one."""
+        """The signed dot product of each patch and the text ``[B,N]``, mean over its rows; ``[B,1]`` whether there is one."""
         text = text.float()
         words = (text.abs().amax(-1) > 0).float().sum(1, keepdim=True)
         dot = torch.matmul(patches.float(), (text.sum(1) / words.clamp(min=1))[:, :, None])[..., 0]
         largest = dot.abs().amax(1, keepdim=True).clamp(min=1e-30)
-        return -(dot / largest * _FINE).round() / _FINE * largest, words > 0
+        level = (dot / largest * _FINE).round() / _FINE * largest
+        return level if self.sign == "positive" else -level, words > 0
 
 
 def _outliers(score: Tensor) -> Tensor:

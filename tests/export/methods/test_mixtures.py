@@ -80,14 +80,14 @@ def test_visionzip_splits_published_budgets_as_published(bench):
 # ------------------------------------------------------------------ trim
 
 
-def asked_and_mean(features, image, text, keep: int, auto: bool) -> list[Row]:
+def asked_and_mean(features, image, text, keep: int, auto: bool, sign: str) -> list[Row]:
     size = len(features)
     text = np.array([t for t in text if np.any(t)])
     if keep == size and not auto:
         return [(i, [i], features[i]) for i in range(size)]
     number = keep - 1
     if len(text):
-        score = np.exp(-(image @ text.T).mean(1))
+        score = np.exp({"positive": 1, "negative": -1}[sign] * (image @ text.T).mean(1))
         score /= score.sum()
         if auto:
             low, high = np.percentile(score, [25, 75])
@@ -100,16 +100,16 @@ def asked_and_mean(features, image, text, keep: int, auto: bool) -> list[Row]:
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize(("auto", "sign"), [(False, "negative"), (False, "positive"), (True, "negative")])
 @pytest.mark.parametrize("segments", [0, 1, 2])
-def test_trim_keeps_what_the_text_is_least_like_and_one_mean(bench, grid, auto, segments):
-    here, method = bench(grid), methods.load("trim", {"auto": str(auto)})
+def test_trim_keeps_what_the_text_is_least_like_and_one_mean(bench, grid, auto, sign, segments):
+    here, method = bench(grid), methods.load("trim", {"auto": str(auto), "sign": sign})
     decided = 0
     for seed, keep in enumerate(budgets(here.size)):
         inputs = here.inputs(method, seed)
         inputs["clip_text"][:, segments:] = 0
         arrays = (numbers(inputs, name) for name in (method.source, *method.taps(here.spec)))
-        expected = asked_and_mean(*arrays, keep, auto)
+        expected = asked_and_mean(*arrays, keep, auto, sign)
         check(here.reduce(method, inputs, keep), expected, (seed, keep))
         decided += 2 < len(expected) < keep
     assert bool(decided) == (auto and segments > 0)
