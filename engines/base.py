@@ -40,6 +40,10 @@ class Buffer(Protocol):
         """Allocated bytes."""
         ...
 
+    def head(self, rows: int) -> Buffer:
+        """The first ``rows`` along axis 1 of a buffer whose axis 0 has one entry: the same memory, nothing is copied."""
+        ...
+
     def numpy(self) -> np.ndarray:
         """The content on the host: a view where the memory is the host's, else a copy. Do not write to it."""
         ...

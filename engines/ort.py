@@ -14,7 +14,7 @@ What ONNX Runtime 1.31.1 does with these files, found by experiment (Linux, CPU)
 * ``ORT_DISABLE_ALL`` at load keeps what the optimizer made (``MatMulNBits``, fused nodes) and its prepacked weights.
 * The accuracy level is written into the nodes at compile time; the option means nothing at load.
 * A prepacked weight must stand at a multiple of 64 bytes in the file, and the writer only sees to that for tensors of
-  1 MiB and more: smaller ones shift their neighbours. The int4 kernel then silently reads garbage, the float32 kernel
+  1 MiB and more: smaller ones shift their neighbours (1.32.0 places them right). The int4 kernel then silently reads garbage, the float32 kernel
   ends the process (aligned loads).
   ``compile_graph`` looks where each one stands and leaves small weights, or all, to be prepacked at load if need be.
 * Past and present bound to one buffer are updated in place; otherwise it copies the cache and warns
@@ -105,8 +105,8 @@ def compile_graph(source: Path, folder: Path, spec: GraphSpec, options: Mapping[
     """
     folder.mkdir(parents=True, exist_ok=True)
     for minimum, prepack, remedies in _ATTEMPTS:
-        for half in folder.glob(f"{spec.name}.*"):
-            half.unlink()
+        for half in (folder / f"{spec.name}.onnx", folder / f"{spec.name}.data"):
+            half.unlink(missing_ok=True)
         job = {"source": str(source), "folder": str(folder), "name": spec.name, "options": dict(options)}
         _compile_apart(source, {**job, "minimum": minimum, "prepack": prepack})
         if not _misplaced(folder / f"{spec.name}.onnx"):
@@ -189,10 +189,26 @@ def load(folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> OrtEngine
 class OrtBuffer:
     """An ``OrtValue``; on the CPU it stands on a NumPy array where this module made it."""
 
-    def __init__(self, value: onnxruntime.OrtValue, host: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        value: onnxruntime.OrtValue,
+        host: np.ndarray | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
         self.value = value
         self._host = host
-        self._shape = tuple(value.shape())
+        self._shape = shape or tuple(value.shape())
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it is shorter than the memory that it stands on."""
+        return self._shape != tuple(self.value.shape())
+
+    def head(self, rows: int) -> OrtBuffer:
+        one, length, *rest = self._shape
+        if one != 1 or not 0 < rows <= length:
+            raise ValueError(f"no first {rows} rows of a buffer of the shape {self._shape}")
+        return OrtBuffer(self.value, self._host, (one, rows, *rest))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -207,11 +223,10 @@ class OrtBuffer:
         return int(np.prod(self._shape)) * np.dtype(self.dtype).itemsize
 
     def numpy(self) -> np.ndarray:
-        if self._host is None and self.value.device_name() != "cpu":
-            return self.value.numpy()
-        if self._host is None:
-            self._host = self.value.numpy()
-        return self._host
+        host = self.value.numpy() if self._host is None else self._host
+        if self.value.device_name() == "cpu":
+            self._host = host
+        return host[:, : self._shape[1]] if self.is_head else host
 
 
 _NUMPY = {
@@ -256,7 +271,10 @@ class OrtEngine:
         check_feeds(self.spec, feeds)
         binding = self.session.io_binding()
         for name, feed in feeds.items():
-            if isinstance(feed, OrtBuffer):
+            if isinstance(feed, OrtBuffer) and feed.is_head:
+                place = feed.value.device_name(), 0, feed.dtype, feed.shape, feed.value.data_ptr()
+                binding.bind_input(name, *place)
+            elif isinstance(feed, OrtBuffer):
                 binding.bind_ortvalue_input(name, feed.value)
             else:
                 binding.bind_cpu_input(name, np.asarray(feed, order="C"))

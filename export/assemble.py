@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from foveate.engines.errors import UserError
 from foveate.engines.spec import FLOAT, Dim, GraphSpec, Symbol, TensorSpec
 from foveate.export import methods
-from foveate.export.decoder import Decoder
+from foveate.export.graph import Graph
 from foveate.export.methods.base import Method
+from foveate.export.pair import Pair
 from foveate.export.parts import ModelSpec, Parts
+from foveate.export.segments import language_graphs
 
-__all__ = ["TEXT_TAPS", "Graph", "assemble"]
+__all__ = ["TEXT_TAPS", "assemble", "tap_shape"]
 
 TEXT_TAPS = ("text_embeds", "clip_text")
 """Taps that come from the question and not from the vision encoder; the runtime feeds them."""
@@ -24,39 +23,19 @@ _MAX_WORDS = 512
 _MAX_SEGMENTS = 8
 
 
-@dataclass(frozen=True)
-class Graph:
-    """``names`` tells the weight of a parameter: the first start of its path that fits is replaced; where none fits
-    the weight is ``<graph>.<path>``. Graphs that name the same weight share it in the bundle."""
-
-    spec: GraphSpec
-    module: nn.Module  # on the meta device
-    names: tuple[tuple[str, str], ...] = ()
-
-    def weight(self, path: str) -> str:
-        for start, there in self.names:
-            if path.startswith(start):
-                return there + path.removeprefix(start)
-        return f"{self.spec.name}.{path}"
-
-    @property
-    def num_named_inputs(self) -> int:
-        """How many inputs ``forward`` names before a variadic ``*rest``."""
-        kinds = [p.kind for p in inspect.signature(self.module.forward).parameters.values()]
-        return sum(kind is not inspect.Parameter.VAR_POSITIONAL for kind in kinds)
-
-
-def assemble(parts: Parts, method: Method) -> list[Graph]:
+def assemble(parts: Parts, method: Method | Pair) -> list[Graph]:
     """The graphs of ``parts`` pruned by ``method``, in the order in which they run."""
-    taps = method.taps(parts.spec)
-    _refuse_missing(parts.spec, method)
-    seen = dict.fromkeys((method.source, *taps))
+    before = method.before
+    taps = before.taps(parts.spec) if before else ()
+    if before:
+        _refuse_missing(parts.spec, before)
+    seen = dict.fromkeys((before.source if before else "projected", *taps))
     graphs = [_vision_encoder(parts, tuple(name for name in seen if name not in TEXT_TAPS))]
     if "clip_text" in taps:
         graphs.append(_text_encoder(parts))
-    if method.prunes:
-        graphs.append(_pruner(parts, method, taps))
-    return [*graphs, _llm(parts)]
+    if before:
+        graphs.append(_pruner(parts, before, taps))
+    return [*graphs, *language_graphs(parts, method.inside)]
 
 
 def _refuse_missing(spec: ModelSpec, method: Method) -> None:
@@ -203,31 +182,4 @@ def _pruner(parts: Parts, method: Method, taps: tuple[str, ...]) -> Graph:
             parts.projector() if method.source == "features" else None,
         ),
         names=(("trained.", "pruner."), ("projector.", "vision_encoder.projector.")),
-    )
-
-
-def _llm(parts: Parts) -> Graph:
-    decoder: Decoder = parts.decoder
-    spec = decoder.spec
-    length = Symbol("tokens", 1, min(192, spec.max_positions), spec.max_positions)
-    rows = Symbol("cache", 1, min(1024, spec.max_positions), spec.max_positions)
-    cache = 1, spec.num_kv_heads, rows, spec.head_dim
-    names = [f"{i}.{kind}" for i in range(spec.num_layers) for kind in ("key", "value")]
-    return Graph(
-        GraphSpec(
-            "llm",
-            inputs=(
-                TensorSpec("inputs_embeds", FLOAT, (1, length, spec.hidden_size)),
-                TensorSpec("position_ids", "int64", (1, length)),
-                TensorSpec("write_index", "int64", (1,)),
-                TensorSpec("last", "int64", (1,)),
-                *(TensorSpec(f"past.{name}", FLOAT, cache) for name in names),
-            ),
-            outputs=(
-                TensorSpec("logits", FLOAT, (1, 1, spec.vocab_size)),
-                *(TensorSpec(f"present.{name}", FLOAT, cache) for name in names),
-            ),
-            in_place=tuple((f"present.{name}", f"past.{name}") for name in names),
-        ),
-        decoder,
     )

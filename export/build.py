@@ -19,9 +19,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from foveate.engines.errors import UserError
-from foveate.export import lower, methods, models, write
-from foveate.export.assemble import Graph, assemble
+from foveate.export import lower, methods, models, pruner_weights, write
+from foveate.export.assemble import assemble
+from foveate.export.graph import Graph
 from foveate.export.methods.base import Method
+from foveate.export.pair import Pair
 from foveate.export.parts import Parts
 from foveate.runtime import bundle
 from foveate.runtime.cli import Parser
@@ -46,6 +48,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--clip", help="CLIP checkpoint of the vision tower, for methods that compare text and picture"
     )
+    parser.add_argument(
+        "--pruner", help="weights of a trained pruner: a .safetensors or .pth file, or a hub id"
+    )
     parser.add_argument("--dialects", default=",".join(lower.names()), help="comma-separated; default: all")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method"
@@ -63,7 +68,7 @@ def main(argv: list[str]) -> int:
         lower.dialect(name)
     parts = models.load(args.model, load_format=args.load_format, clip=args.clip)
     out = args.out or Path("bundles") / f"{Path(args.model).name}.{args.method}.{args.precision}"
-    build(parts, method, out, precision=args.precision, dialects=dialects)
+    build(parts, method, out, precision=args.precision, dialects=dialects, pruner=args.pruner)
     if "ort" in dialects and not args.no_compile:
         from foveate.runtime.compile import compile_bundle
 
@@ -73,20 +78,28 @@ def main(argv: list[str]) -> int:
 
 
 def build(
-    parts: Parts, method: Method, out: Path, *, precision: str = "int4", dialects: list[str] | None = None
+    parts: Parts,
+    method: Method | Pair,
+    out: Path,
+    *,
+    precision: str = "int4",
+    dialects: list[str] | None = None,
+    pruner: str | None = None,
 ) -> None:
     """Write the bundle of ``parts`` pruned by ``method`` to ``out``; an older bundle there is replaced at the end.
 
-    Raises UserError when ``out`` is something else than a bundle, and when the disk is full.
+    ``pruner`` is where the weights of a trained method are (``pruner_weights.joined``). Raises UserError when ``out`` is
+    something else than a bundle, when there are no such weights, and when the disk is full.
     """
     dialects = dialects or lower.names()
     with _staging(out) as root, _stages() as stage:
         graphs = assemble(parts, method)
+        parts = pruner_weights.joined(parts, method, pruner)
         store, index = write.write_graphs(root, parts, graphs, precision, dialects, stage)
         table = write.write_embeddings(root, parts.weights, precision)
         write.write_files(root, parts)
         stage("recording golden.npz", 0, 1)
-        write.write_golden(root, parts, graphs, store, table)
+        write.write_golden(root, parts, method, graphs, store, table)
         stage("hashing", 0, 1)
         bundle.write_manifest(root, _manifest(out.name, parts, method, graphs, precision, index))
 
@@ -94,7 +107,7 @@ def build(
 def _manifest(
     name: str,
     parts: Parts,
-    method: Method,
+    method: Method | Pair,
     graphs: list[Graph],
     precision: str,
     dialects: dict[str, dict[str, object]],
@@ -110,6 +123,7 @@ def _manifest(
             "name": method.name,
             "options": methods.describe(method),
             "position_mode": method.position_mode,
+            "position_mode_inside": method.inside.position_mode if method.inside else None,
         },
         "precision": {"decoder": precision, "head": "compute dtype", "vision": "compute dtype"},
         "stages": [graph.spec.name for graph in graphs],
@@ -117,6 +131,8 @@ def _manifest(
         "dialects": dialects,
         "num_visual_tokens": parts.spec.vision.num_tokens,
         "grid": list(parts.spec.vision.grid),
+        "cuts": [cut.layer for cut in method.inside.cuts(decoder)] if method.inside else [],
+        "budgets": method.budgets(parts.spec),
         "decoder": {field: getattr(decoder, field) for field in fields},
         "image": parts.image,
         "prompt": parts.prompt,

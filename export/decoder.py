@@ -6,6 +6,8 @@ Module paths follow Hugging Face's (``layers.3.self_attn.q_proj.weight``); weigh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from foveate.export.ops import rms_norm, rotary_embedding, tensor_scatter
 from foveate.export.parts import DecoderSpec
 
-__all__ = ["Decoder", "DecoderLayer", "Linear", "RMSNorm", "rope_tables"]
+__all__ = ["Decoder", "DecoderLayer", "Linear", "RMSNorm", "Segment", "rope_tables"]
 
 
 class Linear(nn.Module):
@@ -130,14 +132,27 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """inputs_embeds [B,T,D], position_ids [B,T], write_index [B], last [B], past key, value of each layer
         [B,Hkv,S,Dh] -> logits [B,1,V] of row ``last``, then the caches with the new rows in place."""
+        hidden, _, present = self.run(self.layers, inputs_embeds, position_ids, write_index, past)
+        return self.logits(hidden, last), *present
+
+    def run(
+        self,
+        layers: Sequence[DecoderLayer],
+        hidden: Tensor,
+        position_ids: Tensor,
+        write_index: Tensor,
+        past: Sequence[Tensor],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """``hidden`` after ``layers``, what entered each of them, and their caches."""
         rope = self.rope_cos, self.rope_sin, position_ids
-        mask = self.causal_mask(inputs_embeds.shape[1], past[0].shape[2], write_index)
-        hidden, present = inputs_embeds, []
-        for index, layer in enumerate(self.layers):
+        mask = self.causal_mask(hidden.shape[1], past[0].shape[2], write_index)
+        entering, present = [], []
+        for index, layer in enumerate(layers):
+            entering.append(hidden)
             pair = past[2 * index], past[2 * index + 1]
             hidden, keys, values = layer(hidden, rope, write_index, mask, pair)
             present += [keys, values]
-        return self.logits(hidden, last), *present
+        return hidden, entering, present
 
     @staticmethod
     def causal_mask(length: int, cache: int, write_index: Tensor) -> Tensor:
@@ -148,3 +163,27 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor, last: Tensor) -> Tensor:
         return self.lm_head(self.norm(hidden.index_select(1, last)))  # B is 1
+
+
+class Segment(nn.Module):
+    """The graph ``llm.<i>``: layers ``first`` to ``end`` (exclusive) of a decoder that is cut.
+
+    hidden [B,T,D], position_ids [B,T], write_index [B], and in the last segment last [B]; past as in ``Decoder`` ->
+    hidden [B,T,D] behind them, in the last segment logits [B,1,V]; what entered layer ``scored`` [B,T,D], where a pruner
+    asks for it; the caches.
+    """
+
+    def __init__(self, decoder: Decoder, first: int, end: int, scored: int | None = None) -> None:
+        super().__init__()
+        self.decoder, self.first, self.end, self.scored = decoder, first, end, scored
+
+    def forward(
+        self, hidden: Tensor, position_ids: Tensor, write_index: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
+        final = self.end == self.decoder.spec.num_layers
+        last, past = (rest[0], rest[1:]) if final else (None, rest)
+        layers = self.decoder.layers[self.first : self.end]
+        hidden, entering, present = self.decoder.run(layers, hidden, position_ids, write_index, past)
+        if final:
+            return self.decoder.logits(hidden, last), *present
+        return (hidden, *(() if self.scored is None else (entering[self.scored - self.first],)), *present)

@@ -7,18 +7,21 @@ Inputs are rounded to float16 first: every dialect is fed the same numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate.export.assemble import Graph
-from foveate.export.decoder import Decoder, DecoderLayer, rope_tables
+from foveate.export.decoder import Decoder, DecoderLayer, Segment, rope_tables
+from foveate.export.graph import Graph
 from foveate.export.parts import Weights
 from foveate.export.sources import fill
+from foveate.runtime.budget import Points
+from foveate.runtime.segment import Chunk
 
-__all__ = ["Question", "record"]
+__all__ = ["Facts", "Question", "record"]
 
 FORCED_TOKENS = 32
 
@@ -33,29 +36,111 @@ class Question:
     clip_ids: np.ndarray | None  # [S,C], for bundles with a text encoder
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What the bundle says of its stages: a picture's tokens, the budgets' points by stage, and whether rows are numbered
+    anew behind a cut of the decoder."""
+
+    total: int
+    budgets: Mapping[str, Points]
+    renumbers: bool
+
+
 @torch.inference_mode()
 def record(
-    graphs: list[Graph], weights: Weights, embed_tokens: np.ndarray, question: Question
+    graphs: list[Graph], weights: Weights, embed_tokens: np.ndarray, question: Question, facts: Facts
 ) -> dict[str, np.ndarray]:
     """Run every graph once and return the arrays of golden.npz (names: design section 5, ``runtime.check``)."""
     arrays: dict[str, np.ndarray] = {}
     values = {"text_embeds": _embed(embed_tokens, question.words)}
-    for graph in graphs:
-        if graph.spec.name != "llm":
-            values |= _run(graph, weights, values, question, arrays)
-    visual = values["tokens"][:, : int(values["count"])] if "tokens" in values else values["projected"]
+    language = next(i for i, graph in enumerate(graphs) if graph.spec.in_place)
+    for graph in graphs[:language]:
+        values |= _run(graph, weights, values, question, arrays)
+    count = int(values["count"]) if "count" in values else facts.total
+    visual = values["tokens"][:, :count] if "tokens" in values else values["projected"]
     rng = np.random.default_rng(0)
     forced = rng.integers(0, len(embed_tokens), FORCED_TOKENS)
     parts = [_embed(embed_tokens, question.before), visual, _embed(embed_tokens, question.after)]
-    prompt = sum(part.shape[1] for part in parts)
-    inputs_embeds = _half(torch.cat([*parts, _embed(embed_tokens, forced)], dim=1))
-    arrays |= {"llm.prompt": np.int64(prompt), "llm.tokens": forced}
-    arrays |= _decode(graphs[-1].module, weights, inputs_embeds, prompt)
+    patches = values["kept"][0, :count].numpy() if "kept" in values else np.arange(count)
+    prompt = _describe(len(question.before), patches, len(question.after), facts)
+    rows = torch.cat([*parts, _embed(embed_tokens, forced)], dim=1)
+    return arrays | {"llm.tokens": forced} | _language(graphs[language:], weights, rows, prompt, facts)
+
+
+def _describe(before: int, patches: np.ndarray, after: int, facts: Facts) -> Chunk:
+    """What is known of the prompt's rows: text, one picture, text."""
+    total = before + len(patches) + after
+
+    def visual(value: np.ndarray | int, text: int) -> np.ndarray:
+        column = np.full(total, text, np.int64)
+        column[before : before + len(patches)] = value
+        return column
+
+    return Chunk(
+        picture=visual(0, -1),
+        source=visual(np.arange(len(patches)), -1),
+        patch=visual(patches, -1),
+        entered=visual(len(patches), 0),
+        total=visual(facts.total, 0),
+        keep=visual(max(1, facts.total * 2 // 9), 0),
+        positions=np.arange(total),
+    )
+
+
+def _language(
+    graphs: list[Graph], weights: Weights, rows: Tensor, chunk: Chunk, facts: Facts
+) -> dict[str, np.ndarray]:
+    """The segments in order, each over the prompt as it is there and the forced tokens; pruners see the prompt alone."""
+    arrays: dict[str, np.ndarray] = {}
+    decoder = _decoder(graphs[-1])
+    positions, carried, behind = np.arange(rows.shape[1]), {}, {}
+    for graph in graphs:
+        if graph.spec.in_place:
+            entering = _half(rows)
+            behind, found = _segment(graph, decoder, weights, entering, positions, len(chunk))
+            arrays |= found
+        else:
+            given = {"scored": entering, "inputs_embeds": entering, **behind}
+            before = {name: value[:, : len(chunk)] for name, value in given.items()} | carried
+            out = _prune(graph, weights, before, chunk, facts, arrays)
+            count, forced = int(out["count"]), positions[len(chunk) :]
+            rows = torch.cat([out["tokens"][:, :count], behind["hidden"][:, len(chunk) :]], dim=1)
+            carried = {f"carried.{n[6:]}": v[:, :count] for n, v in out.items() if n.startswith("carry.")}
+            chunk = chunk.take(out["kept"][0, :count].numpy())
+            positions = np.concatenate([chunk.positions, forced])
+            if facts.renumbers:
+                positions = np.arange(len(positions))
+                chunk = replace(chunk, positions=positions[:count])
     return arrays
 
 
+def _prune(
+    graph: Graph,
+    weights: Weights,
+    before: dict[str, Tensor],
+    chunk: Chunk,
+    facts: Facts,
+    arrays: dict[str, np.ndarray],
+) -> dict[str, Tensor]:
+    """A pruner between two segments: its outputs by name; inputs and outputs go into ``arrays``."""
+    name = graph.spec.name
+    known = chunk.feeds(facts.budgets.get(name, ()))
+    values = before | {key: torch.from_numpy(value) for key, value in known.items()}
+    inputs = [_half(values[tensor.name]) for tensor in graph.spec.inputs]
+    answer = fill(graph.module, weights, graph.weight)(*inputs)
+    found = {tensor.name: value for tensor, value in zip(graph.spec.outputs, answer, strict=True)}
+    arrays |= {f"{name}.in.{t.name}": _store(v) for t, v in zip(graph.spec.inputs, inputs, strict=True)}
+    arrays |= {f"{name}.out.{key}": value.numpy() for key, value in found.items()}
+    return found
+
+
+def _decoder(last: Graph) -> Decoder:
+    return last.module.decoder if isinstance(last.module, Segment) else last.module
+
+
 def _half(x: Tensor) -> Tensor:
-    return x.half().float()
+    """Floats rounded to float16, integers as they are."""
+    return x.half().float() if x.is_floating_point() else x
 
 
 def _embed(table: np.ndarray, ids: np.ndarray) -> Tensor:
@@ -103,26 +188,46 @@ def _picture(shape: tuple[int, ...]) -> Tensor:
     return picture
 
 
-def _decode(decoder: Decoder, weights: Weights, inputs_embeds: Tensor, prompt: int) -> dict[str, np.ndarray]:
-    """Teacher-forced over prompt and forced tokens in one pass, one decoder layer in memory at a time."""
-    spec, rows = decoder.spec, inputs_embeds.shape[1]
-    position_ids, start = torch.arange(rows)[None], torch.zeros(1, dtype=torch.int64)
+def _segment(
+    graph: Graph, decoder: Decoder, weights: Weights, rows: Tensor, positions: np.ndarray, prompt: int
+) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+    """Teacher-forced over prompt and forced tokens in one pass, one decoder layer in memory at a time: the outputs that
+    have a row for each (not the logits), and what is recorded."""
+    spec, name, length = decoder.spec, graph.spec.name, rows.shape[1]
+    position_ids, start = torch.from_numpy(positions)[None], torch.zeros(1, dtype=torch.int64)
     rope = *rope_tables(spec), position_ids
-    mask = Decoder.causal_mask(rows, rows, start)
-    empty = torch.zeros(1, spec.num_kv_heads, rows, spec.head_dim)
-    arrays = {"llm.in.inputs_embeds": _store(inputs_embeds), "llm.in.position_ids": position_ids.numpy()}
-    hidden = inputs_embeds
-    for index in range(spec.num_layers):
+    mask = Decoder.causal_mask(length, length, start)
+    empty = torch.zeros(1, spec.num_kv_heads, length, spec.head_dim)
+    arrays = {
+        f"{name}.prompt": np.int64(prompt),
+        f"{name}.in.{graph.spec.inputs[0].name}": _store(rows),
+        f"{name}.in.position_ids": position_ids.numpy(),
+    }
+    module = graph.module
+    first, end, watched = (
+        (module.first, module.end, module.scored)
+        if isinstance(module, Segment)
+        else (0, spec.num_layers, None)
+    )
+    hidden, behind = rows, {}
+    for index in range(first, end):
+        if index == watched:
+            behind["scored"] = hidden
         with torch.device("meta"):
             layer = DecoderLayer(spec)
         fill(layer, weights, f"llm.layers.{index}.")
         hidden, keys, values = layer(hidden, rope, start, mask, (empty, empty))
-        if index in (0, spec.num_layers - 1):
+        if index in (first, end - 1):
             arrays |= {
-                f"llm.out.present.{index}.key": keys.half().numpy(),
-                f"llm.out.present.{index}.value": values.half().numpy(),
+                f"{name}.out.present.{index}.key": keys.half().numpy(),
+                f"{name}.out.present.{index}.value": values.half().numpy(),
             }
-    fill(decoder.norm, weights, "llm.norm.")
-    fill(decoder.lm_head, weights, "llm.lm_head.")
-    arrays["llm.out.logits"] = decoder.lm_head(decoder.norm(hidden[0, prompt - 1 :])).numpy()
-    return arrays
+    behind["hidden"] = hidden
+    answers = behind
+    if end == spec.num_layers:
+        fill(decoder.norm, weights, "llm.norm.")
+        fill(decoder.lm_head, weights, "llm.lm_head.")
+        answers = {"logits": decoder.lm_head(decoder.norm(hidden[:, prompt - 1 :]))}
+    for key, value in answers.items():
+        arrays[f"{name}.out.{key}"] = value[0, prompt - length - 1 :].numpy()
+    return behind, arrays

@@ -22,7 +22,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from foveate.engines.errors import UserError
 
-__all__ = ["INSTEAD", "download"]
+__all__ = ["INSTEAD", "download", "download_file"]
 
 INSTEAD = "name a checkpoint's directory, or use --load-format dummy (random weights)"
 
@@ -57,16 +57,39 @@ def download(repo: str, *, weights: bool = True) -> Path:
         return path
 
 
+def download_file(repo: str, names: tuple[str, ...], instead: str) -> Path:
+    """The first of the files ``names`` that ``repo`` has, in the cache; ``instead`` is what else users can do.
+
+    As ``download``. Raises UserError.
+    """
+    with _explained(repo, instead):
+        path = _snapshot(repo, _SETTINGS)
+        there = _files(repo, path.name)
+        for name in [name for name in names if name in there][:1]:
+            _fetch(repo, name, path.name)
+            _snapshot(repo, [name], revision=path.name)
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(
+        f"{repo} has no {' or '.join(names)} | expected one of them in the repository | {instead}"
+    )
+
+
 def _snapshot(repo: str, names: list[str], **options: Any) -> Path:
     return Path(huggingface_hub.snapshot_download(repo, allow_patterns=names, **options))
 
 
-def _weight_files(repo: str, revision: str) -> list[str]:
+def _files(repo: str, revision: str) -> list[str]:
     try:
         found = huggingface_hub.HfApi().model_info(repo, revision=revision).siblings or []
     except (hub.HTTPError, OSError):
         return []  # no hub: what is missing in the cache is reported by whoever reads it
-    names = [file.rfilename for file in found]
+    return [file.rfilename for file in found]
+
+
+def _weight_files(repo: str, revision: str) -> list[str]:
+    names = _files(repo, revision)
     wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in _WEIGHTS)]
     return wanted or [name for name in names if name == _PICKLED]
 
@@ -113,25 +136,25 @@ def _is_intact(path: Path, etag: str) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(repo: str) -> Iterator[None]:
+def _explained(repo: str, instead: str = INSTEAD) -> Iterator[None]:
     """What the hub and the network do wrong, as UserError."""
     try:
         yield
     except hub.GatedRepoError as error:
         raise UserError(
             f"{repo} is gated | the hub gives it to those who accepted its licence | accept it on "
-            f"https://huggingface.co/{repo} and run `hf auth login`, or {INSTEAD}"
+            f"https://huggingface.co/{repo} and run `hf auth login`, or {instead}"
         ) from error
     except hub.RepositoryNotFoundError as error:
         raise UserError(
             f"the hub has no model {repo}, or it is private | no directory of that name here either | check the "
-            f"name, run `hf auth login` for a private one, or {INSTEAD}"
+            f"name, run `hf auth login` for a private one, or {instead}"
         ) from error
     except hub.LocalEntryNotFoundError as error:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise UserError(
             f"cannot get {repo} | {reason}, and the cache does not hold all of it | connect and run again, "
-            f"or {INSTEAD}"
+            f"or {instead}"
         ) from error
     except (hub.HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -139,4 +162,4 @@ def _explained(repo: str) -> Iterator[None]:
         else:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             remedy = "run again: the download goes on where it stopped"
-        raise UserError(f"downloading {repo} failed | {reason} | {remedy}, or {INSTEAD}") from error
+        raise UserError(f"downloading {repo} failed | {reason} | {remedy}, or {instead}") from error

@@ -16,7 +16,7 @@ from torch import nn
 
 from foveate.engines.errors import UserError
 from foveate.export.checkpoint import Directory, Entry, Source
-from foveate.export.decoder import Decoder, Linear, rope_tables
+from foveate.export.decoder import Linear, rope_tables
 from foveate.export.hub import INSTEAD, download
 from foveate.export.parts import Weights
 
@@ -75,6 +75,6 @@ def fill(module: nn.Module, weights: Weights, weight: str | Callable[[str], str]
             value = weights.get(known).to(torch.float32)
             assert value.shape == parameter.shape, f"{known}: {value.shape} is not {parameter.shape}"
             setattr(part, name, nn.Parameter(value, requires_grad=False))
-        if isinstance(part, Decoder):
+        if hasattr(part, "rope_cos"):
             part.rope_cos, part.rope_sin = rope_tables(part.spec)
     return module

@@ -18,7 +18,7 @@ import torch
 from onnx_ir.passes import common
 
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
-from foveate.export.assemble import Graph
+from foveate.export.graph import Graph
 from foveate.export.ops import OPSET, TRANSLATIONS
 
 __all__ = ["trace"]

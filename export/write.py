@@ -13,8 +13,10 @@ import torch
 
 from foveate.calib.schemes import int4
 from foveate.export import golden, lower, to_onnx
-from foveate.export.assemble import Graph
 from foveate.export.decoder import Decoder, rope_tables
+from foveate.export.graph import Graph
+from foveate.export.methods.base import Method
+from foveate.export.pair import Pair
 from foveate.export.parts import Parts, Weights
 from foveate.export.weights import Store, attach, pending
 from foveate.runtime.prompt import ChatTokenizer, ImageSlot, Turn, clip_segments, load_tokenizer
@@ -114,9 +116,14 @@ def write_files(root: Path, parts: Parts) -> None:
             shutil.copyfile(source, root / name)
 
 
-def write_golden(root: Path, parts: Parts, graphs: list[Graph], store: Store, table: np.ndarray) -> None:
+def write_golden(
+    root: Path, parts: Parts, method: Method | Pair, graphs: list[Graph], store: Store, table: np.ndarray
+) -> None:
     """Record what each graph must answer to a fixed question (see ``golden``)."""
-    np.savez(root / "golden.npz", **golden.record(graphs, store, table, _question(root, parts, graphs)))
+    renumbers = method.inside is not None and method.inside.position_mode == "compact"
+    facts = golden.Facts(parts.spec.vision.num_tokens, method.budgets(parts.spec), renumbers)
+    question = _question(root, parts, graphs)
+    np.savez(root / "golden.npz", **golden.record(graphs, store, table, question, facts))
 
 
 def _question(root: Path, parts: Parts, graphs: list[Graph]) -> golden.Question:

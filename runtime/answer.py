@@ -15,7 +15,7 @@ __all__ = ["Answer", "Clock", "Stream", "Timings"]
 @dataclass(frozen=True)
 class Timings:
     """Seconds, except where the name says otherwise. ``first_token`` counts from the first reading of the stream;
-    ``tokens_per_second`` is of decoding alone and 0 when nothing was decoded after the first token. ``reused_rows`` of
+    ``prefill`` has in it what prunes inside the language model; ``tokens_per_second`` is of decoding alone and 0 when nothing was decoded after the first token. ``reused_rows`` of
     ``prompt_rows`` were cached."""
 
     preprocess: float
@@ -34,14 +34,20 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """``tokens`` without the stop id. ``kept`` has an array [R] int64 per picture of the prompt: the indices of the
-    patches that stayed, -1 for a merged row. ``finish`` is "stop" or "length"."""
+    """``tokens`` without the stop id; ``finish`` is "stop" or "length". The others have an entry per picture of the prompt.
+
+    ``kept`` [R] int64: the patches that stayed to the end, -1 for a merged row. ``stages``: by the name of each stage that
+    prunes ("pruner", or "pruner.0" and so on inside the language model), the patches that it left. ``owners`` [N] int64:
+    the row that each patch went into before the language model, -1 for none; None for methods that do not merge.
+    """
 
     text: str
     tokens: list[int]
     kept: list[np.ndarray]
     finish: str
     timings: Timings
+    stages: list[dict[str, np.ndarray]]
+    owners: list[np.ndarray | None]
 
 
 class Clock:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from foveate.engines.errors import UserError
 
-__all__ = ["DEFAULT", "Keep", "resolve_keep"]
+__all__ = ["DEFAULT", "Keep", "Points", "resolve_keep", "stage_keep"]
 
 Keep = int | str | None
 """A count (128, "128"), a percentage of the picture's tokens ("22.2%"), or None for the bundle's default."""
 
 DEFAULT = "22.2%"
+
+Points = Sequence[Sequence[float]]
+"""(share of a picture's tokens asked for, share that a stage is given), ascending; empty: the same."""
 
 
 def resolve_keep(keep: Keep, total: int, method: dict[str, Any], largest: int | None = None) -> int:
@@ -36,6 +41,21 @@ def resolve_keep(keep: Keep, total: int, method: dict[str, Any], largest: int | 
             f"keep is too large for this engine | got {count}, expected at most {largest}", code=2
         )
     return count
+
+
+def stage_keep(points: Points, keep: int, total: int) -> int:
+    """The number that a stage is given when the user asks for ``keep`` of ``total`` tokens: 1..``total``, 0 for 0 of 0.
+
+    Between two ``points`` the logarithm of the share is a straight line in that of the share asked for; outside of them
+    the nearest stretch goes on.
+    """
+    if not points or not total:
+        return keep
+    asked = math.log(keep / total)
+    logs = [(math.log(k), math.log(v)) for k, v in points]
+    (k0, v0), (k1, v1) = next((pair for pair in pairwise(logs) if asked <= pair[1][0]), (logs[-2], logs[-1]))
+    share = v0 + (asked - k0) * (v1 - v0) / (k1 - k0)
+    return min(max(1, math.floor(math.exp(min(share, 0.0)) * total + 0.5 + 1e-9)), total)
 
 
 def _count(keep: int | str, total: int) -> int:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,7 +39,7 @@ class Manifest:
     name: str
     family: str
     source: dict[str, Any]
-    method: dict[str, Any]  # name, options, position_mode
+    method: dict[str, Any]  # name, options, position_mode, position_mode_inside
     precision: dict[str, str]  # decoder, head, vision
     stages: tuple[str, ...]
     graphs: dict[str, GraphSpec]
@@ -50,25 +50,42 @@ class Manifest:
     image: dict[str, Any]
     prompt: dict[str, Any]
     files: dict[str, dict[str, Any]]  # path in the bundle -> size, sha256
+    cuts: tuple[int, ...] = ()  # decoder layers before which it is cut to prune
+    budgets: dict[str, list[list[float]]] = field(
+        default_factory=dict
+    )  # stage -> points of ``runtime.budget``
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
-        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        data = {each.name: getattr(self, each.name) for each in fields(self)}
         data["graphs"] = {name: spec.to_json() for name, spec in self.graphs.items()}
         return {"format": data.pop("format"), **data}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
         """Fields that this version does not know are left out. Raises KeyError, TypeError or ValueError."""
-        values = {field.name: data[field.name] for field in fields(cls)}
+        later = ("cuts", "budgets")  # older bundles have none and need none
+        values = {
+            each.name: data[each.name] for each in fields(cls) if each.name in data or each.name not in later
+        }
         values["graphs"] = {name: GraphSpec.from_json(spec) for name, spec in data["graphs"].items()}
         values["stages"] = tuple(data["stages"])
-        values["grid"] = tuple(data["grid"])
+        values["grid"], values["cuts"] = tuple(data["grid"]), tuple(data.get("cuts", ()))
         return cls(**values)
 
     @property
     def position_mode(self) -> str:
         return self.method.get("position_mode", "compact")
+
+    @property
+    def position_mode_inside(self) -> str:
+        """Of the rows behind a cut of the decoder."""
+        return self.method.get("position_mode_inside") or "keep"
+
+    @property
+    def segments(self) -> list[str]:
+        """The graphs of the language model, in order: ``llm``, or ``llm.0`` and so on."""
+        return [name for name in self.stages if name.partition(".")[0] == "llm"]
 
     def spec(self, graph: str, dialect: str) -> GraphSpec:
         """The graph's interface in the dtype of ``dialect``."""

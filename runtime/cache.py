@@ -1,4 +1,4 @@
-"""The KV cache: one buffer per layer for keys and one for values, written in place by the graph ``llm``.
+"""The KV cache of a segment: one buffer per layer for keys and one for values, written in place by its graph.
 
 Past and present are the same buffer, so a step copies nothing. The cache is as long as prompt and answer need, or as
 long as the engine was built for where it settles that.

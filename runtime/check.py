@@ -19,9 +19,9 @@ from foveate.engines.base import Engine
 from foveate.engines.errors import UserError
 from foveate.runtime import options
 from foveate.runtime.bundle import Bundle, load
-from foveate.runtime.cache import KVCache
 from foveate.runtime.cli import Parser
 from foveate.runtime.plans import Plan, choose, compile_command, load_engines
+from foveate.runtime.segment import Segment
 
 __all__ = ["LIMITS", "Finding", "Limits", "main", "replay"]
 
@@ -100,14 +100,15 @@ def replay(bundle: Bundle, plan: Plan, threads: int | None = None) -> Iterator[F
     engines = load_engines(bundle, plan, {"threads": threads})
     with np.load(bundle.file("golden.npz"), allow_pickle=False) as golden:
         for name in bundle.manifest.stages:
-            kind = _replay_llm if name == "llm" else _replay_pruner if name == "pruner" else _replay_plain
+            kind = _REPLAYS.get(name.partition(".")[0], _replay_plain)
             yield from kind(name, engines[name], golden, _limits(bundle, plan, name))
 
 
 def _limits(bundle: Bundle, plan: Plan, graph: str) -> Limits:
     dtype = bundle.manifest.dialects[plan.dialect]["dtype"]
     rounds = bundle.manifest.precision["decoder"] == "int4" and plan.options.get("accuracy_level") == 4
-    return LIMITS["int8 activations" if graph == "llm" and rounds and dtype == "float32" else dtype]
+    in_decoder = graph.startswith(("llm", "pruner."))
+    return LIMITS["int8 activations" if in_decoder and rounds and dtype == "float32" else dtype]
 
 
 Golden = Any  # a mapping of names to arrays
@@ -144,35 +145,37 @@ def _replay_pruner(name: str, engine: Engine, golden: Golden, limits: Limits) ->
     yield Finding(name, "tokens, kept", finding.cosine, finding.error, 1 - differing / count, differing, ok)
 
 
-def _replay_llm(name: str, engine: Engine, golden: Golden, limits: Limits) -> Iterator[Finding]:
-    prompt, total = int(golden["llm.prompt"]), golden["llm.in.inputs_embeds"].shape[1]
-    cache = KVCache(engine)
-    if cache.limit < total:
+def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -> Iterator[Finding]:
+    rows_name = engine.spec.inputs[0].name
+    given = golden[f"{name}.in.{rows_name}"].astype(engine.spec.inputs[0].dtype)
+    prompt, total = int(golden[f"{name}.prompt"]), given.shape[1]
+    segment = Segment(engine)
+    if segment.cache.limit < total:
         raise UserError(
-            f"the engine's cache is too short to be checked | it has {cache.limit} rows, expected {total} "
+            f"the engine's cache is too short to be checked | it has {segment.cache.limit} rows, expected {total} "
             "| compile with a larger --max-context"
         )
-    cache.reserve(total)
-    dtype = engine.spec.input("inputs_embeds").dtype
-    rows, copied = [], False
+    segment.cache.reserve(total)
+    positions = golden[f"{name}.in.position_ids"][0]
+    answers: dict[str, list[np.ndarray]] = {}
+    copied = False
     for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, total))]:
-        outputs = engine.run(
-            {
-                "inputs_embeds": golden["llm.in.inputs_embeds"][:, start:end].astype(dtype),
-                "position_ids": golden["llm.in.position_ids"][:, start:end],
-                "write_index": np.array([start], np.int64),
-                "last": np.array([end - start - 1], np.int64),
-                **cache.feeds(),
-            }
-        )
-        rows.append(outputs["logits"].numpy()[0, 0])
-        copied |= any(outputs[out] is not cache.feeds()[past] for out, past in engine.spec.in_place)
+        outputs = segment.run(given[:, start:end], positions[start:end])
+        for tensor in engine.spec.outputs:
+            if not tensor.name.startswith("present."):
+                answers.setdefault(tensor.name, []).append(outputs[tensor.name].numpy()[0, -1])
+        copied |= any(outputs[out] is not segment.cache.feeds()[past] for out, past in engine.spec.in_place)
     assert not copied, "the engine answered with another cache than it was given"
-    yield _compare_logits(name, np.stack(rows), golden["llm.out.logits"], limits)
+    for output, rows in answers.items():
+        compare = _compare_logits if output == "logits" else _compare
+        yield compare(name, output, np.stack(rows), golden[f"{name}.out.{output}"], limits)
     for out, past in engine.spec.in_place:
-        if f"llm.out.{out}" in golden:
-            got = cache.feeds()[past].numpy()[:, :, :total]
-            yield _compare(name, out, got, golden[f"llm.out.{out}"], limits)
+        if f"{name}.out.{out}" in golden:
+            got = segment.cache.feeds()[past].numpy()[:, :, :total]
+            yield _compare(name, out, got, golden[f"{name}.out.{out}"], limits)
+
+
+_REPLAYS = {"llm": _replay_segment, "pruner": _replay_pruner}
 
 
 def _compare(graph: str, answer: str, got: np.ndarray, expected: np.ndarray, limits: Limits) -> Finding:
@@ -194,10 +197,12 @@ def _distance(got: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) or 1.0)), float(np.abs(a - b).max() / scale)
 
 
-def _compare_logits(graph: str, got: np.ndarray, expected: np.ndarray, limits: Limits) -> Finding:
+def _compare_logits(
+    graph: str, answer: str, got: np.ndarray, expected: np.ndarray, limits: Limits
+) -> Finding:
     """The worst row counts, and every row must name the same token, or one that was nearly as likely."""
     if got.shape != expected.shape:
-        return Finding(graph, "logits", 0.0, float("inf"), 0.0, 0, ok=False)
+        return Finding(graph, answer, 0.0, float("inf"), 0.0, 0, ok=False)
     distances = [_distance(mine, theirs) for mine, theirs in zip(got, expected, strict=True)]
     cosine, error = min(c for c, _ in distances), max(e for _, e in distances)
     chosen, best = got.argmax(axis=1), expected.argmax(axis=1)
@@ -206,7 +211,7 @@ def _compare_logits(graph: str, got: np.ndarray, expected: np.ndarray, limits: L
     other = chosen != best
     tied = other & (behind <= limits.error)
     ok = cosine >= limits.cosine and error <= limits.error and bool((tied == other).all())
-    return Finding(graph, "logits", cosine, error, float(1 - other.mean()), int(tied.sum()), ok)
+    return Finding(graph, answer, cosine, error, float(1 - other.mean()), int(tied.sum()), ok)
 
 
 def _line(finding: Finding) -> str:

@@ -62,7 +62,7 @@ def compile_bundle(
             start = time.perf_counter()
             spec = bundle.manifest.spec(name, dialect)
             remedies[name] = module.compile_graph(bundle.graph_file(name, dialect), work, spec, options)
-            size = sum(file.stat().st_size for file in work.glob(f"{name}.*"))
+            size = sum(file.stat().st_size for file in work.iterdir() if file.stem == name)
             progress(f"{name:<16}{time.perf_counter() - start:7.1f} s {size / 1e6:9.1f} MB")
         files = {
             file.name: {"size": file.stat().st_size, "sha256": hash_file(file)}

@@ -125,13 +125,14 @@ class Chat:
         """How many tokens the answer may have when no picture of ``budgets`` leaves more than its budget."""
         decoder, total = self._decoder, self._pipe.manifest.num_visual_tokens
         known = [] if reprune else [shown.picture for shown in self._shown]
-        blank = [Picture(np.empty((0, 0)), np.zeros(budget), total) for budget in budgets[len(known) :]]
+        most = self._pipe.vision.most_rows
+        blank = [Picture(np.empty((0, 0)), np.zeros(most(keep)), total) for keep in budgets[len(known) :]]
         items = prompt_items(segments, [*known, *blank])
         rows, positions = sum(map(decoder.rows, items)), sum(map(decoder.span, items))
         if (room := decoder.room(rows, positions)) < 1:
-            longest = max(rows, positions)
+            longest, visual = max(rows, positions), sum(len(each.kept) for each in (*known, *blank))
             raise UserError(
-                f"the prompt is too long | got {longest} tokens ({sum(budgets)} of them visual), "
+                f"the prompt is too long | got {longest} tokens ({visual} of them visual), "
                 f"expected at most {longest + room - 1} | shorten it, or lower keep"
             )
         return room
@@ -159,10 +160,10 @@ class Chat:
         reused = decoder.reuse(items)
         with clock.measure("prefill"):
             logits = decoder.prefill(items, request.most)
-        prompt_rows = decoder.cache.length
+        prompt_rows = decoder.length
         text, tokens, first, finish = yield from self._decode(logits, request, clock)
         self._shown, self.turns = shown, [*request.turns, Turn("assistant", text)]
-        steps, seconds = decoder.cache.length - prompt_rows, clock.seconds
+        steps, seconds = decoder.length - prompt_rows, clock.seconds
         timings = Timings(
             **seconds,
             first_token=first,
@@ -170,10 +171,18 @@ class Chat:
             tokens_per_second=steps / seconds["decode"] if steps else 0.0,
             prompt_rows=prompt_rows,
             reused_rows=reused,
-            cache_bytes_allocated=decoder.cache.allocated,
-            cache_bytes_used=decoder.cache.used,
+            cache_bytes_allocated=decoder.allocated,
+            cache_bytes_used=decoder.used,
         )
-        return Answer(text, tokens, [s.picture.kept for s in shown], finish, timings)
+        pictures = [s.picture for s in shown]
+        kept = [p.patches(-1) if p.left else p.kept for p in pictures]
+        stages = [self._survivors(picture) for picture in pictures]
+        return Answer(text, tokens, kept, finish, timings, stages, [p.owner for p in pictures])
+
+    def _survivors(self, picture: Picture) -> dict[str, np.ndarray]:
+        """The patches that are left of a picture behind each stage that prunes."""
+        before = {"pruner": picture.kept} if "pruner" in self._pipe.manifest.stages else {}
+        return before | {f"pruner.{cut}": picture.patches(cut) for cut in range(len(picture.left))}
 
     def _decode(
         self, logits: np.ndarray, request: _Request, clock: Clock

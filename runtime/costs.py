@@ -16,13 +16,13 @@ pruners, whose scoring inside the language model is a row of one layer's attenti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from foveate.runtime.budget import Keep, resolve_keep
+from foveate.runtime.budget import Keep, resolve_keep, stage_keep
 from foveate.runtime.bundle import Manifest
 
 __all__ = [
@@ -34,9 +34,11 @@ __all__ = [
     "average_tokens",
     "cache_bytes",
     "decode_flops",
+    "measured",
     "of",
     "prefill_flops",
     "schedule",
+    "segments",
     "unpruned",
     "vision_flops",
 ]
@@ -85,17 +87,32 @@ def of(manifest: Manifest, keep: Keep = None, text_tokens: int = TEXT_TOKENS, dt
 
 
 def schedule(manifest: Manifest, keep: Keep = None) -> Schedule:
-    """The most visual tokens that each part of the decoder gets at ``keep``; a method whose count depends on the
+    """The most visual tokens that each segment of the decoder gets at ``keep``; a method whose count depends on the
     picture (a union, a quota, a threshold) may leave fewer. Raises UserError for a wrong ``keep``."""
-    total, stages = manifest.num_visual_tokens, manifest.stages
+    total = left = manifest.num_visual_tokens
     count = resolve_keep(keep, total, manifest.method)
-    edges = (0, *manifest.cuts, manifest.decoder["num_layers"])
-    left = _given(manifest, "pruner", count) if "pruner" in stages else total
-    plan = [(edges[1], left)]
-    for number, (first, last) in enumerate(pairwise(edges[1:])):
-        left = min(left, _given(manifest, f"pruner.{number}", count))
-        plan.append((last - first, left))
+    plan = []
+    for stage, layers in segments(manifest):
+        if stage in manifest.stages:
+            left = min(left, stage_keep(manifest.budgets.get(stage, ()), count, total))
+        plan.append((layers, left))
     return tuple(plan)
+
+
+def measured(manifest: Manifest, stages: Mapping[str, Sized]) -> Schedule:
+    """The schedule as it was for a picture of which ``stages`` left this (``Answer.stages``)."""
+    left, plan = manifest.num_visual_tokens, []
+    for stage, layers in segments(manifest):
+        left = len(stages[stage]) if stage in stages else left
+        plan.append((layers, left))
+    return tuple(plan)
+
+
+def segments(manifest: Manifest) -> list[tuple[str, int]]:
+    """The decoder's segments: the pruner before each, which the first one may be without, and how many layers it has."""
+    edges = (0, *manifest.cuts, manifest.decoder["num_layers"])
+    pruners = ("pruner", *(f"pruner.{number}" for number in range(len(manifest.cuts))))
+    return [(pruner, end - first) for pruner, (first, end) in zip(pruners, pairwise(edges), strict=True)]
 
 
 def unpruned(manifest: Manifest) -> Schedule:
@@ -152,8 +169,3 @@ def _flops(decoder: Mapping[str, int], rows: int, pairs: int, convention: Conven
     row = 2 * hidden * (queries + keys) + convention.mlp_matrices * hidden * decoder["intermediate_size"]
     head = hidden * decoder["vocab_size"] if convention.head else 0
     return convention.flops_per_mac * (rows * row + pairs * 2 * queries + head)
-
-
-def _given(manifest: Manifest, stage: str, keep: int) -> int:
-    """What the graph ``stage`` is told to keep."""
-    return keep

@@ -6,36 +6,51 @@ the cache is known item by item, so a prompt that begins like the last one is co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from foveate.engines.base import Engine
+from foveate.engines.base import Engine, Feed
 from foveate.engines.spec import Symbol
-from foveate.runtime.cache import KVCache
-from foveate.runtime.prompt import ImageSlot, Segment
+from foveate.runtime import prompt
+from foveate.runtime.bundle import Manifest
+from foveate.runtime.segment import Chunk, Segment
 
 __all__ = ["Decoder", "Item", "Picture", "prompt_items"]
 
 
 @dataclass(eq=False)  # two pictures are the same item only when they are the same object
 class Picture:
-    """A picture after pruning. ``tokens`` [R,D] in the graph's dtype, ``kept`` [R] int64, ``total`` tokens before."""
+    """A picture before the language model. ``tokens`` [R,D] in the graph's dtype, ``kept`` [R] int64: the patch that each
+    is, -1 for mixtures; ``total`` patches, ``keep`` the budget asked for; ``owner`` [total] int64: the row that each patch
+    went into, or None. ``left`` is what pruners inside the language model left, cut by cut: indices [R'] of rows."""
 
     tokens: np.ndarray
     kept: np.ndarray
     total: int
+    keep: int = 0
+    owner: np.ndarray | None = None
+    left: list[np.ndarray] = field(default_factory=list)
+
+    def rows(self, segment: int) -> int:
+        """Its rows in a segment; before the pruners ran, the most there can be."""
+        return len(self.left[segment - 1] if 0 < segment <= len(self.left) else self.kept)
+
+    def patches(self, cut: int) -> np.ndarray:
+        """The patches that are left behind a cut: int64 [R'], -1 for mixtures."""
+        rows = self.left[cut]
+        return np.where(rows < 0, -1, self.kept[rows])
 
 
 Item = int | Picture
 
 
-def prompt_items(segments: Sequence[Segment], pictures: Sequence[Picture]) -> list[Item]:
+def prompt_items(segments: Sequence[prompt.Segment], pictures: Sequence[Picture]) -> list[Item]:
     """The prompt of ``ChatTokenizer.encode_turns`` with the conversation's pictures in their places."""
     items: list[Item] = []
     for segment in segments:
-        if isinstance(segment, ImageSlot):
+        if isinstance(segment, prompt.ImageSlot):
             items.append(pictures[segment.index])
         else:
             items += segment.tolist()
@@ -43,20 +58,47 @@ def prompt_items(segments: Sequence[Segment], pictures: Sequence[Picture]) -> li
 
 
 class Decoder:
-    """The engine ``llm`` with its cache. ``mode`` is the bundle's position mode, ``table`` the token embedding [V,D]."""
+    """The engines of the language model with their caches: one segment, or several with pruners between them.
 
-    def __init__(self, engine: Engine, table: np.ndarray, mode: str, max_positions: int) -> None:
-        self._engine, self._table, self._mode = engine, table, mode
-        self._max_positions = max_positions
-        spec = engine.spec.input("inputs_embeds")
+    ``table`` is the token embedding [V,D]. A prompt with new pictures is shortened between the segments; all else runs
+    through them as it is.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine], table: np.ndarray, manifest: Manifest) -> None:
+        self._table, self._mode = table, manifest.position_mode
+        self._max_positions = manifest.decoder["max_positions"]
+        self.segments = [
+            Segment(
+                engines[name],
+                engines.get(f"pruner.{stage}") if manifest.cuts else None,
+                manifest.budgets.get(f"pruner.{stage}", ()),
+                renumbers=stage > 0 and manifest.position_mode_inside == "compact",
+            )
+            for stage, name in enumerate(manifest.segments)
+        ]
+        spec = engines[manifest.segments[0]].spec.input("inputs_embeds")
         self._dtype, length = spec.dtype, spec.shape[1]
         self._chunk = length.max if isinstance(length, Symbol) else length
-        self.cache = KVCache(engine)
         self.items: list[Item] = []  # what is in the cache
         self._position = 0  # of the next row
 
-    def rows(self, item: Item) -> int:
-        return len(item.kept) if isinstance(item, Picture) else 1
+    @property
+    def length(self) -> int:
+        """Rows in the first segment's cache."""
+        return self.segments[0].cache.length
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of all caches."""
+        return sum(segment.cache.allocated for segment in self.segments)
+
+    @property
+    def used(self) -> int:
+        """Bytes of their written rows."""
+        return sum(segment.cache.used for segment in self.segments)
+
+    def rows(self, item: Item, segment: int = 0) -> int:
+        return item.rows(segment) if isinstance(item, Picture) else 1
 
     def span(self, item: Item) -> int:
         """How many positions an item takes: in mode "keep" a picture takes those of its pruned tokens as well."""
@@ -64,12 +106,12 @@ class Decoder:
 
     def room(self, rows: int, positions: int) -> int:
         """How many tokens may follow a prompt of ``rows`` rows and ``positions`` positions; at most 0 for none."""
-        return min(self.cache.limit - rows, self._max_positions - positions)
+        return min(self.segments[0].cache.limit - rows, self._max_positions - positions)
 
     def reuse(self, items: Sequence[Item]) -> int:
-        """Cut the cache to what ``items`` begins with; the rows that stay. The last item is never among them, since
+        """Cut the caches to what ``items`` begins with; the rows that stay. The last item is never among them, since
         its logits are wanted."""
-        if not self.cache.length:  # it may have been lost since
+        if not all(segment.cache.length for segment in self.segments):  # one may have been lost since
             self.items.clear()
         same = 0
         for old, new in zip(self.items, items[:-1], strict=False):
@@ -78,19 +120,24 @@ class Decoder:
             same += 1
         del self.items[same:]
         self._position = sum(map(self.span, self.items))
-        rows = sum(map(self.rows, self.items))
-        self.cache.cut(rows)
-        return rows
+        for number, segment in enumerate(self.segments):
+            segment.cache.cut(sum(self.rows(item, number) for item in self.items))
+        return self.length
 
     def prefill(self, items: Sequence[Item], new_tokens: int) -> np.ndarray:
         """Logits [V] after ``items``, of which ``reuse`` told what is cached; room for ``new_tokens`` more is made."""
         rest = items[len(self.items) :]
-        self.cache.reserve(sum(map(self.rows, items)) + new_tokens)
         embeds = np.concatenate([self._embed(item) for item in _runs(rest)]).astype(self._dtype, copy=False)
-        positions = self._positions(rest)
-        for start in range(0, len(embeds), self._chunk):
-            chunk = slice(start, start + self._chunk)
-            logits = self._run(embeds[chunk], positions[chunk])
+        pictures = [item for item in rest if isinstance(item, Picture)]
+        if pictures and len(self.segments) > 1:
+            logits = self._shorten(embeds, rest, pictures, new_tokens)
+        else:
+            for segment in self.segments:
+                segment.cache.reserve(segment.cache.length + len(embeds) + new_tokens)
+            positions = self._positions(rest)
+            for start in range(0, len(embeds), self._chunk):
+                chunk = slice(start, start + self._chunk)
+                logits = self._run(embeds[chunk], positions[chunk])
         self._append(rest)
         return logits
 
@@ -106,24 +153,47 @@ class Decoder:
         self._position += sum(map(self.span, items))
 
     def _run(self, embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        rows = len(embeds)
-        outputs = self._engine.run(
-            {
-                "inputs_embeds": embeds[None],
-                "position_ids": positions[None],
-                "write_index": np.array([self.cache.length], np.int64),
-                "last": np.array([rows - 1], np.int64),
-                **self.cache.feeds(),
-            }
-        )
-        self.cache.length += rows
+        rows: Feed = embeds[None]
+        for segment in self.segments:
+            outputs = segment.run(rows, positions)
+            rows = outputs.get("hidden")
         return outputs["logits"].numpy()[0, 0]
+
+    def _shorten(
+        self, embeds: np.ndarray, items: Sequence[Item], pictures: Sequence[Picture], new_tokens: int
+    ) -> np.ndarray:
+        """``_run`` with the pruners between the segments; tells the ``pictures`` what is left of them."""
+        rows, chunk, carried = embeds[None], self._describe(items), {}
+        left: list[list[np.ndarray]] = [[] for _ in pictures]
+        for segment in self.segments:
+            segment.cache.reserve(segment.cache.length + len(chunk) + new_tokens)
+            outputs = segment.run(rows, chunk.positions)
+            if segment.pruner is not None:
+                rows, chunk, carried = segment.prune(outputs, rows, chunk, carried)
+                for number, found in enumerate(left):
+                    found.append(chunk.source[chunk.picture == number])
+        for picture, found in zip(pictures, left, strict=True):
+            picture.left = found
+        return outputs["logits"].numpy()[0, 0]
+
+    def _describe(self, items: Sequence[Item]) -> Chunk:
+        """What is known of the rows of ``items``."""
+        number, parts = 0, []
+        for item in items:
+            if isinstance(item, Picture):
+                rows = len(item.kept)
+                facts = np.repeat([[number], [rows], [item.total], [item.keep]], rows, axis=1)
+                parts.append(np.stack([facts[0], np.arange(rows), item.kept, *facts[1:]]))
+                number += 1
+            else:
+                parts.append(np.array([[-1], [-1], [-1], [0], [0], [0]]))
+        return Chunk(*np.concatenate(parts, axis=1).astype(np.int64), self._positions(items))
 
     def _embed(self, run: list[int] | Picture) -> np.ndarray:
         return run.tokens if isinstance(run, Picture) else self._table[run]
 
     def _positions(self, items: Sequence[Item]) -> np.ndarray:
-        """int64 [rows] of ``items`` behind what is cached."""
+        """int64 [rows] of ``items`` behind what is cached, in the first segment."""
         start, parts = self._position, []
         for item in items:
             if isinstance(item, Picture) and self._mode == "keep":

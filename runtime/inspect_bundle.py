@@ -1,32 +1,47 @@
-"""``foveate inspect``: what a bundle holds: model, method and options, stages with their shapes, sizes, engines."""
+"""``foveate inspect``: what a bundle holds and costs: model, method and options, stages with their shapes, sizes, engines,
+and the tokens, FLOPs and bytes of a prompt at the usual budgets."""
 
 from __future__ import annotations
 
 import json
+from itertools import accumulate, pairwise
 from typing import Any
 
 from foveate.engines.errors import UserError
 from foveate.engines.spec import FLOAT, TensorSpec
-from foveate.runtime import options
-from foveate.runtime.bundle import Bundle, load
+from foveate.runtime import costs, options
+from foveate.runtime.bundle import Bundle, Manifest, load
 from foveate.runtime.cli import Parser
 from foveate.runtime.plans import Plan, plans
 
 __all__ = ["describe", "main"]
 
+_BUDGETS = ("100%", "33.3%", "22.2%", "11.1%", "5.6%")
+
 
 def main(argv: list[str]) -> int:
     parser = Parser(prog="foveate inspect", description="Show what a bundle holds.")
     parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument(
+        "--text-tokens",
+        type=int,
+        default=costs.TEXT_TOKENS,
+        help=f"of the prompt whose costs are shown (default {costs.TEXT_TOKENS})",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
-    facts = describe(load(args.bundle, progress=lambda name: options.say(f"checking {name}")))
+    if args.text_tokens < 0:
+        raise UserError(
+            f"wrong text-tokens | got {args.text_tokens}, expected 0 or more | leave it out", code=2
+        )
+    bundle = load(args.bundle, progress=lambda name: options.say(f"checking {name}"))
+    facts = describe(bundle, args.text_tokens)
     print(json.dumps(facts) if args.json else "\n".join(_lines(facts)))
     return 0
 
 
-def describe(bundle: Bundle) -> dict[str, Any]:
-    """The bundle as plain data."""
+def describe(bundle: Bundle, text_tokens: int = costs.TEXT_TOKENS) -> dict[str, Any]:
+    """The bundle as plain data; costs are of one picture among ``text_tokens``."""
     manifest = bundle.manifest
     return {
         "name": manifest.name,
@@ -37,11 +52,33 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "visual_tokens": manifest.num_visual_tokens,
         "grid": list(manifest.grid),
         "decoder": manifest.decoder,
+        "costs": _costs(manifest, text_tokens),
         "stages": [_stage(bundle, name) for name in manifest.stages],
         "files": {name: entry["size"] for name, entry in manifest.files.items()},
         "bytes": sum(entry["size"] for entry in manifest.files.values()),
         "engines": [_engine(bundle, plan) for plan in plans(bundle)],
     }
+
+
+def _costs(manifest: Manifest, text_tokens: int) -> dict[str, Any]:
+    whole = costs.prefill_flops(manifest.decoder, costs.unpruned(manifest), text_tokens)
+    dtypes = sorted({entry["dtype"] for entry in manifest.dialects.values()})
+    rows = []
+    for keep in _BUDGETS if manifest.method["name"] != "none" else _BUDGETS[:1]:
+        by_dtype = {dtype: costs.of(manifest, keep, text_tokens, dtype) for dtype in dtypes}
+        cost = by_dtype[dtypes[0]]
+        rows.append(
+            {
+                "keep": keep,
+                "schedule": [list(part) for part in cost.schedule],
+                "average_tokens": cost.average_tokens,
+                "flops": cost.flops,
+                "saved": 1 - cost.flops / whole,
+                "decode_flops": cost.decode_flops,
+                "cache_bytes": {dtype: each.cache_bytes for dtype, each in by_dtype.items()},
+            }
+        )
+    return {"text_tokens": text_tokens, "budgets": rows}
 
 
 def _stage(bundle: Bundle, name: str) -> dict[str, Any]:
@@ -87,6 +124,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"{'picture':<12}{facts['visual_tokens']} visual tokens, {rows} x {columns}",
         f"{'decoder':<12}{', '.join(f'{name} {value}' for name, value in facts['decoder'].items())}",
     ]
+    lines += ["", *_cost_lines(facts["costs"])]
     for stage in facts["stages"]:
         lines += ["", stage["name"]]
         lines += [f"  in   {text}" for text in _shapes(stage["inputs"])]
@@ -102,6 +140,35 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         for e in facts["engines"]
     ] or ["engine      none: foveate compile"]
     return lines
+
+
+def _cost_lines(facts: dict[str, Any]) -> list[str]:
+    rows = facts["budgets"]
+    ends = [0, *accumulate(layers for layers, _ in rows[0]["schedule"])]
+    head = [
+        "keep",
+        *(f"layers {first}..{end - 1}" for first, end in pairwise(ends)),
+        "average",
+        "GFLOPs",
+        "saved",
+    ]
+    table = [head + [f"{dtype} cache" for dtype in rows[0]["cache_bytes"]]]
+    for row in rows:
+        table.append(
+            [
+                row["keep"],
+                *(str(tokens) for _, tokens in row["schedule"]),
+                f"{row['average_tokens']:.0f}",
+                f"{row['flops'] / 1e9:.1f}",
+                f"{row['saved']:.1%}",
+                *(f"{size / 1e6:.1f} MB" for size in row["cache_bytes"].values()),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    title = (
+        f"{'costs':<12}prefill of one picture and {facts['text_tokens']} text tokens; visual tokens at most"
+    )
+    return [title, *("  " + "  ".join(map(str.rjust, line, widths)) for line in table)]
 
 
 def _shapes(tensors: list[dict[str, Any]]) -> list[str]:

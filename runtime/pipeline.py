@@ -40,7 +40,7 @@ class Pipeline:
         self.bundle = bundle
         self.tokenizer = ChatTokenizer(bundle.file("tokenizer.json"), bundle.manifest.prompt)
         self._table = bundle.embeddings()
-        self._llm = engines["llm"]
+        self._engines = engines
         self.vision = VisionStages(bundle, engines, self.tokenizer, self._table)
 
     @classmethod
@@ -72,9 +72,7 @@ class Pipeline:
 
     def decoder(self) -> Decoder:
         """A fresh cache for the language model."""
-        manifest = self.manifest
-        limit = manifest.decoder["max_positions"]
-        return Decoder(self._llm, self._table, manifest.position_mode, limit)
+        return Decoder(self._engines, self._table, self.manifest)
 
     def see(self, image: ImageSource) -> Seen:
         """The picture after the vision encoder. It stands for the picture in every prompt to this pipeline, whatever

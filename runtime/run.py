@@ -69,9 +69,13 @@ def _overlay(pipe: Pipeline, images: list[str], answer: Answer, target: Path) ->
     from foveate.runtime.overlay import draw_stages, save_overlay
 
     manifest = pipe.manifest
-    for number, (image, kept) in enumerate(zip(images, answer.kept, strict=True), start=1):
-        path = target if number == 1 else target.with_name(f"{target.stem}-{number}{target.suffix}")
-        save_overlay(draw_stages(image, {"pruner": kept}, manifest.grid, manifest.image), path)
+    for number, image in enumerate(images):
+        path = target if number == 0 else target.with_name(f"{target.stem}-{number + 1}{target.suffix}")
+        stages = answer.stages[number] or {"pruner": answer.kept[number]}
+        drawn = draw_stages(
+            image, stages, manifest.grid, manifest.image, answer.owners[number], manifest.cuts
+        )
+        save_overlay(drawn, path)
         options.say(f"overlay: {path}")
 
 

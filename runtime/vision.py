@@ -10,6 +10,7 @@ import numpy as np
 from foveate.engines.base import Engine, Feed
 from foveate.engines.spec import GraphSpec, Symbol
 from foveate.runtime.answer import Clock
+from foveate.runtime.budget import stage_keep
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.decode import Picture
 from foveate.runtime.image import ImageSource, preprocess
@@ -33,6 +34,7 @@ class VisionStages:
     ) -> None:
         self._image = bundle.manifest.image
         self._total = bundle.manifest.num_visual_tokens
+        self._points = bundle.manifest.budgets.get("pruner", ())
         self._encoder = engines["vision_encoder"]
         self._pruner = engines.get("pruner")
         self._text = engines.get("text_encoder")
@@ -43,6 +45,10 @@ class VisionStages:
     def largest_keep(self) -> int | None:
         """The largest ``keep`` that the engine takes; None without a pruner."""
         return self._pruner.spec.input("keep").value.max if self._pruner else None
+
+    def most_rows(self, keep: int) -> int:
+        """How many rows of a picture enter the language model at the budget ``keep``, at most."""
+        return self._total if self._pruner is None else stage_keep(self._points, keep, self._total)
 
     def see(self, image: ImageSource, clock: Clock) -> Seen:
         with clock.measure("preprocess"):
@@ -65,17 +71,19 @@ class VisionStages:
             return feeds
 
     def prune(self, seen: Seen, question: Mapping[str, Feed], keep: int, clock: Clock) -> Picture:
-        """The survivors; without a pruner every token."""
+        """The survivors; without a pruner before the language model every token."""
         with clock.measure("prune"):
             if self._pruner is None:
-                return Picture(seen.outputs["projected"].numpy()[0], np.arange(self._total), self._total)
-            feeds = {**seen.outputs, **question, "keep": np.array(keep, np.int64)}
+                tokens = seen.outputs["projected"].numpy()[0]
+                return Picture(tokens, np.arange(self._total), self._total, keep)
+            feeds = {**seen.outputs, **question, "keep": np.array(self.most_rows(keep), np.int64)}
             outputs = self._pruner.run(
                 {tensor.name: feeds[tensor.name] for tensor in self._pruner.spec.inputs}
             )
             count = int(outputs["count"].numpy()[0])
             tokens, kept = (outputs[name].numpy()[0, :count].copy() for name in ("tokens", "kept"))
-            return Picture(tokens, kept, self._total)
+            owner = outputs["owner"].numpy()[0].copy() if "owner" in outputs else None
+            return Picture(tokens, kept, self._total, keep, owner)
 
     def _text_embeds(self, text: str) -> np.ndarray:
         """[1, W, D]: the rows of the words' tokens, at most as many as the graph takes; without any, one zero row."""

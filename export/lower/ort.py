@@ -14,4 +14,4 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "int4": "float32"}
 
 
 def passes(spec: GraphSpec) -> list[ir.passes.InPlacePass]:
-    return [CausalByLength(), common.RemoveUnusedNodesPass()] if spec.name == "llm" else []
+    return [CausalByLength(), common.RemoveUnusedNodesPass()] if spec.in_place else []

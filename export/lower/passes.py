@@ -12,15 +12,14 @@ _MASK, _NONPAD = 3, 6  # positions of Attention-24's attn_mask and nonpad_kv_seq
 class CausalByLength(ir.passes.InPlacePass):
     """Explicit causal mask -> ``is_causal`` with ``nonpad_kv_seqlen``: no work over the unused part of the cache.
 
-    Requires the mask of ``Decoder.causal_mask``, the inputs ``inputs_embeds`` and ``write_index``, and an engine
-    that honours ``nonpad_kv_seqlen`` (ONNX Runtime does; TensorRT ignores it silently). Ensures that no Attention
-    node reads a mask.
+    Requires the mask of ``Decoder.causal_mask``, the new rows as the first input, ``write_index``, and an engine that
+    honours ``nonpad_kv_seqlen`` (ONNX Runtime does; TensorRT ignores it silently). Ensures that no Attention node reads
+    a mask.
     """
 
     def requires(self, model: ir.Model) -> None:
-        missing = {"inputs_embeds", "write_index"} - {value.name for value in model.graph.inputs}
-        if missing:
-            raise ir.passes.PreconditionError(f"{model.graph.name} has no input {', '.join(sorted(missing))}")
+        if "write_index" not in {value.name for value in model.graph.inputs}:
+            raise ir.passes.PreconditionError(f"{model.graph.name} has no input write_index")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         masked = [
@@ -48,7 +47,7 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
 def _cache_length(graph: ir.Graph) -> ir.Value:
     """``write_index + number of new rows``, computed at the head of the graph: [B] int64."""
     inputs = {value.name: value for value in graph.inputs}
-    shape = ir.node("Shape", [inputs["inputs_embeds"]], {"start": 1, "end": 2}, name="cache_length.new")
+    shape = ir.node("Shape", [graph.inputs[0]], {"start": 1, "end": 2}, name="cache_length.new")
     add = ir.node("Add", [inputs["write_index"], shape.outputs[0]], name="cache_length")
     for node, name in ((shape, "cache_length.new_rows"), (add, "cache_length")):
         node.outputs[0].name = name

@@ -1,7 +1,7 @@
 """Pruning methods: one file each, found by name. In: a method's name and its options as text; out: a ``Method``.
 
-A file ``<name>.py`` in this folder with a frozen dataclass ``Method`` (see ``base``) is a method; nothing else
-is to be registered anywhere.
+A file ``<name>.py`` in this folder with a frozen dataclass ``Method`` (see ``base``, and ``export/inside.py`` for those
+inside the language model) is a method; nothing else is to be registered anywhere. ``a+b`` is a pair of them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foveate.engines import errors
 from foveate.export.methods import base
+
+if TYPE_CHECKING:
+    from foveate.export.pair import Pair
 
 __all__ = ["describe", "load", "names"]
 
@@ -23,22 +26,47 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("base",))
 
 
-def load(name: str, options: Mapping[str, str] | None = None) -> base.Method:
+def load(name: str, options: Mapping[str, str] | None = None) -> base.Method | Pair:
     """The method ``name`` with ``options`` (``--set key=value``, values as text) parsed by each field's type.
 
     Raises UserError (code 2) for an unknown method or option and for a value that does not fit.
     """
+    options = options or {}
+    if "+" in name:
+        return _pair(name, options)
+    method = _class(name)
+    types = method.options()
+    for key in options:
+        if key not in types:
+            raise errors.unknown(f"option of {name}", key, types)
+    return method(**{key: base.parse(name, key, text, types[key]) for key, text in options.items()})
+
+
+def _class(name: str) -> type[base.Method]:
     known = names()
     if name not in known:
         raise errors.unknown("method", name, known)
-    method = importlib.import_module(f"{__name__}.{name}").Method
-    types = method.options()
-    for key in options or {}:
-        if key not in types:
-            raise errors.unknown(f"option of {name}", key, types)
-    return method(**{key: base.parse(name, key, text, types[key]) for key, text in (options or {}).items()})
+    return importlib.import_module(f"{__name__}.{name}").Method
 
 
-def describe(method: base.Method) -> dict[str, Any]:
+def _pair(name: str, options: Mapping[str, str]) -> Pair:
+    from foveate.export.pair import Pair  # it imports this package
+
+    both = tuple(name.split("+"))
+    if len(both) != 2:
+        raise errors.UserError(
+            f"{name} names {len(both)} methods | expected one or a pair, such as vscan+pyramiddrop "
+            "| leave the others out",
+            code=2,
+        )
+    given = Pair.sort(both, tuple(_class(each).options() for each in both), options)
+    return Pair(*(load(each, given[each]) for each in both), **given["pair"])
+
+
+def describe(method: base.Method | Pair) -> dict[str, Any]:
     """Every option and its value, as JSON can hold it: what ``bundle.json`` records."""
+    if not isinstance(method, base.Method):
+        both = {each.name: describe(each) for each in (method.before, method.inside)}
+        flat = {f"{name}.{key}": value for name, options in both.items() for key, value in options.items()}
+        return {key: getattr(method, key) for key in method.SHARES} | flat
     return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(method).items()}

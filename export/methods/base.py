@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from foveate.engines.errors import UserError
 from foveate.export.parts import ModelSpec
 
-__all__ = ["Keep", "Method", "Scorer", "gather", "marked", "option", "parse", "rank", "tap"]
+__all__ = ["Keep", "Method", "Points", "Scorer", "gather", "marked", "option", "parse", "rank", "tap"]
 
 Keep = int | torch.SymInt
+Points = tuple[tuple[float, float], ...]
 LAYERED = ("cls_attention", "cls_attention_heads", "received_attention", "keys", "hidden")
 """Taps with a layer; the others are ``features``, ``cls_feature``, ``clip_image``, ``text_embeds``, ``clip_text``."""
 
@@ -44,6 +45,9 @@ class Method:
     """
 
     position_mode: Literal["compact", "keep"] = "compact"
+
+    where: ClassVar[Literal["before", "inside"]] = "before"
+    """Before the language model, or inside it (``export/inside.py``)."""
 
     source: ClassVar[Literal["projected", "features"]] = "projected"
     """What ``tokens`` are. With ``features`` the projector sits in the pruner's graph, behind the method."""
@@ -66,6 +70,22 @@ class Method:
     def name(self) -> str:
         """The method's name: that of its file."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def before(self) -> Method | None:
+        """What prunes before the language model: this method, or None."""
+        return self if self.prunes and self.where == "before" else None
+
+    @property
+    def inside(self) -> Any:
+        """What prunes inside the language model (an ``Inside``): this method, or None."""
+        return self if self.where == "inside" else None
+
+    def budgets(self, spec: ModelSpec) -> dict[str, Points]:
+        """How the user's ``keep`` becomes the number that a stage's graph is given: points (share of the picture's tokens
+        asked for, share given), joined by straight lines in logarithms. A stage without points is given ``keep`` itself.
+        """
+        return {}
 
     @classmethod
     def options(cls) -> dict[str, Any]:

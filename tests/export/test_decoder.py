@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from foveate.engines import trt
-from foveate.export import assemble, lower, to_onnx
+from foveate.export import lower, to_onnx
 from foveate.export.decoder import Decoder, rope_tables
 from foveate.export.parts import DecoderSpec
+from foveate.export.segments import language_graphs
 from foveate.export.weights import Store, attach, pending
 
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3}  # largest error over largest value
@@ -45,7 +46,7 @@ def export(directory, precision: str, kv_heads: int = 2):
     """Files of both dialects, the graph, and the torch decoder with the weights that the files hold."""
     with torch.device("meta"):
         decoder = Decoder(decoder_spec(kv_heads))
-    graph = assemble._llm(SimpleNamespace(decoder=decoder))
+    (graph,) = language_graphs(SimpleNamespace(decoder=decoder), None)
     store = Store(directory, RandomWeights(decoder))
     lowered, wanted = {}, {}
     for dialect in lower.names():

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from foveate.engines.errors import UserError
 from foveate.export import models
 from foveate.export.dummy import Dummy
+from foveate.export.hub import download_file
 from foveate.export.models import llava
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -254,3 +255,21 @@ def test_a_download_that_was_broken_off_is_told_to_go_on(hub, shards, tmp_path, 
     message = refusal("some/model")
     assert lost.name in message
     assert "goes on where it stopped" in message
+
+
+def test_a_pruner_is_one_file_of_its_repository(hub, copy):
+    """The first of the names that is there, and nothing else; then from the cache."""
+    for name in ("weights.pth", "README.md"):
+        (copy / name).write_bytes(b"a pruner")
+    hub.folder = copy
+    found = download_file("some/model", ("ocvtp.safetensors", "weights.pth"), "train one")
+    assert found.read_bytes() == b"a pruner" and found.name == "weights.pth"
+    assert not {"model.safetensors", "README.md"} & set(hub.sent)
+    hub.folder = None
+    assert download_file("some/model", ("ocvtp.safetensors", "weights.pth"), "train one") == found
+
+
+def test_a_repository_without_the_file(hub, copy):
+    hub.folder = copy
+    with pytest.raises(UserError, match=r"has no weights.pth \| .* \| train one"):
+        download_file("some/model", ("weights.pth",), "train one")

@@ -41,7 +41,7 @@ def test_reuse_equals_a_fresh_full_prompt(pipe: Pipeline) -> None:
     assert first.timings.reused_rows == 0
     assert first.tokens == pipe.generate(image, FIRST, keep=4, max_new_tokens=6).tokens
     for text in (SECOND, THIRD):
-        before = chat._decoder.cache.length
+        before = chat._decoder.length
         answer = chat.ask(text, max_new_tokens=6)
         assert 10 < answer.timings.reused_rows <= before
         assert answer.timings.vision == answer.timings.prune == 0
@@ -117,7 +117,7 @@ def test_an_error_leaves_the_chat_as_it_was(pipe: Pipeline) -> None:
             chat.ask(**wrong)
     assert chat.turns == turns
     chat.ask(SECOND, max_new_tokens=6)
-    assert chat._decoder.cache.length > 0
+    assert chat._decoder.length > 0
 
 
 def test_the_cache_grows_with_the_chat(pipe: Pipeline) -> None:
@@ -134,7 +134,7 @@ def test_a_system_turn_opens(pipe: Pipeline) -> None:
     chat.ask(FIRST, max_new_tokens=2)
     assert chat.turns[0] == Turn("system", "Be brief.")
     other = pipe.chat().ask(FIRST, max_new_tokens=2)
-    assert chat._decoder.cache.length > other.timings.prompt_rows
+    assert chat._decoder.length > other.timings.prompt_rows
 
 
 def test_the_conversation_fills_the_model(pipe: Pipeline) -> None:
@@ -142,4 +142,4 @@ def test_the_conversation_fills_the_model(pipe: Pipeline) -> None:
     with pytest.raises(UserError, match="the prompt is too long"):
         for _ in range(20):
             chat.ask("and so on", max_new_tokens=10)
-    assert chat._decoder.cache.length <= 128
+    assert chat._decoder.length <= 128

@@ -129,10 +129,12 @@ def test_near_ties_are_excused_and_others_not() -> None:
     limits = LIMITS["float32"]
     expected = np.array([[0.0, 10.0, 9.999], [10.0, 0.0, -3.0]])
     got = np.array([[0.0, 9.9985, 9.9995], [10.0, 0.0, -3.0]])
-    tied = check._compare_logits("llm", got, expected, limits)
+    tied = check._compare_logits("llm", "logits", got, expected, limits)
     assert (tied.ok, tied.agreement, tied.excused) == (True, 0.5, 1)
     loose = check.Limits(cosine=0.0, error=0.02, swaps=0.0)
-    far = check._compare_logits("llm", np.array([[0.0, 9.8, 9.9]]), np.array([[0.0, 10.0, 9.5]]), loose)
+    far = check._compare_logits(
+        "llm", "logits", np.array([[0.0, 9.8, 9.9]]), np.array([[0.0, 10.0, 9.5]]), loose
+    )
     assert not far.ok
 
 

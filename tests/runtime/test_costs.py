@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 
+from foveate.engines.errors import UserError
 from foveate.runtime import costs
+from foveate.runtime.bundle import load
+from foveate.runtime.inspect_bundle import describe
 
 TERA, MIB = 1e12, 2**20
 VICUNA = {
@@ -140,3 +145,73 @@ def test_published_ocvtp():
         own = ocvtp_flops(total, slots) / TERA / tera(even(total), 32, twice)
         assert share < published
         assert share + own == pytest.approx(published, rel=0.003)
+
+
+@pytest.fixture
+def llava(bundle):
+    """The manifest of LLaVA-1.5-7B that prunes before layers 8 and 16."""
+    stages = ("vision_encoder", "llm.0", "pruner.0", "llm.1", "pruner.1", "llm.2")
+    budgets = {"pruner.0": [[0.001, 0.01], [1.0, 1.0]], "pruner.1": [[0.001, 0.0001], [1.0, 1.0]]}
+    manifest = load(bundle).manifest
+    return replace(
+        manifest, decoder=VICUNA, num_visual_tokens=576, stages=stages, cuts=(8, 16), budgets=budgets
+    )
+
+
+def test_schedule_follows_cuts_and_budgets(llava):
+    assert costs.segments(llava) == [("pruner", 8), ("pruner.0", 8), ("pruner.1", 16)]
+    assert costs.schedule(llava, "100%") == ((8, 576), (8, 576), (16, 576))
+    first, second = round(576 * (1 / 9) ** (2 / 3)), round(576 * (1 / 9) ** (4 / 3))
+    assert costs.schedule(llava, 64) == ((8, 576), (8, first), (16, second))
+    cost = costs.of(llava, 64, 40)
+    assert cost.average_tokens == pytest.approx((8 * 576 + 8 * first + 16 * second) / 32)
+    assert cost.flops == costs.prefill_flops(VICUNA, cost.schedule, 40)
+    assert cost.decode_flops == costs.decode_flops(VICUNA, cost.schedule, 40) < cost.flops / 100
+    assert cost.cache_bytes * 2 == costs.of(llava, 64, 40, "float32").cache_bytes
+
+
+def test_schedule_of_a_pruner_before_the_decoder(bundle, plain_bundle):
+    pruned, plain = load(bundle).manifest, load(plain_bundle).manifest
+    assert costs.schedule(pruned, 5) == ((2, 5),)
+    assert costs.schedule(plain) == costs.unpruned(plain) == costs.unpruned(pruned) == ((2, 16),)
+    with pytest.raises(UserError, match="wrong keep"):
+        costs.schedule(pruned, 17)
+
+
+def test_two_stages_never_grow(llava):
+    """What one stage dropped the next cannot bring back, whatever it is told to keep."""
+    both = replace(llava, stages=("pruner", *llava.stages), budgets={"pruner": [[0.1, 0.05], [1.0, 0.5]]})
+    assert costs.schedule(both, "100%") == ((8, 288), (8, 288), (16, 288))
+
+
+def test_measured_schedule(llava):
+    stages = {"pruner.0": np.arange(217), "pruner.1": np.arange(19)}
+    assert costs.measured(llava, stages) == ((8, 576), (8, 217), (16, 19))
+    assert costs.measured(llava, {"pruner": np.arange(96)} | stages)[0] == (8, 96)
+
+
+def test_inspect_shows_what_budgets_cost(bundle, plain_bundle):
+    facts = describe(load(bundle), text_tokens=4)["costs"]
+    assert facts["text_tokens"] == 4
+    assert [row["keep"] for row in facts["budgets"]] == ["100%", "33.3%", "22.2%", "11.1%", "5.6%"]
+    whole, third, *_ = facts["budgets"]
+    assert (whole["schedule"], whole["saved"]) == ([[2, 16]], 0)
+    assert (third["schedule"], third["average_tokens"]) == ([[2, 5]], 5)
+    assert third["saved"] == 1 - third["flops"] / whole["flops"] > 0.5
+    assert third["cache_bytes"] == {"float32": 9 * 2 * 2 * 2 * 8 * 4}
+    assert [row["keep"] for row in describe(load(plain_bundle))["costs"]["budgets"]] == ["100%"]
+
+
+def test_inspect_prints_a_table(bundle, capsys):
+    from foveate.runtime import cli
+
+    assert cli.main(["inspect", str(bundle), "--text-tokens", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("costs "))
+    assert "4 text tokens" in lines[start]
+    assert lines[start + 1].split() == [
+        *("keep", "layers", "0..1", "average", "GFLOPs", "saved", "float32", "cache")
+    ]
+    assert lines[start + 2].split()[:3] == ["100%", "16", "16"]
+    assert len({len(line) for line in lines[start + 1 : start + 7]}) == 1
+    assert cli.main(["inspect", str(bundle), "--text-tokens", "-1"]) == 2

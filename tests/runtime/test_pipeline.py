@@ -234,7 +234,7 @@ def test_no_step_copies_the_cache(
     buffers = []
     for text in (QUESTION, "And right?"):
         chat.ask(text, picture, keep=5, max_new_tokens=8)
-        buffers.append(next(iter(chat._decoder.cache.feeds().values())).numpy())
+        buffers.append(next(iter(chat._decoder.segments[0].cache.feeds().values())).numpy())
     assert buffers[1][:, :, : buffers[0].shape[2]].any()
     assert "in-place optimization not activated" not in capfd.readouterr().err
 

@@ -169,7 +169,7 @@ def test_prefill_in_chunks_is_prefill_at_once(bundle: Path) -> None:
     whole, chunked = (decoder.prefill(items, 4) for decoder in decoders)
     np.testing.assert_allclose(chunked, whole, atol=1e-5)
     np.testing.assert_allclose(decoders[1].step(9), decoders[0].step(9), atol=1e-5)
-    assert decoders[1].cache.length == 51
+    assert decoders[1].length == 51
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
@@ -178,7 +178,7 @@ def test_a_cache_that_cannot_grow_is_empty(
 ) -> None:
     decoder = Pipeline.load(bundle).decoder()
     whole = decoder.prefill([1, 2, 3], 2)
-    allocate, calls = decoder._engine.allocate, []
+    allocate, calls = decoder.segments[0].engine.allocate, []
 
     def fail(*args: Any) -> Any:
         calls.append(args)
@@ -186,10 +186,11 @@ def test_a_cache_that_cannot_grow_is_empty(
             raise error
         return allocate(*args)
 
-    monkeypatch.setattr(decoder._engine, "allocate", fail)
+    monkeypatch.setattr(decoder.segments[0].engine, "allocate", fail)
     with pytest.raises(UserError if error is MemoryError else error):
         decoder.prefill([1, 2, 3, 4, 5, 6], 9)
-    assert (decoder.cache.capacity, decoder.cache.length, decoder.cache.allocated) == (0, 0, 0)
+    cache = decoder.segments[0].cache
+    assert (cache.capacity, cache.length, decoder.allocated) == (0, 0, 0)
     assert decoder.reuse([1, 2, 3]) == 0
     np.testing.assert_allclose(decoder.prefill([1, 2, 3], 2), whole, atol=1e-6)
 

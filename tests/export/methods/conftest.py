@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from foveate.engines.spec import FLOAT, GraphSpec, Symbol, TensorSpec
-from foveate.export.assemble import Graph, Pruner, tap_shape
+from foveate.export import pruner_weights
+from foveate.export.assemble import Pruner, tap_shape
+from foveate.export.graph import Graph
 from foveate.export.methods.base import Method
 from foveate.export.parts import DecoderSpec, ModelSpec, VisionSpec
 from foveate.export.to_onnx import trace
@@ -48,6 +50,11 @@ class Bench:
 
     def reduce(self, method: Method, inputs: dict[str, torch.Tensor], keep: int) -> tuple[torch.Tensor, ...]:
         taps = {name: value for name, value in inputs.items() if name in method.taps(self.spec)}
+        if (network := method.module(self.spec)) is not None:
+            dtype = inputs[method.source].dtype
+            network.load_state_dict(pruner_weights.dummy(network))
+            with torch.no_grad():
+                taps |= network.to(dtype).eval()(taps, keep)
         return method.reduce(inputs[method.source], taps, keep, self.grid)
 
     def graph(self, method: Method) -> Graph:
@@ -64,16 +71,35 @@ class Bench:
             *((TensorSpec("owner", "int64", (1, self.size)),) if method.merges else ()),
         )
         spec = GraphSpec("pruner", (TensorSpec("keep", "int64", value=budget), *inputs), outputs)
-        return Graph(spec, Pruner(method, taps, self.grid))
+        with torch.device("meta"):
+            trained = method.module(self.spec)
+        return Graph(spec, Pruner(method, taps, self.grid, trained), names=(("trained.", ""),))
 
-    def save(self, method: Method, path: Path, dtype: str = "float32") -> GraphSpec:
+    def save(
+        self,
+        method: Method,
+        path: Path,
+        dtype: str = "float32",
+        weights: dict[str, torch.Tensor] | None = None,
+    ) -> GraphSpec:
+        """``weights`` are those of the method's trained network, by default dummies."""
         graph = self.graph(method)
-        ir.save(trace(graph, dtype), path)
+        model = trace(graph, dtype)
+        network = method.module(self.spec)
+        found = weights or (pruner_weights.dummy(network) if network else {})
+        for name, value in model.graph.initializers.items():
+            if value.const_value is None:
+                value.const_value = ir.tensor(found[name].to(getattr(torch, dtype)).numpy(), name=name)
+        ir.save(model, path)
         return graph.spec.typed(dtype)
 
     def session(self, method: Method, folder: Path, dtype: str = "float32") -> Session:
         self.save(method, folder / "pruner.onnx", dtype)
-        return Session(folder / "pruner.onnx")
+        return self.open(folder / "pruner.onnx")
+
+    @staticmethod
+    def open(path: Path) -> Session:
+        return Session(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from foveate.export import methods
 from foveate.export.methods.base import Method
 
-NAMES = [name for name in methods.names() if methods.load(name).prunes]
+NAMES = [name for name in methods.names() if methods.load(name).before]
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3}  # of mixtures of tokens of about size 1
 GRIDS = [(4, 4), (12, 12), (24, 24), (9, 16), (1, 30)]
 

@@ -1,0 +1,47 @@
+"""fastv: behind an early layer of the language model, the visual tokens that the last word attends to.
+
+FastV (Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
+Vision-Language Models", ECCV 2024, arXiv 2403.06764), after the published code.
+
+In: the prompt at the input of layer ``layer`` - 1. Out: before layer ``layer``, exactly ``keep`` visual tokens of each
+picture, in their order, and all text.
+
+1. Attention of the last token of the prompt in layer ``layer`` - 1, rotary embedding included, with a softmax over all
+   keys of the prompt, mean over heads.
+2. The ``keep`` visual tokens of the highest.
+
+The published defaults are ``layer`` 2 and half of the tokens; tables at 192, 128 and 64 tokens keep ``layer`` 2. Positions
+stay those of the whole prompt. ``rope`` false leaves the rotary embedding out of the score (FEATHER, arXiv 2412.13180,
+found that it makes the score prefer the bottom of the picture); that is no option of the publication.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from foveate.export.inside import Cut, Inside, Rows, best_of_picture
+from foveate.export.methods import base
+from foveate.export.parts import DecoderSpec
+
+__all__ = ["Method"]
+
+
+@dataclass(frozen=True)
+class Method(Inside):
+    """Attention of the last token in an early layer. The options are explained in the module's docstring."""
+
+    position_mode: Literal["compact", "keep"] = "keep"
+    layer: int = base.option(2, 1)
+    rope: bool = True
+
+    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
+        return (self.at(spec, self.layer, self.layer - 1),)
+
+    def reads(self, stage: int) -> tuple[str, ...]:
+        return ("position_ids",) if self.rope else ()
+
+    def stays(self, stage: int, rows: Rows) -> Tensor:
+        return best_of_picture(rows.last_attention(rotated=self.rope), rows, rows.keep)

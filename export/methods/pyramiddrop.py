@@ -1,0 +1,57 @@
+"""pyramiddrop: fewer and fewer visual tokens, at several depths of the language model.
+
+PyramidDrop (Xing et al., "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy
+Reduction", CVPR 2025, arXiv 2410.17247), after the published code.
+
+In: the prompt at the input of each layer in ``layers``. Out: before each of them, the visual tokens of each picture that
+count, in their order, and all text.
+
+1. Attention of the prompt's last token in the layer behind the cut, rotary embedding included, with a softmax over all
+   keys of the prompt, mean over heads.
+2. The visual tokens of the highest: of N tokens and S cuts, N (keep / N)^(s/S) behind the s-th. ``keep`` is what is left
+   in the end.
+
+The published schedule, 0.5, 0.25 and 0.125 of the tokens before layers 8, 16 and 24 of 32, is ``keep`` 12.5% (72 of
+576: 288, 144, 72). Decoders of another depth are cut in proportion. Positions are renumbered at every cut, as
+published. VScan's stage in the language model (arXiv 2505.22654) is this method with one cut in the middle:
+``--method vscan+pyramiddrop --set layers=16``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from foveate.export.inside import Cut, Inside, Rows, best_of_picture, in_proportion
+from foveate.export.methods import base
+from foveate.export.parts import DecoderSpec, ModelSpec
+
+__all__ = ["Method"]
+
+_LEAST = 2.0**-20
+
+
+@dataclass(frozen=True)
+class Method(Inside):
+    """Attention of the last token, at several layers. The options are explained in the module's docstring."""
+
+    layers: tuple[int, ...] | None = None
+
+    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
+        return tuple(self.at(spec, layer, layer) for layer in self._layers(spec))
+
+    def _layers(self, spec: DecoderSpec) -> tuple[int, ...]:
+        return in_proportion((8 / 32, 16 / 32, 24 / 32), spec) if self.layers is None else self.layers
+
+    def budgets(self, spec: ModelSpec) -> dict[str, base.Points]:
+        cuts = len(self._layers(spec.decoder))
+        return {
+            f"pruner.{stage}": ((_LEAST, _LEAST ** ((stage + 1) / cuts)), (1.0, 1.0)) for stage in range(cuts)
+        }
+
+    def reads(self, stage: int) -> tuple[str, ...]:
+        return ("position_ids",)
+
+    def stays(self, stage: int, rows: Rows) -> Tensor:
+        return best_of_picture(rows.last_attention(rotated=True), rows, rows.keep)

@@ -1,0 +1,114 @@
+"""The graphs of the language model: one decoder, or its segments with the pruners that stand between them.
+
+``llm`` where nothing is pruned inside; else ``llm.0``, ``pruner.0``, ``llm.1``, ... Segments share the decoder's
+weights under its names, and a pruner those of the layer that it scores with. A segment gives out what entered that layer
+as ``scored``, unless it is the segment's own input.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+
+from foveate.engines.errors import UserError
+from foveate.engines.spec import FLOAT, GraphSpec, Symbol, TensorSpec
+from foveate.export.decoder import Decoder, Segment
+from foveate.export.graph import Graph
+from foveate.export.inside import Cut, Inside, PrunerInside
+from foveate.export.parts import DecoderSpec, Parts
+
+__all__ = ["language_graphs"]
+
+
+def language_graphs(parts: Parts, method: Inside | None) -> list[Graph]:
+    """In the order in which they run."""
+    decoder: Decoder = parts.decoder
+    if method is None:
+        spec = decoder.spec
+        return [Graph(_spec("llm", spec, range(spec.num_layers), first=True), decoder)]
+    cuts = method.cuts(decoder.spec)
+    layers = [cut.layer for cut in cuts]
+    if not layers or any(later <= earlier for earlier, later in pairwise(layers)):
+        raise UserError(
+            f"{method.name} cannot prune before layers {layers} | expected one or more, in ascending order "
+            "| set other layers with --set",
+            code=2,
+        )
+    graphs = []
+    bounds = pairwise((0, *layers, decoder.spec.num_layers))
+    for stage, (first, end) in enumerate(bounds):
+        cut = cuts[stage] if stage < len(cuts) else None
+        graphs.append(_segment(decoder, stage, first, end, cut))
+        if cut is not None:
+            graphs.append(_pruner(parts, method, stage, cut))
+    return graphs
+
+
+def _segment(decoder: Decoder, stage: int, first: int, end: int, cut: Cut | None) -> Graph:
+    assert cut is None or first <= cut.scored, f"layer {cut.scored} lies before the cut at layer {first}"
+    scored = cut.scored if cut and first < cut.scored < cut.layer else None
+    spec = _spec(f"llm.{stage}", decoder.spec, range(first, end), stage == 0, scored is not None)
+    return Graph(spec, Segment(decoder, first, end, scored), names=(("decoder.", "llm."),))
+
+
+def _rows(spec: DecoderSpec) -> Symbol:
+    return Symbol("tokens", 1, min(192, spec.max_positions), spec.max_positions)
+
+
+def _spec(name: str, spec: DecoderSpec, layers: range, first: bool, scored: bool = False) -> GraphSpec:
+    length = _rows(spec)
+    slots = Symbol("cache", 1, min(1024, spec.max_positions), spec.max_positions)
+    cache = 1, spec.num_kv_heads, slots, spec.head_dim
+    names = [f"{i}.{kind}" for i in layers for kind in ("key", "value")]
+    final = layers.stop == spec.num_layers
+    rows = 1, length, spec.hidden_size
+    outputs = [TensorSpec("logits", FLOAT, (1, 1, spec.vocab_size))] if final else []
+    outputs += [TensorSpec(out, FLOAT, rows) for out in ("hidden", "scored")[: 0 if final else 1 + scored]]
+    return GraphSpec(
+        name,
+        inputs=(
+            TensorSpec("inputs_embeds" if first else "tokens", FLOAT, rows),
+            TensorSpec("position_ids", "int64", (1, length)),
+            TensorSpec("write_index", "int64", (1,)),
+            *((TensorSpec("last", "int64", (1,)),) if final else ()),
+            *(TensorSpec(f"past.{name}", FLOAT, cache) for name in names),
+        ),
+        outputs=(*outputs, *(TensorSpec(f"present.{name}", FLOAT, cache) for name in names)),
+        in_place=tuple((f"present.{name}", f"past.{name}") for name in names),
+    )
+
+
+def _pruner(parts: Parts, method: Inside, stage: int, cut: Cut) -> Graph:
+    spec = parts.spec.decoder
+    length = _rows(spec)
+    rows, each = (1, length, spec.hidden_size), (1, length)
+    possible = [
+        TensorSpec("hidden", FLOAT, rows),
+        TensorSpec("scored", FLOAT, rows),
+        TensorSpec("inputs_embeds", FLOAT, rows),
+        TensorSpec("picture", "int64", each),
+        TensorSpec("patch", "int64", each),
+        TensorSpec("entered", "int64", each),
+        TensorSpec("position_ids", "int64", each),
+        TensorSpec("keep", "int64", each),
+    ]
+    wanted = {"hidden", "picture", "keep", *method.reads(stage)}
+    if cut.scored < cut.layer:
+        wanted.add("scored")
+    inputs = (
+        *(t for t in possible if t.name in wanted),
+        *(TensorSpec(f"carried.{name}", FLOAT, each) for name in method.carries if stage > 0),
+    )
+    outputs = (
+        TensorSpec("tokens", FLOAT, rows),
+        TensorSpec("kept", "int64", each),
+        TensorSpec("count", "int64", (1,)),
+        *(TensorSpec(f"carry.{name}", FLOAT, each) for name in method.carries),
+    )
+    with torch.device("meta"):
+        module = PrunerInside(
+            method, stage, tuple(tensor.name for tensor in inputs), spec, parts.spec.vision.grid
+        )
+    names = (("layer.", f"llm.layers.{cut.scored}."), ("norm.", "llm.norm."), ("rope_", "llm.rope_"))
+    return Graph(GraphSpec(f"pruner.{stage}", inputs, outputs), module, names)
