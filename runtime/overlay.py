@@ -152,8 +152,9 @@ def _threads(
 
 
 def _hue(row: int) -> tuple[int, int, int]:
-    """Neighbouring rows get hues that are far apart: steps of the golden section."""
-    return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(row * 0.618034 % 1, 0.5, 1.0))
+    """Hues far apart for rows that follow each other, and for those that stand below each other where rows are a grid of
+    4, 6, 8, 12, 16 or 24 columns: multiples of the plastic number's inverse square."""
+    return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(row * 0.569840 % 1, 0.5, 1.0))
 
 
 def _caption(stage: str, kept: np.ndarray, total: int, owner: np.ndarray | None, cuts: Sequence[int]) -> str:
