@@ -22,6 +22,7 @@ from foveate.engines.errors import UserError
 from foveate.export import lower, methods, models, pruner_weights, write
 from foveate.export.assemble import assemble
 from foveate.export.graph import Graph
+from foveate.export.methods import base
 from foveate.export.methods.base import Method
 from foveate.export.pair import Pair
 from foveate.export.parts import Parts
@@ -112,7 +113,7 @@ def _manifest(
     precision: str,
     dialects: dict[str, dict[str, object]],
 ) -> dict[str, object]:
-    decoder = parts.spec.decoder
+    decoder, total = parts.spec.decoder, parts.spec.vision.num_tokens
     fields = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size")
     fields += ("vocab_size", "max_positions")
     return {
@@ -129,10 +130,11 @@ def _manifest(
         "stages": [graph.spec.name for graph in graphs],
         "graphs": {graph.spec.name: graph.spec.to_json() for graph in graphs},
         "dialects": dialects,
-        "num_visual_tokens": parts.spec.vision.num_tokens,
+        "num_visual_tokens": total,
         "grid": list(parts.spec.vision.grid),
         "cuts": [cut.layer for cut in method.inside.cuts(decoder)] if method.inside else [],
         "budgets": method.budgets(parts.spec),
+        "limits": base.sampled(total, lambda keep: method.leaves(parts.spec, keep, total)),
         "decoder": {field: getattr(decoder, field) for field in fields},
         "image": parts.image,
         "prompt": parts.prompt,

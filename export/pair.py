@@ -93,6 +93,11 @@ class Pair:
             for stage, points in own.items()
         }
 
+    def leaves(self, spec: ModelSpec, keep: int, entered: int) -> dict[str, int]:
+        outer, inner = (min(max(1, round(share * keep)), entered) for share in (self.outer, self.inner))
+        before = self.before.leaves(spec, outer, entered)
+        return before | self.inside.leaves(spec, inner, before.get("pruner", outer))
+
 
 def _same() -> Points:
     return (_LEAST, _LEAST), (1.0, 1.0)

@@ -51,9 +51,9 @@ class Manifest:
     prompt: dict[str, Any]
     files: dict[str, dict[str, Any]]  # path in the bundle -> size, sha256
     cuts: tuple[int, ...] = ()  # decoder layers before which it is cut to prune
-    budgets: dict[str, list[list[float]]] = field(
-        default_factory=dict
-    )  # stage -> points of ``runtime.budget``
+    # by stage, as points of ``runtime.budget``: what it is given, and what it leaves at most where that differs
+    budgets: dict[str, list[list[float]]] = field(default_factory=dict)
+    limits: dict[str, list[list[float]]] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Manifest:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
         """Fields that this version does not know are left out. Raises KeyError, TypeError or ValueError."""
-        later = ("cuts", "budgets")  # older bundles have none and need none
+        later = ("cuts", "budgets", "limits")  # older bundles have none and need none
         values = {
             each.name: data[each.name] for each in fields(cls) if each.name in data or each.name not in later
         }

@@ -94,7 +94,8 @@ def schedule(manifest: Manifest, keep: Keep = None) -> Schedule:
     plan = []
     for stage, layers in segments(manifest):
         if stage in manifest.stages:
-            left = min(left, stage_keep(manifest.budgets.get(stage, ()), count, total))
+            points = manifest.limits.get(stage) or manifest.budgets.get(stage, ())
+            left = min(left, stage_keep(points, count, total))
         plan.append((layers, left))
     return tuple(plan)
 

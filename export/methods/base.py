@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +25,19 @@ from torch import Tensor, nn
 from foveate.engines.errors import UserError
 from foveate.export.parts import ModelSpec
 
-__all__ = ["Keep", "Method", "Points", "Scorer", "gather", "marked", "option", "parse", "rank", "tap"]
+__all__ = [
+    "Keep",
+    "Method",
+    "Points",
+    "Scorer",
+    "gather",
+    "marked",
+    "option",
+    "parse",
+    "rank",
+    "sampled",
+    "tap",
+]
 
 Keep = int | torch.SymInt
 Points = tuple[tuple[float, float], ...]
@@ -85,6 +98,11 @@ class Method:
         """How the user's ``keep`` becomes the number that a stage's graph is given: points (share of the picture's tokens
         asked for, share given), joined by straight lines in logarithms. A stage without points is given ``keep`` itself.
         """
+        return {}
+
+    def leaves(self, spec: ModelSpec, keep: int, entered: int) -> dict[str, int]:
+        """At most how many of ``entered`` rows of a picture each stage leaves when ``keep`` is asked for, where that is another
+        number than the stage is given. It is there to tell costs; nothing runs by it."""
         return {}
 
     @classmethod
@@ -165,6 +183,16 @@ def gather(tokens: Tensor, kept: Tensor) -> Tensor:
 def count(kept: Tensor) -> Tensor:
     """``[B]`` int64: all rows of ``kept [B,R]`` are valid."""
     return torch.ones_like(kept).sum(1)
+
+
+def sampled(total: int, count: Callable[[int], dict[str, int]]) -> dict[str, Points]:
+    """Points, as ``Method.budgets`` has them, of what ``count`` says of budgets from 1 to ``total`` in even ratios."""
+    asked = sorted({round(total ** (i / 32)) for i in range(33)})
+    rows = [count(keep) for keep in asked]
+    return {
+        stage: tuple((keep / total, row[stage] / total) for keep, row in zip(asked, rows, strict=True))
+        for stage in rows[0]
+    }
 
 
 def tap(spec: ModelSpec, offer: str, layer: int = -1) -> str:

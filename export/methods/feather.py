@@ -33,7 +33,7 @@ from torch import Tensor
 
 from foveate.export.inside import Cut, Inside, Rows, best_of_picture, in_proportion, share_of
 from foveate.export.methods import base
-from foveate.export.parts import DecoderSpec
+from foveate.export.parts import DecoderSpec, ModelSpec
 
 __all__ = ["Method"]
 
@@ -52,6 +52,15 @@ class Method(Inside):
     def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
         layers = in_proportion((8 / 32, 16 / 32), spec) if self.layers is None else self.layers
         return tuple(self.at(spec, layer, layer - 1) for layer in layers)
+
+    def leaves(self, spec: ModelSpec, keep: int, entered: int) -> dict[str, int]:
+        """As if no token of the grid were among the chosen."""
+        rows, columns = spec.vision.grid
+        grid = -(-rows // self.stride) * -(-columns // self.stride) if self.stride else 0
+        left = [min(keep + grid, entered)]
+        for _ in self.cuts(spec.decoder)[1:]:
+            left.append(max(1, left[-1] * (2 * keep + 1) ** 2 // (2 * entered) ** 2))
+        return {f"pruner.{stage}": min(count, entered) for stage, count in enumerate(left)}
 
     def reads(self, stage: int) -> tuple[str, ...]:
         own = ("entered",) if stage else ("patch",) if self.stride else ()

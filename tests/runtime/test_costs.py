@@ -184,6 +184,28 @@ def test_two_stages_never_grow(llava):
     assert costs.schedule(both, "100%") == ((8, 288), (8, 288), (16, 288))
 
 
+def test_what_a_stage_may_leave_stands_above_what_it_is_given(llava):
+    """FEATHER's union: 172 to 236 tokens of 576, then at most 21; on Prismatic 218 to 299 of 729, then 26."""
+    methods = pytest.importorskip("foveate.export.methods")
+    parts = pytest.importorskip("foveate.export.parts")
+    decoder = parts.DecoderSpec(4096, 11008, 32, 32, 32, 128, 32064, 1e-5, 1e4, 4096, False)
+
+    def model(side: int):
+        return parts.ModelSpec(
+            "llava", parts.VisionSpec(14 * side, 14, 64, 64, 1, 1, "gelu", 1e-5), decoder, ()
+        )
+
+    feather = methods.load("feather")
+    assert feather.leaves(model(27), 218, 729) == {"pruner.0": 299, "pruner.1": 26}
+    assert feather.leaves(model(24), 172, 576) == {"pruner.0": 236, "pruner.1": 21}
+    limits = methods.base.sampled(576, lambda keep: feather.leaves(model(24), keep, 576))
+    here = replace(llava, budgets={}, limits=limits)
+    for keep in (1, 32, 64, 172, 192, 300, 576):
+        exact = feather.leaves(model(24), keep, 576)
+        got = costs.schedule(here, keep)
+        assert [count for _, count in got[1:]] == pytest.approx([*exact.values()], rel=0.02, abs=1)
+
+
 def test_measured_schedule(llava):
     stages = {"pruner.0": np.arange(217), "pruner.1": np.arange(19)}
     assert costs.measured(llava, stages) == ((8, 576), (8, 217), (16, 19))

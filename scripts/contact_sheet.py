@@ -1,0 +1,141 @@
+"""One picture, every method side by side at one budget: what each keeps, and what the model answers then.
+
+    python scripts/contact_sheet.py --model scripts/shapes --image docs/scene.png \
+        --question "What letter is on the sign?" --keep 64 --out docs/methods.png
+
+A patch that stays to the end has its colours, one that the first pruner drops is dim, one that a later pruner drops stands
+between. Bundles are built into ``--work`` once; ``--fresh`` builds again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from foveate.engines.errors import UserError
+from foveate.export import methods, models
+from foveate.export.build import build
+from foveate.runtime import costs
+from foveate.runtime.bundle import Manifest
+from foveate.runtime.compile import compile_bundle
+from foveate.runtime.overlay import draw_overlay
+from foveate.runtime.pipeline import Answer, Pipeline
+
+PAPER, INK, FAINT, WRONG = (24, 25, 27), (236, 234, 226), (150, 149, 144), (255, 126, 103)
+LEGEND = (
+    "Bright: kept. Tinted: merged, with a line to what absorbed it. "
+    "Dropped between layers of the model: the later, the brighter."
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="scripts/shapes", help="checkpoint directory or name")
+    parser.add_argument("--image", default="docs/scene.png")
+    parser.add_argument("--question", default="What letter is on the sign?")
+    parser.add_argument("--keep", default="64", help='tokens per picture, or a share such as "11.1%%"')
+    parser.add_argument("--methods", nargs="+", default=methods.names(), metavar="METHOD")
+    parser.add_argument("--out", type=Path, default=Path("methods.png"))
+    parser.add_argument("--work", type=Path, default=Path("bundles/sheet"), help="where bundles are built")
+    parser.add_argument("--fresh", action="store_true", help="build bundles again")
+    parser.add_argument("--columns", type=int, default=5)
+    parser.add_argument("--tile", type=int, default=320, help="width of a picture in pixels")
+    args = parser.parse_args()
+    panels: list[Panel] = []
+    for name in sorted(args.methods, key=lambda name: (name != "none", name)):
+        try:
+            panels.append(panel(args, name))
+        except UserError as error:  # a method that this model cannot have
+            print(f"{name:<12} left out: {error}", file=sys.stderr)
+            continue
+        print(f"{name:<12} {panels[-1].tokens:<44} {panels[-1].answer}", file=sys.stderr)
+    drawn = sheet(panels, args.columns, args.tile, f"“{args.question}”  with {args.keep} visual tokens")
+    save(drawn, args.out)
+    print(f"{args.out}: {len(panels)} methods, {args.out.stat().st_size / 1e3:.0f} kB", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Panel:
+    name: str
+    tokens: str
+    answer: str
+    picture: Image.Image
+
+
+def panel(args: argparse.Namespace, name: str) -> Panel:
+    """The picture as ``name`` leaves it, and what the model answers then."""
+    pipe = Pipeline.load(bundle(args, name))
+    keep = None if name == "none" else args.keep
+    answer = pipe.generate(args.image, args.question, keep=keep, max_new_tokens=16)
+    picture = faded(args.image, answer, pipe.manifest)
+    plan = costs.measured(pipe.manifest, answer.stages[0])
+    return Panel(name, tokens(plan), answer.text.strip(), picture)
+
+
+def bundle(args: argparse.Namespace, name: str) -> Path:
+    out = args.work / f"{Path(args.model).name}.{name}"
+    if args.fresh or not (out / "bundle.json").is_file():
+        build(models.load(args.model), methods.load(name), out, precision="fp32", dialects=["ort"])
+    compile_bundle(out)
+    return out
+
+
+def tokens(plan: costs.Schedule) -> str:
+    if len(plan) == 1:
+        return f"{plan[0][1]} tokens"
+    return f"{', '.join(str(count) for _, count in plan)} tokens (mean {costs.average_tokens(plan):.0f})"
+
+
+def faded(image: str, answer: Answer, manifest: Manifest) -> Image.Image:
+    """The mean of what is left behind each pruner of the only picture."""
+    left = list(answer.stages[0].values()) or answer.kept
+    owners = [answer.owners[0], *[None] * len(left)]
+    drawn = [
+        np.asarray(draw_overlay(image, kept, manifest.grid, manifest.image, owner), np.float32)
+        for kept, owner in zip(left, owners, strict=False)
+    ]
+    return Image.fromarray(np.round(np.mean(drawn, axis=0)).astype(np.uint8))
+
+
+def sheet(panels: list[Panel], columns: int, width: int, title: str) -> Image.Image:
+    """The panels in reading order, ``width`` pixels each; an answer that differs from the first one's is marked."""
+    columns = min(columns, len(panels))
+    large, small, gap = round(width / 15), round(width / 19), round(width / 14)
+    picture = panels[0].picture
+    height = round(width * picture.height / picture.width)
+    step, head = height + round(3.6 * large), 4 * large
+    rows = -(-len(panels) // columns)
+    canvas = Image.new("RGB", (columns * (width + gap) + gap, head + rows * step + 3 * small), PAPER)
+    pen = ImageDraw.Draw(canvas)
+
+    def write(x: float, y: float, text: str, size: int, ink: tuple[int, int, int], anchor: str) -> None:
+        pen.text((x, y), text, fill=ink, font=ImageFont.load_default(size), anchor=anchor)
+
+    write(gap, head / 2, title, round(1.4 * large), INK, "lm")
+    for number, each in enumerate(panels):
+        left, top = gap + number % columns * (width + gap), head + number // columns * step
+        canvas.paste(each.picture.resize((width, height), Image.Resampling.LANCZOS), (left, top))
+        line = top + height + large
+        write(left, line, each.name, large, INK, "lm")
+        ink = INK if each.answer == panels[0].answer else WRONG
+        write(left + width, line, f"“{each.answer}”", large, ink, "rm")
+        write(left, line + 1.25 * large, each.tokens, small, FAINT, "lm")
+    write(gap, canvas.height - 2.2 * small, LEGEND, small, FAINT, "lm")
+    return canvas
+
+
+def save(drawn: Image.Image, path: Path) -> None:
+    """PNG gets a palette: a quarter of the bytes, and no channel is off by more than a tenth."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".png":
+        drawn = drawn.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
+    drawn.save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
