@@ -1,0 +1,40 @@
+"""The published pruner of OC-VTP as safetensors, under its own names and without the decoder of its training.
+
+    python scripts/convert_ocvtp.py weights.pth path/to/checkpoint/ocvtp.safetensors
+
+`foveate build --method ocvtp` takes either file with --pruner, and finds ocvtp.safetensors beside a checkpoint by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from foveate.engines.errors import UserError
+from foveate.export import pruner_weights
+from foveate.export.slots import SlotPruner
+
+WIDTH_FROM = "encode_project.mlp.0.weight"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path, help="weights.pth of the hub repository GarryLarry0131/OC-VTP")
+    parser.add_argument("out", type=Path, help="the file to write, .safetensors")
+    args = parser.parse_args(argv)
+    found = pruner_weights.read(args.source)
+    width = found[WIDTH_FROM].shape[0] if WIDTH_FROM in found else 1024
+    network = pruner_weights.load(SlotPruner(width), args.source)
+    pruner_weights.save(network, args.out, torch.float32, {"source": args.source.name})
+    count = sum(parameter.numel() for parameter in network.parameters())
+    print(f"{args.out}: {count:,} parameters for a tower of width {width}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

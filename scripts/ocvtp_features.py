@@ -1,0 +1,118 @@
+"""Features for training OC-VTP's pruner: what a layer of a vision tower makes of many pictures, on disk."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from foveate.calib.scenes import HELD_OUT, make_scene
+from foveate.engines.errors import UserError
+from foveate.export import models
+from foveate.export.methods import base
+from foveate.export.methods.ocvtp import vision_layer
+from foveate.export.parts import Parts
+from foveate.export.sources import fill
+from foveate.runtime.image import load_image, preprocess
+
+FIRST_SCENE = 300_000_000
+"""Seed of the first scene; scripts/train_shapes.py draws below 200,000,000, and accuracy is measured from HELD_OUT on."""
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def collect(
+    model: str, folder: Path | None, count: int, layer: int | None, work: Path, *, deadline: float
+) -> tuple[np.ndarray | None, tuple[int, int]]:
+    """The features [P,N,D] float16 of P pictures, and the grid of the N patches; None where the time was up before.
+
+    P is at most `count`. Kept in `work`, so that a run that is stopped goes on where it was. Raises UserError.
+    """
+    parts = models.load(model)
+    layer = vision_layer(parts.spec, layer)
+    read, names = _pictures(folder, count)
+    vision = parts.spec.vision
+    described = {"model": model, "layer": layer, "pictures": names or f"{count} scenes from {FIRST_SCENE}"}
+    shape = (len(names) or count, vision.num_tokens, vision.hidden_size)
+    file, log = work / "features.npy", work / "features.json"
+    done = _done(file, log, described)
+    if done is None:
+        np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
+        done = 0
+    table = np.lib.format.open_memmap(file, "r+")
+    if done < len(table):
+        done = _fill(table, done, Encoder(parts, layer), read, deadline)
+        table.flush()
+        log.write_text(json.dumps(described | {"done": done}))
+    return (table if done == len(table) else None), vision.grid
+
+
+def _done(file: Path, log: Path, described: dict[str, Any]) -> int | None:
+    """How many pictures are in the file already; None where there is none. Raises UserError where it is of something else."""
+    if not (file.is_file() and log.is_file()):
+        return None
+    known = json.loads(log.read_text())
+    done = known.pop("done")
+    if known != described:
+        raise UserError(
+            f"{file} holds features of other pictures or of another layer | got {known['model']}, layer {known['layer']} "
+            "| give another --work, or delete it"
+        )
+    return done
+
+
+def _pictures(folder: Path | None, count: int) -> tuple[Callable[[int], Image.Image], list[str]]:
+    """What opens picture number i, and the pictures' names; scenes have none."""
+    if folder is None:
+        assert FIRST_SCENE + count < HELD_OUT
+        return (lambda number: make_scene(FIRST_SCENE + number).picture), []
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES)[:count]
+    if not found:
+        raise UserError(
+            f"no pictures in {folder} | expected {', '.join(_PICTURES)} | give another --pictures", code=2
+        )
+    return (lambda number: load_image(found[number])), [str(path.relative_to(folder)) for path in found]
+
+
+class Encoder:
+    """What a layer of the model's tower makes of a picture, as the published features were made: squashed, not cropped."""
+
+    def __init__(self, parts: Parts, layer: int) -> None:
+        self.tap = base.tap(parts.spec, "hidden", layer)
+        self.side, self.settings = parts.spec.vision.image_size, parts.image
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tower = fill(parts.vision((self.tap,)), parts.weights, "vision_encoder.")
+        self.tower = tower.eval().to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, picture: Image.Image) -> np.ndarray:
+        """[N,D] float32."""
+        square = picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(preprocess(square, self.settings)).to(self.device)
+        return self.tower(pixels)[self.tap][0].cpu().numpy()
+
+
+def encode(model: str, pictures: Iterable[Image.Image], layer: int | None = None) -> torch.Tensor:
+    """Features [P,N,D] float32 of a few pictures, of the layer that the pruner reads."""
+    parts = models.load(model)
+    encoder = Encoder(parts, vision_layer(parts.spec, layer))
+    return torch.from_numpy(np.stack([encoder(picture) for picture in pictures]))
+
+
+def _fill(
+    table: np.ndarray, done: int, encoder: Encoder, read: Callable[[int], Image.Image], deadline: float
+) -> int:
+    """Write the rows from `done` on; returns how many there are then."""
+    began, start = time.time(), done
+    while done < len(table) and time.time() < deadline:
+        table[done] = encoder(read(done))
+        done += 1
+        if (done - start) % 200 == 0 or done == len(table):
+            print(f"features {done}/{len(table)}  {time.time() - began:.0f}s", flush=True)
+    return done

@@ -1,0 +1,292 @@
+"""Train OC-VTP's pruner for a vision tower, after the published recipe; the model itself is not touched.
+
+    python scripts/train_ocvtp.py --model path/to/checkpoint --pictures path/to/coco/train2017 --out path/to/checkpoint
+    python scripts/train_ocvtp.py --model scripts/shapes --out build/ocvtp        # without --pictures: synthetic scenes
+
+First the tower's features of every picture are written to WORK/features.npy, then the pruner learns, with a decoder, to
+rebuild them from slots. Defaults are the published numbers; the same command goes on where a run was stopped. OUT gets
+ocvtp.safetensors, which `foveate build --method ocvtp` finds beside a checkpoint, ocvtp_decoder.safetensors and
+ocvtp.json, which says how it went.
+
+Where this is not the published code: its validation runs on the last training batch, once per batch of held-out
+pictures, and shows the decoder every token; here it runs on the held-out pictures, of which the decoder sees 24 tokens, the
+same every time. Its measure is the training loss, which weighs tokens by the slots and so rises while slots specialise and
+rebuild better; here the best epoch and the patience go by the plain error. Its learning rate is set once per epoch; here
+the same curve is followed step by step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from ocvtp_decoder import (
+    SEEN,
+    Decoder,
+    area_weighted_loss,
+    draw_seen,
+    load,
+    reconstruction_errors,
+    save_decoder,
+    slot_share,
+)
+from ocvtp_features import collect
+from torch import Tensor, nn
+
+from foveate.engines.errors import UserError
+from foveate.export import pruner_weights
+from foveate.export.slots import SlotPruner
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", default="scripts/shapes", help="name, hub id or directory, as for `foveate build`")
+    add(
+        "--pictures",
+        type=Path,
+        help="folder of pictures, read with its subfolders; default: synthetic scenes",
+    )
+    add("--count", type=int, default=2000, help="scenes, or at most as many pictures of the folder")
+    add("--layer", type=int, help="tower layer to read; default: 8 of CLIP's 23, in proportion for others")
+    add("--work", type=Path, default=Path("build/ocvtp"), help="features and the state of the training")
+    add("--out", type=Path, help="where the trained pruner goes (default: WORK)")
+    add(
+        "--slots",
+        type=int,
+        nargs="+",
+        default=[16, 32, 64, 128],
+        help="numbers of slots, one is drawn each step",
+    )
+    add("--epochs", type=int, default=30)
+    add("--warmup", type=int, default=4, help="epochs in which the learning rate rises")
+    add("--lr", type=float, default=1e-3)
+    add("--warmup-lr", type=float, default=1e-6, help="learning rate at the start")
+    add("--lr-min", type=float, default=1e-8, help="learning rate at the end")
+    add("--batch", type=int, default=12)
+    add("--clip", type=float, default=1.0, help="largest norm of the gradient")
+    add("--train-share", type=float, default=0.95, help="of the pictures; the others validate")
+    add("--validation-slots", type=int, default=64)
+    add("--patience", type=int, default=5, help="epochs without improvement before it stops")
+    add("--seed", type=int, default=42)
+    add("--decoder-layers", type=int, default=4)
+    add("--decoder-heads", type=int, default=4)
+    add("--decoder-inner", type=int, help="width of its feed-forward; default: 4 times the tower's width")
+    add("--seen-share", type=float, default=0.5, help="how often the decoder sees a random number of tokens")
+    add("--seen", type=int, default=SEEN, help="tokens that it sees else")
+    add("--area-power", type=float, default=0.5)
+    add("--area-cap", type=float, default=10.0)
+    add("--dtype", choices=("float32", "float16"), default="float32", help="of the files in OUT")
+    add("--threads", type=int, help="of torch")
+    add("--minutes", type=float, help="stop after this long, with the state saved")
+    args = parser.parse_args(argv)
+    args.out = args.out or args.work
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.deadline = math.inf if args.minutes is None else time.time() + 60 * args.minutes
+    for folder in (args.work, args.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    features, grid = collect(
+        args.model, args.pictures, args.count, args.layer, args.work, deadline=args.deadline
+    )
+    if features is None or not Training(args, features, grid).run():
+        print("stopped in time, state saved; the same command goes on", flush=True)
+
+
+@dataclass
+class Progress:
+    """How far the training is, and what it has seen."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    stale: int = 0  # epochs since the best
+    losses: list[list[float]] = field(default_factory=list)  # per epoch: training, held out, held-out error
+    summed: float = 0.0  # training losses of this epoch
+
+    @property
+    def epoch(self) -> int:
+        return len(self.losses)
+
+
+class Training:
+    """One run on `features` [P,N,D] of a tower whose patches form `grid`."""
+
+    def __init__(self, args: argparse.Namespace, features: np.ndarray, grid: tuple[int, int]) -> None:
+        self.args, self.features, self.grid = args, features, grid
+        torch.manual_seed(args.seed)
+        _, tokens, width = features.shape
+        sizes = {"layers": args.decoder_layers, "heads": args.decoder_heads, "inner": args.decoder_inner}
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.pruner, self.decoder = SlotPruner(width).reset(), Decoder(width, tokens, **sizes)
+        self.both = nn.ModuleList([self.pruner, self.decoder]).to(self.device)
+        self.optimizer = torch.optim.AdamW(self.both.parameters(), lr=args.lr)
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(args.seed)).numpy()
+        train = int(args.train_share * len(features))
+        self.train, self.held_out = order[:train], np.sort(order[train:])
+        self.per_epoch = math.ceil(train / args.batch)
+        self.progress = Progress()
+        self.state = args.work / "state.pt"
+
+    def run(self) -> bool:
+        """To the end, with the files in OUT; False where the time was up before."""
+        self.resume()
+        began = time.time() - self.progress.seconds
+        while self.progress.epoch < self.args.epochs and self.progress.stale < self.args.patience:
+            while self.progress.step < (self.progress.epoch + 1) * self.per_epoch:
+                if time.time() > self.args.deadline:
+                    self.save_state()
+                    return False
+                self.step()
+                self.progress.seconds = time.time() - began
+                if self.progress.step % 500 == 0:
+                    self.save_state()
+            self.end_epoch()
+        self.report()
+        return True
+
+    def step(self) -> None:
+        """Everything random in a step follows from the seed and the step's number, so that a resumed run is the same."""
+        args, step = self.args, self.progress.step
+        epoch, place = divmod(step, self.per_epoch)
+        order = np.random.default_rng((args.seed, epoch)).permutation(self.train)
+        features = self.batch(order[place * args.batch : (place + 1) * args.batch])
+        torch.manual_seed((args.seed << 32) + step)
+        count = args.slots[int(torch.randint(len(args.slots), ()))]
+        seen = draw_seen(*features.shape[:2], share=args.seen_share, few=args.seen)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step / self.per_epoch, args)
+        self.both.train()
+        told, attention = self.rebuild(features, count, seen)
+        loss = self.loss(told, features, attention)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.both.parameters(), args.clip)
+        self.optimizer.step()
+        self.progress.summed += loss.item()
+        self.progress.step += 1
+        if self.progress.step % 20 == 0:
+            where = f"epoch {epoch + 1}/{args.epochs}  step {place + 1}/{self.per_epoch}"
+            print(f"{where}  {self.progress.seconds:.0f}s  loss {loss.item():.4f}", flush=True)
+
+    def batch(self, pictures: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.features[np.sort(pictures)].astype(np.float32)).to(self.device)
+
+    def rebuild(self, features: Tensor, count: int, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """What the decoder tells of all tokens, and the attention of `count` slots."""
+        noise = torch.randn(len(features), count, self.pruner.slot_width).to(self.device)
+        slots, attention = self.pruner.attend(features, noise)
+        return self.decoder(features, slots, seen.to(self.device)), attention
+
+    def loss(self, told: Tensor, features: Tensor, attention: Tensor) -> Tensor:
+        return area_weighted_loss(
+            told, features, attention, power=self.args.area_power, cap=self.args.area_cap
+        )
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float]:
+        """Loss and mean squared error on the held-out pictures, with the same noise and the same tokens seen every time."""
+        self.both.eval()
+        torch.manual_seed(self.args.seed)
+        total = np.zeros(2)
+        for start in range(0, len(self.held_out), self.args.batch):
+            features = self.batch(self.held_out[start : start + self.args.batch])
+            seen = draw_seen(*features.shape[:2], share=0.0, few=self.args.seen)
+            told, attention = self.rebuild(features, self.args.validation_slots, seen)
+            error = (told - features).square().mean().item()
+            total += len(features) * np.array([self.loss(told, features, attention).item(), error])
+        loss, error = total / len(self.held_out)
+        return float(loss), float(error)
+
+    def end_epoch(self) -> None:
+        progress = self.progress
+        trained, (tried, error) = progress.summed / self.per_epoch, self.validate()
+        progress.losses.append([trained, tried, error])
+        progress.summed, better = 0.0, error < progress.best
+        progress.best, progress.stale = (error, 0) if better else (progress.best, progress.stale + 1)
+        print(
+            f"epoch {progress.epoch}/{self.args.epochs}  {progress.seconds:.0f}s  loss {trained:.4f}  "
+            f"held out {tried:.4f}, error {error:.4f}{'  best' if better else ''}",
+            flush=True,
+        )
+        if better:
+            self.save_best()
+        self.save_state()
+
+    def save_best(self) -> None:
+        recipe = {
+            name: str(value)
+            for name, value in vars(self.args).items()
+            if name not in ("work", "out", "pictures", "threads", "minutes", "deadline")
+        }
+        recipe |= {"epoch": str(self.progress.epoch), "held_out_error": f"{self.progress.best:.6f}"}
+        dtype = getattr(torch, self.args.dtype)
+        pruner_weights.save(self.pruner, self.args.out / "ocvtp.safetensors", dtype, recipe)
+        save_decoder(self.decoder, self.args.out / "ocvtp_decoder.safetensors", dtype)
+
+    def save_state(self) -> None:
+        saved = {"both": self.both.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(saved | {"progress": vars(self.progress)}, self.state.with_suffix(".tmp"))
+        os.replace(self.state.with_suffix(".tmp"), self.state)
+
+    def resume(self) -> None:
+        if self.state.exists():
+            saved = torch.load(self.state, map_location=self.device, weights_only=True)
+            self.both.load_state_dict(saved["both"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.progress = Progress(**saved["progress"])
+
+    def report(self) -> None:
+        """What the best pruner does with the held-out pictures, printed and in OUT/ocvtp.json."""
+        pruner, decoder = load(self.args.out)
+        features = torch.from_numpy(self.features[self.held_out[:64]].astype(np.float32))
+        budgets = [count for count in (32, 64, 128, 192) if count < features.shape[1]]
+        table = {
+            count: {
+                name: round(value, 4)
+                for name, value in measure(pruner, decoder, features, count, self.grid).items()
+            }
+            for count in budgets
+        }
+        for count, row in table.items():
+            print(f"{count:4d}  " + "  ".join(f"{name} {value:.4f}" for name, value in row.items()))
+        summary = {"pictures": len(self.features), "steps": self.progress.step, "by_budget": table}
+        summary |= {"seconds": round(self.progress.seconds), "losses": self.progress.losses}
+        (self.args.out / "ocvtp.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def measure(
+    pruner: SlotPruner, decoder: Decoder, features: Tensor, count: int, grid: tuple[int, int]
+) -> dict[str, float]:
+    """`reconstruction_errors` and `slot_share` at one budget."""
+    errors = reconstruction_errors(pruner, decoder, features, count, grid=grid)
+    return errors | {"slot_share": slot_share(pruner, features, count)}
+
+
+def learning_rate(epoch: float, args: argparse.Namespace) -> float:
+    """A straight rise over the warm-up, then the half cosine over all epochs (its part under the warm-up left out)."""
+    if epoch < args.warmup:
+        return args.warmup_lr + (args.lr - args.warmup_lr) * epoch / args.warmup
+    return args.lr_min + (args.lr - args.lr_min) * (1 + math.cos(math.pi * epoch / args.epochs)) / 2
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
