@@ -1,0 +1,283 @@
+"""The four systems' own claims, tested in kind on the small checkpoint: what each part of a method is worth.
+
+    python scripts/claims.py                                   all of them
+    python scripts/claims.py fsr sppruner --questions 500 --budgets 11.1%
+
+feather   FEATHER against FastV on location questions, both with and without rotary embedding in the score
+bias      the share of visual tokens that FastV removes from each quarter of the picture, from the top, with and without it
+fsr       focus, scan and refine switched off one by one
+sppruner  focus and context switched off one by one, and what each of them is made of
+ocvtp     reconstruction error of its tokens against random and uniform ones; how many tokens come from slots, not the fill
+
+Differences are between answers to the same questions, with the 95 % interval of a paired difference. Answers are kept and shared
+with scripts/accuracy.py. Prints Markdown tables; the last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accuracy_bundles import ready_bundle
+from accuracy_compare import answer_all
+from accuracy_report import wilson
+from accuracy_scenes import UNPRUNED, Plan, held_out
+from rich.progress import track
+
+from foveate.calib.scenes import HELD_OUT, KINDS
+from foveate.runtime.pipeline import Pipeline
+
+QUARTERS = 4
+FEATHER = {
+    "feather": "FEATHER",
+    "feather:rope=true": "with rotary embedding in the score",
+    "feather:stride=0": "without the grid",
+    "fastv": "FastV",
+    "fastv:rope=false": "FastV without rotary embedding",
+}
+FSR = {
+    "fsr": "all three parts",
+    "fsr:rho=0": "focus off: one token, the rest is scan",
+    "fsr:rho=1": "scan off, and with it refine: the best by phi",
+    "fsr:kappa=0": "refine off: nothing is merged",
+    "fsr:alpha=0": "focus without relevance",
+    "fsr:beta=0": "focus without saliency",
+}
+SPPRUNER = {
+    "sppruner": "both parts",
+    "sppruner:rho=0": "focus off: sampling alone",
+    "sppruner:rho=1": "context off: the best by phi",
+    "sppruner:relevance=none": "focus without relevance",
+    "sppruner:eta=0": "focus without the product of the cues",
+    "sppruner:gamma=0": "context at an even stride",
+    "sppruner:proximity=0": "context that does not know the focus",
+    "sppruner:mu=0.5": "context tokens moved half way to the mean of their run",
+}
+
+Records = dict[tuple[int, int, int], dict[str, Any]]
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("claims", nargs="*", choices=[[], *CLAIMS], metavar="CLAIM", help="default: all")
+    parser.add_argument("--model", default="scripts/shapes", help="checkpoint directory")
+    parser.add_argument("--budgets", nargs="+", default=["33.3%", "22.2%", "11.1%", "5.6%"])
+    parser.add_argument("--questions", type=int, default=2000)
+    parser.add_argument("--pictures", type=int, default=200, help="for bias and ocvtp")
+    parser.add_argument("--first-seed", type=int, default=HELD_OUT)
+    parser.add_argument("--work", type=Path, default=Path("bundles/accuracy"))
+    parser.add_argument(
+        "--decoder", type=Path, help="where training left ocvtp_decoder.safetensors, which is not shipped"
+    )
+    args = parser.parse_args(argv)
+    plan = Plan(args.model, args.work, tuple(args.budgets), args.questions, KINDS, args.first_seed)
+    results = {name: CLAIMS[name](plan, args) for name in args.claims or CLAIMS}
+    print(json.dumps(results, separators=(",", ":")))
+    return 0
+
+
+def feather(plan: Plan, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """On location questions, and on all other kinds; both tables name the cost, for the budgets mean different things."""
+    others = tuple(kind for kind in KINDS if kind != "location")
+    rows = [
+        {"questions": "location", **row}
+        for row in ablation(replace(plan, kinds=("location",)), FEATHER, "fastv")
+    ]
+    rows += [{"questions": "other", **row} for row in ablation(replace(plan, kinds=others), FEATHER, "fastv")]
+    for kind in ("location", "other"):
+        title = f"FEATHER against FastV, questions of {'kind location' if kind == 'location' else 'all other kinds'}"
+        show(title, [row for row in rows if row["questions"] == kind], "FastV")
+    return rows
+
+
+def fsr(plan: Plan, args: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = ablation(plan, FSR, "fsr")
+    show("FSR: parts switched off", rows, "all three")
+    return rows
+
+
+def sppruner(plan: Plan, args: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = ablation(plan, SPPRUNER, "sppruner")
+    show("SPpruner: parts switched off", rows, "both")
+    return rows
+
+
+def ablation(plan: Plan, variants: Mapping[str, str], reference: str) -> list[dict[str, Any]]:
+    """A row per variant and budget: share of right answers, and how much that is more than the ``reference`` has."""
+    answers, failures = answer_all(plan, [UNPRUNED, *variants], 2)
+    if failures:
+        raise SystemExit(1)
+    whole = _mean(record["flops"] for record in answers[UNPRUNED])
+    cases = {name: _by_budget(records) for name, records in answers.items()}
+    rows = []
+    for name, what in variants.items():
+        for keep in sorted(cases[name], reverse=True):
+            mine, theirs = cases[name][keep], cases[reference][keep]
+            right = sum(record["right"] for record in mine.values())
+            rows.append(
+                {
+                    "variant": name,
+                    "what": what,
+                    "keep": keep,
+                    "accuracy": right / len(mine),
+                    "interval": wilson(right, len(mine)),
+                    "difference": paired(mine, theirs) if name != reference else None,
+                    "tokens": _mean(record["tokens"] for record in mine.values()),
+                    "flops": _mean(record["flops"] for record in mine.values()) / whole,
+                    "asked": len(mine),
+                }
+            )
+    return rows
+
+
+def _by_budget(records: Sequence[dict[str, Any]]) -> dict[int, dict[tuple[int, int], dict[str, Any]]]:
+    cases: dict[int, dict[tuple[int, int], dict[str, Any]]] = {}
+    for record in records:
+        cases.setdefault(record["keep"], {})[record["seed"], record["index"]] = record
+    return cases
+
+
+def paired(
+    mine: Mapping[Any, Mapping[str, Any]], theirs: Mapping[Any, Mapping[str, Any]]
+) -> tuple[float, float, float]:
+    """Difference of two shares of right answers to the same questions, and its 95 % interval (Wald's, of the discordant)."""
+    gained = sum(mine[key]["right"] and not theirs[key]["right"] for key in mine)
+    lost = sum(theirs[key]["right"] and not mine[key]["right"] for key in mine)
+    size, difference = len(mine), (gained - lost) / len(mine)
+    half = 1.96 * math.sqrt(max(0.0, gained + lost - (gained - lost) ** 2 / size)) / size
+    return difference, difference - half, difference + half
+
+
+def show(title: str, rows: Sequence[Mapping[str, Any]], reference: str) -> None:
+    """A table per budget."""
+    for keep in sorted({row["keep"] for row in rows}, reverse=True):
+        at = [row for row in rows if row["keep"] == keep]
+        print(f"\n### {title}: {keep} tokens asked for, {at[0]['asked']} questions\n")
+        print(
+            f"| variant | what | right, % | against {reference}, points | tokens, mean over layers | FLOPs, % |\n|{'---|' * 6}"
+        )
+        for row in at:
+            low, high = row["interval"]
+            share = f"{100 * row['accuracy']:.1f} ({100 * low:.1f}..{100 * high:.1f})"
+            apart = row["difference"]
+            change = "{:+.1f} ({:+.1f}..{:+.1f})".format(*(100 * v for v in apart)) if apart else ""
+            cost = f"{row['tokens']:.1f} | {100 * row['flops']:.1f}"
+            print(f"| `{row['variant']}` | {row['what']} | {share} | {change} | {cost} |")
+
+
+def bias(plan: Plan, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Of the visual tokens in each quarter of the picture, how many FastV removes. Things lie evenly in these scenes."""
+    variants = ("fastv:layer=1", "fastv:layer=1,rope=false", "fastv", "fastv:rope=false")
+    rows = [row for variant in variants for row in _removed(plan, variant, args.pictures)]
+    print("\n### FastV: share of the tokens removed from each quarter of the picture, %\n")
+    print(
+        "| variant | tokens asked for | top | upper middle | lower middle | bottom |\n|---|---|---|---|---|---|"
+    )
+    for row in rows:
+        shares = " | ".join(f"{100 * share:.1f}" for share in row["removed"])
+        print(f"| `{row['variant']}` | {row['keep']} | {shares} |")
+    return rows
+
+
+def _removed(plan: Plan, variant: str, pictures: int) -> list[dict[str, Any]]:
+    pipe = Pipeline.load(ready_bundle(plan.model, variant, plan.folder), threads=1)
+    rows, columns = pipe.manifest.grid
+    keeps = plan.keeps(variant, pipe.manifest)
+    stays = np.zeros((len(keeps), QUARTERS))
+    scenes = held_out(pictures, plan.first_seed, ("location",))
+    for asked in track(scenes, variant, transient=True):
+        seen = pipe.see(asked.scene.picture)
+        for at, keep in enumerate(keeps):
+            said = pipe.generate(seen, asked.questions[0][1].text, keep=keep, max_new_tokens=1)
+            stays[at] += quarters(said.stages[0]["pruner.0"], rows, columns)
+    each = len(scenes) * quarters(np.arange(rows * columns), rows, columns)
+    return [
+        {"variant": variant, "keep": keep, "removed": (1 - kept / each).tolist(), "pictures": len(scenes)}
+        for keep, kept in zip(keeps, stays, strict=True)
+    ]
+
+
+def quarters(kept: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """How many of the patches ``kept`` lie in each quarter of a grid, from the top: [4]."""
+    return np.bincount(kept // columns * QUARTERS // rows, minlength=QUARTERS)
+
+
+def ocvtp(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
+    """Errors are shares of the variance of the features that the network reads: 0 is nothing lost."""
+    import ocvtp_decoder
+    from ocvtp_features import encode
+
+    from foveate.export import pruner_weights
+    from foveate.export.slots import SlotPruner
+
+    scenes = held_out(args.pictures, plan.first_seed, ("existence",))
+    features = encode(plan.model, (asked.scene.picture for asked in scenes))
+    pruner = pruner_weights.load(SlotPruner(features.shape[2]), Path(plan.model) / "ocvtp.safetensors").eval()
+    rows = []
+    for variant in ("ocvtp", "uniform", "random", "divprune"):
+        pipe = Pipeline.load(ready_bundle(plan.model, variant, plan.folder), threads=1)
+        for keep in plan.keeps(variant, pipe.manifest):
+            kept = _kept(pipe, [asked.scene.picture for asked in scenes], keep)
+            row = {
+                "selection": variant,
+                "keep": keep,
+                "nearest_error": ocvtp_decoder.nearest_error(features, kept),
+            }
+            if variant == "ocvtp":
+                row["slot_share"] = ocvtp_decoder.slot_share(pruner, features, keep)
+            rows.append(row)
+    print(f"\n### OC-VTP: what its tokens tell of the others, {len(scenes)} pictures\n")
+    print(
+        "| tokens | selection | error of the nearest kept token | of its tokens, from slots |\n|---|---|---|---|"
+    )
+    for row in sorted(rows, key=lambda row: -row["keep"]):
+        share = f"{100 * row['slot_share']:.1f} %" if "slot_share" in row else ""
+        print(f"| {row['keep']} | {row['selection']} | {row['nearest_error']:.3f} | {share} |")
+    if args.decoder is None:
+        return {"selections": rows}
+    pruner, decoder = ocvtp_decoder.load(args.decoder)
+    grid, told = pipe.manifest.grid, {}
+    print(
+        "\n| slots | error of the decoder | when slots look at their picks | at uniform tokens | at random ones |"
+    )
+    print("|---|---|---|---|---|")
+    for keep in sorted({row["keep"] for row in rows}, reverse=True):
+        told[keep] = ocvtp_decoder.reconstruction_errors(pruner, decoder, features, keep, grid=grid)
+        shown = (told[keep][kind] for kind in ("slots", "picks", "uniform", "random"))
+        print(f"| {keep} | {' | '.join(f'{error:.3f}' for error in shown)} |")
+    return {"selections": rows, "decoder": told}
+
+
+def _kept(pipe: Pipeline, pictures: Sequence[Any], keep: int) -> Any:
+    """Positions [P,keep] that the bundle leaves of each picture; none of these methods reads a question."""
+    import torch
+
+    answers = (pipe.generate(picture, "?", keep=keep, max_new_tokens=1) for picture in pictures)
+    return torch.from_numpy(np.stack([said.kept[0] for said in answers]))
+
+
+def _mean(values: Any) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+CLAIMS: dict[str, Callable[[Plan, argparse.Namespace], Any]] = {
+    "feather": feather,
+    "bias": bias,
+    "fsr": fsr,
+    "sppruner": sppruner,
+    "ocvtp": ocvtp,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
