@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from foveate.runtime.image import load_image, preprocess
 FIRST_SCENE = 300_000_000
 """Seed of the first scene; scripts/train_shapes.py draws below 200,000,000, and accuracy is measured from HELD_OUT on."""
 
+NOTED = 200  # pictures after which a run that is killed goes on
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -38,7 +40,8 @@ def collect(
     layer = vision_layer(parts.spec, layer)
     read, names = _pictures(folder, count)
     vision = parts.spec.vision
-    described = {"model": model, "layer": layer, "pictures": names or f"{count} scenes from {FIRST_SCENE}"}
+    which = hashlib.sha256("\n".join(names).encode()).hexdigest() if names else f"scenes from {FIRST_SCENE}"
+    described = {"model": model, "layer": layer, "pictures": which, "count": len(names) or count}
     shape = (len(names) or count, vision.num_tokens, vision.hidden_size)
     file, log = work / "features.npy", work / "features.json"
     done = _done(file, log, described)
@@ -46,10 +49,13 @@ def collect(
         np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
         done = 0
     table = np.lib.format.open_memmap(file, "r+")
-    if done < len(table):
-        done = _fill(table, done, Encoder(parts, layer), read, deadline)
+
+    def note(done: int) -> None:
         table.flush()
         log.write_text(json.dumps(described | {"done": done}))
+
+    if done < len(table):
+        done = _fill(table, done, Encoder(parts, layer), read, deadline, note)
     return (table if done == len(table) else None), vision.grid
 
 
@@ -106,13 +112,20 @@ def encode(model: str, pictures: Iterable[Image.Image], layer: int | None = None
 
 
 def _fill(
-    table: np.ndarray, done: int, encoder: Encoder, read: Callable[[int], Image.Image], deadline: float
+    table: np.ndarray,
+    done: int,
+    encoder: Encoder,
+    read: Callable[[int], Image.Image],
+    deadline: float,
+    note: Callable[[int], None],
 ) -> int:
-    """Write the rows from `done` on; returns how many there are then."""
-    began, start = time.time(), done
+    """Write the rows from `done` on, and `note` how many there are, every `NOTED` and at the end; returns that."""
+    began = time.time()
     while done < len(table) and time.time() < deadline:
         table[done] = encoder(read(done))
         done += 1
-        if (done - start) % 200 == 0 or done == len(table):
+        if done % NOTED == 0 or done == len(table):
+            note(done)
             print(f"features {done}/{len(table)}  {time.time() - began:.0f}s", flush=True)
+    note(done)
     return done

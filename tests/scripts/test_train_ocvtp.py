@@ -209,6 +209,34 @@ def test_pictures_of_a_folder(scripts, tmp_path):
         collect(str(SHAPES), tmp_path / "pictures" / "none", 100, **options)
 
 
+def test_features_go_on_where_they_stopped(scripts, tmp_path, monkeypatch):
+    """Also after a run that was killed: what is there is noted as it grows."""
+    import ocvtp_features
+
+    options = {"layer": None, "work": tmp_path}
+    read = []
+
+    class Slow(ocvtp_features.Encoder):
+        def __call__(self, picture):
+            read.append(picture)
+            if len(read) == 3:
+                raise KeyboardInterrupt
+            return super().__call__(picture)
+
+    monkeypatch.setattr(ocvtp_features, "Encoder", Slow)
+    monkeypatch.setattr(ocvtp_features, "NOTED", 2)
+    with pytest.raises(KeyboardInterrupt):
+        ocvtp_features.collect(str(SHAPES), None, 4, deadline=math.inf, **options)
+    ocvtp_features.collect(str(SHAPES), None, 4, deadline=math.inf, **options)
+    assert len(read) == 3 + 2 and json.loads((tmp_path / "features.json").read_text())["done"] == 4
+    table = np.load(tmp_path / "features.npy")
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    scene = make_scene(ocvtp_features.FIRST_SCENE + 2)
+    again = ocvtp_features.encode(str(SHAPES), [scene.picture])[0].numpy()
+    np.testing.assert_allclose(table[2], again, atol=2e-3, rtol=2e-3)
+
+
 def test_features_are_those_of_transformers(scripts, tmp_path):
     from ocvtp_features import FIRST_SCENE, collect
     from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -223,8 +251,7 @@ def test_features_are_those_of_transformers(scripts, tmp_path):
     assert FIRST_SCENE < HELD_OUT
 
 
-def test_a_pick_tells_less_than_a_slot_and_forced_looks_are_what_they_say(scripts):
-    """On a network made by hand: slots that look at one token hold that token's value and nothing of the others."""
+def test_a_slot_that_looks_at_one_token_holds_nothing_of_the_others(scripts):
     from ocvtp_decoder import _looking_at
 
     torch.manual_seed(0)
@@ -236,6 +263,24 @@ def test_a_pick_tells_less_than_a_slot_and_forced_looks_are_what_they_say(script
         features[:, 5:] += 5.0
         assert torch.allclose(_looking_at(pruner, features, noise, torch.tensor([[0, 4, 4]])), slots)
         assert not torch.allclose(_looking_at(pruner, features, noise, torch.tensor([[0, 5, 4]])), slots)
+
+
+def test_the_published_file_becomes_safetensors(scripts, tmp_path, capsys):
+    from convert_ocvtp import main
+
+    torch.manual_seed(0)
+    values = dict(SlotPruner(32).reset().named_parameters())
+    stored = {
+        name: (value.T if value.ndim == 2 else value).detach().clone() for name, value in values.items()
+    }
+    torch.save({"state_dict": stored | {"decode.mask_token": torch.ones(1, 1, 32)}}, tmp_path / "weights.pth")
+    main([str(tmp_path / "weights.pth"), str(tmp_path / "ocvtp.safetensors")])
+    found = load_file(tmp_path / "ocvtp.safetensors")
+    assert found.keys() == stored.keys() and all(torch.equal(found[name], stored[name]) for name in stored)
+    assert "for a tower of width 32" in capsys.readouterr().out
+    torch.save({"a": torch.ones(1)}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="tensors of the pruner are missing"):
+        main([str(tmp_path / "weights.pth"), str(tmp_path / "ocvtp.safetensors")])
 
 
 def test_the_shipped_pruner(scripts):
