@@ -25,6 +25,9 @@ _MAX_SEGMENTS = 8
 
 def assemble(parts: Parts, method: Method | Pair) -> list[Graph]:
     """The graphs of ``parts`` pruned by ``method``, in the order in which they run."""
+    if method.encoder:
+        _refuse_missing(parts.spec, method.encoder)
+        return [_merging_encoder(parts, method.encoder), *language_graphs(parts, None)]
     before = method.before
     taps = before.taps(parts.spec) if before else ()
     if before:
@@ -68,16 +71,35 @@ class VisionEncoder(nn.Module):
 
 
 def _vision_encoder(parts: Parts, outputs: tuple[str, ...]) -> Graph:
-    spec, size = parts.spec, parts.spec.vision.image_size
+    module = parts.vision(tuple(name for name in outputs if name != "projected"))
+    return _encoder_graph(
+        parts.spec, module, tuple(TensorSpec(name, FLOAT, tap_shape(parts.spec, name)) for name in outputs)
+    )
+
+
+def _merging_encoder(parts: Parts, method: Method) -> Graph:
+    module = parts.vision((), method.merging(parts.spec))
+    return _encoder_graph(parts.spec, module, _survivors(parts.spec, method, method.fixed_keep(parts.spec)))
+
+
+def _encoder_graph(spec: ModelSpec, module: nn.Module, outputs: tuple[TensorSpec, ...]) -> Graph:
+    pixels = TensorSpec("pixel_values", FLOAT, (1, 3, spec.vision.image_size, spec.vision.image_size))
     return Graph(
-        GraphSpec(
-            "vision_encoder",
-            inputs=(TensorSpec("pixel_values", FLOAT, (1, 3, size, size)),),
-            outputs=tuple(TensorSpec(name, FLOAT, tap_shape(spec, name)) for name in outputs),
-        ),
-        VisionEncoder(parts.vision(tuple(name for name in outputs if name != "projected")), outputs),
+        GraphSpec("vision_encoder", inputs=(pixels,), outputs=outputs),
+        VisionEncoder(module, tuple(tensor.name for tensor in outputs)),
         names=(("vision.", "vision_encoder."),),
     )
+
+
+def _survivors(spec: ModelSpec, method: Method, rows: Dim) -> tuple[TensorSpec, ...]:
+    """What a pruner gives: ``rows`` of them, and what is known of them."""
+    found = (
+        TensorSpec("tokens", FLOAT, (1, rows, spec.decoder.hidden_size)),
+        TensorSpec("kept", "int64", (1, rows)),
+        TensorSpec("count", "int64", (1,)),
+    )
+    owner = TensorSpec("owner", "int64", (1, spec.vision.num_tokens))
+    return (*found, owner) if method.merges else found
 
 
 def tap_shape(spec: ModelSpec, name: str) -> tuple[Dim, ...]:
@@ -167,12 +189,7 @@ def _pruner(parts: Parts, method: Method, taps: tuple[str, ...]) -> Graph:
                 TensorSpec("keep", "int64", (), value=budget),
                 *(TensorSpec(name, FLOAT, tap_shape(spec, name)) for name in wanted),
             ),
-            outputs=(
-                TensorSpec("tokens", FLOAT, (1, budget, spec.decoder.hidden_size)),
-                TensorSpec("kept", "int64", (1, budget)),
-                TensorSpec("count", "int64", (1,)),
-                *((TensorSpec("owner", "int64", (1, tokens)),) if method.merges else ()),
-            ),
+            outputs=_survivors(spec, method, budget),
         ),
         Pruner(
             method,

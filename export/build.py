@@ -124,6 +124,7 @@ def _manifest(
             "name": method.name,
             "options": methods.describe(method),
             "position_mode": method.position_mode,
+            "fixed_keep": method.fixed_keep(parts.spec),
             "position_mode_inside": method.inside.position_mode if method.inside else None,
         },
         "precision": {"decoder": precision, "head": "compute dtype", "vision": "compute dtype"},

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foveate.engines.errors import UserError, unknown
 from foveate.export.decoder import Linear
-from foveate.export.parts import VisionSpec
+from foveate.export.parts import StartMerging, VisionSpec
 
 __all__ = ["ACTIVATIONS", "TAPS", "JointHead", "Projector", "TextEncoder", "TextSpec", "Vision"]
 
@@ -83,9 +83,15 @@ class Layer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(width, eps)
         self.mlp = MLP(width, inner, activation)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, merge: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``mask`` as in ``scaled_dot_product_attention``. ``merge`` is given the rows behind the attention and their keys,
+        and gives fewer rows."""
         mixed, query, key = self.self_attn(self.layer_norm1(x), mask)
         x = x + mixed
+        if merge is not None:
+            x = merge(x, key)
         return x + self.mlp(self.layer_norm2(x)), query, key
 
 
@@ -147,14 +153,22 @@ class JointHead(nn.Module):
 class Vision(nn.Module):
     """The graph ``vision_encoder``: tower and projector, with the taps that were asked for and no others.
 
-    Raises UserError (code 2) for a tap that a CLIP tower does not offer or a layer that does not run.
+    Raises UserError (code 2) for a tap that a CLIP tower does not offer or a layer that does not run. With ``merging``
+    there are no taps, and the outputs are those of a pruner.
     """
 
-    def __init__(self, spec: VisionSpec, projector: Projector, taps: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        spec: VisionSpec,
+        projector: Projector,
+        taps: tuple[str, ...] = (),
+        merging: StartMerging | None = None,
+    ) -> None:
         super().__init__()
         for tap in taps:
             _check(tap, spec)
-        self.taps = taps
+        assert not (taps and merging)
+        self.taps, self.merging = taps, merging
         self.tower = Tower(spec)
         self.projector = projector
         self.joint = JointHead(spec) if "clip_image" in taps else None
@@ -162,6 +176,8 @@ class Vision(nn.Module):
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """pixel_values [B,3,H,W] -> ``projected [B,N,D]`` and then the taps in the order asked."""
         hidden = self.tower.pre_layernorm(self.tower.embeddings(pixel_values))
+        if self.merging is not None:
+            return self._merged(hidden)
         found: dict[str, Tensor] = {}
         for index, layer in enumerate(self.tower.layers):
             hidden, query, key = layer(hidden)
@@ -174,6 +190,14 @@ class Vision(nn.Module):
         if self.joint is not None:
             found["clip_image"] = self.joint(features)
         return {name: found[name] for name in ("projected", *self.taps)}
+
+    def _merged(self, hidden: Tensor) -> dict[str, Tensor]:
+        merging = self.merging(hidden.shape[0], hidden.shape[1] - 1, hidden.device)
+        for layer in self.tower.layers:
+            bias = merging.bias()
+            hidden = layer(hidden, None if bias is None else bias.to(hidden.dtype), merging.merge)[0]
+        features, kept, count, owner = merging.finish(hidden[:, 1:])
+        return {"tokens": self.projector(features), "kept": kept, "count": count, "owner": owner}
 
 
 def _check(tap: str, spec: VisionSpec) -> None:

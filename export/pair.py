@@ -30,6 +30,7 @@ class Pair:
     outer: float = 1.5
     inner: float = 0.5
 
+    encoder: ClassVar[None] = None
     SHARES: ClassVar[tuple[str, ...]] = ("outer", "inner")
 
     def __post_init__(self) -> None:
@@ -83,6 +84,9 @@ class Pair:
     @property
     def position_mode(self) -> str:
         return self.before.position_mode
+
+    def fixed_keep(self, spec: ModelSpec) -> int | None:
+        return None
 
     def budgets(self, spec: ModelSpec) -> dict[str, Points]:
         stages = [f"pruner.{i}" for i in range(len(self.inside.cuts(spec.decoder)))]

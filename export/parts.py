@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-__all__ = ["DecoderSpec", "ModelSpec", "Parts", "VisionSpec", "Weights"]
+__all__ = ["DecoderSpec", "Merging", "ModelSpec", "Parts", "StartMerging", "VisionSpec", "Weights"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class ModelSpec:
     """Plain numbers of a model: family name, vision encoder, decoder and the taps its vision encoder offers.
 
     ``taps`` are the offers of design section 3 without their layer, e.g. ``cls_attention``; an offer with a
-    layer takes any index below ``vision.depth`` (negative ones count from the end, -1 gives the features).
+    layer takes any index below ``vision.depth`` (negative ones count from the end, -1 gives the features). ``layers``
+    is no tap: it says that a method may work in the encoder's layers (``Merging``).
     """
 
     family: str
@@ -82,19 +83,40 @@ class Weights(Protocol):
         ...
 
 
+class Merging(Protocol):
+    """What a method does inside the vision encoder's layers to a batch of pictures: per layer ``bias``, then ``merge``."""
+
+    def bias(self) -> torch.Tensor | None:
+        """What is added to the attention scores of this layer, ``[B,1,n,n]`` float32; None: nothing."""
+        ...
+
+    def merge(self, x: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Between attention and MLP: rows ``x [B,n,Dv]``, the class token first, and keys ``[B,H,n,dk]`` -> the rows that go on."""
+        ...
+
+    def finish(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The rows that are left, without the class token -> rows, ``kept``, ``count``, ``owner`` as of ``Method.reduce``."""
+        ...
+
+
+StartMerging = Callable[[int, int, torch.device], Merging]
+"""Begins with a batch of so many pictures, so many patches each, on a device."""
+
+
 @dataclass
 class Parts:
     """A model in pieces. Modules stand on the ``meta`` device: shapes without memory; ``weights`` fills them.
 
     ``vision(taps)`` builds the vision module for a tuple of tap names. It maps ``pixel_values [1,3,H,W]`` to a
-    dict with ``projected [1,N,D]`` and the taps. ``projector()`` is its last part alone, ``features [1,N,Dv]`` to
-    ``projected``, for methods that act before it. ``decoder`` has ``layers``, ``norm``, ``lm_head`` (see
-    ``modules.py``). ``text_encoder``, where a CLIP checkpoint is at hand, maps ``input_ids [S,C]`` to
-    ``clip_text [1,S,J]``. ``files`` are what the bundle copies (``tokenizer.json``, ``clip_tokenizer.json``).
+    dict with ``projected [1,N,D]`` and the taps. A family that offers ``layers`` takes a ``StartMerging`` besides; the
+    dict then holds a pruner's outputs. ``projector()`` is its last part alone, ``features [1,N,Dv]`` to ``projected``,
+    for methods that act before it. ``decoder`` has ``layers``, ``norm``, ``lm_head`` (see ``modules.py``).
+    ``text_encoder``, where a CLIP checkpoint is at hand, maps ``input_ids [S,C]`` to ``clip_text [1,S,J]``. ``files``
+    are what the bundle copies (``tokenizer.json``, ``clip_tokenizer.json``).
     """
 
     spec: ModelSpec
-    vision: Callable[[tuple[str, ...]], nn.Module]
+    vision: Callable[..., nn.Module]
     projector: Callable[[], nn.Module]
     decoder: nn.Module
     weights: Weights

@@ -51,10 +51,11 @@ def unit(x: Tensor) -> Tensor:
     return x / (x * x).sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
-def cosines(x: Tensor) -> Tensor:
-    """Cosine of every two rows: ``[B,N,d]`` -> ``[B,N,N]`` float32."""
+def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Cosine of every row of ``x [B,N,d]`` and every row of ``y [B,M,d]``, by default ``x``: ``[B,N,M]`` float32."""
     direction = unit(x)
-    return (torch.matmul(direction, direction.transpose(1, 2)) * _FINE).round() / _FINE
+    other = direction if y is None else unit(y)
+    return (torch.matmul(direction, other.transpose(1, 2)) * _FINE).round() / _FINE
 
 
 def minmax(cue: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Answer:
     """``tokens`` without the stop id; ``finish`` is "stop" or "length". The others have an entry per picture of the prompt.
 
     ``kept`` [R] int64: the patches that stayed to the end, -1 for a merged row. ``stages``: by the name of each stage that
-    prunes ("pruner", or "pruner.0" and so on inside the language model), the patches that it left. ``owners`` [N] int64:
+    prunes ("pruner" before the language model, "pruner.0" and so on inside it), the patches that it left. ``owners`` [N] int64:
     the row that each patch went into before the language model, -1 for none; None for methods that do not merge.
     """
 

@@ -24,8 +24,9 @@ Points = Sequence[Sequence[float]]
 def resolve_keep(keep: Keep, total: int, method: dict[str, Any], largest: int | None = None) -> int:
     """The count in 1..``total`` that ``keep`` asks for; percentages round to the nearest count, at least 1.
 
-    ``method`` is the manifest's: its option ``keep`` is the default. ``largest`` is the engine's own limit.
-    Without a pruner everything is kept and no other budget taken. Raises UserError.
+    ``method`` is the manifest's: its option ``keep`` is the default. ``largest`` is the engine's own limit. Where the
+    number was fixed when the bundle was built (``fixed_keep``) no other is taken, without a pruner none but everything.
+    Raises UserError.
     """
     if method["name"] == "none":
         if keep is not None and _count(keep, total) != total:
@@ -35,6 +36,14 @@ def resolve_keep(keep: Keep, total: int, method: dict[str, Any], largest: int | 
                 code=2,
             )
         return total
+    if (fixed := method.get("fixed_keep")) is not None:
+        if keep is not None and _count(keep, total) != fixed:
+            raise UserError(
+                f"the budget of {method['name']} is fixed when a bundle is built | got keep {keep}, this one always "
+                f"keeps {fixed} of {total} tokens | leave keep out, or build with --set keep=...",
+                code=2,
+            )
+        return fixed
     count = _count(method.get("options", {}).get("keep") or DEFAULT if keep is None else keep, total)
     if largest is not None and count > largest:
         raise UserError(

@@ -100,7 +100,8 @@ def replay(bundle: Bundle, plan: Plan, threads: int | None = None) -> Iterator[F
     engines = load_engines(bundle, plan, {"threads": threads})
     with np.load(bundle.file("golden.npz"), allow_pickle=False) as golden:
         for name in bundle.manifest.stages:
-            kind = _REPLAYS.get(name.partition(".")[0], _replay_plain)
+            prunes = f"{name}.out.kept" in golden  # the pruners, and an encoder that merges
+            kind = _replay_segment if name.startswith("llm") else _replay_pruner if prunes else _replay_plain
             yield from kind(name, engines[name], golden, _limits(bundle, plan, name))
 
 
@@ -173,9 +174,6 @@ def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -
         if f"{name}.out.{out}" in golden:
             got = segment.cache.feeds()[past].numpy()[:, :, :total]
             yield _compare(name, out, got, golden[f"{name}.out.{out}"], limits)
-
-
-_REPLAYS = {"llm": _replay_segment, "pruner": _replay_pruner}
 
 
 def _compare(graph: str, answer: str, got: np.ndarray, expected: np.ndarray, limits: Limits) -> Finding:

@@ -181,7 +181,7 @@ class Chat:
 
     def _survivors(self, picture: Picture) -> dict[str, np.ndarray]:
         """The patches that are left of a picture behind each stage that prunes."""
-        before = {"pruner": picture.kept} if "pruner" in self._pipe.manifest.stages else {}
+        before = {"pruner": picture.kept} if self._pipe.vision.prunes else {}
         return before | {f"pruner.{cut}": picture.patches(cut) for cut in range(len(picture.left))}
 
     def _decode(

@@ -89,9 +89,9 @@ def of(manifest: Manifest, keep: Keep = None, text_tokens: int = TEXT_TOKENS, dt
 def schedule(manifest: Manifest, keep: Keep = None) -> Schedule:
     """The most visual tokens that each segment of the decoder gets at ``keep``; a method whose count depends on the
     picture (a union, a quota, a threshold) may leave fewer. Raises UserError for a wrong ``keep``."""
-    total = left = manifest.num_visual_tokens
+    total = manifest.num_visual_tokens
     count = resolve_keep(keep, total, manifest.method)
-    plan = []
+    left, plan = total if manifest.method.get("fixed_keep") is None else count, []
     for stage, layers in segments(manifest):
         if stage in manifest.stages:
             points = manifest.limits.get(stage) or manifest.budgets.get(stage, ())

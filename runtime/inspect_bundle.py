@@ -64,7 +64,7 @@ def _costs(manifest: Manifest, text_tokens: int) -> dict[str, Any]:
     whole = costs.prefill_flops(manifest.decoder, costs.unpruned(manifest), text_tokens)
     dtypes = sorted({entry["dtype"] for entry in manifest.dialects.values()})
     rows = []
-    for keep in _BUDGETS if manifest.method["name"] != "none" else _BUDGETS[:1]:
+    for keep in _budgets(manifest):
         by_dtype = {dtype: costs.of(manifest, keep, text_tokens, dtype) for dtype in dtypes}
         cost = by_dtype[dtypes[0]]
         rows.append(
@@ -79,6 +79,12 @@ def _costs(manifest: Manifest, text_tokens: int) -> dict[str, Any]:
             }
         )
     return {"text_tokens": text_tokens, "budgets": rows}
+
+
+def _budgets(manifest: Manifest) -> tuple[str, ...]:
+    if (fixed := manifest.method.get("fixed_keep")) is not None:
+        return (str(fixed),)
+    return _BUDGETS[:1] if manifest.method["name"] == "none" else _BUDGETS
 
 
 def _stage(bundle: Bundle, name: str) -> dict[str, Any]:
@@ -116,10 +122,11 @@ def _engine(bundle: Bundle, plan: Plan) -> dict[str, Any]:
 def _lines(facts: dict[str, Any]) -> list[str]:
     method, rows, columns = facts["method"], *facts["grid"]
     chosen = ", ".join(f"{name}={value}" for name, value in method["options"].items()) or "no options"
+    fixed = "" if (keep := method.get("fixed_keep")) is None else f", always {keep} visual tokens"
     lines = [
         f"{'bundle':<12}{facts['name']}, {facts['bytes'] / 1e6:.1f} MB",
         f"{'model':<12}{facts['family']}, {', '.join(f'{k} {v}' for k, v in facts['source'].items())}",
-        f"{'method':<12}{method['name']} ({chosen}), positions {method['position_mode']}",
+        f"{'method':<12}{method['name']} ({chosen}), positions {method['position_mode']}{fixed}",
         f"{'precision':<12}{', '.join(f'{part} {kind}' for part, kind in facts['precision'].items())}",
         f"{'picture':<12}{facts['visual_tokens']} visual tokens, {rows} x {columns}",
         f"{'decoder':<12}{', '.join(f'{name} {value}' for name, value in facts['decoder'].items())}",

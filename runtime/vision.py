@@ -37,9 +37,15 @@ class VisionStages:
         self._points = bundle.manifest.budgets.get("pruner", ())
         self._encoder = engines["vision_encoder"]
         self._pruner = engines.get("pruner")
+        self._merges = bundle.manifest.method.get("fixed_keep") is not None  # in the encoder's own layers
         self._text = engines.get("text_encoder")
         self._tokenizer, self._table = tokenizer, table
         self._clip = load_tokenizer(bundle.file("clip_tokenizer.json")) if self._text else None
+
+    @property
+    def prunes(self) -> bool:
+        """Whether fewer tokens than a picture has may enter the language model."""
+        return self._merges or self._pruner is not None
 
     @property
     def largest_keep(self) -> int | None:
@@ -48,7 +54,9 @@ class VisionStages:
 
     def most_rows(self, keep: int) -> int:
         """How many rows of a picture enter the language model at the budget ``keep``, at most."""
-        return self._total if self._pruner is None else stage_keep(self._points, keep, self._total)
+        if self._pruner is None:
+            return keep if self._merges else self._total
+        return stage_keep(self._points, keep, self._total)
 
     def see(self, image: ImageSource, clock: Clock) -> Seen:
         with clock.measure("preprocess"):
@@ -71,15 +79,16 @@ class VisionStages:
             return feeds
 
     def prune(self, seen: Seen, question: Mapping[str, Feed], keep: int, clock: Clock) -> Picture:
-        """The survivors; without a pruner before the language model every token."""
+        """The survivors; without a pruner before the language model what the encoder gives."""
         with clock.measure("prune"):
-            if self._pruner is None:
-                tokens = seen.outputs["projected"].numpy()[0]
-                return Picture(tokens, np.arange(self._total), self._total, keep)
-            feeds = {**seen.outputs, **question, "keep": np.array(self.most_rows(keep), np.int64)}
-            outputs = self._pruner.run(
-                {tensor.name: feeds[tensor.name] for tensor in self._pruner.spec.inputs}
-            )
+            outputs = seen.outputs
+            if self._pruner is not None:
+                feeds = {**outputs, **question, "keep": np.array(self.most_rows(keep), np.int64)}
+                outputs = self._pruner.run(
+                    {tensor.name: feeds[tensor.name] for tensor in self._pruner.spec.inputs}
+                )
+            elif not self._merges:
+                return Picture(outputs["projected"].numpy()[0], np.arange(self._total), self._total, keep)
             count = int(outputs["count"].numpy()[0])
             tokens, kept = (outputs[name].numpy()[0, :count].copy() for name in ("tokens", "kept"))
             owner = outputs["owner"].numpy()[0].copy() if "owner" in outputs else None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from foveate.engines.errors import UserError
 from foveate.export import methods
 from foveate.export.build import build
 from foveate.export.models import llava
+from foveate.runtime import check, costs, inspect_bundle
 from foveate.runtime.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
 QUESTION = "What is left of the bus?"
-FILL_FEWER = {"holov", "vscan"}  # published quotas whose remainder goes nowhere
+FIXED = {"tome": {"keep": "64"}}  # methods whose budget is decided when a bundle is built
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +49,14 @@ def picture():
 @pytest.mark.parametrize("method", [name for name in methods.names() if name != "none"])
 def test_keeping_everything_is_method_none(pipes, picture, method):
     whole = pipes("none").generate(picture, QUESTION, max_new_tokens=24)
-    pruned = pipes(method)
+    pruned = pipes(method, **FIXED.get(method, {}))
     total = pruned.manifest.num_visual_tokens
     answer = pruned.generate(picture, QUESTION, keep=total, max_new_tokens=24)
     assert answer.tokens == whole.tokens
     np.testing.assert_array_equal(answer.kept[0], np.arange(total))
 
 
-@pytest.mark.parametrize("method", [name for name in methods.names() if name != "none"])
+@pytest.mark.parametrize("method", [name for name in methods.names() if name not in ("none", *FIXED)])
 def test_one_bundle_serves_every_budget(pipes, picture, method):
     pipe = pipes(method)
     total = pipe.manifest.num_visual_tokens
@@ -66,6 +70,32 @@ def test_one_bundle_serves_every_budget(pipes, picture, method):
         assert chosen.merges or (len(placed) == len(kept) and (np.diff(kept) > 0).all())
         text.add(answer.timings.prompt_rows - len(answer.stages[0].get("pruner", range(total))))
     assert len(text) == 1
+
+
+def test_an_encoder_that_merges_has_one_budget(pipes, picture):
+    pipe = pipes("tome", keep="24")
+    assert pipe.manifest.stages == ("vision_encoder", "llm")
+    answer = pipe.generate(picture, QUESTION, max_new_tokens=2)
+    kept, owner = answer.kept[0], answer.owners[0]
+    assert len(kept) == 24 and (np.diff(kept) > 0).all()
+    assert owner.shape == (64,) and set(owner) == set(range(24)) and (owner[kept] == np.arange(24)).all()
+    whole = pipes("none").generate(picture, QUESTION, max_new_tokens=2)
+    assert whole.timings.prompt_rows - answer.timings.prompt_rows == 64 - 24
+    assert costs.schedule(pipe.manifest) == costs.measured(pipe.manifest, answer.stages[0]) == ((4, 24),)
+    assert pipe.generate(picture, QUESTION, keep=24, max_new_tokens=2).tokens == answer.tokens
+    with pytest.raises(UserError, match="always keeps 24 of 64 tokens"):
+        pipe.generate(picture, QUESTION, keep=25)
+
+
+def test_bundles_of_an_encoder_that_merges_are_checked_and_inspected(pipes, capsys):
+    path = str(pipes("tome", keep="24").bundle.path)
+    assert check.main([path]) == 0
+    assert re.search(r"vision_encoder +tokens, kept .* agreement 100.0%", capsys.readouterr().out)
+    assert inspect_bundle.main([path]) == 0
+    assert (
+        "tome (position_mode=compact, keep=24), positions compact, always 24 visual tokens"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("position_mode", ["compact", "keep"])

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.engines.errors import UserError
-from foveate.export.parts import ModelSpec
+from foveate.export.parts import ModelSpec, StartMerging
 
 __all__ = [
     "Keep",
@@ -59,8 +59,8 @@ class Method:
 
     position_mode: Literal["compact", "keep"] = "compact"
 
-    where: ClassVar[Literal["before", "inside"]] = "before"
-    """Before the language model, or inside it (``export/inside.py``)."""
+    where: ClassVar[Literal["encoder", "before", "inside"]] = "before"
+    """Inside the vision encoder (``merging``), before the language model, or inside it (``export/inside.py``)."""
 
     source: ClassVar[Literal["projected", "features"]] = "projected"
     """What ``tokens`` are. With ``features`` the projector sits in the pruner's graph, behind the method."""
@@ -83,6 +83,11 @@ class Method:
     def name(self) -> str:
         """The method's name: that of its file."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def encoder(self) -> Method | None:
+        """What merges inside the vision encoder: this method, or None."""
+        return self if self.where == "encoder" else None
 
     @property
     def before(self) -> Method | None:
@@ -121,6 +126,14 @@ class Method:
 
     def module(self, spec: ModelSpec) -> nn.Module | None:
         """The method's trained weights as a module (``pruner.`` in the weights' names), or None."""
+        return None
+
+    def merging(self, spec: ModelSpec) -> StartMerging:
+        """What a method of the vision encoder does in its layers; it reads the tap ``layers``."""
+        raise NotImplementedError
+
+    def fixed_keep(self, spec: ModelSpec) -> int | None:
+        """How many tokens a picture always has, where that is decided when the bundle is built; None: at run time."""
         return None
 
     def reduce(

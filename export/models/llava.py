@@ -17,7 +17,7 @@ from foveate.export.config import Config, clip_vision_spec, decoder_spec
 from foveate.export.decoder import Decoder
 from foveate.export.dummy import Dummy, byte_tokenizer
 from foveate.export.joint import JointSpace, joint_size
-from foveate.export.parts import DecoderSpec, ModelSpec, Parts, VisionSpec, Weights
+from foveate.export.parts import DecoderSpec, ModelSpec, Parts, StartMerging, VisionSpec, Weights
 from foveate.export.sources import entries
 
 __all__ = ["CHECKPOINTS", "CONFIGS", "load", "tiny"]
@@ -164,7 +164,7 @@ def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | st
     bias = top.demand("multimodal_projector_bias", True, False, default=True)
     activation = top.demand("projector_hidden_act", *ACTIVATIONS, default="gelu")
 
-    def build(taps: tuple[str, ...]) -> Vision:
+    def build(taps: tuple[str, ...], merging: StartMerging | None = None) -> Vision:
         if "clip_image" in taps:
             if joint is None:
                 raise UserError(
@@ -173,7 +173,7 @@ def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | st
                 )
             files["clip_tokenizer.json"] = joint.open()[1]
         with torch.device("meta"):
-            return Vision(vision, projector(), taps)
+            return Vision(vision, projector(), taps, merging)
 
     def projector() -> Projector:
         with torch.device("meta"):
@@ -185,7 +185,7 @@ def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | st
     files: dict[str, Any] = {"tokenizer.json": _tokenizer(source, decoder, top)}
     weights = source.weights(_entries(build(()), language))
     return Parts(
-        spec=ModelSpec("llava", vision, decoder, TAPS if joint else TAPS[:-1]),
+        spec=ModelSpec("llava", vision, decoder, ("layers", *(TAPS if joint else TAPS[:-1]))),
         vision=build,
         projector=projector,
         decoder=language,

@@ -129,7 +129,7 @@ def test_clip_beside_the_checkpoint_is_found(llava_checkpoint, clip_checkpoint, 
     assert "clip_image" not in models.load(str(path)).spec.taps
     shutil.copytree(clip_checkpoint(2)[0], path / "clip")
     parts = models.load(str(path))
-    assert parts.spec.taps == TAPS
+    assert parts.spec.taps == ("layers", *TAPS)
     assert "clip_tokenizer.json" not in parts.files  # nobody has asked for the joint space yet
     parts.vision(("clip_image",))
     assert parts.files["clip_tokenizer.json"] == path / "clip" / "tokenizer.json"

@@ -77,6 +77,15 @@ def test_without_a_pruner_only_everything_is_taken() -> None:
             resolve_keep(keep, 576, NONE)
 
 
+def test_a_budget_that_was_fixed_at_build_time_is_the_only_one() -> None:
+    fixed = {"name": "some", "options": {"keep": None}, "fixed_keep": 128}
+    assert resolve_keep(None, 576, fixed) == resolve_keep(128, 576, fixed) == 128
+    assert resolve_keep("22.2%", 576, fixed) == 128
+    for keep in (127, "100%", "abc%"):
+        with pytest.raises(UserError):
+            resolve_keep(keep, 576, fixed)
+
+
 def test_the_engine_may_take_less() -> None:
     assert resolve_keep(100, 576, METHOD, 100) == 100
     with pytest.raises(UserError, match="at most 100"):
