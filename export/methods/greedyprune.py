@@ -1,0 +1,77 @@
+"""greedyprune: the visual tokens most like the last word, none of them too much like another.
+
+GreedyPrune (Pei, Sun, Fu, Wang, "GreedyPrune: Retenting Critical Visual Token Set for Large Vision Language Models", arXiv
+2506.13166). There is no public code, and of the paper we know the abstract and what others wrote of it: the tokens that
+stay maximise the sum of their saliency under the condition that no two of them have a cosine above a threshold tau, and
+they are found greedily.
+
+In: the prompt at the input of layer ``layer``. Out: before it, exactly ``keep`` visual tokens of each picture, in their
+order, and all text.
+
+1. Saliency: cosine of each visual token and the prompt's last token.
+2. The most salient token that is still in play stays, and all whose cosine with it is above ``tau`` leave the game; again,
+   until ``keep`` stay or none is left.
+3. If that was too few: the most salient of all others.
+
+Our reading, from an independent implementation (which compares value vectors): saliency, 3, and ``tau`` 0.9. Ours
+alone: ``layer`` 2, as FastV has it; hidden states are compared; positions stay those of the whole prompt; each picture
+is a game of its own. Cosines within 2^-22 are equal; of equals the first.
+
+Step 2 is a loop in the graph that looks at each token at most once, the most salient first, and ends when enough stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from foveate.export import picking
+from foveate.export.inside import Cut, Inside, Rows, best_of_picture
+from foveate.export.methods import base
+from foveate.export.parts import DecoderSpec
+
+__all__ = ["Method"]
+
+
+@dataclass(frozen=True)
+class Method(Inside):
+    """Salient and dissimilar tokens. The options are explained in the module's docstring."""
+
+    position_mode: Literal["compact", "keep"] = "keep"
+    layer: int = base.option(2, 1)
+    tau: float = base.option(0.9, -1, 1)
+
+    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
+        return (self.at(spec, self.layer, self.layer),)
+
+    def stays(self, stage: int, rows: Rows) -> Tensor:
+        similar = picking.cosines(rows.hidden)
+        place = picking.place_within(similar[:, -1], rows.picture[0])
+        same = (rows.same & rows.visual[:, None, :]).float()
+        rivals = same * (similar > self.tau).float()
+        picked = _pick(torch.where(rows.visual, place, -1.0), same, rivals, rows.keep)
+        return best_of_picture(torch.where(picked, similar.shape[1] - place, -place), rows, rows.keep)
+
+
+def _pick(place: Tensor, same: Tensor, rivals: Tensor, keep: Tensor) -> Tensor:
+    """``[1,T]`` bool: the tokens that stay in play until their turn, ``keep [1,T]`` of each picture at least if so many do.
+
+    ``place [1,T]`` float32 is each token's turn in its picture, -1 for text; ``same``, ``rivals [1,T,T]`` 0 or 1: tokens
+    of one picture, and those of them that exclude one another.
+    """
+    last = place.amax((0, 1))
+
+    def more(turn: Tensor, out: Tensor, picked: Tensor, found: Tensor) -> Tensor:
+        return ((place >= 0) & (found < keep)).any() & (turn <= last)
+
+    def step(turn: Tensor, out: Tensor, picked: Tensor, found: Tensor) -> tuple[Tensor, ...]:
+        new = ((place == turn) & (out == 0)).float()
+        out = torch.maximum(out, (torch.matmul(new[:, None], rivals)[:, 0] > 0).float())
+        return turn + 1, out, torch.maximum(picked, new), found + torch.matmul(new[:, None], same)[:, 0]
+
+    none = torch.zeros_like(place)
+    turn = torch.zeros((), device=place.device)
+    return picking.loop(more, step, (turn, none, none.clone(), none.clone()))[2] > 0

@@ -1,0 +1,243 @@
+"""sparsevlm: at three depths, the visual tokens that the telling words of the question attend to; of the rest, summaries.
+
+SparseVLM (Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", ICML 2025,
+arXiv 2410.04417), after the published code. It has fixed lists of how many tokens stay, where the paper speaks of a rank.
+
+In: the prompt as it enters the decoder, and entering and leaving each layer in ``layers``. Out: behind each of them, of
+each picture exactly the stage's own number of visual tokens in their order, then (version 1) their clusters, and all text.
+
+1. *Raters*, once, at the first cut: of the text behind the pictures, the tokens whose m is above the mean;
+   m = mean over visual tokens of softmax over that text of H_v H_t^T, H the decoder's input embeddings.
+2. Score of a visual token in a layer: attention that it receives from the raters, rotary embedding included, softmax over
+   all keys of the prompt; mean over heads and raters. The stage's number of the highest stay.
+3. Version 1, *recycling*: of the d tokens dropped, the int(0.3 d) + 1 of highest score (r of them) become int(r / 10) + 1
+   clusters: density peaks over the k nearest neighbours (DPC-kNN), k the number of clusters, distances divided by
+   sqrt(D), and every token to the nearest peak. A cluster is the mean of its tokens, and competes as a token later.
+
+``version`` 1, the default, is the code of the ICML paper (1.5 in its release notes), which tables of SparseVLM since 2025
+go back to; positions are renumbered. ``version`` 2 is SparseVLM+ of the same repository: no recycling, positions stay those
+of the whole prompt, attention is divided by what rotary embedding alone would give (queries and keys of ones), and only
+the ``heads`` heads count whose attention from the raters to the pictures is largest (14 in the code, of 32).
+
+``keep`` is the mean over the layers as the authors count it: clusters counted, and each pruning layer as pruned although it
+still sees all. Published are 64, 96, 128 and 192 of 576; between them, and from 192 to all, numbers go over
+logarithmically; below 64 they shrink in proportion. ``layers`` are 2, 6, 15 of 32; in proportion for decoders of another depth.
+
+Our reading: several pictures share the raters, each has its own numbers and clusters; m counts as above the mean from a
+share of 1e-5 on; without any such token all that text rates, without text the last token; a stage that may keep all drops
+none and makes no cluster (there: one token less). Mutual neighbours are equally dense: the code lets added noise decide,
+here the first is the denser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveate.engines.errors import UserError
+from foveate.export import picking
+from foveate.export.inside import Cut, Inside, Rows, best_of_picture, causal, in_proportion
+from foveate.export.methods import base
+from foveate.export.parts import DecoderSpec, ModelSpec
+
+__all__ = ["Method"]
+
+_LEAST = 2.0**-20
+_FAR = 1e30
+_LISTS = {
+    "1": {64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110)},
+    "2": {64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118)},
+}
+_OF = 576
+
+
+@dataclass(frozen=True)
+class Method(Inside):
+    """Attention of the question's raters, at three layers. The options are explained in the module's docstring."""
+
+    merges: ClassVar[bool] = True
+    carries: ClassVar[tuple[str, ...]] = ("raters",)
+
+    position_mode: Literal["compact", "keep"] | None = None
+    version: Literal["1", "2"] = "1"
+    layers: tuple[int, ...] | None = None
+    heads: int = base.option(14, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.position_mode is None:
+            object.__setattr__(self, "position_mode", "compact" if self.version == "1" else "keep")
+
+    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
+        if self.layers is None:
+            return tuple(self.at(spec, x, x - 1) for x in in_proportion((3 / 32, 7 / 32, 16 / 32), spec))
+        if len(self.layers) != 3 or sorted(set(self.layers)) != list(self.layers):
+            raise UserError(
+                f"sparsevlm prunes behind three layers | got layers {self.layers}, expected three in ascending order "
+                "| for example --set layers=2,6,15",
+                code=2,
+            )
+        return tuple(self.at(spec, x + 1, x) for x in self.layers)
+
+    def budgets(self, spec: ModelSpec) -> dict[str, base.Points]:
+        lists = _LISTS[self.version]
+        least = min(lists)
+        return {
+            f"pruner.{stage}": (
+                (_LEAST, _LEAST * lists[least][stage] / least),
+                *((keep / _OF, numbers[stage] / _OF) for keep, numbers in lists.items()),
+                (1.0, 1.0),
+            )
+            for stage in range(3)
+        }
+
+    def reads(self, stage: int) -> tuple[str, ...]:
+        return ("position_ids",) if stage else ("position_ids", "inputs_embeds")
+
+    def carry(self, rows: Rows) -> tuple[Tensor, ...]:
+        return (_raters(rows).to(rows.hidden.dtype),)
+
+    def stays(self, stage: int, rows: Rows) -> Tensor:
+        return best_of_picture(self._score(rows), rows, rows.keep)
+
+    def shorten(self, stage: int, rows: Rows) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        if self.version == "2":
+            return super().shorten(stage, rows)
+        score = self._score(rows)
+        stays = best_of_picture(score, rows, rows.keep)
+        number, peak, hidden = _recycled(rows, score, rows.visual & ~stays)
+        order, count = _inserted(rows, ~rows.visual | stays, peak, number)
+        index = torch.arange(order.shape[1], device=order.device)
+        kept = torch.where((index < count[:, None]) & ~peak.gather(1, order), order, -1)
+        return (
+            base.gather(hidden, order),
+            kept,
+            count,
+            tuple(value.gather(1, order) for value in self.carry(rows)),
+        )
+
+    def _score(self, rows: Rows) -> Tensor:
+        """``[1,T]`` float32."""
+        received = _received(rows, _raters(rows).float(), _rotary_bias(rows) if self.version == "2" else None)
+        if self.version == "1":
+            return received.mean(1)
+        seen = torch.where(rows.visual[:, None], received, 0.0).sum(-1)
+        chosen = (base.rank(seen) < self.heads).float()
+        return (received * chosen[:, :, None]).sum(1) / min(self.heads, received.shape[1])
+
+
+def _raters(rows: Rows) -> Tensor:
+    """``[1,T]`` bool."""
+    if rows.carried["raters"] is not None:
+        return rows.carried["raters"] > 0.5
+    index = torch.arange(rows.picture.shape[1], device=rows.picture.device)
+    text = index > torch.where(rows.visual, index, -1).amax(1, keepdim=True)
+    embeds = rows.inputs_embeds.float()
+    likeness = torch.where(text[:, None], torch.matmul(embeds, embeds.transpose(1, 2)), -_FAR)
+    weight = rows.visual.float() / rows.visual.float().sum(1, keepdim=True).clamp(min=1)
+    mean = torch.matmul(weight[:, None], likeness.softmax(-1))[:, 0]
+    telling = text & (mean * text.float().sum(1, keepdim=True) > 1 + 1e-5)
+    telling = telling | (text & ~telling.any(1, keepdim=True))
+    return telling | ((index == index[-1]) & ~telling.any(1, keepdim=True))
+
+
+def _received(rows: Rows, raters: Tensor, bias: Tensor | None) -> Tensor:
+    """What each row receives from the ``raters [1,T]`` in each head, their mean: ``[1,H,T]`` float32. Attention is divided by
+    ``bias [1,T,T]``. Head by head, so that one ``[T,T]`` is held at a time."""
+    scale = rows.layer.head_dim**-0.5
+    queries, keys = rows.queries(rotated=True).float() * scale, rows.keys(rotated=True).float()
+    sees = causal(raters.shape[1], raters)
+    weight = (raters / raters.sum(1, keepdim=True))[:, None]
+    index = torch.arange(rows.layer.heads, device=raters.device)[:, None]
+
+    def more(head: Tensor, received: Tensor) -> Tensor:
+        return head < rows.layer.heads
+
+    def listen(head: Tensor, received: Tensor) -> tuple[Tensor, ...]:
+        query, key = (each.index_select(1, head.reshape(1))[:, 0] for each in (queries, keys))
+        scores = torch.where(sees, torch.matmul(query, key.transpose(1, 2)), -_FAR)
+        attention = scores.softmax(-1) if bias is None else scores.softmax(-1) / bias
+        return head + 1, torch.where(index == head, torch.matmul(weight, attention), received)
+
+    head = torch.zeros((), dtype=torch.int64, device=raters.device)
+    nothing = torch.zeros(1, rows.layer.heads, raters.shape[1], device=raters.device)
+    return picking.loop(more, listen, (head, nothing))[1]
+
+
+def _rotary_bias(rows: Rows) -> Tensor:
+    """q k / sqrt(d) of queries and keys that are all ones before they are rotated: ``[1,T,T]`` float32."""
+    cos, sin = (F.embedding(rows.position_ids, table).float() for table in rows.rope)
+    near = torch.matmul(cos, cos.transpose(1, 2)) + torch.matmul(sin, sin.transpose(1, 2))
+    bias = 2 * rows.layer.head_dim**-0.5 * near
+    return torch.where(bias.abs() < 1e-6, 1e-6, bias)
+
+
+def _recycled(rows: Rows, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The clusters of each picture's ``dropped [1,T]``: the number of each peak's cluster ``[1,T]`` float32, the peaks ``[1,T]``
+    bool, and ``hidden [1,T,D]`` with the means of the clusters in the peaks' rows."""
+    size = score.shape[1]
+    lost = (rows.same & dropped[:, None]).to(torch.int64).sum(-1)
+    taken = lost * 3 // 10 + 1
+    among = dropped & (_places(score, rows.same & dropped[:, None]) < taken)
+    clusters = taken // 10 + 1
+    pairs = rows.same & among[:, :, None] & among[:, None]
+    distance = _distances(rows)
+    nearest = torch.where(pairs, distance, _FAR).topk((3 * size + 10) // 100 + 1, largest=False).values
+    counts = torch.arange(nearest.shape[2], device=score.device) < clusters[:, :, None]
+    sparse = torch.where(counts, nearest * nearest, 0.0).sum(-1) / clusters  # density is exp(-sparse)
+    index = torch.arange(size, device=score.device)
+    mine, other = sparse[:, :, None], sparse[:, None]
+    denser = pairs & ((other < mine) | ((other == mine) & (index < index[:, None])))
+    row = torch.where(pairs, distance, 0.0).amax(-1)
+    farthest = torch.where(rows.same, row[:, None], 0.0).amax(-1, keepdim=True)
+    gap = torch.where(denser, distance, farthest).amin(-1)
+    standing = gap * (-sparse).exp()
+    number = _places(standing, pairs)
+    peak = among & (number < clusters)
+    to_peak = torch.where(pairs & peak[:, None], distance, _FAR)
+    closest = pairs & peak[:, None] & (to_peak == to_peak.amin(-1, keepdim=True))
+    goes = torch.where(closest, number[:, None], 1.0 * size).amin(-1)
+    goes = torch.where(peak, number, goes)
+    member = (pairs & peak[:, :, None] & (goes[:, None] == number[:, :, None])).float()
+    total = torch.matmul(member, rows.hidden.float())
+    mean = total / member.sum(-1, keepdim=True).clamp(min=1)
+    return number, peak, torch.where(peak[:, :, None], mean.to(rows.hidden.dtype), rows.hidden)
+
+
+def _distances(rows: Rows) -> Tensor:
+    """Of hidden states, divided by sqrt(D), 0 between copies, the same in both directions: ``[1,T,T]`` float32."""
+    x = rows.hidden.float()
+    seen = rows.visual.float()[:, :, None]
+    x = (x - (x * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp(min=1)) * seen
+    products = torch.matmul(x, x.transpose(1, 2))
+    index = torch.arange(x.shape[1], device=x.device)
+    length = torch.where(index == index[:, None], products, 0.0).sum(-1)
+    squared = length[:, :, None] + length[:, None] - (products + products.transpose(1, 2))
+    squared = torch.where(squared > 1e-6 * length.amax(1)[:, None, None], squared, 0.0)
+    return (squared / x.shape[2]).sqrt()
+
+
+def _places(score: Tensor, group: Tensor) -> Tensor:
+    """Place of each row among its ``group [1,T,T]`` by ``score [1,T]``, the first of equals before: ``[1,T]`` float32."""
+    index = torch.arange(score.shape[1], device=score.device)
+    mine, other = score[:, :, None], score[:, None]
+    ahead = (other > mine) | ((other == mine) & (index < index[:, None]))
+    return (ahead & group).float().sum(-1)
+
+
+def _inserted(rows: Rows, stays: Tensor, peak: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``packed``, with the ``peak`` rows by ``number`` behind the last visual row of their picture."""
+    size = stays.shape[1]
+    index = torch.arange(size, device=stays.device)[None]
+    last = torch.where(rows.same, index, -1).amax(-1)
+    key = torch.where(peak, last * (size + 1) + 1 + number.to(torch.int64), index * (size + 1))
+    live = stays | peak
+    ahead = live[:, None] & (key[:, None] < key[:, :, None])
+    count = live.to(torch.int64).sum(1)
+    dead = count[:, None] + index - live.to(torch.int64).cumsum(1)
+    place = torch.where(live, ahead.to(torch.int64).sum(-1), dead)
+    return torch.zeros_like(place).scatter(1, place, index), count

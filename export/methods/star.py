@@ -1,0 +1,86 @@
+"""star: in two stages, first the visual tokens that the others look at, then, halfway down, those the question looks at.
+
+STAR (Guo et al., "STAR: Stage-Wise Attention-Guided Token Reduction for Efficient Large Vision-Language Models Inference",
+arXiv 2505.12359). There is no public code, and of the paper we know the abstract and what others wrote of it; both stages
+are given there as formulas over embeddings, without projections or heads.
+
+In: the projected tokens ``[B,N,D]``; the prompt at the input of layer ``layer``. Out: exactly n1 tokens in raster order
+before the language model, and exactly ``keep`` of each picture before layer ``layer``.
+
+1. A = softmax(H_v H_v^T / sqrt(d)) of the projected tokens H_v; the n1 tokens of the highest mean attention stay.
+2. C = softmax(H_v H_q^T / sqrt(d)) of the hidden states at layer ``layer``, H_q those of the text behind the picture; the
+   ``keep`` tokens of the highest mean over the text stay.
+
+As printed, both means are taken along the axis of the softmax and are the same for every token. Our reading: the
+softmax is over the visual tokens, each attending (1) or each word attending (2), and a token's score is the attention
+that it receives. The reduction of each stage and the layer are the user's there, and the numbers behind the tables are
+not known to us. Ours: ``keep`` is what is left in the end, and n1 = N (keep / N)^``early``, 0.5 by default, so that both
+stages leave the same share; ``early`` 0 is no first stage, 1 no second; ``layer`` is the middle one. The paper counts the
+answer among the words; at prefill there is none. Positions are renumbered. Equal scores go to the first token; scores
+within 2^-20 of the mean score are equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.export.inside import Cut, Inside, Rows, best_of_picture, in_proportion, share_of
+from foveate.export.methods import base
+from foveate.export.parts import DecoderSpec, ModelSpec
+
+__all__ = ["Method"]
+
+_LEAST = 2.0**-20
+_FINE = 2.0**20
+
+
+@dataclass(frozen=True)
+class Method(base.Scorer):
+    """Two stages, of which this is the first. The options are explained in the module's docstring."""
+
+    layer: int | None = base.option(None, 1)
+    early: float = base.option(0.5, 0, 1)
+
+    @property
+    def before(self) -> Method | None:
+        return self if self.early > 0 else None
+
+    @property
+    def inside(self) -> _CrossAttention | None:
+        return _CrossAttention(self.position_mode, self.layer) if self.early < 1 else None
+
+    def budgets(self, spec: ModelSpec) -> dict[str, base.Points]:
+        return {"pruner": ((_LEAST, _LEAST**self.early), (1.0, 1.0))} if self.early > 0 else {}
+
+    def score(
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+    ) -> Tensor:
+        tokens = tokens.float()
+        scores = torch.matmul(tokens, tokens.transpose(1, 2)) * tokens.shape[2] ** -0.5
+        return (scores.softmax(-1).sum(1) * _FINE).round()
+
+
+@dataclass(frozen=True)
+class _CrossAttention(Inside):
+    """The second stage."""
+
+    layer: int | None = None
+
+    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
+        layer = in_proportion((0.5,), spec)[0] if self.layer is None else self.layer
+        return (self.at(spec, layer, layer),)
+
+    def stays(self, stage: int, rows: Rows) -> Tensor:
+        hidden = rows.hidden.float()
+        index = torch.arange(hidden.shape[1], device=hidden.device)
+        words = ~rows.visual[:, :, None] & rows.visual[:, None] & (index < index[:, None])
+        scores = torch.matmul(hidden, hidden.transpose(1, 2)) * hidden.shape[2] ** -0.5
+        scores = torch.where(words, scores, -1e30)  # [1, words, tokens]
+        weight = (scores - scores.amax(-1, keepdim=True)).exp() * words.float()
+        received = weight / torch.matmul(weight, rows.same.float()).clamp(min=1e-30)
+        number = words.float().sum(1).clamp(min=1)
+        fine = received.sum(1) / number * share_of(rows).float() * _FINE
+        return best_of_picture(fine.round(), rows, rows.keep)

@@ -1,0 +1,104 @@
+"""What holds for every method here: how many rows stay, in torch and, exported, in ONNX Runtime; nothing overflows in half
+precision. (``tests/test_graphs.py`` compiles all of them with TensorRT-RTX.)"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from foveate.export import methods
+from foveate.export.inside import Inside
+
+CASES = [
+    ("dart", {}, 0),
+    ("greedyprune", {}, 0),
+    ("sparsevlm", {}, 0),
+    ("sparsevlm", {}, 1),
+    ("sparsevlm", {"version": "2", "heads": "2"}, 1),
+    ("star", {}, 0),
+    ("topv", {}, 0),
+]
+LAYOUTS = [(5, -64, 9), (3, -30, 4, -64, 6), (-9, 1)]
+each_case = pytest.mark.parametrize(("name", "options", "stage"), CASES, ids=str)
+exported = pytest.mark.parametrize(("name", "options", "stage"), [*CASES[:3], *CASES[4:]], ids=str)
+first_cut = pytest.mark.parametrize("name", ["dart", "greedyprune", "sparsevlm", "star", "topv"])
+
+
+def load(name: str, options: dict[str, str]) -> Inside:
+    return methods.load(name, options).inside
+
+
+def prompts(here, seeds, **changes):
+    for seed in seeds:
+        keep = (1, 2, 9, 16, 40, 64)[seed % 6]
+        feeds = here.prompt(seed, keep, LAYOUTS[seed % 3], **changes)
+        feeds["carried.raters"] = torch.zeros_like(feeds["hidden"][..., 0])
+        feeds["carried.raters"][:, -1:] = 1
+        yield keep, feeds
+
+
+def flattened(feeds):
+    return {key: torch.full_like(x, 0.5) if x.ndim == 3 else x for key, x in feeds.items()}
+
+
+def check(method: Inside, feeds, found, keep: int) -> None:
+    """Text stays, of each picture ``keep`` tokens do, all of it moves to the front unchanged; clusters are extra."""
+    (count,), kept, size = found["count"].tolist(), found["kept"][0], feeds["picture"].shape[1]
+    assert found["tokens"].shape == feeds["hidden"].shape and kept.shape == (size,)
+    assert found["tokens"].isfinite().all() and (kept[count:] == -1).all()
+    rows = kept[:count][kept[:count] >= 0]
+    assert (rows.diff() > 0).all()
+    assert torch.equal(found["tokens"][0, torch.where(kept >= 0)[0]], feeds["hidden"][0, rows])
+    picture = feeds["picture"][0]
+    assert [i for i in rows.tolist() if picture[i] < 0] == torch.where(picture < 0)[0].tolist()
+    clusters = 0
+    for number in range(int(picture.max()) + 1):
+        total = int((picture == number).sum())
+        assert (picture[rows] == number).sum() == min(keep, total)
+        if method.merges and method.version == "1" and total > keep:
+            clusters += int((int((total - keep) * 0.3) + 1) / 10) + 1
+    assert count == len(rows) + clusters
+
+
+@each_case
+def test_rows_that_stay(model, name, options, stage):
+    method = load(name, options)
+    here = model(method)
+    for keep, feeds in prompts(here, range(12)):
+        check(method, feeds, here(feeds, stage), keep)
+        check(method, flattened(feeds), here(flattened(feeds), stage), keep)
+
+
+@exported
+def test_onnxruntime_keeps_what_torch_keeps(model, name, options, stage, tmp_path):
+    here = model(load(name, options))
+    session = here.session(tmp_path / "pruner.onnx", stage)
+    for seed, (_, feeds) in enumerate(prompts(here, range(18))):
+        feeds = feeds if seed < 12 else flattened(feeds)
+        ours, theirs = here(feeds, stage), session(feeds)
+        assert torch.equal(ours["kept"], theirs["kept"]) and torch.equal(ours["count"], theirs["count"]), seed
+        assert all(
+            (ours[key] - theirs[key]).abs().max() < 1e-5 for key in ours if ours[key].is_floating_point()
+        )
+
+
+@first_cut
+def test_nothing_overflows_in_half_precision(model, name, tmp_path):
+    method = load(name, {})
+    here = model(method)
+    session = here.session(tmp_path / "pruner.onnx", dtype="float16")
+    for scale in (1, 200):
+        for keep, feeds in prompts(here, range(6), dtype="float16"):
+            large = {key: x * scale if x.ndim == 3 else x for key, x in feeds.items()}
+            check(method, large, session(large), keep)
+            check(method, flattened(large), session(flattened(large)), keep)
+
+
+@each_case
+def test_pictures_have_budgets_of_their_own(model, name, options, stage):
+    here = model(load(name, options))
+    feeds = next(prompts(here, [1]))[1]
+    feeds["keep"] = torch.where(feeds["picture"] == 0, 5, 20) * (feeds["picture"] >= 0)
+    rows = here.left(feeds, stage)
+    picture = feeds["picture"][0]
+    assert [sum(picture[i] == number for i in rows if i >= 0) for number in (0, 1)] == [5, 20]
