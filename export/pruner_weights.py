@@ -20,6 +20,7 @@ from foveate.export import hub
 from foveate.export.checkpoint import Entry
 from foveate.export.dummy import DummyWeights
 from foveate.export.methods.base import Method
+from foveate.export.pair import Pair
 from foveate.export.parts import ModelSpec, Parts, Weights
 
 __all__ = ["dummy", "entries", "joined", "load", "read", "save"]
@@ -30,14 +31,15 @@ _PREFIX = "pruner."
 _TRAIN = "train one with scripts/train_ocvtp.py, or use --load-format dummy (random weights)"
 
 
-def joined(parts: Parts, method: Method, pruner: str | None = None) -> Parts:
+def joined(parts: Parts, method: Method | Pair, pruner: str | None = None) -> Parts:
     """``parts`` with the weights of ``method``'s trained network; as they are where it has none.
 
     ``pruner`` is a file or a hub id. By default it is ``<method>.safetensors`` in the checkpoint's directory, else the
     published one where the tower is that of LLaVA-1.5; a dummy model gets a dummy pruner. Raises UserError.
     """
+    before = method.before
     with torch.device("meta"):
-        network = method.before.module(parts.spec) if method.before else None
+        network = before.module(parts.spec) if before else None
     if network is None:
         if pruner is not None:
             raise UserError(
@@ -47,7 +49,7 @@ def joined(parts: Parts, method: Method, pruner: str | None = None) -> Parts:
     if pruner is None and parts.source.get("load_format") == "dummy":
         label, found = "dummy", dummy(network)
     else:
-        path, label = _find(parts, method, pruner)
+        path, label = _find(parts, before, pruner)
         found = _fitting(read(path), network, label)
     weights = _Joined(parts.weights, {_PREFIX + name: value for name, value in found.items()})
     return dataclasses.replace(parts, weights=weights, source=parts.source | {"pruner": label})

@@ -132,6 +132,8 @@ def test_where_a_pruner_is_looked_for(tmp_path, published):
 def test_shapes_brings_its_own():
     parts = pruner_weights.joined(models.load(str(SHAPES)), METHOD)
     assert parts.source["pruner"] == str(SHAPES / "ocvtp.safetensors")
+    pair = pruner_weights.joined(models.load(str(SHAPES)), methods.load("ocvtp+fastv"))
+    assert pair.source == parts.source
 
 
 def test_a_dummy_model_gets_a_dummy_pruner():
