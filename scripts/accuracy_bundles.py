@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from accuracy_store import ROOT, code_version
 
+from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
+from foveate.runtime.budget import resolve_keep
 from foveate.runtime.compile import compile_bundle
 
-__all__ = ["options_of", "ready_bundle", "slug"]
+__all__ = ["at_budgets", "options_of", "ready_bundle", "slug"]
 
 
 def slug(variant: str) -> str:
@@ -22,6 +25,25 @@ def options_of(variant: str) -> tuple[str, dict[str, str]]:
     """``sppruner:rho=0.7,mu=1`` is the method sppruner with two options."""
     name, _, options = variant.partition(":")
     return name, dict(pair.split("=", 1) for pair in options.split(",") if pair)
+
+
+def at_budgets(model: str, variant: str, budgets: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A variant whose budget is fixed when it is built becomes one per budget, with its option ``keep``; any other stays as
+    it is. Also why budgets are missing: not every one can be built."""
+    name, options = options_of(variant)
+    spec = models.load(model).spec
+    if "keep" in options or methods.load(name, options).fixed_keep(spec) is None:
+        return [variant], []
+    found, missing = [], []
+    for budget in budgets:
+        keep = resolve_keep(budget, spec.vision.num_tokens, {"name": name})
+        try:
+            methods.load(name, options | {"keep": str(keep)}).fixed_keep(spec)
+        except UserError as error:
+            missing.append(f"{variant} is left out at {budget}: {error}")
+        else:
+            found.append(f"{variant}{',' if options else ':'}keep={keep}")
+    return found, missing
 
 
 def ready_bundle(model: str, variant: str, work: Path) -> Path:

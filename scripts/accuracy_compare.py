@@ -7,11 +7,13 @@ import json
 import multiprocessing
 import os
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import accuracy_report as report
+from accuracy_bundles import at_budgets, options_of
 from accuracy_scenes import UNPRUNED, Plan, answer, clock, held_out, open_log
 from rich.console import Console
 from rich.progress import (
@@ -24,6 +26,7 @@ from rich.progress import (
 )
 
 from foveate.calib.scenes import HELD_OUT, KINDS
+from foveate.engines.errors import UserError
 from foveate.export import methods
 from foveate.runtime import bundle
 
@@ -36,13 +39,15 @@ def main(argv: list[str]) -> int:
     plan = Plan(
         args.model, args.work, tuple(args.budgets), args.questions, tuple(args.kinds), args.first_seed
     )
-    variants = list(dict.fromkeys([UNPRUNED, *(args.methods or methods.names())]))
-    answers, failures = answer_all(plan, variants, args.workers)
+    names = named(plan, [UNPRUNED, *(args.methods or methods.names())])
+    answers, failures = answer_all(plan, list(names), args.workers)
     if UNPRUNED in failures:
         return 1
     times = clock_all(plan, list(answers), args.clock) if args.clock else {}
     rows = [
-        row for name, records in answers.items() for row in report.rows_of(name, records, times.get(name, {}))
+        row
+        for variant, records in answers.items()
+        for row in report.rows_of(names[variant], records, times.get(variant, {}))
     ]
     print(report.by_budget(rows, total_of(rows)))
     document = {"model": args.model, "first_seed": args.first_seed, "layers": layers_of(plan), "rows": rows}
@@ -78,11 +83,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def named(plan: Plan, variants: Sequence[str]) -> dict[str, str]:
+    """The variants to build, and what each is called in tables: those that differ in a fixed budget alone, the same."""
+    names: dict[str, str] = {}
+    for variant in variants:
+        try:
+            found, missing = at_budgets(plan.model, variant, plan.budgets)
+        except UserError:  # told when it is built: one that fails does not stop the others
+            found, missing = [variant], []
+        names |= dict.fromkeys(found, variant)
+        for line in missing:
+            SCREEN.print(line, markup=False, highlight=False)
+    return names
+
+
 def answer_all(
     plan: Plan, variants: list[str], workers: int
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """Records by variant in the order asked for, and what went wrong with the others. A variant is one process's work."""
-    cases = sum(1 if variant == UNPRUNED else len(plan.budgets) for variant in variants)
+    fixed = [variant for variant in variants if variant == UNPRUNED or "keep" in options_of(variant)[1]]
+    cases = len(fixed) + (len(variants) - len(fixed)) * len(plan.budgets)
     asked = sum(len(scene.questions) for scene in held_out(plan.questions, plan.first_seed, plan.kinds))
     os.environ["OMP_NUM_THREADS"] = "1"  # what the processes import reads it
     context = multiprocessing.get_context("spawn")

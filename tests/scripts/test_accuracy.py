@@ -226,3 +226,14 @@ def test_the_script_finds_its_neighbours_when_it_is_run_by_path():
         [sys.executable, str(SCRIPTS / "accuracy.py"), "--help"], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0 and "--methods" in done.stdout, done.stderr
+
+
+def test_a_budget_that_is_fixed_at_build_time_has_a_bundle_each():
+    from accuracy_bundles import at_budgets
+
+    model = str(SCRIPTS / "shapes")  # 576 tokens, a tower that can come to 116
+    found, missing = at_budgets(model, "tome", ["33.3%", "22.2%", "11.1%"])
+    assert found == ["tome:keep=192", "tome:keep=128"]
+    assert len(missing) == 1 and "tome is left out at 11.1%" in missing[0]
+    assert at_budgets(model, "tome:keep=200", ["33.3%"]) == (["tome:keep=200"], [])
+    assert at_budgets(model, "uniform", ["33.3%"]) == (["uniform"], [])
