@@ -23,6 +23,7 @@ VARIANTS = {
     "trim by itself": ("trim", {"auto": "true"}),
     "sppruner with CLIP": ("sppruner", {"relevance": "clip"}),
     "sppruner with context": ("sppruner", {"mu": "0.5"}),
+    "SparseVLM+": ("sparsevlm", {"version": "2"}),
     "vscan in two stages": ("vscan+pyramiddrop", {"pyramiddrop.layers": "2"}),
 }
 TOLERANCE = {"float32": 2e-4, "float16": 2e-2}  # largest error over largest value; scores and kept sets aside

@@ -23,10 +23,10 @@ the ``heads`` heads count whose attention from the raters to the pictures is lar
 still sees all. Published are 64, 96, 128 and 192 of 576; between them, and from 192 to all, numbers go over
 logarithmically; below 64 they shrink in proportion. ``layers`` are 2, 6, 15 of 32; in proportion for decoders of another depth.
 
-Our reading: several pictures share the raters, each has its own numbers and clusters; m counts as above the mean from a
-share of 1e-5 on; without any such token all that text rates, without text the last token; a stage that may keep all drops
-none and makes no cluster (there: one token less). Mutual neighbours are equally dense: the code lets added noise decide,
-here the first is the denser.
+Our reading: several pictures share the raters, each has its own numbers and clusters; m is above the mean from 1e-5 of it
+on; without any such token all that text rates, without text the last token; a stage that may keep all drops none and makes
+no cluster (there: one token less). Mutual neighbours are equally dense: the code lets added noise decide, here the first is
+the denser.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from foveate.export.parts import DecoderSpec, ModelSpec
 __all__ = ["Method"]
 
 _LEAST = 2.0**-20
-_FAR = 1e30
+_FAR = 1e18  # its square is still a number
 _LISTS = {
     "1": {64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110)},
     "2": {64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118)},
@@ -185,27 +185,34 @@ def _recycled(rows: Rows, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tenso
     among = dropped & (_places(score, rows.same & dropped[:, None]) < taken)
     clusters = taken // 10 + 1
     pairs = rows.same & among[:, :, None] & among[:, None]
-    distance = _distances(rows)
-    nearest = torch.where(pairs, distance, _FAR).topk((3 * size + 10) // 100 + 1, largest=False).values
-    counts = torch.arange(nearest.shape[2], device=score.device) < clusters[:, :, None]
-    sparse = torch.where(counts, nearest * nearest, 0.0).sum(-1) / clusters  # density is exp(-sparse)
-    index = torch.arange(size, device=score.device)
-    mine, other = sparse[:, :, None], sparse[:, None]
-    denser = pairs & ((other < mine) | ((other == mine) & (index < index[:, None])))
-    row = torch.where(pairs, distance, 0.0).amax(-1)
-    farthest = torch.where(rows.same, row[:, None], 0.0).amax(-1, keepdim=True)
-    gap = torch.where(denser, distance, farthest).amin(-1)
-    standing = gap * (-sparse).exp()
-    number = _places(standing, pairs)
+    distance = torch.where(pairs, _distances(rows), _FAR)
+    number = _places(_standing(distance, rows.same, clusters), pairs)
     peak = among & (number < clusters)
-    to_peak = torch.where(pairs & peak[:, None], distance, _FAR)
+    to_peak = torch.where(peak[:, None], distance, _FAR)
     closest = pairs & peak[:, None] & (to_peak == to_peak.amin(-1, keepdim=True))
     goes = torch.where(closest, number[:, None], 1.0 * size).amin(-1)
     goes = torch.where(peak, number, goes)
     member = (pairs & peak[:, :, None] & (goes[:, None] == number[:, :, None])).float()
-    total = torch.matmul(member, rows.hidden.float())
-    mean = total / member.sum(-1, keepdim=True).clamp(min=1)
+    mean = torch.matmul(member, rows.hidden.float()) / member.sum(-1, keepdim=True).clamp(min=1)
     return number, peak, torch.where(peak[:, :, None], mean.to(rows.hidden.dtype), rows.hidden)
+
+
+def _standing(distance: Tensor, same: Tensor, clusters: Tensor) -> Tensor:
+    """How much of a peak each row is, ``[1,T]``: its density times its distance to the next denser row, the densest one's to
+    the farthest. ``distance [1,T,T]`` is ``_FAR`` between rows that are not compared; ``same`` are those of one picture."""
+    size = distance.shape[1]
+    nearest = distance.topk(
+        (3 * size + 10) // 100 + 1, largest=False
+    ).values  # enough for any number of clusters
+    counts = torch.arange(nearest.shape[2], device=distance.device) < clusters[:, :, None]
+    sparse = torch.where(counts, nearest * nearest, 0.0).sum(-1) / clusters
+    index = torch.arange(size, device=distance.device)
+    mine, other = sparse[:, :, None], sparse[:, None]
+    compared = distance < _FAR
+    denser = compared & ((other < mine) | ((other == mine) & (index < index[:, None])))
+    row = torch.where(compared, distance, 0.0).amax(-1)
+    farthest = torch.where(same, row[:, None], 0.0).amax(-1, keepdim=True)
+    return torch.where(denser, distance, farthest).amin(-1) * (-sparse).exp()
 
 
 def _distances(rows: Rows) -> Tensor:

@@ -8,10 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from foveate.engines.errors import UserError
 from foveate.export import methods
+from foveate.export.build import build
+from foveate.export.sources import fill
 from foveate.runtime.budget import stage_keep
+from foveate.runtime.compile import compile_bundle
+from foveate.runtime.pipeline import Pipeline
 
 
 class Margin:
@@ -223,3 +228,63 @@ def test_layers(model):
         assert error.value.code == 2
     with pytest.raises(UserError, match="cannot prune before layer 16"):
         model(methods.load("sparsevlm", {"layers": "2,6,15"}))
+
+
+@torch.no_grad()
+def answered(here, method, prompt: torch.Tensor, behind: torch.Tensor, before: int, keep: int) -> int:
+    """The token that follows: all rows through all layers in torch, pruners on the rows of ``prompt [1,T,D]`` alone, in which
+    a picture of 64 stands behind ``before`` rows."""
+    decoder, cuts = here.parts.decoder, method.cuts(here.spec)
+    hidden, size, first, known = torch.cat([prompt, behind], 1), prompt.shape[1], 0, {}
+    picture = torch.full((1, size), -1)
+    picture[:, before : before + 64] = 0
+    positions = torch.arange(hidden.shape[1])[None]
+    for stage, end in enumerate([*(cut.layer for cut in cuts), here.spec.num_layers]):
+        length = hidden.shape[1]
+        past = [torch.zeros(1, 2, length, 32) for _ in range(2 * here.spec.num_layers)]
+        start = torch.zeros(1, dtype=torch.int64)
+        layers = decoder.layers[first:end]
+        hidden, entering, _ = decoder.run(layers, hidden, positions, start, past)
+        if stage == len(cuts):
+            return int(decoder.logits(hidden, torch.tensor([length - 1])).argmax())
+        given = stage_keep(method.budgets(None)[f"pruner.{stage}"], keep, 64)
+        known |= {
+            "hidden": hidden,
+            "scored": entering[cuts[stage].scored - first],
+            "inputs_embeds": entering[0],
+        }
+        known |= {"picture": picture, "position_ids": positions, "keep": (picture + 1) * given}
+        found = here({name: value[:, :size] for name, value in known.items()}, stage)
+        count = int(found["count"])
+        hidden = torch.cat([found["tokens"][:, :count], hidden[:, size:]], 1)
+        kept = found["kept"][0, :count].tolist()
+        for row, was in enumerate(kept):
+            kept[row] = kept[row - 1] if was < 0 else was  # a cluster stands where the row before it stands
+        picture = picture[:, kept]
+        positions = torch.cat([positions[:, kept], positions[:, size:]], 1)
+        if method.position_mode == "compact":
+            positions = torch.arange(hidden.shape[1])[None]
+        known["carried.raters"], size, first = found["carry.raters"][:, :count], count, end
+
+
+def test_the_runtime_hands_clusters_and_raters_on(model, tmp_path):
+    method = methods.load("sparsevlm")
+    here = model(method, layers=4)
+    build(here.parts, method, tmp_path / "bundle", precision="fp32", dialects=["ort"])
+    compile_bundle(tmp_path / "bundle")
+    chat = Pipeline.load(tmp_path / "bundle").chat()
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    answer = chat.ask("What is left of the bus?", [Image.fromarray(noise)], keep=20, max_new_tokens=4)
+    left = answer.stages[0]
+    assert all(-1 in left[f"pruner.{stage}"] for stage in range(3))
+    items = chat._decoder.items
+    picture = next(item for item in items if not isinstance(item, int))
+    before = items.index(picture)
+    end = answer.timings.prompt_rows - 63
+    table = torch.from_numpy(np.array(chat._pipe.bundle.embeddings()))
+    text = table[items[:before]], torch.from_numpy(picture.tokens), table[items[before + 1 : end]]
+    prompt = torch.cat(text)[None]
+    fill(here.parts.decoder, here.parts.weights, "llm.")
+    for number, token in enumerate(answer.tokens):
+        behind = table[answer.tokens[:number]][None]
+        assert answered(here, method, prompt, behind, before, 20) == token, number
