@@ -98,7 +98,7 @@ def build(
         parts = pruner_weights.joined(parts, method, pruner)
         store, index = write.write_graphs(root, parts, graphs, precision, dialects, stage)
         table = write.write_embeddings(root, parts.weights, precision)
-        write.write_files(root, parts)
+        write.write_files(root, parts, graphs)
         stage("recording golden.npz", 0, 1)
         write.write_golden(root, parts, method, graphs, store, table)
         stage("hashing", 0, 1)

@@ -7,6 +7,7 @@ Inputs are rounded to float16 first: every dialect is fed the same numbers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate.export.decoder import Decoder, DecoderLayer, Segment, rope_tables
+from foveate.export.decoder import Decoder, DecoderLayer, Linear, RMSNorm, Segment, rope_tables
 from foveate.export.graph import Graph
 from foveate.export.parts import Weights
 from foveate.export.sources import fill
@@ -92,12 +93,11 @@ def _language(
 ) -> dict[str, np.ndarray]:
     """The segments in order, each over the prompt as it is there and the forced tokens; pruners see the prompt alone."""
     arrays: dict[str, np.ndarray] = {}
-    decoder = _decoder(graphs[-1])
     positions, carried, behind = np.arange(rows.shape[1]), {}, {}
     for graph in graphs:
         if graph.spec.in_place:
             entering = _half(rows)
-            behind, found = _segment(graph, decoder, weights, entering, positions, len(chunk))
+            behind, found = _segment(graph, weights, entering, positions, len(chunk))
             arrays |= found
         else:
             given = {"scored": entering, "inputs_embeds": entering, **behind}
@@ -127,15 +127,16 @@ def _prune(
     known = chunk.feeds(facts.budgets.get(name, ()))
     values = before | {key: torch.from_numpy(value) for key, value in known.items()}
     inputs = [_half(values[tensor.name]) for tensor in graph.spec.inputs]
-    answer = fill(graph.module, weights, graph.weight)(*inputs)
+    answer = _filled(graph, weights)(*inputs)
     found = {tensor.name: value for tensor, value in zip(graph.spec.outputs, answer, strict=True)}
     arrays |= {f"{name}.in.{t.name}": _store(v) for t, v in zip(graph.spec.inputs, inputs, strict=True)}
     arrays |= {f"{name}.out.{key}": value.numpy() for key, value in found.items()}
     return found
 
 
-def _decoder(last: Graph) -> Decoder:
-    return last.module.decoder if isinstance(last.module, Segment) else last.module
+def _filled(graph: Graph, weights: Weights) -> nn.Module:
+    """The graph's module with its weights: a copy, since the module itself may be traced once more."""
+    return fill(copy.deepcopy(graph.module), weights, graph.weight)
 
 
 def _half(x: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ def _run(
             value = _half(values[tensor.name])
         inputs.append(value)
         arrays[f"{name}.in.{tensor.name}"] = _store(value)
-    answer = fill(graph.module, weights, graph.weight)(*inputs)
+    answer = _filled(graph, weights)(*inputs)
     outputs = tuple(answer.values()) if isinstance(answer, dict) else answer
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}
@@ -189,11 +190,12 @@ def _picture(shape: tuple[int, ...]) -> Tensor:
 
 
 def _segment(
-    graph: Graph, decoder: Decoder, weights: Weights, rows: Tensor, positions: np.ndarray, prompt: int
+    graph: Graph, weights: Weights, rows: Tensor, positions: np.ndarray, prompt: int
 ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
     """Teacher-forced over prompt and forced tokens in one pass, one decoder layer in memory at a time: the outputs that
     have a row for each (not the logits), and what is recorded."""
-    spec, name, length = decoder.spec, graph.spec.name, rows.shape[1]
+    module, name, length = graph.module, graph.spec.name, rows.shape[1]
+    spec = module.decoder.spec if isinstance(module, Segment) else module.spec
     position_ids, start = torch.from_numpy(positions)[None], torch.zeros(1, dtype=torch.int64)
     rope = *rope_tables(spec), position_ids
     mask = Decoder.causal_mask(length, length, start)
@@ -203,7 +205,6 @@ def _segment(
         f"{name}.in.{graph.spec.inputs[0].name}": _store(rows),
         f"{name}.in.position_ids": position_ids.numpy(),
     }
-    module = graph.module
     first, end, watched = (
         (module.first, module.end, module.scored)
         if isinstance(module, Segment)
@@ -225,9 +226,13 @@ def _segment(
     behind["hidden"] = hidden
     answers = behind
     if end == spec.num_layers:
-        fill(decoder.norm, weights, "llm.norm.")
-        fill(decoder.lm_head, weights, "llm.lm_head.")
-        answers = {"logits": decoder.lm_head(decoder.norm(hidden[:, prompt - 1 :]))}
+        with torch.device("meta"):
+            norm, head = (
+                RMSNorm(spec.hidden_size, spec.rms_norm_eps),
+                Linear(spec.hidden_size, spec.vocab_size),
+            )
+        last = fill(norm, weights, "llm.norm.")(hidden[:, prompt - 1 :])
+        answers = {"logits": fill(head, weights, "llm.lm_head.")(last)}
     for key, value in answers.items():
         arrays[f"{name}.out.{key}"] = value[0, prompt - length - 1 :].numpy()
     return behind, arrays

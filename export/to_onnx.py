@@ -11,6 +11,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 import onnx_ir as ir
 import onnxscript.optimizer
@@ -28,9 +29,20 @@ _TRACE_SIZE = 6
 different between symbols, so that no accidental equality is recorded."""
 
 
+_TRACED: WeakKeyDictionary[torch.nn.Module, dict[object, ir.Model]] = WeakKeyDictionary()
+"""A decoder is traced once, whichever methods its Parts are built with."""
+
+
 def trace(graph: Graph, dtype: str) -> ir.Model:
     """The graph in compute dtype ``dtype`` ("float32", "float16") as standard ONNX of opset 24, without weights."""
     spec = graph.spec.typed(dtype)
+    known = _TRACED.setdefault(graph.module, {})
+    if (key := (spec, graph.names)) not in known:
+        known[key] = _trace(graph, spec, dtype)
+    return known[key].clone()
+
+
+def _trace(graph: Graph, spec: GraphSpec, dtype: str) -> ir.Model:
     symbols = _symbols(spec)
     module = graph.module.to(getattr(torch, dtype)).eval()
     with _quiet(), torch.no_grad():

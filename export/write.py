@@ -108,8 +108,12 @@ def write_embeddings(root: Path, weights: Weights, precision: str) -> np.ndarray
     return np.load(root / "embed_tokens.npy", mmap_mode="r")
 
 
-def write_files(root: Path, parts: Parts) -> None:
+def write_files(root: Path, parts: Parts, graphs: list[Graph]) -> None:
+    """The tokenizers: the language model's, and CLIP's where its text tower is among the ``graphs``."""
+    reads_clip = any(graph.spec.name == "text_encoder" for graph in graphs)
     for name, source in parts.files.items():
+        if name == "clip_tokenizer.json" and not reads_clip:
+            continue
         if isinstance(source, bytes):
             (root / name).write_bytes(source)
         else:

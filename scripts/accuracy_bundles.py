@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from accuracy_store import ROOT, code_version
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
+from foveate.export.parts import Parts
 from foveate.runtime.budget import resolve_keep
 from foveate.runtime.compile import compile_bundle
 
@@ -31,7 +33,7 @@ def at_budgets(model: str, variant: str, budgets: Sequence[str]) -> tuple[list[s
     """A variant whose budget is fixed when it is built becomes one per budget, with its option ``keep``; any other stays as
     it is. Also why budgets are missing: not every one can be built."""
     name, options = options_of(variant)
-    spec = models.load(model).spec
+    spec = _parts(model).spec
     if "keep" in options or methods.load(name, options).fixed_keep(spec) is None:
         return [variant], []
     found, missing = [], []
@@ -52,10 +54,16 @@ def ready_bundle(model: str, variant: str, work: Path) -> Path:
     out, stamp = work / slug(variant), work / f"{slug(variant)}.code"
     code = code_version(*_builders(name))
     if not ((out / "bundle.json").is_file() and stamp.is_file() and stamp.read_text() == code):
-        build(models.load(model), methods.load(name, options), out, precision="fp32", dialects=["ort"])
+        build(_parts(model), methods.load(name, options), out, precision="fp32", dialects=["ort"])
         stamp.write_text(code)
     compile_bundle(out)
     return out
+
+
+@functools.cache
+def _parts(model: str) -> Parts:
+    """Once in a process: what all variants share of the model is then traced once."""
+    return models.load(model)
 
 
 def _builders(method: str) -> list[str]:

@@ -16,6 +16,7 @@ from foveate.runtime import check, costs, inspect_bundle
 from foveate.runtime.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
+PARTS = llava.tiny(layers=4)  # one for all: what methods share is traced once
 QUESTION = "What is left of the bus?"
 FIXED = {"tome": {"keep": "64"}}  # methods whose budget is decided when a bundle is built
 
@@ -28,7 +29,7 @@ def pipes(tmp_path_factory):
         key = "-".join([method, *options.values()])
         if key not in found:
             build(
-                llava.tiny(layers=4),
+                PARTS,
                 methods.load(method, options),
                 root / key,
                 precision="fp32",

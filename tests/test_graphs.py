@@ -28,6 +28,7 @@ VARIANTS = {
 }
 TOLERANCE = {"float32": 2e-4, "float16": 2e-2}  # largest error over largest value; scores and kept sets aside
 COMPILED: dict[str, int] = {}
+PARTS = llava.tiny(layers=4)  # one for all: what variants share is traced once
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def bundles(tmp_path_factory):
         out = root / f"{variant}.{precision}"
         if not out.exists():
             name, options = VARIANTS[variant]
-            build(llava.tiny(layers=4), methods.load(name, options), out, precision=precision)
+            build(PARTS, methods.load(name, options), out, precision=precision)
         return out
 
     return get
