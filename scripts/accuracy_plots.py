@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 __all__ = ["AXES", "plot"]
@@ -24,7 +25,9 @@ SYSTEMS = {
 }
 BASELINES = ("pool", "random", "uniform")
 _RIVAL, _BASELINE, _INK = "#C4C4C4", "#6A6A6A", "#333333"
-_GAP = 2.6  # per cent of the axis' height between labels
+_QUIET = "#8E8E8E"
+_GAP = 2.6  # per cent of the axis' height between names
+_COLUMN = 1.5  # as far to the right as this factor, names share a column
 
 Row = Mapping[str, Any]
 AXES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
@@ -112,32 +115,36 @@ def _finish(axes: Axes, title: str, points: Sequence[_Point]) -> None:
 
 
 def _label(axes: Axes, ends: Mapping[str, _Point]) -> None:
-    """Names beside the left ends, moved apart where they would stand on one another."""
+    """Names to the left of the left ends; ends that stand close to one another share a column, in which names move apart."""
     bottom, top = axes.get_ylim()
-    named = sorted(ends, key=lambda name: ends[name].y)
-    heights = _apart([ends[name].y for name in named], _GAP / 100 * (top - bottom))
-    edge = min(point.x for point in ends.values())
-    for name, height in zip(named, heights, strict=True):
-        system = name in SYSTEMS
-        colour = SYSTEMS[name][0] if system else _BASELINE if name in BASELINES else "#9A9A9A"
-        axes.annotate(
-            name,
-            (ends[name].x, ends[name].y),
-            (edge * 0.94, height),
-            textcoords="data",
-            ha="right",
-            va="center",
-            color=colour,
-            fontsize=9 if system else 7,
-            fontweight="bold" if system else "normal",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.4,
-                "relpos": (1, 0.5),
-                "shrinkB": 3,
-            },
-        )
+    columns: list[list[str]] = []
+    for name in sorted(ends, key=lambda name: ends[name].x):
+        if not columns or ends[name].x > _COLUMN * ends[columns[-1][0]].x:
+            columns.append([])
+        columns[-1].append(name)
+    for column in columns:
+        column.sort(key=lambda name: ends[name].y)
+        heights = _apart([ends[name].y for name in column], _GAP / 100 * (top - bottom))
+        edge = 0.94 * min(ends[name].x for name in column)
+        for name, height in zip(column, heights, strict=True):
+            _name(axes, name, ends[name], edge, height)
+
+
+def _name(axes: Axes, name: str, end: _Point, x: float, y: float) -> None:
+    system = name in SYSTEMS
+    colour = SYSTEMS[name][0] if system else _BASELINE if name in BASELINES else _QUIET
+    text = axes.annotate(
+        name,
+        (end.x, end.y),
+        (x, y),
+        ha="right",
+        va="center",
+        color=colour,
+        fontsize=9 if system else 7,
+        fontweight="bold" if system else "normal",
+        arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "relpos": (1, 0.5), "shrinkB": 3},
+    )
+    text.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
