@@ -28,7 +28,7 @@ import numpy as np
 from accuracy_bundles import ready_bundle
 from accuracy_compare import answer_all
 from accuracy_report import wilson
-from accuracy_scenes import UNPRUNED, Plan, held_out
+from accuracy_scenes import PER_SCENE, UNPRUNED, Plan, held_out
 from rich.progress import track
 
 from foveate.calib.scenes import HELD_OUT, KINDS
@@ -76,9 +76,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--pictures", type=int, default=200, help="for bias and ocvtp")
     parser.add_argument("--first-seed", type=int, default=HELD_OUT)
     parser.add_argument("--work", type=Path, default=Path("bundles/accuracy"))
-    parser.add_argument(
-        "--decoder", type=Path, help="where training left ocvtp_decoder.safetensors, which is not shipped"
-    )
     args = parser.parse_args(argv)
     plan = Plan(args.model, args.work, tuple(args.budgets), args.questions, KINDS, args.first_seed)
     results = {name: CLAIMS[name](plan, args) for name in args.claims or CLAIMS}
@@ -197,7 +194,7 @@ def _removed(plan: Plan, variant: str, pictures: int) -> list[dict[str, Any]]:
     rows, columns = pipe.manifest.grid
     keeps = plan.keeps(variant, pipe.manifest)
     stays = np.zeros((len(keeps), QUARTERS))
-    scenes = held_out(pictures, plan.first_seed, ("location",))
+    scenes = held_out(pictures, plan.first_seed, ("location",))  # some have two such questions
     for asked in track(scenes, variant, transient=True):
         seen = pipe.see(asked.scene.picture)
         for at, keep in enumerate(keeps):
@@ -220,12 +217,9 @@ def ocvtp(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     import ocvtp_decoder
     from ocvtp_features import encode
 
-    from foveate.export import pruner_weights
-    from foveate.export.slots import SlotPruner
-
-    scenes = held_out(args.pictures, plan.first_seed, ("existence",))
+    scenes = held_out(args.pictures * PER_SCENE, plan.first_seed, KINDS)
     features = encode(plan.model, (asked.scene.picture for asked in scenes))
-    pruner = pruner_weights.load(SlotPruner(features.shape[2]), Path(plan.model) / "ocvtp.safetensors").eval()
+    pruner, decoder = ocvtp_decoder.load(Path(plan.model))
     rows = []
     for variant in ("ocvtp", "uniform", "random", "divprune"):
         pipe = Pipeline.load(ready_bundle(plan.model, variant, plan.folder), threads=1)
@@ -246,9 +240,6 @@ def ocvtp(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     for row in sorted(rows, key=lambda row: -row["keep"]):
         share = f"{100 * row['slot_share']:.1f} %" if "slot_share" in row else ""
         print(f"| {row['keep']} | {row['selection']} | {row['nearest_error']:.3f} | {share} |")
-    if args.decoder is None:
-        return {"selections": rows}
-    pruner, decoder = ocvtp_decoder.load(args.decoder)
     grid, told = pipe.manifest.grid, {}
     print(
         "\n| slots | error of the decoder | when slots look at their picks | at uniform tokens | at random ones |"
