@@ -39,7 +39,9 @@ def main(argv: list[str]) -> int:
     plan = Plan(
         args.model, args.work, tuple(args.budgets), args.questions, tuple(args.kinds), args.first_seed
     )
-    names = named(plan, [UNPRUNED, *(args.methods or methods.names())])
+    names, left_out = named(plan, [UNPRUNED, *(args.methods or methods.names())])
+    for line in left_out:
+        SCREEN.print(line, markup=False, highlight=False)
     answers, failures = answer_all(plan, list(names), args.workers)
     if UNPRUNED in failures:
         return 1
@@ -50,7 +52,8 @@ def main(argv: list[str]) -> int:
         for row in report.rows_of(names[variant], records, times.get(variant, {}))
     ]
     print(report.by_budget(rows, total_of(rows)))
-    document = {"model": args.model, "first_seed": args.first_seed, "layers": layers_of(plan), "rows": rows}
+    document = {"model": args.model, "first_seed": args.first_seed, "layers": layers_of(plan)}
+    document |= {"left_out": left_out, "failed": list(failures), "rows": rows}
     if args.docs:
         from accuracy_docs import write
 
@@ -83,18 +86,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def named(plan: Plan, variants: Sequence[str]) -> dict[str, str]:
-    """The variants to build, and what each is called in tables: those that differ in a fixed budget alone, the same."""
+def named(plan: Plan, variants: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The variants to build, and what each is called in tables: those that differ in a fixed budget alone, the same.
+    Also which budgets are left out, and why."""
     names: dict[str, str] = {}
+    left_out: list[str] = []
     for variant in variants:
         try:
             found, missing = at_budgets(plan.model, variant, plan.budgets)
         except UserError:  # told when it is built: one that fails does not stop the others
             found, missing = [variant], []
         names |= dict.fromkeys(found, variant)
-        for line in missing:
-            SCREEN.print(line, markup=False, highlight=False)
-    return names
+        left_out += missing
+    return names, left_out
 
 
 def answer_all(

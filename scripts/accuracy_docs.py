@@ -36,7 +36,7 @@ inside it have fewer places to choose from than in a model of 32.
 Per cent of right answers by the number of visual tokens asked for; the best first, by the mean over budgets.
 
 {overall}
-
+{left_out}
 ![accuracy against tokens](accuracy-tokens.png)
 
 ![accuracy against FLOPs](accuracy-flops.png)
@@ -76,6 +76,7 @@ def write(folder: Path, document: dict[str, Any], *, kinds: Sequence[str], comma
         model=document["model"],
         layers=document["layers"],
         overall=report.by_budget(rows, whole["keep"]),
+        left_out="".join(f"\n- {line}\n" for line in document["left_out"]),
         kinds="".join(
             f"\n### {keep} tokens ({100 * keep / whole['keep']:.1f} %)\n\n{report.by_kind(rows, keep, kinds)}\n"
             for keep in keeps
