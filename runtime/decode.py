@@ -7,7 +7,7 @@ the cache is known item by item, so a prompt that begins like the last one is co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -167,6 +167,7 @@ class Decoder:
         left: list[list[np.ndarray]] = [[] for _ in pictures]
         for segment in self.segments:
             segment.cache.reserve(segment.cache.length + len(chunk) + new_tokens)
+            chunk = replace(chunk, positions=segment.places(chunk.positions))
             outputs = segment.run(rows, chunk.positions)
             if segment.pruner is not None:
                 rows, chunk, carried = segment.prune(outputs, rows, chunk, carried)

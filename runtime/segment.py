@@ -72,14 +72,17 @@ class Segment:
         self._rows_name = engine.spec.inputs[0].name
         self._last = any(tensor.name == "last" for tensor in engine.spec.inputs)
 
+    def places(self, positions: np.ndarray) -> np.ndarray:
+        """Where rows at ``positions [T]`` stand here, behind what is cached: there, or where this segment counts them."""
+        start = self.cache.length
+        return np.arange(start, start + len(positions)) if self._renumbers else positions
+
     def run(self, rows: Feed, positions: np.ndarray) -> dict[str, Buffer]:
-        """``rows [1,T,D]`` behind what is cached, at ``positions [T]`` unless this segment counts its own."""
+        """``rows [1,T,D]`` behind what is cached, at ``places(positions)``."""
         count = rows.shape[1]
-        if self._renumbers:
-            positions = np.arange(self.cache.length, self.cache.length + count)
         feeds = {
             self._rows_name: rows,
-            "position_ids": positions[None],
+            "position_ids": self.places(positions)[None],
             "write_index": np.array([self.cache.length], np.int64),
             **({"last": np.array([count - 1], np.int64)} if self._last else {}),
             **self.cache.feeds(),

@@ -136,6 +136,31 @@ def test_a_picture_in_a_later_turn_is_pruned_too(pipes, name):
     assert len(again.kept[0]) <= len(first.kept[0]) and again.timings.reused_rows < 40
 
 
+@pytest.mark.parametrize("name", ["pyramiddrop", "feather"])
+def test_pruners_are_told_the_positions_that_their_segment_uses(pipes, name, monkeypatch):
+    """Renumbered at every cut ("compact") or those of the whole prompt ("keep")."""
+    chat, fed = pipes(name).chat(), []
+    for segment in chat._decoder.segments:
+        run = segment.engine.run
+        monkeypatch.setattr(segment.engine, "run", lambda feeds, run=run: fed.append(feeds) or run(feeds))
+        if segment.pruner is not None:
+            prune = segment.pruner.run
+            monkeypatch.setattr(
+                segment.pruner, "run", lambda feeds, prune=prune: fed.append(feeds) or prune(feeds)
+            )
+    answer = chat.ask(QUESTION, pictures(1), keep=10, max_new_tokens=1)
+    positions = [feeds["position_ids"][0] for feeds in fed if "position_ids" in feeds]
+    whole = np.arange(answer.timings.prompt_rows)
+    if name == "feather":  # its score is without rotary embedding: the three segments alone are told
+        assert len(positions) == 3
+        assert set(positions[1]) < set(whole) and positions[1][-1] == positions[2][-1] == whole[-1]
+    else:
+        assert len(positions) == 5
+        for each in positions:
+            np.testing.assert_array_equal(each, np.arange(len(each)))
+        assert len(positions[2]) == len(positions[3]) < len(whole)
+
+
 def test_numbers_left_behind_every_cut(pipes):
     picture = pictures(1)
     for keep in (1, 7, 64):
