@@ -1,0 +1,74 @@
+"""Factors folded into a decoder's weights: another model with the same outputs, whose tensors are easier to quantize.
+
+Division of an input's channels by positive factors f, and multiplication of the matrices that read it by the same, changes
+nothing: x W = (x / f) (f W), with W ``[in, out]``. The division goes into what makes x: the norm before q, k and v, or before
+gate and up; the columns of v where o reads what attention mixes of them; the columns of up where down reads silu(gate) * up.
+So neither AWQ (arXiv 2306.00978) nor SmoothQuant (arXiv 2211.10438) adds an operator to a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["GROUPS", "Group", "Smoothed", "of_layer"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Matrices of a decoder layer that read one input, and the module that makes it; paths in the layer."""
+
+    reads: tuple[str, ...]
+    maker: str
+
+    @property
+    def name(self) -> str:
+        """The matrix under whose name the input is kept."""
+        return self.reads[0]
+
+
+GROUPS = (
+    Group(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"),
+    Group(("self_attn.o_proj",), "self_attn.v_proj"),
+    Group(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
+    Group(("mlp.down_proj",), "mlp.up_proj"),
+)
+
+
+def of_layer(name: str) -> tuple[str, str] | None:
+    """``llm.layers.3.mlp.up_proj.weight`` -> ``llm.layers.3.`` and ``mlp.up_proj``; None for what is in no layer."""
+    parts = name.split(".")
+    if parts[:2] != ["llm", "layers"] or len(parts) < 5:
+        return None
+    return ".".join(parts[:3]) + ".", ".".join(parts[3:-1])
+
+
+class Smoothed:
+    """``weights`` (``export.parts.Weights``) with ``factors`` folded in; whatever no factor touches comes as it is.
+
+    ``factors``: float32 [in] by the weight's name; the matrices of a group have the same. Factors of ``o_proj`` need as
+    many key heads as query heads.
+    """
+
+    def __init__(self, weights: Any, factors: Mapping[str, np.ndarray]) -> None:
+        self._weights, self._factors = weights, factors
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._weights
+
+    def get(self, name: str) -> Any:
+        value = self._weights.get(name)
+        place = of_layer(name)
+        if place is None:
+            return value
+        layer, module = place
+        made = next((group for group in GROUPS if group.maker == module), None)
+        divisor = self._factors.get(f"{layer}{made.name}.weight") if made else None
+        if name in self._factors:
+            value = value.float() * value.new_tensor(self._factors[name]).float()[:, None]
+        if divisor is not None:  # a norm, the columns of a matrix, or its bias
+            value = value.float() / value.new_tensor(divisor).float()
+        return value
