@@ -35,6 +35,7 @@ __all__ = [
     "cache_bytes",
     "decode_flops",
     "measured",
+    "merged_vision_flops",
     "of",
     "prefill_flops",
     "schedule",
@@ -157,6 +158,30 @@ def vision_flops(
     layer = n * (4 * hidden**2 + 2 * hidden * intermediate) + 2 * n * n * hidden
     ends = 3 * patch_size**2 * hidden + hidden * projected + projected**2
     return 2 * (layers * layer + patches * ends)
+
+
+def merged_vision_flops(
+    *,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    full_layers: int,
+    window: int,
+    patches: int,
+    patch_size: int,
+    mlp_matrices: int,
+    merge: int,
+    mergers: int,
+    projected: int,
+) -> int:
+    """FLOPs of Qwen's towers: no class token, ``full_layers`` in which every pair attends and windows of ``window`` patches
+    in the rest, patches of two frames, and ``mergers`` that join ``merge`` by ``merge`` patches in an MLP of two matrices
+    (Qwen3-VL has one more for each of its deepstack layers)."""
+    rows = layers * patches * (4 * hidden**2 + mlp_matrices * hidden * intermediate)
+    pairs = full_layers * patches**2 + (layers - full_layers) * patches * window
+    joined = merge**2 * hidden
+    merging = mergers * (patches // merge**2) * (joined**2 + joined * projected)
+    return 2 * (rows + 2 * pairs * hidden + patches * 6 * patch_size**2 * hidden + merging)
 
 
 def _weighted(parts: list[tuple[int, int]]) -> int:
