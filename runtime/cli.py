@@ -26,6 +26,7 @@ VERBS = {
     "chat": ("foveate.runtime.chat", "talk about pictures, turn by turn"),
     "check": ("foveate.runtime.check", "prove a bundle on this machine"),
     "inspect": ("foveate.runtime.inspect_bundle", "show what a bundle holds"),
+    "plan": ("foveate.jetson.plan", "estimate memory and speed on a device before anything is built"),
 }
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as shells have it

@@ -1,0 +1,272 @@
+"""What a plan must know of a model: a decoder, a vision encoder and a method as plain numbers. No torch, nothing built.
+
+In: a name of ``models.json``, a ``config.json`` in Hugging Face's format, or a bundle; a method of ``methods.json``, which
+``scripts/plan_methods.py`` writes from the methods themselves. Out: a ``Model``, whose ``manifest`` is what
+``runtime.costs`` reads: that of the bundle, or one that says as much of a bundle that is not built yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from foveate.engines.errors import UserError, unknown
+from foveate.runtime import costs
+from foveate.runtime.budget import Keep, resolve_keep
+from foveate.runtime.bundle import Manifest, load
+
+__all__ = ["Model", "known", "methods", "model"]
+
+_HALF = 2  # bytes of what is in the compute dtype of NVIDIA's engines
+_BYTES = {
+    "fp16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "int4": 0.5 + 2 / 128,
+}  # a weight; int4 with a scale per block of 128
+
+
+@dataclass(frozen=True)
+class Model:
+    """``vision`` None: it sees nothing. ``precision`` is that of the decoder's matrices; head and vision are FP16."""
+
+    name: str
+    manifest: Manifest
+    vision: Mapping[str, Any] | None
+    tied: bool
+    precision: str
+
+    @property
+    def decoder(self) -> dict[str, int]:
+        return self.manifest.decoder
+
+    def schedule(self, keep: Keep) -> costs.Schedule:
+        """``costs.schedule``; a bundle that merges in its vision encoder has its budget from when it is built, so one
+        that is not built yet has any. Raises UserError for a wrong ``keep``."""
+        manifest = self.manifest
+        if manifest.method.get("where") == "encoder":
+            count = resolve_keep(keep, manifest.num_visual_tokens, manifest.method)
+            manifest = replace(manifest, method=manifest.method | {"fixed_keep": count})
+        return costs.schedule(manifest, keep)
+
+    @property
+    def patches(self) -> int:
+        """Of a picture, before the encoder merges them."""
+        if self.vision is None:
+            return 0
+        return self.manifest.num_visual_tokens * self.vision.get("merge", 1) ** 2
+
+    @property
+    def vision_flops(self) -> int:
+        if self.vision is None:
+            return 0
+        sizes = {key: value for key, value in self.vision.items() if key not in ("kind", "patches")}
+        count = costs.vision_flops if self.vision["kind"] == "clip" else costs.merged_vision_flops
+        return count(**sizes, patches=self.patches, projected=self.decoder["hidden_size"])
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of the decoder's matrices, each of which every token reads."""
+        d = self.decoder
+        heads = (d["num_heads"] + d["num_kv_heads"]) * d["head_dim"]
+        each = d["hidden_size"] * (2 * heads + 3 * d["intermediate_size"])
+        return round(d["num_layers"] * each * _BYTES[self.precision])
+
+    @property
+    def head_bytes(self) -> int:
+        return self.decoder["vocab_size"] * self.decoder["hidden_size"] * _HALF
+
+    @property
+    def vision_bytes(self) -> int:
+        """Bytes of the encoder's and the projector's matrices."""
+        v = self.vision
+        if v is None:
+            return 0
+        row = 4 * v["hidden"] ** 2 + v.get("mlp_matrices", 2) * v["hidden"] * v["intermediate"]
+        joined = v["hidden"] * v.get("merge", 1) ** 2
+        width = self.decoder["hidden_size"]
+        inner = joined if v["kind"] == "merged" else width
+        return _HALF * (v["layers"] * row + v.get("mergers", 1) * inner * (joined + width))
+
+
+@cache
+def _table(name: str) -> dict[str, Any]:
+    return json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+def known() -> list[str]:
+    """Names of models that see."""
+    return sorted(name for name, row in _table("models.json")["models"].items() if row["vision"])
+
+
+def methods() -> list[str]:
+    return sorted(_table("methods.json"))
+
+
+def model(
+    name: str, method: str = "none", precision: str = "int4", visual_tokens: int | None = None
+) -> Model:
+    """``name`` is one of ``models.json`` or the path of a ``config.json``, a bundle's directory takes everything else from
+    the bundle. ``visual_tokens`` per picture, where the model takes pictures of any size. Raises UserError."""
+    if precision not in _BYTES:
+        raise unknown("precision", precision, _BYTES)
+    path = Path(name)
+    if path.is_dir() and (path / "bundle.json").is_file():
+        return _of_bundle(path)
+    row = _of_config(path) if path.is_file() else _row(name)
+    vision = row["vision"]
+    return Model(row["name"], _unbuilt(row, method, precision, visual_tokens), vision, row["tied"], precision)
+
+
+def _row(name: str) -> dict[str, Any]:
+    table = _table("models.json")
+    if name not in table["models"]:
+        raise unknown("model", name, table["models"])
+    row = table["models"][name]
+    return {"name": name, **row, "vision": table["vision"].get(row["vision"])}
+
+
+def _unbuilt(row: dict[str, Any], method: str, precision: str, visual_tokens: int | None) -> Manifest:
+    """A manifest with no graphs: what ``costs.schedule`` reads is there."""
+    total = visual_tokens or row["visual_tokens"]
+    if (
+        visual_tokens
+        and row["vision"]
+        and row["vision"]["kind"] == "clip"
+        and visual_tokens != row["visual_tokens"]
+    ):
+        raise UserError(
+            f"{row['name']} makes {row['visual_tokens']} visual tokens of every picture | got {visual_tokens} | leave it out",
+            code=2,
+        )
+    table = _table("methods.json")
+    if "+" in method:
+        raise UserError(
+            f"a pair of methods is planned from its bundle | got {method} | foveate build it, then foveate plan BUNDLE",
+            code=2,
+        )
+    if method not in table:
+        raise unknown("method", method, table)
+    facts, layers = table[method], row["decoder"]["num_layers"]
+    cuts = [_cut(cut, layers) for cut in facts["cuts"]]
+    stages = ["vision_encoder", *(["pruner"] if facts["where"] == "before" else [])]
+    for number in range(len(cuts)):
+        stages += [f"llm.{number}", f"pruner.{number}"]
+    stages += [f"llm.{len(cuts)}" if cuts else "llm"]
+    return Manifest(
+        name=f"{row['name']}.{method}.{precision}",
+        family="",
+        source={"model": row["name"]},
+        method={"name": method, "options": {}, "where": facts["where"]},
+        precision={"decoder": precision, "head": "compute dtype", "vision": "compute dtype"},
+        stages=tuple(stages),
+        graphs={},
+        dialects={},
+        num_visual_tokens=total,
+        grid=(1, total),
+        decoder=row["decoder"],
+        image={},
+        prompt={},
+        files={},
+        cuts=tuple(cuts),
+        budgets=facts["budgets"],
+        limits=facts["limits"],
+    )
+
+
+def _cut(cut: int | str, layers: int) -> int:
+    """A layer's number, or "8/32": that share of the layers."""
+    if isinstance(cut, int):
+        return cut
+    part, whole = map(int, cut.split("/"))
+    return round(layers * part / whole)
+
+
+def _of_bundle(path: Path) -> Model:
+    manifest = load(path).manifest
+    source = str(manifest.source.get("model", "")).rpartition("/")[2].lower()
+    names = [name for name in known() if source.startswith(name)]
+    if not names:
+        raise UserError(
+            f"the vision encoder of {path} is not known by its numbers | its model is {source or 'not named'}, "
+            f"known are {', '.join(known())} | foveate plan --model CONFIG.json --method ...",
+            code=2,
+        )
+    row = _row(max(names, key=len))
+    decoder = manifest.precision.get("decoder", "")
+    precision = decoder if decoder in _BYTES else "fp16"
+    return Model(manifest.name, manifest, row["vision"], row["tied"], precision)
+
+
+def _of_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return _CONFIGS[config["model_type"]](config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"cannot plan from {path} | {type(error).__name__}: {error} "
+            f"| expected a config.json of {', '.join(sorted(_CONFIGS))} that states its sizes",
+            code=2,
+        ) from error
+
+
+def _decoder(text: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes that a config leaves out are LLaMA-7B's, as in transformers."""
+    hidden, heads = text.get("hidden_size", 4096), text.get("num_attention_heads", 32)
+    return {
+        "num_layers": text.get("num_hidden_layers", 32),
+        "num_heads": heads,
+        "num_kv_heads": text.get("num_key_value_heads") or heads,
+        "head_dim": text.get("head_dim") or hidden // heads,
+        "hidden_size": hidden,
+        "intermediate_size": text.get("intermediate_size", 11008),
+        "vocab_size": text.get("vocab_size", 32000),
+        "max_positions": text.get("max_position_embeddings", 2048),
+    }
+
+
+def _llava(config: Mapping[str, Any]) -> dict[str, Any]:
+    v = config["vision_config"]
+    layer = config.get("vision_feature_layer", -2)
+    patches = (v["image_size"] // v["patch_size"]) ** 2
+    vision = {
+        "kind": "clip",
+        "hidden": v["hidden_size"],
+        "intermediate": v["intermediate_size"],
+        "layers": layer % (v["num_hidden_layers"] + 1),
+        "patch_size": v["patch_size"],
+        "patches": patches,
+    }
+    tied = bool(config.get("tie_word_embeddings", False))
+    decoder = _decoder(config["text_config"])
+    return {"name": "llava", "vision": vision, "visual_tokens": patches, "tied": tied, "decoder": decoder}
+
+
+def _qwen(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Qwen2.5-VL, whose text sizes may stand at the top, and Qwen3-VL."""
+    v, text = config["vision_config"], config.get("text_config") or config
+    windows = "fullatt_block_indexes" in v
+    vision = {
+        "kind": "merged",
+        "hidden": v["hidden_size"],
+        "intermediate": v["intermediate_size"],
+        "layers": v["depth"],
+        "patch_size": v["patch_size"],
+        "merge": v.get("spatial_merge_size", 2),
+        "mlp_matrices": 3 if windows else 2,
+        "full_layers": len(v["fullatt_block_indexes"]) if windows else v["depth"],
+        "window": (v.get("window_size", 112) // v["patch_size"]) ** 2 if windows else 0,
+        "mergers": 1 + len(v.get("deepstack_visual_indexes", ())),
+    }
+    side = v["patch_size"] * vision["merge"]
+    tokens = round(640 / side) * round(480 / side)  # of a picture of 640 x 480
+    tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+    name = config["model_type"]
+    return {"name": name, "vision": vision, "visual_tokens": tokens, "tied": tied, "decoder": _decoder(text)}
+
+
+_CONFIGS = {"llava": _llava, "qwen2_5_vl": _qwen, "qwen3_vl": _qwen}
