@@ -43,6 +43,7 @@ from foveate.export import picking
 from foveate.export.inside import Cut, Inside, Rows, best_of_picture, causal, in_proportion
 from foveate.export.methods import base
 from foveate.export.parts import DecoderSpec, ModelSpec
+from foveate.runtime.budget import stage_keep
 
 __all__ = ["Method"]
 
@@ -94,6 +95,17 @@ class Method(Inside):
             )
             for stage in range(3)
         }
+
+    def leaves(self, spec: ModelSpec, keep: int, entered: int) -> dict[str, int]:
+        """The clusters of version 1 count: they are rows as any."""
+        if self.version == "2":
+            return {}
+        total, left = entered, {}
+        for stage, points in self.budgets(spec).items():
+            lost = max(0, entered - stage_keep(points, keep, total))
+            entered -= lost - (_clusters(lost) if lost else 0)
+            left[stage] = entered
+        return left
 
     def reads(self, stage: int) -> tuple[str, ...]:
         return ("position_ids",) if stage else ("position_ids", "inputs_embeds")
@@ -181,9 +193,8 @@ def _recycled(rows: Rows, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tenso
     bool, and ``hidden [1,T,D]`` with the means of the clusters in the peaks' rows."""
     size = score.shape[1]
     lost = (rows.same & dropped[:, None]).to(torch.int64).sum(-1)
-    taken = lost * 3 // 10 + 1
-    among = dropped & (_places(score, rows.same & dropped[:, None]) < taken)
-    clusters = taken // 10 + 1
+    among = dropped & (_places(score, rows.same & dropped[:, None]) < _taken(lost))
+    clusters = _clusters(lost)
     pairs = rows.same & among[:, :, None] & among[:, None]
     distance = torch.where(pairs, _distances(rows), _FAR)
     number = _places(_standing(distance, rows.same, clusters), pairs)
@@ -195,6 +206,15 @@ def _recycled(rows: Rows, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tenso
     member = (pairs & peak[:, :, None] & (goes[:, None] == number[:, :, None])).float()
     mean = torch.matmul(member, rows.hidden.float()) / member.sum(-1, keepdim=True).clamp(min=1)
     return number, peak, torch.where(peak[:, :, None], mean.to(rows.hidden.dtype), rows.hidden)
+
+
+def _taken(lost: int | Tensor) -> int | Tensor:
+    """How many of the ``lost`` tokens are recycled."""
+    return lost * 3 // 10 + 1
+
+
+def _clusters(lost: int | Tensor) -> int | Tensor:
+    return _taken(lost) // 10 + 1
 
 
 def _standing(distance: Tensor, same: Tensor, clusters: Tensor) -> Tensor:

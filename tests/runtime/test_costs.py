@@ -206,6 +206,18 @@ def test_what_a_stage_may_leave_stands_above_what_it_is_given(llava):
         assert [count for _, count in got[1:]] == pytest.approx([*exact.values()], rel=0.02, abs=1)
 
 
+@pytest.mark.parametrize("keep", [64, 96, 128, 192])
+def test_the_clusters_of_sparsevlm_are_part_of_its_published_budgets(keep: int) -> None:
+    """Only with them its lists come to the budgets that they are for, as the mean over 32 layers."""
+    methods = pytest.importorskip("foveate.export.methods")
+    parts = pytest.importorskip("foveate.export.parts")
+    decoder = parts.DecoderSpec(4096, 11008, 32, 32, 32, 128, 32064, 1e-5, 1e4, 4096, False)
+    model = parts.ModelSpec("llava", parts.VisionSpec(336, 14, 64, 64, 1, 1, "gelu", 1e-5), decoder, ())
+    left = methods.load("sparsevlm").leaves(model, keep, 576).values()
+    layers = 2, 4, 9, 17  # the authors count a pruning layer as pruned
+    assert costs.average_tokens(tuple(zip(layers, (576, *left), strict=True))) == pytest.approx(keep, abs=1)
+
+
 def test_measured_schedule(llava):
     stages = {"pruner.0": np.arange(217), "pruner.1": np.arange(19)}
     assert costs.measured(llava, stages) == ((8, 576), (8, 217), (16, 19))
