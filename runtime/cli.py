@@ -27,6 +27,7 @@ VERBS = {
     "check": ("foveate.runtime.check", "prove a bundle on this machine"),
     "inspect": ("foveate.runtime.inspect_bundle", "show what a bundle holds"),
     "plan": ("foveate.jetson.plan", "estimate memory and speed on a device before anything is built"),
+    "doctor": ("foveate.jetson.doctor", "show what is on this machine and what is wrong with it"),
 }
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as shells have it

@@ -1,0 +1,129 @@
+"""The doctor on recorded machines (conftest.py has their sources) and on this one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from foveate.engines.errors import UserError
+from foveate.jetson import system
+from foveate.jetson.doctor import examine, main
+from foveate.jetson.inventory import PowerMode, look
+from foveate.jetson.system import System
+
+DESKTOP = {"/etc/systemd/system/default.target": "/usr/lib/systemd/system/graphical.target"}
+
+
+def findings(machine: System, **needs) -> dict[str, str]:
+    """What it says, by kind and what, with the command."""
+    return {f"{f.kind}: {f.what}": f.fix for f in examine(look(machine, Path(".")), **needs)}
+
+
+def test_a_machine_on_which_all_is_well_is_left_in_peace(recorded):
+    assert findings(recorded("agx")) == {}
+
+
+def test_what_is_there(recorded):
+    here = look(recorded("nano"), Path("."))
+    assert here.is_jetson and here.model.endswith("Developer Kit Super")
+    assert (here.l4t, here.jetpack.jetpack, here.cuda, here.tensorrt) == (
+        "36.4.3",
+        "6.2",
+        "12.6.11",
+        "10.3.0",
+    )
+    assert (here.gpu, here.driver) == ("Orin (nvgpu)", "540.4.0")
+    assert here.power == PowerMode(0, "15W") and here.power_modes[-1] == PowerMode(2, "MAXN_SUPER")
+    assert here.clocks_locked is False and here.cma == 256 << 20 and here.zram == 2 * 1950800 * 1024
+    assert here.memory == 7803200 * 1024 and here.onnxruntime == "1.23.2"
+    seven = look(recorded("agx"), Path("."))
+    assert (seven.l4t, seven.jetpack.jetpack, seven.tensorrt) == ("39.2.1", "7.2", "10.16.2")
+    assert seven.clocks_locked is True
+
+
+def test_a_nano_as_it_comes(recorded):
+    found = findings(recorded("nano", links=DESKTOP))
+    assert all(what.startswith("advice") for what in found)
+    said = "\n".join(found)
+    for word in (
+        "15W; MAXN_SUPER is faster",
+        "clocks follow",
+        "desktop",
+        "zram",
+        "no swap on the disk",
+        "256 MiB",
+    ):
+        assert word in said
+    assert "sudo nvpmodel -m 2" in found.values() and "sudo jetson_clocks" in found.values()
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "fix"),
+    (
+        ({"files": {"/etc/nv_tegra_release": "# R35 (release), REVISION: 4.1, GCID: 0\n"}}, "35.4.1 is older", "flash"),
+        ({"files": {"/usr/local/cuda/version.json": None}}, "CUDA is not installed", "nvidia-jetpack"),
+        ({"files": {"/usr/lib/aarch64-linux-gnu/libnvinfer.so.10": None,
+                    "/usr/lib/aarch64-linux-gnu/libnvinfer.so.10.16.2": None}}, "TensorRT is not installed", "python3-libnvinfer"),
+        ({"outputs": {"import tensorrt": None}}, "this Python does not see it", "--system-site-packages"),
+        ({"outputs": {"import onnxruntime": None, "distributions": "[]"}}, "onnxruntime is not installed", "pip install onnxruntime"),
+        ({"outputs": {"import onnxruntime": None}}, "cannot be imported", "--force-reinstall"),
+        ({"outputs": {"distributions": '["onnxruntime", "onnxruntime-gpu"]'}}, "both installed", "pip uninstall"),
+        ({"free": 10**9}, "1.0 GB of disk are free, 5.0 are wanted", "apt clean"),
+    ),
+)  # fmt: skip
+def test_each_problem_has_its_command(recorded, change, what, fix):
+    """One thing is broken on a machine on which all was well: one problem, and its command."""
+    found = findings(recorded("agx", **change))
+    assert len(found) == 1, found
+    ((said, command),) = found.items()
+    assert said.startswith("problem") and what in said and fix in command
+
+
+def test_memory_that_a_bundle_needs(recorded):
+    found = findings(recorded("agx"), memory=70e9)
+    assert list(found) == ["problem: 61.4 GB of memory are free, 70.0 are wanted"]
+
+
+def test_a_desktop_gpu_without_a_driver(recorded):
+    bus = {
+        "/sys/bus/pci/devices/0000:01:00.0/vendor": "0x10de\n",
+        "/sys/bus/pci/devices/0000:01:00.0/class": "0x030000\n",
+    }
+    ours = {"import onnxruntime": '["1.32.0", ["CPUExecutionProvider"]]', "distributions": '["onnxruntime"]'}
+    assert list(findings(recorded(files=bus, outputs=ours))) == [
+        "problem: there is an NVIDIA GPU and no driver for it"
+    ]
+    sound = {"/sys/bus/pci/devices/0000:01:00.0/class": "0x040300\n"}
+    assert findings(recorded(files=bus | sound, outputs=ours)) == {}
+    driver = ours | {"nvidia-smi": "NVIDIA GeForce RTX 4090, 580.65.06\n"}
+    ((said, command),) = findings(recorded(files=bus, outputs=driver)).items()
+    assert "does not use the NVIDIA GeForce RTX 4090" in said and "onnxruntime-gpu" in command
+
+
+def test_problems_come_first(recorded):
+    kinds = [f.kind for f in examine(look(recorded("nano", free=0), Path(".")))]
+    assert kinds[0] == "problem" and kinds == sorted(kinds, key=lambda kind: kind != "problem")
+
+
+def test_this_machine(capsys):
+    """Whatever it is: real files and commands, and its ONNX Runtime, which the tests run with."""
+    assert main(["--disk", "0", "--json"]) in (0, 1)
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["machine"]["onnxruntime"] and "CPUExecutionProvider" in facts["machine"]["providers"]
+    assert facts["machine"]["memory"] > facts["machine"]["memory_free"] > 0
+    assert main(["--disk", "1e9"]) == 1
+    out = capsys.readouterr().out
+    assert "of disk are free" in out and "onnxruntime" in out
+    with pytest.raises(UserError, match="no such directory"):
+        main(["--path", "/nowhere/at/all"])
+
+
+def test_a_command_that_fails_or_hangs_is_not_there(monkeypatch):
+    monkeypatch.setattr(system, "_SECONDS", 0.2)
+    assert system.run("no-such-command-anywhere") is None
+    assert system.run(sys.executable, "-c", "import sys; sys.exit(3)") is None
+    assert system.run(sys.executable, "-c", "import time; time.sleep(5)") is None
