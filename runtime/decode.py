@@ -127,7 +127,7 @@ class Decoder:
     def prefill(self, items: Sequence[Item], new_tokens: int) -> np.ndarray:
         """Logits [V] after ``items``, of which ``reuse`` told what is cached; room for ``new_tokens`` more is made."""
         rest = items[len(self.items) :]
-        embeds = np.concatenate([self._embed(item) for item in _runs(rest)]).astype(self._dtype, copy=False)
+        embeds = self.embed(rest)
         pictures = [item for item in rest if isinstance(item, Picture)]
         if pictures and len(self.segments) > 1:
             logits = self._shorten(embeds, rest, pictures, new_tokens)
@@ -143,8 +143,7 @@ class Decoder:
 
     def step(self, token: int) -> np.ndarray:
         """Logits [V] after one more token."""
-        embeds = self._embed([token]).astype(self._dtype, copy=False)
-        logits = self._run(embeds, self._positions([token]))
+        logits = self._run(self.embed([token]), self._positions([token]))
         self._append([token])
         return logits
 
@@ -163,7 +162,7 @@ class Decoder:
         self, embeds: np.ndarray, items: Sequence[Item], pictures: Sequence[Picture], new_tokens: int
     ) -> np.ndarray:
         """``_run`` with the pruners between the segments; tells the ``pictures`` what is left of them."""
-        rows, chunk, carried = embeds[None], self._describe(items), {}
+        rows, chunk, carried = embeds[None], self.describe(items), {}
         left: list[list[np.ndarray]] = [[] for _ in pictures]
         for segment in self.segments:
             segment.cache.reserve(segment.cache.length + len(chunk) + new_tokens)
@@ -177,8 +176,8 @@ class Decoder:
             picture.left = found
         return outputs["logits"].numpy()[0, 0]
 
-    def _describe(self, items: Sequence[Item]) -> Chunk:
-        """What is known of the rows of ``items``."""
+    def describe(self, items: Sequence[Item]) -> Chunk:
+        """What is known of the rows of ``items`` behind what is cached, before any pruner inside."""
         number, parts = 0, []
         for item in items:
             if isinstance(item, Picture):
@@ -190,8 +189,10 @@ class Decoder:
                 parts.append(np.array([[-1], [-1], [-1], [0], [0], [0]]))
         return Chunk(*np.concatenate(parts, axis=1).astype(np.int64), self._positions(items))
 
-    def _embed(self, run: list[int] | Picture) -> np.ndarray:
-        return run.tokens if isinstance(run, Picture) else self._table[run]
+    def embed(self, items: Sequence[Item]) -> np.ndarray:
+        """The rows [T,D] of ``items``, in the graph's dtype."""
+        rows = [run.tokens if isinstance(run, Picture) else self._table[run] for run in _runs(items)]
+        return np.concatenate(rows).astype(self._dtype, copy=False)
 
     def _positions(self, items: Sequence[Item]) -> np.ndarray:
         """int64 [rows] of ``items`` behind what is cached, in the first segment."""
