@@ -18,20 +18,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from foveate.calib import schemes
+from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
 from foveate.export import lower, methods, models, pruner_weights, write
+from foveate.export import precision as precisions
 from foveate.export.assemble import assemble
 from foveate.export.graph import Graph
 from foveate.export.methods import base
 from foveate.export.methods.base import Method
 from foveate.export.pair import Pair
 from foveate.export.parts import Parts
+from foveate.export.precision import Precision, choices
 from foveate.runtime import bundle
 from foveate.runtime.cli import Parser
 
-__all__ = ["PRECISIONS", "build", "main"]
-
-PRECISIONS = ("fp32", "fp16", "int4")
+__all__ = ["build", "main"]
 
 
 def _parser() -> Parser:
@@ -41,7 +43,15 @@ def _parser() -> Parser:
     )
     parser.add_argument("--method", required=True, help=f"one of {', '.join(methods.names())}")
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="int4", help="of the language model's layers"
+        "--precision", choices=choices(), default="int4", help="of the language model's layers"
+    )
+    parser.add_argument(
+        "--head-precision", choices=schemes.names(), help="of its head; default: the dtype of its graph"
+    )
+    parser.add_argument(
+        "--vision-precision",
+        choices=schemes.names(),
+        help="of the vision encoder's layers; default: the dtype of its graph",
     )
     parser.add_argument(
         "--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights"
@@ -52,7 +62,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--pruner", help="weights of a trained pruner: a .safetensors or .pth file, or a hub id"
     )
-    parser.add_argument("--dialects", default=",".join(lower.names()), help="comma-separated; default: all")
+    parser.add_argument(
+        "--dialects", help=f"comma-separated, of {', '.join(lower.names())}; default: all that can be had"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method"
     )
@@ -64,12 +76,14 @@ def _parser() -> Parser:
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     method = methods.load(args.method, _options(args.set))
-    dialects = list(dict.fromkeys(args.dialects.split(",")))
-    for name in dialects:
-        lower.dialect(name)
+    precision = Precision(args.precision, args.head_precision, args.vision_precision)
+    asked = list(dict.fromkeys(args.dialects.split(","))) if args.dialects else None
+    dialects, left_out = precisions.dialects(precision, asked, calibrated=False)
+    for name, reason in left_out.items():
+        print(f"the dialect {name} is left out: {reason}", file=sys.stderr)
     parts = models.load(args.model, load_format=args.load_format, clip=args.clip)
     out = args.out or Path("bundles") / f"{Path(args.model).name}.{args.method}.{args.precision}"
-    build(parts, method, out, precision=args.precision, dialects=dialects, pruner=args.pruner)
+    build(parts, method, out, precision=precision, dialects=dialects, pruner=args.pruner)
     if "ort" in dialects and not args.no_compile:
         from foveate.runtime.compile import compile_bundle
 
@@ -83,20 +97,22 @@ def build(
     method: Method | Pair,
     out: Path,
     *,
-    precision: str = "int4",
+    precision: Precision | str = "int4",
     dialects: list[str] | None = None,
     pruner: str | None = None,
+    statistics: Statistics | None = None,
 ) -> None:
     """Write the bundle of ``parts`` pruned by ``method`` to ``out``; an older bundle there is replaced at the end.
 
     ``pruner`` is where the weights of a trained method are (``pruner_weights.joined``). Raises UserError when ``out`` is
     something else than a bundle, when there are no such weights, and when the disk is full.
     """
-    dialects = dialects or lower.names()
+    precision = Precision.of(precision)
+    dialects, _ = precisions.dialects(precision, dialects, calibrated=statistics is not None)
     with _staging(out) as root, _stages() as stage:
         graphs = assemble(parts, method)
         parts = pruner_weights.joined(parts, method, pruner)
-        store, index = write.write_graphs(root, parts, graphs, precision, dialects, stage)
+        store, index = write.write_graphs(root, parts, graphs, precision, dialects, stage, statistics)
         table = write.write_embeddings(root, parts.weights, precision)
         write.write_files(root, parts, graphs)
         stage("recording golden.npz", 0, 1)
@@ -110,10 +126,10 @@ def _manifest(
     parts: Parts,
     method: Method | Pair,
     graphs: list[Graph],
-    precision: str,
+    precision: Precision,
     dialects: dict[str, dict[str, object]],
 ) -> dict[str, object]:
-    decoder, total = parts.spec.decoder, parts.spec.vision.num_tokens
+    decoder, total = parts.spec.decoder, parts.spec.vision.picture_tokens
     fields = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size")
     fields += ("vocab_size", "max_positions")
     return {
@@ -125,9 +141,10 @@ def _manifest(
             "options": methods.describe(method),
             "position_mode": method.position_mode,
             "fixed_keep": method.fixed_keep(parts.spec),
+            "whole": method.before is not None and method.before.whole,
             "position_mode_inside": method.inside.position_mode if method.inside else None,
         },
-        "precision": {"decoder": precision, "head": "compute dtype", "vision": "compute dtype"},
+        "precision": precision.describe(),
         "stages": [graph.spec.name for graph in graphs],
         "graphs": {graph.spec.name: graph.spec.to_json() for graph in graphs},
         "dialects": dialects,

@@ -1,13 +1,13 @@
 """Weights on their way from the checkpoint into external data: one tensor at a time, quantized in passing.
 
-``Store.write`` streams every tensor that the traced graphs ask for, once, in each encoding that some dialect
-needs; equal bytes are shared between dialects. ``attach`` then points a graph's initializers at them.
-Encodings: "float32", "float16" (or an integer dtype's name as it is), "int4".
+``Store.write`` streams every tensor that the traced graphs ask for, once, in each part that some dialect needs; equal
+bytes are shared between dialects. ``attach`` then points a graph's initializers at them. A weight's encoding is the name
+of a scheme (``calib/schemes``), or the dtype in which it is stored as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,12 +16,16 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from foveate.calib.schemes import int4
+from foveate.calib import schemes
+from foveate.calib.schemes.base import Form, Part, Quantized, Site, unpack
+from foveate.calib.statistics import InputStatistics, Statistics
+from foveate.engines.errors import UserError
 from foveate.export.parts import Weights
 
-__all__ = ["Store", "attach", "pending"]
+__all__ = ["Store", "attach", "packed", "parts_of", "pending", "require_ranges"]
 
 _ALIGNMENT = 4096  # a page: engines map the file instead of reading it
+_VALUES = ("int4", "int8", "uint8", "float8_e4m3fn")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class _Place:
     dtype: ir.DataType
 
 
+def packed(weights: Weights) -> Mapping[str, Callable[[], Quantized]]:
+    """The matrices that a checkpoint holds quantized already, by name: they are read as they are. Most have none."""
+    return getattr(weights, "packed", {})
+
+
 class Store:
     """External data under ``root/weights``. Reads back what it wrote, so it is itself a source of Weights."""
 
@@ -42,55 +51,48 @@ class Store:
         self._files: dict[str, BinaryIO] = {}
         (root / "weights").mkdir()
 
-    def write(self, wanted: dict[str, set[str]], progress: Callable[[str], None] = lambda name: None) -> None:
-        """Write every tensor of ``wanted`` (name -> encodings); ``progress`` is told each name when it is done."""
+    def write(
+        self, wanted: Mapping[tuple[str, str], set[str]], progress: Callable[[str], None] = lambda name: None
+    ) -> None:
+        """Write the parts of every tensor of ``wanted`` ((name, encoding) -> parts); ``progress`` is told each name when it
+        is done."""
         try:
-            for name, encodings in wanted.items():
-                tensor = self.source.get(name)
-                for encoding in sorted(encodings):
-                    self._encode(name, tensor, encoding)
+            for (name, encoding), names in wanted.items():
+                found = self._encode(name, encoding)
+                for part in sorted(names):
+                    self._append(name, part, found(part))
                 progress(name)
         finally:
             for file in self._files.values():
                 file.close()
             self._files.clear()
 
-    def _encode(self, name: str, tensor: torch.Tensor, encoding: str) -> None:
-        graph = name.partition(".")[0]
-        if encoding == "int4":
-            packed, scales = int4.quantize(tensor.float().numpy())
-            self._append(name, "int4", f"{graph}.int4", packed, ir.DataType.INT4, tuple(tensor.shape))
-            for dtype in ("float32", "float16"):
-                self._append(f"{name}.scale", dtype, f"{graph}.{dtype}", scales.astype(dtype))
-        else:
-            array = tensor.to(getattr(torch, encoding)).contiguous().numpy()
-            self._append(name, encoding, f"{graph}.{encoding}", array)
+    def _encode(self, name: str, encoding: str) -> Callable[[str], Part | None]:
+        if encoding in schemes.names():
+            read = packed(self.source).get(name)
+            return (read() if read else self._quantize(name, encoding)).part
+        array = self.source.get(name).to(getattr(torch, encoding)).contiguous().numpy()
+        return lambda part: Part(array, ir.DataType.from_numpy(array.dtype), array.shape)
 
-    def _append(
-        self,
-        name: str,
-        encoding: str,
-        stem: str,
-        array: np.ndarray,
-        dtype: ir.DataType | None = None,
-        shape: tuple[int, ...] | None = None,
-    ) -> None:
-        path = f"weights/{stem}.data"
+    def _quantize(self, name: str, scheme: str) -> Quantized:
+        return schemes.load(scheme).quantize(self.source.get(name).float().numpy())
+
+    def _append(self, name: str, part: str, content: Part | None) -> None:
+        if content is None:
+            return
+        path = f"weights/{name.partition('.')[0]}.{part.rpartition('.')[2]}.data"
         if path not in self._files:
             self._files[path] = (self.root / path).open("ab")
-        file = self._files[path]
+        file, data = self._files[path], np.ascontiguousarray(content.data)
         file.write(b"\0" * (-file.tell() % _ALIGNMENT))
-        self._places[name, encoding] = _Place(
-            path,
-            file.tell(),
-            array.nbytes,
-            shape or array.shape,
-            dtype or ir.DataType.from_numpy(array.dtype),
-        )
-        file.write(np.ascontiguousarray(array).data)
+        self._places[name, part] = _Place(path, file.tell(), data.nbytes, content.shape, content.dtype)
+        file.write(data.view(np.uint8).data)
 
-    def tensor(self, name: str, encoding: str) -> ir.ExternalTensor:
-        place = self._places[name, encoding]
+    def tensor(self, name: str, part: str) -> ir.ExternalTensor | None:
+        """None where the weight has no such part."""
+        if (name, part) not in self._places:
+            return None
+        place = self._places[name, part]
         return ir.ExternalTensor(
             place.file,
             place.offset,
@@ -106,56 +108,91 @@ class Store:
 
     def get(self, name: str) -> torch.Tensor:
         """float32, as the graphs compute with it: dequantized, or widened from what was stored."""
-        if (name, "int4") in self._places:
-            place = self._places[name, "int4"]
-            scales = self._read(self._places[f"{name}.scale", "float32"], np.float32)
-            return torch.from_numpy(int4.dequantize(self._read(place, np.uint8), scales, place.shape))
-        for encoding in ("float32", "float16"):
-            if (name, encoding) in self._places:
-                return torch.from_numpy(
-                    self._read(self._places[name, encoding], np.dtype(encoding)).astype("float32")
-                )
-        raise KeyError(name)
+        found = {part: place for (known, part), place in self._places.items() if known == name}
+        values = next((part for part in _VALUES if part in found), None)
+        if values is None:
+            part = next((part for part in ("float32", "float16") if part in found), None)
+            if part is None:
+                raise KeyError(name)
+            return torch.from_numpy(self._read(found[part]).astype("float32"))
 
-    def _read(self, place: _Place, dtype: np.typing.DTypeLike) -> np.ndarray:
-        raw = np.memmap(self.root / place.file, np.uint8, "r", place.offset, (place.length,)).view(dtype)
-        return raw if place.dtype == ir.DataType.INT4 else raw.reshape(place.shape)
+        def read(*kinds: str) -> np.ndarray | None:
+            part = next((part for part in sorted(found) if part.partition(".")[0] in kinds), None)
+            return None if part is None else self._read(found[part])
+
+        scales = np.atleast_2d(read("scale", "channel").astype(np.float32))
+        zeros, shift = read("zero"), read("shift")
+        if zeros is None and shift is not None:
+            zeros = np.rint(-shift.astype(np.float32) / scales).astype(np.int8)
+        weight = Quantized(self._read(found[values]), scales, zeros, read("order"))
+        return torch.from_numpy(weight.dequantize())
+
+    def _read(self, place: _Place) -> np.ndarray:
+        raw = np.memmap(self.root / place.file, np.uint8, "r", place.offset, (place.length,))
+        return unpack(raw, place.dtype, place.shape)
 
 
-def pending(model: ir.Model, quantized: Callable[[str, tuple[int, ...]], bool]) -> Iterator[tuple[str, str]]:
-    """The (name, encoding) pairs that the traced graph's weights need; ``quantized`` picks those in int4."""
+def pending(
+    model: ir.Model, choose: Callable[[str, tuple[int, ...]], str | None]
+) -> Iterator[tuple[str, str]]:
+    """The (name, encoding) pairs of the traced graph's weights: the scheme that ``choose`` names, or the graph's dtype."""
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
-            four_bit = quantized(name, tuple(value.shape.numpy()))
-            yield name, "int4" if four_bit else value.dtype.numpy().name
+            yield name, choose(name, tuple(value.shape.numpy())) or value.dtype.numpy().name
 
 
-def attach(model: ir.Model, store: Store, encodings: Iterable[tuple[str, str]]) -> None:
-    """Give each pending initializer its external data; int4 ones become ``DequantizeLinear`` of theirs."""
-    graph = model.graph
+def parts_of(encoding: str, form: Form) -> tuple[str, ...]:
+    """What a graph of that form reads of a weight in that encoding."""
+    return schemes.load(encoding).needs(form) if encoding in schemes.names() else (encoding,)
+
+
+def require_ranges(needs: Iterable[tuple[str, str]], form: Form, statistics: Statistics | None) -> None:
+    """Raise UserError when a graph of that form wants calibrated ranges that there are not."""
+    for name, encoding in needs:
+        static = (
+            not form.dynamic and encoding in schemes.names() and schemes.load(encoding).ROUNDS_ACTIVATIONS
+        )
+        if static and _inputs(statistics, name) is None:
+            seen = "calibration has not seen it" if statistics else "there was no calibration"
+            raise UserError(
+                f"no range is known of what {name} reads | {encoding} rounds it with a range fixed at build time, and {seen} "
+                "| calibrate the part that it is in, leave that part in the compute dtype, or build --dialects ort"
+            )
+
+
+def attach(
+    model: ir.Model,
+    store: Store,
+    encodings: Iterable[tuple[str, str]],
+    form: Form,
+    statistics: Statistics | None = None,
+) -> None:
+    """Give each pending initializer its external data; schemes put theirs in its place (see ``require_ranges``)."""
+    graph, shared = model.graph, {}
     for name, encoding in encodings:
         value = graph.initializers[name]
-        if encoding != "int4":
+        if encoding not in schemes.names():
             value.const_value = store.tensor(name, encoding)
             continue
-        packed = _initializer(graph, f"{name}.int4", store.tensor(name, "int4"))
-        scale_dtype = value.dtype.numpy().name
-        scale = _initializer(graph, f"{name}.scale", store.tensor(f"{name}.scale", scale_dtype))
-        block = value.shape[0] // scale.shape[0]
-        node = ir.node(
-            "DequantizeLinear", [packed, scale], {"axis": 0, "block_size": block}, name=f"{name}.dequantize"
-        )
-        node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = (
-            f"{name}.value",
-            value.dtype,
-            value.shape,
-        )
-        graph.insert_before(graph[0], node)
-        value.replace_all_uses_with(node.outputs[0])
+
+        def stored(part: str, name: str = name) -> ir.Value | None:
+            tensor = store.tensor(name, part)
+            return None if tensor is None else _initializer(graph, f"{name}.{part.partition('.')[0]}", tensor)
+
+        site = Site(graph, value, form, stored, _inputs(statistics, name), shared)
+        schemes.load(encoding).place(site)
         del graph.initializers[name]
 
 
+def _inputs(statistics: Statistics | None, name: str) -> InputStatistics | None:
+    try:
+        return statistics and statistics.inputs(name)
+    except KeyError:
+        return None
+
+
 def _initializer(graph: ir.Graph, name: str, tensor: ir.ExternalTensor) -> ir.Value:
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    if name not in graph.initializers:
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.register_initializer(value)
+    return graph.initializers[name]

@@ -11,14 +11,16 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from foveate.calib.schemes import int4
+from foveate.calib.schemes.base import Form
+from foveate.calib.statistics import Statistics
 from foveate.export import golden, lower, to_onnx
 from foveate.export.decoder import Decoder, rope_tables
 from foveate.export.graph import Graph
 from foveate.export.methods.base import Method
 from foveate.export.pair import Pair
 from foveate.export.parts import Parts, Weights
-from foveate.export.weights import Store, attach, pending
+from foveate.export.precision import Precision
+from foveate.export.weights import Store, attach, packed, parts_of, pending, require_ranges
 from foveate.runtime.prompt import ChatTokenizer, ImageSlot, Turn, clip_segments, load_tokenizer
 
 __all__ = ["GOLDEN_TEXT", "write_embeddings", "write_files", "write_golden", "write_graphs"]
@@ -35,6 +37,7 @@ class _WithTables:
     def __init__(self, weights: Weights, decoder: Decoder) -> None:
         self.weights = weights
         self.tables = dict(zip(("llm.rope_cos", "llm.rope_sin"), rope_tables(decoder.spec), strict=True))
+        self.packed = packed(weights)
 
     def __contains__(self, name: str) -> bool:
         return name in self.tables or name in self.weights
@@ -47,50 +50,50 @@ class _WithTables:
 class _Lowered:
     model: ir.Model
     path: Path
+    form: Form
     needs: list[tuple[str, str]]  # (weight, encoding)
 
 
 def write_graphs(
-    root: Path, parts: Parts, graphs: list[Graph], precision: str, dialects: list[str], progress: Progress
+    root: Path,
+    parts: Parts,
+    graphs: list[Graph],
+    precision: Precision,
+    dialects: list[str],
+    progress: Progress,
+    statistics: Statistics | None = None,
 ) -> tuple[Store, dict[str, dict[str, object]]]:
     """Write every graph in every dialect and their weights; return the store and bundle.json's "dialects"."""
     lowered: list[_Lowered] = []
     index: dict[str, dict[str, object]] = {}
-    dtypes = {name: lower.dialect(name).DTYPES[precision] for name in dialects}
-    jobs = [(graph, dtype) for graph in graphs for dtype in sorted(set(dtypes.values()))]
+    forms = {name: lower.form(name, precision.decoder) for name in dialects}
+    jobs = [(graph, dtype) for graph in graphs for dtype in sorted({form.dtype for form in forms.values()})]
+    choose = precision.choose(packed(parts.weights))
     for done, (graph, dtype) in enumerate(jobs):
         name = graph.spec.name
         progress(f"tracing {name} in {dtype}", done, len(jobs))
         model = to_onnx.trace(graph, dtype)
-        for dialect in (d for d in dialects if dtypes[d] == dtype):
+        for dialect in (d for d in dialects if forms[d].dtype == dtype):
             path = root / f"{name}.{dialect}.onnx"
             copy = lower.lower(model, graph.spec, dialect)
-            lowered.append(_Lowered(copy, path, list(pending(copy, _quantized(precision)))))
+            needs = list(pending(copy, choose))
+            require_ranges(needs, forms[dialect], statistics)
+            lowered.append(_Lowered(copy, path, forms[dialect], needs))
             entry = index.setdefault(dialect, {"dtype": dtype, "files": {}})
             entry["files"][name] = path.name
     store = Store(root, _WithTables(parts.weights, parts.decoder))
     _write_weights(store, lowered, progress)
     for item in lowered:
-        attach(item.model, store, item.needs)
+        attach(item.model, store, item.needs, item.form, statistics)
         ir.save(item.model, item.path)
     return store, index
 
 
-def _quantized(precision: str) -> Callable[[str, tuple[int, ...]], bool]:
-    """int4 takes the decoder layers' matrices. Vision encoder, pruner and head stay in the compute dtype."""
-
-    def choose(name: str, shape: tuple[int, ...]) -> bool:
-        in_layers = name.startswith("llm.layers.") and len(shape) == 2
-        return precision == "int4" and in_layers and int4.block_size(shape[0]) is not None
-
-    return choose
-
-
 def _write_weights(store: Store, lowered: list[_Lowered], progress: Progress) -> None:
-    wanted: dict[str, set[str]] = {}
+    wanted: dict[tuple[str, str], set[str]] = {}
     for item in lowered:
         for name, encoding in item.needs:
-            wanted.setdefault(name, set()).add(encoding)
+            wanted.setdefault((name, encoding), set()).update(parts_of(encoding, item.form))
     done = 0
 
     def step(name: str) -> None:
@@ -101,9 +104,9 @@ def _write_weights(store: Store, lowered: list[_Lowered], progress: Progress) ->
     store.write(wanted, step)
 
 
-def write_embeddings(root: Path, weights: Weights, precision: str) -> np.ndarray:
+def write_embeddings(root: Path, weights: Weights, precision: Precision) -> np.ndarray:
     """``embed_tokens.npy [V,D]``, float32 in fp32 bundles and else float16; returned as the runtime reads it."""
-    dtype = torch.float32 if precision == "fp32" else torch.float16
+    dtype = torch.float32 if precision.decoder == "fp32" else torch.float16
     np.save(root / "embed_tokens.npy", weights.get("embed_tokens").to(dtype).numpy())
     return np.load(root / "embed_tokens.npy", mmap_mode="r")
 

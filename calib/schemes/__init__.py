@@ -1,0 +1,21 @@
+"""Quantization schemes, one file each; what a scheme is stands in ``base``."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from foveate.engines.errors import unknown
+
+__all__ = ["load", "names"]
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem != "base")
+
+
+def load(name: str) -> ModuleType:
+    if name not in names():
+        raise unknown("quantization scheme", name, names())
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,16 +1,25 @@
 """int4 weights: symmetric, round to nearest, one scale per block of 128 inputs and output column.
 
-The stored form is what ONNX's blocked ``DequantizeLinear`` reads (two values a byte, low nibble first), so
-that ONNX Runtime fuses it into its int4 kernels and TensorRT packs it as it is.
+The stored form is what ONNX's blocked ``DequantizeLinear`` reads, so that ONNX Runtime fuses it into its int4 kernels and
+TensorRT packs it as it is. Weights that a checkpoint brings quantized may have zero points and an order of their inputs
+(``export/quantized.py``). Engines that take no zero points (TensorRT) compute
+
+    x @ (s (q - z)) = x @ (s q) + sums(x) @ (-s z),    sums(x) [G] over the blocks of x
+
+which is exact: docs/decisions/0011.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
-__all__ = ["BLOCK", "block_size", "dequantize", "quantize"]
+from foveate.calib.schemes.base import Form, Quantized, Site
+
+__all__ = ["BLOCK", "ROUNDS_ACTIVATIONS", "block_size", "needs", "place", "quantize", "takes"]
 
 BLOCK = 128
+ROUNDS_ACTIVATIONS = False
 _LIMIT = 7  # symmetric: -8 is left unused
 
 
@@ -19,14 +28,18 @@ def block_size(inputs: int) -> int | None:
     return next((size for size in (BLOCK, 64, 32) if inputs % size == 0), None)
 
 
-def quantize(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``weight [K,N]`` float to packed values [K*N/2] uint8 and scales [K/block,N] float32.
+def takes(inputs: int, outputs: int) -> bool:
+    return block_size(inputs) is not None and outputs % 2 == 0
+
+
+def quantize(weight: np.ndarray) -> Quantized:
+    """``weight [K,N]`` float, K a multiple of 32, N even.
 
     Scales are rounded to float16 first, so that the float32 and float16 graphs dequantize to the same weights.
     """
     inputs, outputs = weight.shape
     block = block_size(inputs)
-    if block is None or outputs % 2:
+    if not takes(inputs, outputs):
         raise ValueError(
             f"cannot pack int4 weights | got shape {weight.shape}, expected [multiple of 32, even]"
         )
@@ -39,13 +52,49 @@ def quantize(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scaled = block_weights * (1 / scale)
         np.clip(np.rint(scaled, out=scaled), -_LIMIT, _LIMIT, out=scaled)
         block_values[...] = scaled
-    nibbles = values.reshape(-1, 2).view(np.uint8)
-    return (nibbles[:, 0] & 0xF) | (nibbles[:, 1] << 4), scales
+    return Quantized(values.reshape(weight.shape), scales)
 
 
-def dequantize(packed: np.ndarray, scales: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The float32 weights [K,N] that a graph holding these bytes computes with."""
-    nibbles = np.empty((packed.size, 2), np.int8)
-    nibbles[:, 0], nibbles[:, 1] = packed & 0xF, packed >> 4
-    values = ((nibbles ^ 8) - 8).reshape(scales.shape[0], -1, shape[1])
-    return (values * scales[:, None]).reshape(shape)
+def needs(form: Form) -> tuple[str, ...]:
+    zeros = "zero.int4" if form.zero_points else f"shift.{form.dtype}"
+    return "int4", f"scale.{form.dtype}", zeros, "order.int64"
+
+
+def place(site: Site) -> None:
+    values, scale, zeros, order = map(site.stored, needs(site.form))
+    block = site.weight.shape[0] // scale.shape[0]
+    given = [values, scale, *([zeros] if zeros is not None and site.form.zero_points else [])]
+    weight = site.dequantized(given, axis=0, block_size=block)
+    for product in site.products:
+        if order is not None:
+            product.replace_input_with(0, _ordered(site, product.inputs[0], order))
+        product.replace_input_with(1, weight)
+        if zeros is not None and not site.form.zero_points:
+            y, sums = product.outputs[0], _sums(site, product.inputs[0], block)
+            shift = site.insert(sums, "MatMul", [sums, zeros], f"{product.name}.shift")
+            site.replace(product, site.insert(y, "Add", [y, shift], f"{product.name}.shifted"))
+
+
+def _ordered(site: Site, source: ir.Value, order: ir.Value) -> ir.Value:
+    def make() -> ir.Value:
+        value = site.insert(source, "Gather", [source, order], f"{site.weight.name}.input.ordered", axis=-1)
+        value.shape, value.dtype = source.shape, source.dtype
+        return value
+
+    return site.once(source, order.const_value.numpy().tobytes(), make)
+
+
+def _sums(site: Site, source: ir.Value, block: int) -> ir.Value:
+    """[..., K] -> [..., G]"""
+
+    def make() -> ir.Value:
+        name = f"{site.weight.name}.input"
+        shape = site.constant(f"{name}.blocks", np.array([*[0] * (len(source.shape) - 1), -1, block]))
+        split = site.insert(source, "Reshape", [source, shape], f"{name}.split")
+        sums = site.insert(
+            split, "ReduceSum", [split, site.constant("last", np.array([-1]))], f"{name}.sums", keepdims=0
+        )
+        sums.dtype = source.dtype
+        return sums
+
+    return site.once(source, ("sums", block), make)

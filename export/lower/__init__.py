@@ -1,7 +1,10 @@
-"""Dialects: what each engine is given. A dialect is a module here with ``DTYPES`` and ``passes(spec)``.
+"""Dialects: what each engine is given. A dialect is a module here::
 
-``DTYPES`` maps a precision to the graph's compute dtype; ``passes`` is the list that turns the canonical graph
-(opset 24, native operators, explicit mask) into the dialect's form.
+DTYPES: dict[str, str]      # precision -> the graph's compute dtype; a precision that is missing is refused
+REFUSES: dict[str, str]     # missing precision -> why
+DYNAMIC: bool               # activations are quantized with ranges found at run time, else with calibrated ones
+ZERO_POINTS: bool           # int4 weights may have zero points
+passes(spec)                # the rewrites from the canonical graph (opset 24, native operators, explicit mask)
 """
 
 from __future__ import annotations
@@ -12,20 +15,27 @@ from types import ModuleType
 
 import onnx_ir as ir
 
+from foveate.calib.schemes.base import Form
 from foveate.engines.errors import unknown
 from foveate.engines.spec import GraphSpec
 
-__all__ = ["dialect", "lower", "names"]
+__all__ = ["dialect", "form", "lower", "names"]
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem != "passes")
+    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py") if not path.stem.endswith("passes"))
 
 
 def dialect(name: str) -> ModuleType:
     if name not in names():
         raise unknown("dialect", name, names())
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def form(name: str, precision: str) -> Form:
+    """What weights of a decoder in ``precision`` are attached for in the dialect ``name``."""
+    module = dialect(name)
+    return Form(module.DTYPES[precision], module.DYNAMIC, module.ZERO_POINTS)
 
 
 def lower(model: ir.Model, spec: GraphSpec, name: str) -> ir.Model:

@@ -9,9 +9,12 @@ import onnx_ir as ir
 
 from foveate.engines.spec import GraphSpec
 
-__all__ = ["DTYPES", "passes"]
+__all__ = ["DTYPES", "DYNAMIC", "REFUSES", "ZERO_POINTS", "passes"]
 
-DTYPES = {"fp32": "float16", "fp16": "float16", "int4": "float16"}
+DTYPES = dict.fromkeys(("fp32", "fp16", "int4", "int8", "fp8"), "float16")
+REFUSES: dict[str, str] = {}
+DYNAMIC = False  # no MatMulInteger, no DynamicQuantizeLinear
+ZERO_POINTS = False
 
 
 def passes(spec: GraphSpec) -> list[ir.passes.InPlacePass]:

@@ -10,18 +10,19 @@ from foveate.calib.schemes import int4
 @pytest.mark.parametrize("inputs", [32, 64, 128, 384])
 def test_error_is_at_most_half_a_step(inputs):
     weight = np.random.default_rng(inputs).standard_normal((inputs, 10)).astype(np.float32)
-    packed, scales = int4.quantize(weight)
-    assert packed.size == weight.size // 2
-    assert scales.shape == (inputs // int4.block_size(inputs), 10)
-    error = np.abs(int4.dequantize(packed, scales, weight.shape) - weight)
-    step = np.repeat(scales, int4.block_size(inputs), axis=0)
+    found = int4.quantize(weight)
+    assert found.part("int4").data.size == weight.size // 2
+    assert found.scales.shape == (inputs // int4.block_size(inputs), 10)
+    error = np.abs(found.dequantize() - weight)
+    step = np.repeat(found.scales, int4.block_size(inputs), axis=0)
     assert (error <= 0.5 * step * (1 + 1e-2)).all()  # 1e-2: the scale itself is rounded to float16
 
 
 def test_onnx_dequantizes_to_the_same_weights():
     weight = np.random.default_rng(0).standard_normal((256, 6)).astype(np.float32)
-    packed, scales = int4.quantize(weight)
-    values = TensorProto(name="q", data_type=TensorProto.INT4, dims=weight.shape, raw_data=packed.tobytes())
+    found = int4.quantize(weight)
+    raw, scales = found.part("int4").data.tobytes(), found.part("scale.float32").data
+    values = TensorProto(name="q", data_type=TensorProto.INT4, dims=weight.shape, raw_data=raw)
     node = helper.make_node("DequantizeLinear", ["q", "s"], ["y"], axis=0, block_size=128)
     graph = helper.make_graph(
         [node],
@@ -32,17 +33,17 @@ def test_onnx_dequantizes_to_the_same_weights():
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    np.testing.assert_array_equal(session.run(None, {})[0], int4.dequantize(packed, scales, weight.shape))
+    np.testing.assert_array_equal(session.run(None, {})[0], found.dequantize())
 
 
 def test_zero_blocks_stay_zero():
     weight = np.zeros((128, 2), np.float32)
-    np.testing.assert_array_equal(int4.dequantize(*int4.quantize(weight), weight.shape), weight)
+    np.testing.assert_array_equal(int4.quantize(weight).dequantize(), weight)
 
 
 def test_scales_survive_float16():
     weight = np.random.default_rng(1).standard_normal((128, 4)).astype(np.float32)
-    _, scales = int4.quantize(weight)
+    scales = int4.quantize(weight).scales
     np.testing.assert_array_equal(scales.astype(np.float16).astype(np.float32), scales)
 
 

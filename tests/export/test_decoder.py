@@ -4,17 +4,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 
+from foveate.calib.statistics import InputStatistics
 from foveate.engines import trt
-from foveate.export import lower, to_onnx
+from foveate.export import lower
 from foveate.export.decoder import Decoder, rope_tables
 from foveate.export.parts import DecoderSpec
+from foveate.export.precision import Precision, dialects
 from foveate.export.segments import language_graphs
-from foveate.export.weights import Store, attach, pending
+from foveate.export.write import write_graphs
 
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3}  # largest error over largest value
 
@@ -42,27 +43,30 @@ class RandomWeights:
         return self.tensors[name]
 
 
-def export(directory, precision: str, kv_heads: int = 2):
-    """Files of both dialects, the graph, and the torch decoder with the weights that the files hold."""
+class Ranges:
+    """Calibration's answer where every input of a product reaches as far as it ever does in these tests."""
+
+    def inputs(self, weight: str) -> InputStatistics:
+        reach = 8.0 if "down_proj" in weight else 6.0
+        return InputStatistics(np.array([reach]), np.array([1.0]), reach)
+
+
+def export(directory, precision: str, kv_heads: int = 2, head: str | None = None):
+    """Files of the dialects that take it, the graph, and the torch decoder with the weights that the files hold."""
     with torch.device("meta"):
         decoder = Decoder(decoder_spec(kv_heads))
     (graph,) = language_graphs(SimpleNamespace(decoder=decoder), None)
-    store = Store(directory, RandomWeights(decoder))
-    lowered, wanted = {}, {}
-    for dialect in lower.names():
-        model = lower.lower(
-            to_onnx.trace(graph, lower.dialect(dialect).DTYPES[precision]), graph.spec, dialect
-        )
-        needs = list(
-            pending(model, lambda name, shape: precision == "int4" and ".layers." in name and len(shape) == 2)
-        )
-        lowered[dialect] = model, needs
-        for name, encoding in needs:
-            wanted.setdefault(name, set()).add(encoding)
-    store.write(wanted)
-    for dialect, (model, needs) in lowered.items():
-        attach(model, store, needs)
-        ir.save(model, directory / f"llm.{dialect}.onnx")
+    chosen = Precision(precision, head)
+    names, _ = dialects(chosen, None, calibrated=True)
+    store, _ = write_graphs(
+        directory,
+        SimpleNamespace(weights=RandomWeights(decoder), decoder=decoder),
+        [graph],
+        chosen,
+        names,
+        lambda *progress: None,
+        Ranges(),
+    )
     reference = Decoder(decoder_spec(kv_heads)).eval()
     for name, parameter in reference.named_parameters():
         parameter.data = store.get(f"llm.{name}")
@@ -70,9 +74,11 @@ def export(directory, precision: str, kv_heads: int = 2):
     return graph, reference
 
 
-def session(path):
+def session(path, optimized: bool = True):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float32 products
     return onnxruntime.InferenceSession(str(path), options)
 
@@ -142,8 +148,52 @@ def test_ort_attends_by_length_and_native_by_mask(tmp_path):
     assert len(nodes["ort"]) == len(nodes["native"]) == 2
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int4"])
-def test_tensorrt_rtx_compiles_the_native_dialect(tmp_path, precision):
-    graph, _ = export(tmp_path, precision)
+@pytest.mark.parametrize(
+    ("precision", "head"), [("fp16", None), ("int4", "int8"), ("int8", "int4"), ("fp8", "fp8")]
+)
+def test_tensorrt_rtx_compiles_the_native_dialect(tmp_path, precision, head):
+    graph, _ = export(tmp_path, precision, head=head)
     plan = trt.compile_plan(tmp_path / "llm.native.onnx", graph.spec.typed("float16"), max_context=128)
     assert len(plan) > 100_000
+
+
+def round_inputs(reference: Decoder, precision: str, dialect: str) -> None:
+    """What the schemes do to the inputs of the layers' products, from their definitions."""
+
+    def dynamic(x):  # DynamicQuantizeLinear: uint8 over the range of all of x, 0 among its values
+        low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+        step = (high - low) / 255
+        zero = (-low / step).round().clamp(0, 255)
+        return ((x / step).round() + zero).clamp(0, 255).sub(zero) * step
+
+    def static(x, reach):
+        step = np.float32(reach / (127 if precision == "int8" else 448))
+        if precision == "int8":
+            return (x / step).round().clamp(-127 - 1, 127) * step
+        return (x / step).clamp(-448, 448).to(torch.float8_e4m3fn).float() * step
+
+    for name, module in reference.named_modules():
+        if name.startswith("layers.") and name.endswith("_proj"):
+            reach = 8.0 if "down_proj" in name else 6.0
+            rounding = dynamic if dialect == "ort" else lambda x, reach=reach: static(x, reach)
+            module.register_forward_pre_hook(lambda _, inputs, rounding=rounding: rounding(inputs[0]))
+
+
+@pytest.mark.parametrize(("precision", "dialect"), [("int8", "ort"), ("int8", "native"), ("fp8", "native")])
+def test_activations_are_rounded_as_the_scheme_says(tmp_path, monkeypatch, precision, dialect):
+    """In float32, where values lie on the same side of the roundings' edges. The ``native`` form is taken as it is written:
+    ONNX Runtime's own fusion of it overflows on CPUs without VNNI, which ``ort`` avoids."""
+    monkeypatch.setitem(lower.dialect(dialect).DTYPES, precision, "float32")
+    _, reference = export(tmp_path, precision)
+    path = tmp_path / f"llm.{dialect}.onnx"
+    onnx.checker.check_model(path, full_check=True)
+    run = session(path, optimized=dialect == "ort")
+    feeds = inputs(reference.spec, 37, 0, 64)
+    arrays = {i.name: x.numpy() for i, x in zip(run.get_inputs(), feeds, strict=True)}
+    logits = run.run(["logits"], arrays)[0]
+    with torch.no_grad():
+        plain = reference(*feeds)[0].numpy()
+        round_inputs(reference, precision, dialect)
+        rounded = reference(*feeds)[0].numpy()
+    apart, error = (np.linalg.norm(logits - x) / np.linalg.norm(x) for x in (plain, rounded))
+    assert error < 1e-5 < 1e-3 < apart < 0.2

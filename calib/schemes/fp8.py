@@ -1,0 +1,45 @@
+"""fp8 (E4M3) weights and activations: one scale per output column, one per activation tensor, ranges calibrated.
+
+A ``QuantizeLinear`` and ``DequantizeLinear`` pair on each side of a product is what TensorRT makes an fp8 product of, on
+GPUs from compute capability 8.9 on (Ada, Hopper, Blackwell; no Orin).
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from foveate.calib.schemes.base import Form, Quantized, Site
+
+__all__ = ["ROUNDS_ACTIVATIONS", "needs", "place", "quantize", "takes"]
+
+ROUNDS_ACTIVATIONS = True
+_DTYPE = ml_dtypes.float8_e4m3fn
+_LIMIT = float(ml_dtypes.finfo(_DTYPE).max)  # 448
+_TINY = 1e-6  # the least scale; float16 holds it with 4 bits
+
+
+def takes(inputs: int, outputs: int) -> bool:
+    return True
+
+
+def quantize(weight: np.ndarray) -> Quantized:
+    """``weight [K,N]`` float. Scales are rounded to float16 first, as in ``int4``."""
+    weight = weight.astype(np.float32, copy=False)
+    peak = np.maximum(weight.max(axis=0), -weight.min(axis=0))
+    scales = np.maximum(peak / _LIMIT, _TINY).astype(np.float16).astype(np.float32)
+    scaled = weight * (1 / scales)
+    return Quantized(np.clip(scaled, -_LIMIT, _LIMIT, out=scaled).astype(_DTYPE), scales[None])
+
+
+def needs(form: Form) -> tuple[str, ...]:
+    return "float8_e4m3fn", f"channel.{form.dtype}"
+
+
+def place(site: Site) -> None:
+    values, scale = map(site.stored, needs(site.form))
+    weight = site.dequantized([values, scale], axis=1)
+    step = site.inputs.absmax.max() / _LIMIT  # its steps grow with the value: nothing is gained by clipping
+    for product in site.products:
+        product.replace_input_with(0, site.rounded(product, step, _DTYPE(0)))
+        product.replace_input_with(1, weight)

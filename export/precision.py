@@ -1,0 +1,102 @@
+"""Which part of a model is computed in what: the choice, what it means for each weight, and which dialects can take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from dataclasses import asdict, dataclass
+
+from foveate.calib import schemes
+from foveate.engines.errors import UserError, unknown
+from foveate.export import lower
+
+__all__ = ["COMPUTED", "SAFE", "Precision", "choices", "dialects"]
+
+COMPUTED = ("fp32", "fp16")
+"""Nothing is quantized; which of the two a graph computes in is its dialect's reading of it."""
+SAFE = "compute dtype"
+"""What the manifest says of a part that is not quantized by itself."""
+
+
+def choices() -> tuple[str, ...]:
+    return *COMPUTED, *schemes.names()
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``decoder``: of the language model's layers. ``head``, and ``vision``, the matrices in the vision encoder's layers:
+    a scheme, or None for the graph's dtype, which is the safe choice. Raises UserError for a name that there is not."""
+
+    decoder: str = "int4"
+    head: str | None = None
+    vision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.decoder not in choices():
+            raise unknown("precision", self.decoder, choices())
+        for scheme in self.schemes:
+            schemes.load(scheme)
+
+    @classmethod
+    def of(cls, given: Precision | str) -> Precision:
+        return given if isinstance(given, Precision) else cls(given)
+
+    @property
+    def schemes(self) -> list[str]:
+        """Every scheme that some part is in."""
+        return [part for part in (self.decoder, self.head, self.vision) if part and part not in COMPUTED]
+
+    def describe(self) -> dict[str, str]:
+        """For bundle.json."""
+        return {part: kind or SAFE for part, kind in asdict(self).items()}
+
+    def choose(self, packed: Container[str] = ()) -> Callable[[str, tuple[int, ...]], str | None]:
+        """The scheme of each weight by name and shape; None for the graph's dtype.
+
+        ``packed`` are the weights that the checkpoint holds in int4: they stay as they are, and what stands beside them in
+        the layers is left alone.
+        """
+        parts = {
+            "llm.layers.": None if packed else self.decoder,
+            "llm.lm_head.": self.head,
+            "vision_encoder.tower.layers.": self.vision,
+        }
+
+        def choose(name: str, shape: tuple[int, ...]) -> str | None:
+            if name in packed:
+                return "int4" if self.decoder == "int4" else None
+            scheme = next((kind for start, kind in parts.items() if name.startswith(start)), None)
+            fits = scheme in self.schemes and len(shape) == 2 and schemes.load(scheme).takes(*shape)
+            return scheme if fits else None
+
+        return choose
+
+    def refusal(self, dialect: str, calibrated: bool) -> str | None:
+        """Why no bundle in this precision has this dialect: what the matter is | what to do. None: it can have it."""
+        module = lower.dialect(dialect)
+        for scheme in (self.decoder, *self.schemes):
+            if scheme not in module.DTYPES:
+                able = ", ".join(kind for kind in choices() if kind in module.DTYPES)
+                return f"{module.REFUSES[scheme]} | choose one of {able}, or another dialect"
+        rounds = [name for name in self.schemes if schemes.load(name).ROUNDS_ACTIVATIONS]
+        if rounds and not module.DYNAMIC and not calibrated:
+            return (
+                f"{rounds[0]} needs ranges of the activations there | collect them with --calibrate, or give "
+                "--statistics"
+            )
+        if rounds and module.DYNAMIC and module.DTYPES[self.decoder] != "float32":
+            return f"{rounds[0]} is computed in float32 there, not in {module.DTYPES[self.decoder]} | use --precision fp32"
+        return None
+
+
+def dialects(
+    precision: Precision, asked: list[str] | None, calibrated: bool
+) -> tuple[list[str], dict[str, str]]:
+    """The dialects of the bundle, and why others are left out. Raises UserError when one is refused that was ``asked`` for,
+    or none is left."""
+    refusals = {name: precision.refusal(name, calibrated) for name in asked or lower.names()}
+    left_out = {name: reason for name, reason in refusals.items() if reason}
+    found = [name for name in refusals if name not in left_out]
+    if left_out and (asked or not found):
+        name, reason = next(iter(left_out.items()))
+        raise UserError(f"the dialect {name} cannot have this precision | {reason}", code=2)
+    return found, left_out
