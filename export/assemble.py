@@ -11,7 +11,7 @@ from foveate.export import methods
 from foveate.export.graph import Graph
 from foveate.export.methods.base import Method
 from foveate.export.pair import Pair
-from foveate.export.parts import ModelSpec, Parts
+from foveate.export.parts import ModelSpec, Parts, VisionSpec
 from foveate.export.segments import language_graphs
 
 __all__ = ["TEXT_TAPS", "assemble", "tap_shape"]
@@ -65,8 +65,8 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.vision, self.outputs = vision, outputs
 
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        found = self.vision(pixel_values)
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        found = self.vision(*inputs)
         return {name: found[name] for name in self.outputs}
 
 
@@ -79,44 +79,47 @@ def _vision_encoder(parts: Parts, outputs: tuple[str, ...]) -> Graph:
 
 def _merging_encoder(parts: Parts, method: Method) -> Graph:
     module = parts.vision((), method.merging(parts.spec))
-    return _encoder_graph(parts.spec, module, _survivors(parts.spec, method, method.fixed_keep(parts.spec)))
+    rows = method.fixed_keep(parts.spec)
+    vision = parts.spec.vision
+    return _encoder_graph(
+        parts.spec, module, _survivors(parts.spec, method, rows, vision.tiles, vision.tokens)
+    )
 
 
 def _encoder_graph(spec: ModelSpec, module: nn.Module, outputs: tuple[TensorSpec, ...]) -> Graph:
-    pixels = TensorSpec("pixel_values", FLOAT, (1, 3, spec.vision.image_size, spec.vision.image_size))
     return Graph(
-        GraphSpec("vision_encoder", inputs=(pixels,), outputs=outputs),
+        GraphSpec("vision_encoder", inputs=spec.vision.inputs, outputs=outputs),
         VisionEncoder(module, tuple(tensor.name for tensor in outputs)),
         names=(("vision.", "vision_encoder."),),
     )
 
 
-def _survivors(spec: ModelSpec, method: Method, rows: Dim) -> tuple[TensorSpec, ...]:
-    """What a pruner gives: ``rows`` of them, and what is known of them."""
+def _survivors(spec: ModelSpec, method: Method, rows: Dim, batch: Dim, tokens: Dim) -> tuple[TensorSpec, ...]:
+    """What a pruner gives: ``rows`` of ``tokens``, and what is known of them."""
     found = (
-        TensorSpec("tokens", FLOAT, (1, rows, spec.decoder.hidden_size)),
-        TensorSpec("kept", "int64", (1, rows)),
-        TensorSpec("count", "int64", (1,)),
+        TensorSpec("tokens", FLOAT, (batch, rows, spec.decoder.hidden_size)),
+        TensorSpec("kept", "int64", (batch, rows)),
+        TensorSpec("count", "int64", (batch,)),
     )
-    owner = TensorSpec("owner", "int64", (1, spec.vision.num_tokens))
+    owner = TensorSpec("owner", "int64", (batch, tokens))
     return (*found, owner) if method.merges else found
 
 
 def tap_shape(spec: ModelSpec, name: str) -> tuple[Dim, ...]:
     """The shape of ``projected`` or of a tap, as the table of design section 3 gives it."""
-    vision, tokens = spec.vision, spec.vision.num_tokens
+    vision, tiles, tokens = spec.vision, spec.vision.tiles, spec.vision.tokens
     head_dim = vision.hidden_size // vision.num_heads
     joint = vision.joint_size or 0
     shapes: dict[str, tuple[Dim, ...]] = {
-        "projected": (1, tokens, spec.decoder.hidden_size),
-        "features": (1, tokens, vision.hidden_size),
-        "cls_feature": (1, 1, vision.hidden_size),
-        "cls_attention": (1, tokens),
-        "cls_attention_heads": (1, vision.num_heads, tokens),
-        "received_attention": (1, tokens),
-        "keys": (1, tokens, head_dim),
-        "hidden": (1, tokens, vision.hidden_size),
-        "clip_image": (1, tokens, joint),
+        "projected": (tiles, tokens, spec.decoder.hidden_size),
+        "features": (tiles, tokens, vision.feature_size),
+        "cls_feature": (tiles, 1, vision.hidden_size),
+        "cls_attention": (tiles, tokens),
+        "cls_attention_heads": (tiles, vision.num_heads, tokens),
+        "received_attention": (tiles, tokens),
+        "keys": (tiles, tokens, head_dim),
+        "hidden": (tiles, tokens, vision.hidden_size),
+        "clip_image": (tiles, tokens, joint),
         "clip_text": (1, Symbol("segments", 1, 1, _MAX_SEGMENTS), joint),
         "text_embeds": (1, Symbol("words", 1, 16, _MAX_WORDS), spec.decoder.hidden_size),
     }
@@ -141,17 +144,17 @@ def _text_encoder(parts: Parts) -> Graph:
 
 
 class Pruner(nn.Module):
-    """The graph ``pruner``: visual tokens, taps and ``keep`` in, the surviving tokens out.
+    """The graph ``pruner``: ``keep``, visual tokens and taps in, the surviving tokens out.
 
-    ``trained`` is the method's own network; what it makes of the taps joins them. ``projector`` comes last in methods
-    that act before it.
+    ``grid`` None: rows and columns are those of ``view``, an input behind ``keep``. ``trained`` is the method's own network;
+    what it makes of the taps joins them. ``projector`` comes last in methods that act before it.
     """
 
     def __init__(
         self,
         method: Method,
         taps: tuple[str, ...],
-        grid: tuple[int, int],
+        grid: tuple[int, int] | None,
         trained: nn.Module | None = None,
         projector: nn.Module | None = None,
     ) -> None:
@@ -159,14 +162,21 @@ class Pruner(nn.Module):
         self.method, self.taps, self.grid = method, taps, grid
         self.trained, self.projector = trained, projector
 
-    def forward(self, keep: Tensor, tokens: Tensor, *taps: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, keep: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        names, grid = (self.method.source, *self.taps), self.grid
+        if grid is None:
+            view, *inputs = inputs
+            grid = tuple(view.shape)
+            tile = view.reshape(-1)[:1] // inputs[0].shape[1]
+            inputs = [_seen(view, tile, name, value) for name, value in zip(names, inputs, strict=True)]
+        tokens, *rest = inputs
         budget = keep.item()
         torch._check(budget >= 1)
         torch._check(budget <= tokens.shape[1])
-        values = dict(zip(self.taps, taps, strict=True))
+        values = dict(zip(self.taps, rest, strict=True))
         if self.trained is not None:
             values |= self.trained(values, budget)
-        rows, kept, count, *owner = self.method.reduce(tokens, values, budget, self.grid)
+        rows, kept, count, *owner = self.method.reduce(tokens, values, budget, grid)
         if self.projector is not None:
             rows = self.projector(rows)
             if not self.method.fills:  # rows behind are 0, and a projector has biases
@@ -175,9 +185,21 @@ class Pruner(nn.Module):
         return rows, kept, count, *owner
 
 
+def _seen(view: Tensor, tile: Tensor, name: str, value: Tensor) -> Tensor:
+    """Of what the encoder gives, ``[tiles,N,...]``, the tokens of ``view [rows,columns]``, the first of them in ``tile [1]``."""
+    offer = name.split(".")[0]
+    if offer in TEXT_TAPS:
+        return value
+    if offer == "cls_feature":  # [tiles,1,D]
+        return value.index_select(0, tile)
+    if offer == "cls_attention_heads":  # [tiles,H,N]
+        return _seen(view, tile, "", value.transpose(1, 2)).transpose(1, 2)
+    return value.flatten(0, 1).index_select(0, view.reshape(-1))[None]
+
+
 def _pruner(parts: Parts, method: Method, taps: tuple[str, ...]) -> Graph:
-    spec = parts.spec
-    tokens = spec.vision.num_tokens
+    spec, vision = parts.spec, parts.spec.vision
+    tokens = vision.picture_tokens if method.whole else vision.num_tokens
     budget = Symbol("keep", 1, max(1, tokens * 2 // 9), tokens)
     wanted = tuple(dict.fromkeys((method.source, *taps)))
     with torch.device("meta"):
@@ -187,16 +209,33 @@ def _pruner(parts: Parts, method: Method, taps: tuple[str, ...]) -> Graph:
             "pruner",
             inputs=(
                 TensorSpec("keep", "int64", (), value=budget),
+                *((_view(vision, method),) if vision.varies else ()),
                 *(TensorSpec(name, FLOAT, tap_shape(spec, name)) for name in wanted),
             ),
-            outputs=_survivors(spec, method, budget),
+            outputs=_survivors(
+                spec,
+                method,
+                budget,
+                1,
+                Symbol("seen", 1, tokens, tokens) if vision.varies else tokens,
+            ),
         ),
         Pruner(
             method,
             taps,
-            spec.vision.grid,
+            None if vision.varies else vision.grid,
             trained,
             parts.projector() if method.source == "features" else None,
         ),
         names=(("trained.", "pruner."), ("projector.", "vision_encoder.projector.")),
     )
+
+
+def _view(vision: VisionSpec, method: Method) -> TensorSpec:
+    """Which of the encoder's tokens the pruner sees, tile after tile: a method's ``whole`` picture is one row."""
+    (rows, columns), side = vision.grid, vision.longest_side
+    if method.whole:
+        return TensorSpec(
+            "view", "int64", (1, Symbol("columns", 1, vision.picture_tokens, vision.picture_tokens))
+        )
+    return TensorSpec("view", "int64", (Symbol("rows", 1, rows, side), Symbol("columns", 1, columns, side)))

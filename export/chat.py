@@ -34,15 +34,17 @@ _A, _B = "\x01", "\x02"  # texts that no template holds, and none strips
 Message = tuple[str, int, str | None]  # role, number of pictures, text
 
 
-def pieces(source: Source, image_token: str, bos: str | None) -> dict[str, Any]:
+def pieces(
+    source: Source, image_token: str, bos: str | None, default: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The settings ``before``, ``roles``, ``image``, ``after_text``, ``end``, ``generation`` of ``runtime.prompt``.
 
-    Where roles end differently from the user's, ``closing`` maps them to what follows their text in place of
+    ``default`` is the format of a checkpoint without a template. Where roles end differently from the user's, ``closing`` maps them to what follows their text in place of
     ``after_text`` and ``end``. Raises UserError when the template cannot be rendered or says more than pieces can.
     """
     template = _find(source)
     if template is None:
-        return LLAVA | {"image": f"{image_token}\n"}
+        return default or LLAVA | {"image": f"{image_token}\n"}
     try:
         return _derive(_Template(template, bos or ""), image_token)
     except (jinja2.TemplateError, TypeError, KeyError, _IrregularError) as error:

@@ -43,7 +43,21 @@ _MISTRAL = _LLAMA | {
     "max_position_embeddings": 4096 * 32,
     "sliding_window": 4096,
 }
-_DECODERS = {"llama": _LLAMA, "mistral": _MISTRAL}
+_QWEN = _LLAMA | {
+    "vocab_size": 152064,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "eos_token_id": 151645,
+}
+_DECODERS = {"llama": _LLAMA, "mistral": _MISTRAL, "qwen2_5_vl_text": _QWEN}
+_QWEN_POSITIONS = 32768
+"""What Qwen2.5-VL was trained on; its configs say 128,000, which it reaches with another rotary embedding."""
 
 
 class Config:
@@ -114,19 +128,22 @@ def clip_vision_spec(values: dict[str, Any], feature_layer: Any, joint: int | No
 
 
 def decoder_spec(values: dict[str, Any], tied: bool, where: str) -> DecoderSpec:
-    """LLaMA, and Mistral where its window never bites. Raises UserError for anything else."""
+    """LLaMA, Mistral where its window never bites, and Qwen2.5-VL's. Raises UserError for anything else."""
     family = values.get("model_type") or "llama"
     where = f"{where}: text_config"
     if family not in _DECODERS:
         raise Config({}, {}, where).misfit("model_type", family, " or ".join(_DECODERS))
     config = Config(values, _DECODERS[family], where)
     config.demand("hidden_act", "silu")
-    for key in ("attention_bias", "mlp_bias"):
+    for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         config.demand(key, False, default=False)
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     positions = config.size("max_position_embeddings")
     if family == "mistral" and config.get("sliding_window", positions) < positions:
         raise config.misfit("sliding_window", config.get("sliding_window"), f"null or at least {positions}")
+    qwen = family == "qwen2_5_vl_text"
+    if qwen:
+        positions = min(positions, _QWEN_POSITIONS)
     head_dim = config.size("head_dim", hidden // heads)
     kv_heads = config.size("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -140,18 +157,29 @@ def decoder_spec(values: dict[str, Any], tied: bool, where: str) -> DecoderSpec:
         head_dim=head_dim,
         vocab_size=config.size("vocab_size"),
         rms_norm_eps=config.number("rms_norm_eps"),
-        rope_theta=_rope_theta(config),
+        rope_theta=_rope_theta(config, "default", *(("mrope",) if qwen else ())),
         max_positions=positions,
         tied=tied,
+        attention_bias=qwen,
+        rope_sections=_rope_sections(config, head_dim) if qwen else None,
     )
 
 
-def _rope_theta(config: Config) -> float:
+def _rope_sections(config: Config, head_dim: int) -> tuple[int, ...]:
+    """Of M-RoPE: frequencies for time, height and width."""
+    found = [config.get(key, {}).get("mrope_section") for key in ("rope_parameters", "rope_scaling")]
+    sections = next((each for each in found if each), [16, 24, 24])
+    if len(sections) != 3 or sum(sections) != head_dim // 2:
+        raise config.misfit("mrope_section", sections, f"three numbers whose sum is {head_dim // 2}")
+    return tuple(sections)
+
+
+def _rope_theta(config: Config, *types: str) -> float:
     """transformers 5 writes ``rope_parameters``, older versions ``rope_theta`` and ``rope_scaling``."""
     found = config
     for key in ("rope_scaling", "rope_parameters"):
         rope = Config(config.get(key, {}), {}, f"{config.where}.{key}")
-        rope.demand("rope_type", "default", default=rope.get("type", "default"))
+        rope.demand("rope_type", *types, default=rope.get("type", "default"))
         rope.demand("partial_rotary_factor", 1.0, default=1.0)
         found = rope if rope.get("rope_theta") else found
     return found.number("rope_theta")

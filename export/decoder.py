@@ -6,6 +6,7 @@ Module paths follow Hugging Face's (``layers.3.self_attn.q_proj.weight``); weigh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from foveate.export.ops import rms_norm, rotary_embedding, tensor_scatter
 from foveate.export.parts import DecoderSpec
 
-__all__ = ["Decoder", "DecoderLayer", "Linear", "RMSNorm", "Segment", "rope_tables"]
+__all__ = ["Decoder", "DecoderLayer", "Linear", "RMSNorm", "Segment", "rope_of", "rope_tables"]
 
 
 class Linear(nn.Module):
@@ -47,6 +48,29 @@ def rope_tables(spec: DecoderSpec) -> tuple[Tensor, Tensor]:
     positions = torch.arange(spec.max_positions, dtype=torch.float32, device="cpu")
     angles = positions[:, None] / spec.rope_theta**exponents
     return angles.cos(), angles.sin()
+
+
+def rope_of(
+    spec: DecoderSpec, cos: Tensor, sin: Tensor, position_ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``rotary_embedding`` takes besides the rows: the tables and ``position_ids [B,T]``.
+
+    With M-RoPE (Qwen2-VL, arXiv 2409.12191, section 2.1) ``position_ids [3,1,T]`` are time, height and width, and each
+    section of frequencies turns with one of them: a row of the tables is made for each of the T.
+    """
+    if spec.rope_sections is None:
+        return cos, sin, position_ids
+    ends = tuple(itertools.accumulate(spec.rope_sections))
+
+    def rows(table: Tensor) -> Tensor:
+        parts = [
+            table[position_ids[axis, 0]][:, end - size : end]
+            for axis, (end, size) in enumerate(zip(ends, spec.rope_sections, strict=True))
+        ]
+        return torch.cat(parts, dim=1)
+
+    index = torch.arange(position_ids.shape[-1], device=position_ids.device)[None]
+    return rows(cos), rows(sin), index
 
 
 class Attention(nn.Module):
@@ -130,7 +154,7 @@ class Decoder(nn.Module):
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, write_index: Tensor, last: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
-        """inputs_embeds [B,T,D], position_ids [B,T], write_index [B], last [B], past key, value of each layer
+        """inputs_embeds [B,T,D], position_ids [B,T] (M-RoPE: [3,B,T]), write_index [B], last [B], past key, value of each layer
         [B,Hkv,S,Dh] -> logits [B,1,V] of row ``last``, then the caches with the new rows in place."""
         hidden, _, present = self.run(self.layers, inputs_embeds, position_ids, write_index, past)
         return self.logits(hidden, last), *present
@@ -144,7 +168,7 @@ class Decoder(nn.Module):
         past: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """``hidden`` after ``layers``, what entered each of them, and their caches."""
-        rope = self.rope_cos, self.rope_sin, position_ids
+        rope = rope_of(self.spec, self.rope_cos, self.rope_sin, position_ids)
         mask = self.causal_mask(hidden.shape[1], past[0].shape[2], write_index)
         entering, present = [], []
         for index, layer in enumerate(layers):

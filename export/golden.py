@@ -10,19 +10,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate.export.decoder import Decoder, DecoderLayer, Linear, RMSNorm, Segment, rope_tables
+from foveate.engines.spec import TensorSpec
+from foveate.export.decoder import Decoder, DecoderLayer, Linear, RMSNorm, Segment, rope_of, rope_tables
 from foveate.export.graph import Graph
 from foveate.export.parts import Weights
 from foveate.export.sources import fill
 from foveate.runtime.budget import Points
+from foveate.runtime.decode import Picture, axes_of, positions_of
+from foveate.runtime.layout import Layout
 from foveate.runtime.segment import Chunk
 
-__all__ = ["Facts", "Question", "record"]
+__all__ = ["Facts", "Question", "record", "sample_size"]
 
 FORCED_TOKENS = 32
 
@@ -39,12 +43,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the bundle says of its stages: a picture's tokens, the budgets' points by stage, and whether rows are numbered
-    anew behind a cut of the decoder."""
+    """What the bundle says of its stages: how a picture's tokens lie, the budgets' points by stage, whether rows are numbered
+    anew behind a cut of the decoder, and whether the pruner sees all of a picture at once."""
 
-    total: int
+    layout: Layout
     budgets: Mapping[str, Points]
     renumbers: bool
+    whole: bool = False
 
 
 @torch.inference_mode()
@@ -53,38 +58,65 @@ def record(
 ) -> dict[str, np.ndarray]:
     """Run every graph once and return the arrays of golden.npz (names: design section 5, ``runtime.check``)."""
     arrays: dict[str, np.ndarray] = {}
-    values = {"text_embeds": _embed(embed_tokens, question.words)}
+    piece = facts.layout.whole if facts.whole else facts.layout.pieces[-1]
+    view = torch.from_numpy(facts.layout.order[piece])
+    values = {"text_embeds": _embed(embed_tokens, question.words), "view": view}
     language = next(i for i, graph in enumerate(graphs) if graph.spec.in_place)
     for graph in graphs[:language]:
-        values |= _run(graph, weights, values, question, arrays)
-    count = int(values["count"]) if "count" in values else facts.total
-    visual = values["tokens"][:, :count] if "tokens" in values else values["projected"]
+        values |= _run(graph, weights, values, question, facts, arrays)
+    visual, kept = _visual(values, view, piece.ravel())
     rng = np.random.default_rng(0)
     forced = rng.integers(0, len(embed_tokens), FORCED_TOKENS)
     parts = [_embed(embed_tokens, question.before), visual, _embed(embed_tokens, question.after)]
-    patches = values["kept"][0, :count].numpy() if "kept" in values else np.arange(count)
-    prompt = _describe(len(question.before), patches, len(question.after), facts)
+    prompt = _describe(question, kept, facts, axes_of(graphs[language].spec))
     rows = torch.cat([*parts, _embed(embed_tokens, forced)], dim=1)
     return arrays | {"llm.tokens": forced} | _language(graphs[language:], weights, rows, prompt, facts)
 
 
-def _describe(before: int, patches: np.ndarray, after: int, facts: Facts) -> Chunk:
-    """What is known of the prompt's rows: text, one picture, text."""
-    total = before + len(patches) + after
+def sample_size(settings: dict[str, Any]) -> tuple[int, int]:
+    """Width and height of the recorded picture: where sizes vary a small one, with some padding."""
+    if settings["kind"] == "windows":
+        side = settings["patch"] * settings["merge"] * settings["window"]
+        return side * 3 // 2, side  # windows that are full and windows that are not
+    if settings["kind"] == "clip":
+        return settings["size"][1], settings["size"][0]
+    height, width = min(settings["pinpoints"], key=lambda point: point[0] * point[1])
+    return width, height * 4 // 5
+
+
+def _visual(values: dict[str, Tensor], view: Tensor, places: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """The rows ``[1,R,D]`` that enter the language model, and which of the picture's tokens they are: of one piece of it, whose
+    tokens are at ``places``, or of its last tile where the encoder merged them."""
+    if "tokens" not in values:
+        return values["projected"].flatten(0, 1)[view.flatten()][None], places
+    count = int(values["count"][-1])
+    kept = values["kept"][-1, :count].numpy()
+    return values["tokens"][-1:, :count], np.where(kept < 0, -1, places[kept.clip(max=len(places) - 1)])
+
+
+def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> Chunk:
+    """What is known of the prompt's rows: text, one picture, text. Positions have ``axes``."""
+    before, plan = len(question.before), facts.layout
+    picture = Picture(np.empty(0), kept, plan.total, layout=plan)
+    positions = positions_of([*question.before, picture, *question.after], 0, axes)
+    size = positions.shape[-1]
 
     def visual(value: np.ndarray | int, text: int) -> np.ndarray:
-        column = np.full(total, text, np.int64)
-        column[before : before + len(patches)] = value
+        column = np.full(size, text, np.int64)
+        column[before : before + len(kept)] = value
         return column
 
+    patch, rows, columns = picture.places
     return Chunk(
         picture=visual(0, -1),
-        source=visual(np.arange(len(patches)), -1),
-        patch=visual(patches, -1),
-        entered=visual(len(patches), 0),
-        total=visual(facts.total, 0),
-        keep=visual(max(1, facts.total * 2 // 9), 0),
-        positions=np.arange(total),
+        source=visual(np.arange(len(kept)), -1),
+        patch=visual(patch, -1),
+        rows=visual(rows, 1),
+        columns=visual(columns, 1),
+        entered=visual(len(kept), 0),
+        total=visual(plan.total, 0),
+        keep=visual(max(1, plan.total * 2 // 9), 0),
+        positions=positions,
     )
 
 
@@ -93,7 +125,8 @@ def _language(
 ) -> dict[str, np.ndarray]:
     """The segments in order, each over the prompt as it is there and the forced tokens; pruners see the prompt alone."""
     arrays: dict[str, np.ndarray] = {}
-    positions, carried, behind = np.arange(rows.shape[1]), {}, {}
+    after = chunk.positions[..., -1:] + 1 + np.arange(rows.shape[1] - len(chunk))
+    positions, carried, behind = np.concatenate([chunk.positions, after], axis=-1), {}, {}
     for graph in graphs:
         if graph.spec.in_place:
             entering = _half(rows)
@@ -103,11 +136,11 @@ def _language(
             given = {"scored": entering, "inputs_embeds": entering, **behind}
             before = {name: value[:, : len(chunk)] for name, value in given.items()} | carried
             out = _prune(graph, weights, before, chunk, facts, arrays)
-            count, forced = int(out["count"]), positions[len(chunk) :]
+            count, forced = int(out["count"]), positions[..., len(chunk) :]
             rows = torch.cat([out["tokens"][:, :count], behind["hidden"][:, len(chunk) :]], dim=1)
             carried = {f"carried.{n[6:]}": v[:, :count] for n, v in out.items() if n.startswith("carry.")}
             chunk = chunk.take(out["kept"][0, :count].numpy())
-            positions = np.concatenate([chunk.positions, forced])
+            positions = np.concatenate([chunk.positions, forced], axis=-1)
             if facts.renumbers:
                 positions = np.arange(len(positions))
                 chunk = replace(chunk, positions=positions[:count])
@@ -153,16 +186,19 @@ def _run(
     weights: Weights,
     values: dict[str, Tensor],
     question: Question,
+    facts: Facts,
     arrays: dict[str, np.ndarray],
 ) -> dict[str, Tensor]:
     name, inputs = graph.spec.name, []
     for tensor in graph.spec.inputs:
         if tensor.name == "pixel_values":
-            value = _half(_picture(tensor.extent("opt")))
+            value = _half(_pixels(tensor, facts.layout))
+        elif tensor.name in facts.layout.feeds:
+            value = torch.from_numpy(facts.layout.feeds[tensor.name])
         elif tensor.name == "input_ids":
             value = torch.from_numpy(question.clip_ids)
         elif tensor.value is not None:
-            value = torch.tensor(tensor.value.opt)
+            value = torch.tensor(max(1, values["view"].numel() * 2 // 9))
         else:
             value = _half(values[tensor.name])
         inputs.append(value)
@@ -177,6 +213,15 @@ def _run(
 
 def _store(value: Tensor) -> np.ndarray:
     return (value.half() if value.is_floating_point() else value).numpy()
+
+
+def _pixels(tensor: TensorSpec, plan: Layout) -> Tensor:
+    """As many tiles, or patches side by side, as ``plan`` has."""
+    rest = tensor.extent("opt")[1:]
+    if len(rest) == 3:
+        return _picture((plan.tiles, *rest))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(plan.total, *rest, generator=generator)
 
 
 def _picture(shape: tuple[int, ...]) -> Tensor:
@@ -196,8 +241,8 @@ def _segment(
     have a row for each (not the logits), and what is recorded."""
     module, name, length = graph.module, graph.spec.name, rows.shape[1]
     spec = module.decoder.spec if isinstance(module, Segment) else module.spec
-    position_ids, start = torch.from_numpy(positions)[None], torch.zeros(1, dtype=torch.int64)
-    rope = *rope_tables(spec), position_ids
+    position_ids, start = torch.from_numpy(positions)[..., None, :], torch.zeros(1, dtype=torch.int64)
+    rope = rope_of(spec, *rope_tables(spec), position_ids)
     mask = Decoder.causal_mask(length, length, start)
     empty = torch.zeros(1, spec.num_kv_heads, length, spec.head_dim)
     arrays = {

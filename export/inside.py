@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.engines.errors import UserError
-from foveate.export.decoder import Linear, RMSNorm
+from foveate.export.decoder import Linear, RMSNorm, rope_of
 from foveate.export.methods import base
 from foveate.export.ops import rotary_embedding
 from foveate.export.parts import DecoderSpec
@@ -37,7 +37,7 @@ __all__ = [
     "share_of",
 ]
 
-Extra = Literal["position_ids", "patch", "entered", "inputs_embeds"]
+Extra = Literal["position_ids", "patch", "rows", "columns", "entered", "inputs_embeds"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class Scoring(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
+        self.spec = spec
         self.heads, self.kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.self_attn = nn.Module()
@@ -136,8 +137,8 @@ class Rows:
     ``hidden``, ``scored`` ``[1,T,D]``: at the cut and entering the scoring layer. ``picture [1,T]`` int64: number of the
     row's picture, -1 for text. ``keep [1,T]`` int64: the number that this cut is given for the row's picture (pictures may
     have budgets of their own), 0 for text. Where a method reads them:
-    ``position_ids [1,T]``, ``patch [1,T]`` (the row's place in its picture's grid, -1 for text and mixtures),
-    ``entered [1,T]`` (how many rows its picture had before the first cut), ``inputs_embeds [1,T,D]``. ``norm`` is the
+    ``position_ids [1,T]``, ``patch [1,T]`` (the row's place in its grid, -1 for text, mixtures and newlines), ``rows``,
+    ``columns [1,T]`` (that grid; 1 where there is none), ``entered [1,T]`` (how many rows its picture had before the first cut), ``inputs_embeds [1,T,D]``. ``norm`` is the
     decoder's final one.
     """
 
@@ -147,10 +148,11 @@ class Rows:
     keep: Tensor
     layer: Scoring
     norm: RMSNorm
-    grid: tuple[int, int]
     rope: tuple[Tensor, Tensor] | None = None
     position_ids: Tensor | None = None
     patch: Tensor | None = None
+    rows: Tensor | None = None
+    columns: Tensor | None = None
     entered: Tensor | None = None
     inputs_embeds: Tensor | None = None
     carried: dict[str, Tensor] | None = None
@@ -174,22 +176,23 @@ class Rows:
         query = self.layer.queries(self.normed()[:, -1:])
         if not rotated:
             return query
-        last = self.position_ids.amax(
-            1, keepdim=True
-        )  # they ascend; of a slice TensorRT would not know the length
-        return rotary_embedding(query, *self.rope, last)
+        # the last token is text and has the highest; of a slice TensorRT would not know the length
+        return self._rotated(query, self.position_ids.amax(-1, keepdim=True))
 
     def queries(self, rotated: bool) -> Tensor:
         """Of every row: ``[1,H,T,Dh]``."""
         queries = self.layer.queries(self.normed())
-        return rotary_embedding(queries, *self.rope, self.position_ids) if rotated else queries
+        return self._rotated(queries, self.position_ids) if rotated else queries
 
     def keys(self, rotated: bool) -> Tensor:
         """Of every row, repeated for the query heads that share them: ``[1,H,T,Dh]``."""
         keys = self.layer.keys(self.normed())
         if rotated:
-            keys = rotary_embedding(keys, *self.rope, self.position_ids)
+            keys = self._rotated(keys, self.position_ids)
         return keys.repeat_interleave(self.layer.heads // self.layer.kv_heads, dim=1)
+
+    def _rotated(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        return rotary_embedding(x, *rope_of(self.layer.spec, *self.rope, position_ids))
 
     def attended(self) -> Tensor:
         """What enters the MLP of the scoring layer: ``[1,T,D]``."""
@@ -264,11 +267,9 @@ def in_proportion(shares: tuple[float, ...], spec: DecoderSpec) -> tuple[int, ..
 class PrunerInside(nn.Module):
     """The graph ``pruner.<stage>``: the inputs that ``names`` lists, in that order, to what ``Inside.shorten`` gives."""
 
-    def __init__(
-        self, method: Inside, stage: int, names: tuple[str, ...], spec: DecoderSpec, grid: tuple[int, int]
-    ) -> None:
+    def __init__(self, method: Inside, stage: int, names: tuple[str, ...], spec: DecoderSpec) -> None:
         super().__init__()
-        self.method, self.stage, self.names, self.grid, self.spec = method, stage, names, grid, spec
+        self.method, self.stage, self.names, self.spec = method, stage, names, spec
         self.layer, self.norm = Scoring(spec), RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         if "position_ids" in names:
             shape = spec.max_positions, spec.head_dim // 2
@@ -280,6 +281,6 @@ class PrunerInside(nn.Module):
         given.setdefault("scored", given["hidden"])
         carried = {name: given.pop(f"carried.{name}", None) for name in self.method.carries}
         rope = (self.rope_cos, self.rope_sin) if "position_ids" in given else None
-        rows = Rows(**given, layer=self.layer, norm=self.norm, grid=self.grid, rope=rope, carried=carried)
+        rows = Rows(**given, layer=self.layer, norm=self.norm, rope=rope, carried=carried)
         hidden, kept, count, carry = self.method.shorten(self.stage, rows)
         return hidden, kept, count, *carry

@@ -13,12 +13,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from foveate.engines.spec import FLOAT, Dim, Symbol, TensorSpec
+
 __all__ = ["DecoderSpec", "Merging", "ModelSpec", "Parts", "StartMerging", "VisionSpec", "Weights"]
 
 
 @dataclass(frozen=True)
 class VisionSpec:
-    """The vision encoder in numbers. ``depth`` counts the layers that run (CLIP for LLaVA: 23 of 24)."""
+    """The vision encoder in numbers. ``depth`` counts the layers that run (CLIP for LLaVA: 23 of 24).
+
+    Another encoder's spec has the fields ``hidden_size``, ``num_heads``, ``depth``, ``joint_size``, and these properties.
+    """
 
     image_size: int
     patch_size: int
@@ -29,15 +34,53 @@ class VisionSpec:
     activation: str
     layer_norm_eps: float
     joint_size: int | None = None  # width of the joint image-text space where a CLIP checkpoint is at hand
+    max_tiles: int = 1  # square pieces of a picture that are encoded together
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the graph ``vision_encoder`` takes."""
+        return (TensorSpec("pixel_values", FLOAT, (self.tiles, 3, self.image_size, self.image_size)),)
+
+    @property
+    def feature_size(self) -> int:
+        """Width of ``features``, which enter the projector."""
+        return self.hidden_size
+
+    @property
+    def tiles(self) -> Dim:
+        """Rows of what it gives: ``projected [tiles,tokens,D]``."""
+        return 1 if self.max_tiles == 1 else Symbol("tiles", 1, self.max_tiles, self.max_tiles)
+
+    @property
+    def tokens(self) -> Dim:
+        """Tokens of a tile."""
+        return self.num_tokens
+
+    @property
+    def varies(self) -> bool:
+        """Whether pictures differ in their tokens. A pruner is told then which ones it sees (``view``)."""
+        return self.max_tiles > 1
 
     @property
     def grid(self) -> tuple[int, int]:
+        """Rows and columns of a tile; the most, where they vary."""
         side = self.image_size // self.patch_size
         return side, side
 
     @property
+    def longest_side(self) -> int:
+        """Rows or columns of a tile, at most."""
+        return max(self.grid)
+
+    @property
     def num_tokens(self) -> int:
+        """Tokens of a tile, at most."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def picture_tokens(self) -> int:
+        """Tokens of a picture, at most, without what stands between rows of them."""
+        return self.num_tokens * self.max_tiles
 
 
 @dataclass(frozen=True)
@@ -55,7 +98,15 @@ class DecoderSpec:
     rope_theta: float
     max_positions: int
     tied: bool
-    attention_bias: bool = False
+    attention_bias: bool = False  # of queries, keys and values
+    rope_sections: tuple[int, ...] | None = (
+        None  # M-RoPE: how many frequencies turn with time, height and width
+    )
+
+    @property
+    def position_axes(self) -> int:
+        """How many numbers the position of a row is."""
+        return 1 if self.rope_sections is None else len(self.rope_sections)
 
 
 @dataclass(frozen=True)
@@ -107,8 +158,8 @@ StartMerging = Callable[[int, int, torch.device], Merging]
 class Parts:
     """A model in pieces. Modules stand on the ``meta`` device: shapes without memory; ``weights`` fills them.
 
-    ``vision(taps)`` builds the vision module for a tuple of tap names. It maps ``pixel_values [1,3,H,W]`` to a
-    dict with ``projected [1,N,D]`` and the taps. A family that offers ``layers`` takes a ``StartMerging`` besides; the
+    ``vision(taps)`` builds the vision module for a tuple of tap names. It maps ``spec.vision.inputs`` to a
+    dict with ``projected [tiles,N,D]`` and the taps. A family that offers ``layers`` takes a ``StartMerging`` besides; the
     dict then holds a pruner's outputs. ``projector()`` is its last part alone, ``features [1,N,Dv]`` to ``projected``,
     for methods that act before it. ``decoder`` has ``layers``, ``norm``, ``lm_head`` (see ``modules.py``).
     ``text_encoder``, where a CLIP checkpoint is at hand, maps ``input_ids [S,C]`` to ``clip_text [1,S,J]``. ``files``

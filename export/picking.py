@@ -20,6 +20,7 @@ __all__ = [
     "FAR",
     "at_most",
     "closest",
+    "coordinates",
     "cosines",
     "first_of",
     "in_order",
@@ -92,6 +93,12 @@ def question_relevance(tokens: Tensor, taps: dict[str, Tensor], sign: str) -> tu
     cosine = torch.matmul(unit(patches), direction[:, :, None])[..., 0]
     negative = sign == "negative" or (sign == "auto" and clip)
     return -cosine if negative else cosine, words > 0
+
+
+def coordinates(index: Tensor, columns: base.Keep) -> tuple[Tensor, Tensor]:
+    """Row and column of the tokens ``index`` in raster order. ONNX export has no remainder of run-time numbers."""
+    row = index // columns
+    return row, index - row * columns
 
 
 def first_of(score: Tensor) -> Tensor:

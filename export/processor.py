@@ -14,7 +14,7 @@ from foveate.engines.errors import UserError
 from foveate.export import chat
 from foveate.export.checkpoint import Source
 
-__all__ = ["image_settings", "prompt_settings", "tokenizer_json"]
+__all__ = ["image_settings", "prompt_settings", "tile_settings", "tokenizer_json", "window_settings"]
 
 _MEAN = [0.48145466, 0.4578275, 0.40821073]
 _STD = [0.26862954, 0.26130258, 0.27577711]
@@ -38,6 +38,85 @@ def image_settings(source: Source, side: int) -> dict[str, Any]:
 
     Raises UserError when the checkpoint has no image processor, one of another kind, or one of another size.
     """
+    found = _found(source, side)
+    kind = found.get("image_processor_type") or "CLIPImageProcessor"
+    if not kind.startswith("CLIPImageProcessor") or found.get("do_pad"):
+        got = f"{kind}{' with do_pad' if found.get('do_pad') else ''}"
+        raise UserError(
+            f"{source.label}: this image processor is not supported | got {got}, expected CLIPImageProcessor "
+            "without padding | use a checkpoint with CLIP's image processing"
+        )
+    settings = _steps(_CLIP | found, source.label)
+    if settings["size"] != [side, side]:
+        raise UserError(
+            f"{source.label}: image processor and vision tower disagree | got pictures of {settings['size']}, "
+            f"expected {[side, side]} | repair crop_size and size in the processor's config"
+        )
+    return settings
+
+
+def tile_settings(source: Source, side: int, pinpoints: list[list[int]]) -> dict[str, Any]:
+    """Settings of kind ``anyres`` for tiles of ``side`` x ``side`` pixels, of LLaVA-NeXT's image processor.
+
+    Raises UserError when the checkpoint has no image processor, one of another kind, or one that cuts otherwise than
+    ``pinpoints``, by which the model puts the tiles together.
+    """
+    found = _found(source, side)
+    kind = found.get("image_processor_type") or "LlavaNextImageProcessor"
+    if not kind.startswith("LlavaNextImageProcessor"):
+        raise UserError(
+            f"{source.label}: this image processor is not supported | got {kind}, expected LlavaNextImageProcessor "
+            "| use a checkpoint with LLaVA-NeXT's image processing"
+        )
+    steps = _steps(_CLIP | found, source.label)
+    cut = found.get("image_grid_pinpoints", pinpoints)
+    edge = steps.pop("shortest_edge", side), *steps.pop("resize", [side]), *steps.pop("size")
+    if set(edge) != {side} or steps.pop("crop", [side, side]) != [side, side] or cut != pinpoints:
+        raise UserError(
+            f"{source.label}: image processor and model disagree | got tiles of {edge[0]} on {cut}, expected "
+            f"{side} on {pinpoints} | repair size, crop_size and image_grid_pinpoints in the processor's config"
+        )
+    return steps | {"kind": "anyres", "tile": side, "pinpoints": pinpoints}
+
+
+def window_settings(source: Source, patch: int, merge: int, frames: int, window: int) -> dict[str, Any]:
+    """Settings of kind ``windows``, of Qwen2-VL's image processor, for an encoder with such patches and windows.
+
+    Raises UserError when the checkpoint has no image processor, one of another kind, or one with other patches.
+    """
+    dummy = source.load_format == "dummy" and source.file("preprocessor_config.json") is None
+    found = {} if dummy else _found(source, 0)
+    kind = found.get("image_processor_type") or "Qwen2VLImageProcessor"
+    if not kind.startswith("Qwen2VLImageProcessor"):
+        raise UserError(
+            f"{source.label}: this image processor is not supported | got {kind}, expected Qwen2VLImageProcessor "
+            "| use a checkpoint with Qwen2-VL's image processing"
+        )
+    names = {"patch_size": patch, "merge_size": merge, "temporal_patch_size": frames}
+    got = {name: found.get(name, value) for name, value in names.items()}
+    if got != names:
+        raise UserError(
+            f"{source.label}: image processor and vision encoder disagree | got {got}, expected {names} "
+            "| repair the processor's config"
+        )
+    size = found.get("size", {})
+    config = {**_CLIP, **found, "size": {"height": 0, "width": 0}, "do_center_crop": False}
+    steps = {
+        key: value for key, value in _steps(config, source.label).items() if key not in ("size", "resize")
+    }
+    return steps | {
+        "kind": "windows",
+        "patch": patch,
+        "merge": merge,
+        "frames": frames,
+        "window": window,
+        "min_pixels": found.get("min_pixels", size.get("shortest_edge", 3136)),
+        "max_pixels": found.get("max_pixels", size.get("longest_edge", 12845056)),
+    }
+
+
+def _found(source: Source, side: int) -> dict[str, Any]:
+    """What the checkpoint says of its image processor, nulls left out; of a dummy that says nothing, its size alone."""
     found = (source.json("processor_config.json") or {}).get("image_processor")
     found = found or source.json("preprocessor_config.json")
     if found is None and source.load_format == "dummy":
@@ -47,20 +126,7 @@ def image_settings(source: Source, side: int) -> dict[str, Any]:
             f"{source.label} says nothing about its pictures | expected preprocessor_config.json or "
             "processor_config.json | save them with transformers' AutoProcessor(...).save_pretrained"
         )
-    kind = found.get("image_processor_type") or "CLIPImageProcessor"
-    if not kind.startswith("CLIPImageProcessor") or found.get("do_pad"):
-        got = f"{kind}{' with do_pad' if found.get('do_pad') else ''}"
-        raise UserError(
-            f"{source.label}: this image processor is not supported | got {got}, expected CLIPImageProcessor "
-            "without padding | use a checkpoint with CLIP's image processing"
-        )
-    settings = _steps({**_CLIP, **{k: v for k, v in found.items() if v is not None}}, source.label)
-    if settings["size"] != [side, side]:
-        raise UserError(
-            f"{source.label}: image processor and vision tower disagree | got pictures of {settings['size']}, "
-            f"expected {[side, side]} | repair crop_size and size in the processor's config"
-        )
-    return settings
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _steps(config: dict[str, Any], label: str) -> dict[str, Any]:
@@ -101,9 +167,14 @@ def tokenizer_json(source: Source) -> bytes:
 
 
 def prompt_settings(
-    source: Source, tokenizer: bytes, image_token_id: int, eos: Any, pad_id: int | None
+    source: Source,
+    tokenizer: bytes,
+    image_token_id: int,
+    eos: Any,
+    pad_id: int | None,
+    default: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Settings for ``runtime.prompt``. ``eos`` is the config's end id or list of them, which the checkpoint's
+    """Settings for ``runtime.prompt``. ``default`` is the chat format of a checkpoint that has none; ``eos`` is the config's end id or list of them, which the checkpoint's
     ``generation_config.json`` overrules. Raises UserError when the chat template cannot be put into pieces."""
     try:
         known = Tokenizer.from_str(tokenizer.decode())
@@ -123,7 +194,7 @@ def prompt_settings(
     opening = known.encode("").ids
     bos_id = opening[0] if opening else None
     bos = None if bos_id is None else known.id_to_token(bos_id)
-    pieces = chat.pieces(source, image_token, bos)
+    pieces = chat.pieces(source, image_token, bos, default)
     return pieces | {
         "image_token": image_token,
         "image_token_id": image_token_id,

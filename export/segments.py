@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.engines.spec import FLOAT, GraphSpec, Symbol, TensorSpec
+from foveate.engines.spec import FLOAT, Dim, GraphSpec, Symbol, TensorSpec
 from foveate.export.decoder import Decoder, Segment
 from foveate.export.graph import Graph
 from foveate.export.inside import Cut, Inside, PrunerInside
@@ -56,6 +56,10 @@ def _rows(spec: DecoderSpec) -> Symbol:
     return Symbol("tokens", 1, min(192, spec.max_positions), spec.max_positions)
 
 
+def _positions(spec: DecoderSpec, length: Symbol) -> tuple[Dim, ...]:
+    return (1, length) if spec.position_axes == 1 else (spec.position_axes, 1, length)
+
+
 def _spec(name: str, spec: DecoderSpec, layers: range, first: bool, scored: bool = False) -> GraphSpec:
     length = _rows(spec)
     slots = Symbol("cache", 1, min(1024, spec.max_positions), spec.max_positions)
@@ -69,7 +73,7 @@ def _spec(name: str, spec: DecoderSpec, layers: range, first: bool, scored: bool
         name,
         inputs=(
             TensorSpec("inputs_embeds" if first else "tokens", FLOAT, rows),
-            TensorSpec("position_ids", "int64", (1, length)),
+            TensorSpec("position_ids", "int64", _positions(spec, length)),
             TensorSpec("write_index", "int64", (1,)),
             *((TensorSpec("last", "int64", (1,)),) if final else ()),
             *(TensorSpec(f"past.{name}", FLOAT, cache) for name in names),
@@ -89,8 +93,10 @@ def _pruner(parts: Parts, method: Inside, stage: int, cut: Cut) -> Graph:
         TensorSpec("inputs_embeds", FLOAT, rows),
         TensorSpec("picture", "int64", each),
         TensorSpec("patch", "int64", each),
+        TensorSpec("rows", "int64", each),
+        TensorSpec("columns", "int64", each),
         TensorSpec("entered", "int64", each),
-        TensorSpec("position_ids", "int64", each),
+        TensorSpec("position_ids", "int64", _positions(spec, length)),
         TensorSpec("keep", "int64", each),
     ]
     wanted = {"hidden", "picture", "keep", *method.reads(stage)}
@@ -107,8 +113,6 @@ def _pruner(parts: Parts, method: Inside, stage: int, cut: Cut) -> Graph:
         *(TensorSpec(f"carry.{name}", FLOAT, each) for name in method.carries),
     )
     with torch.device("meta"):
-        module = PrunerInside(
-            method, stage, tuple(tensor.name for tensor in inputs), spec, parts.spec.vision.grid
-        )
+        module = PrunerInside(method, stage, tuple(tensor.name for tensor in inputs), spec)
     names = (("layer.", f"llm.layers.{cut.scored}."), ("norm.", "llm.norm."), ("rope_", "llm.rope_"))
     return Graph(GraphSpec(f"pruner.{stage}", inputs, outputs), module, names)

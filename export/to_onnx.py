@@ -67,7 +67,9 @@ def _symbols(spec: GraphSpec) -> dict[str, tuple[Symbol, int]]:
     for tensor in spec.inputs:
         for dim in tensor.shape:
             if isinstance(dim, Symbol) and dim.name not in found:
-                found[dim.name] = dim, min(_TRACE_SIZE + len(found), dim.max)
+                taken = {size for _, size in found.values()}
+                size = min(_TRACE_SIZE + len(found), dim.max)
+                found[dim.name] = dim, next((n for n in range(size, 1, -1) if n not in taken), size)
     return found
 
 

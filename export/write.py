@@ -21,6 +21,7 @@ from foveate.export.pair import Pair
 from foveate.export.parts import Parts, Weights
 from foveate.export.precision import Precision
 from foveate.export.weights import Store, attach, packed, parts_of, pending, require_ranges
+from foveate.runtime.layout import layout
 from foveate.runtime.prompt import ChatTokenizer, ImageSlot, Turn, clip_segments, load_tokenizer
 
 __all__ = ["GOLDEN_TEXT", "write_embeddings", "write_files", "write_golden", "write_graphs"]
@@ -127,8 +128,11 @@ def write_golden(
     root: Path, parts: Parts, method: Method | Pair, graphs: list[Graph], store: Store, table: np.ndarray
 ) -> None:
     """Record what each graph must answer to a fixed question (see ``golden``)."""
-    renumbers = method.inside is not None and method.inside.position_mode == "compact"
-    facts = golden.Facts(parts.spec.vision.num_tokens, method.budgets(parts.spec), renumbers)
+    one_axis = parts.spec.decoder.position_axes == 1
+    renumbers = method.inside is not None and method.inside.position_mode == "compact" and one_axis
+    plan = layout(golden.sample_size(parts.image), parts.image, parts.spec.vision.grid)
+    whole = method.before is not None and method.before.whole
+    facts = golden.Facts(plan, method.budgets(parts.spec), renumbers, whole)
     question = _question(root, parts, graphs)
     np.savez(root / "golden.npz", **golden.record(graphs, store, table, question, facts))
 

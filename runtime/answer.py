@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foveate.runtime.layout import Layout
+
 __all__ = ["Answer", "Clock", "Stream", "Timings"]
 
 
@@ -36,9 +38,10 @@ class Timings:
 class Answer:
     """``tokens`` without the stop id; ``finish`` is "stop" or "length". The others have an entry per picture of the prompt.
 
-    ``kept`` [R] int64: the patches that stayed to the end, -1 for a merged row. ``stages``: by the name of each stage that
-    prunes ("pruner" before the language model, "pruner.0" and so on inside it), the patches that it left. ``owners`` [N] int64:
-    the row that each patch went into before the language model, -1 for none; None for methods that do not merge.
+    ``kept`` [R] int64: which of the picture's tokens stayed to the end, -1 for a merged row. ``stages``: by the name of each stage
+    that prunes ("pruner" before the language model, "pruner.0" and so on inside it), the tokens that it left. ``owners`` [N] int64:
+    the row that each token went into before the language model, -1 for none; None for methods that do not merge. ``layouts``:
+    how many tokens there were, and where they lie (``runtime.layout``).
     """
 
     text: str
@@ -48,6 +51,7 @@ class Answer:
     timings: Timings
     stages: list[dict[str, np.ndarray]]
     owners: list[np.ndarray | None]
+    layouts: list[Layout]
 
 
 class Clock:

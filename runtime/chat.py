@@ -36,7 +36,6 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     generation = options.generation(args)
     pipe = Pipeline.load(args.bundle, args.engine, threads=args.threads, progress=options.say)
-    visual_tokens = pipe.manifest.num_visual_tokens if args.timings else None
     chat, images, reprune, code = pipe.chat(args.system), list(args.image), False, 0
     interactive = sys.stdin.isatty()
     if interactive:
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> int:
             options.say(f"no such command: {command} ({_HELP})")
         else:
             try:
-                _turn(chat, line, {"image": images, "reprune": reprune, **generation}, visual_tokens)
+                _turn(chat, line, {"image": images, "reprune": reprune, **generation}, args.timings)
             except UserError as error:
                 options.say(f"foveate: {error}")
                 code = code if interactive else error.code
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _turn(chat: Chat, text: str, arguments: dict[str, Any], visual_tokens: int | None) -> None:
+def _turn(chat: Chat, text: str, arguments: dict[str, Any], timings: bool) -> None:
     stream = chat.stream(text, **arguments)
     try:
         for piece in stream:
@@ -71,8 +70,8 @@ def _turn(chat: Chat, text: str, arguments: dict[str, Any], visual_tokens: int |
         print(" [broken off]")
         return
     print(flush=True)
-    if visual_tokens is not None:
-        options.say("\n".join(options.timing_lines(stream.answer, visual_tokens)))
+    if timings:
+        options.say("\n".join(options.timing_lines(stream.answer)))
 
 
 def _lines(interactive: bool) -> Iterator[str]:

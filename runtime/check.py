@@ -157,11 +157,11 @@ def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -
             "| compile with a larger --max-context"
         )
     segment.cache.reserve(total)
-    positions = golden[f"{name}.in.position_ids"][0]
+    positions = golden[f"{name}.in.position_ids"][..., 0, :]
     answers: dict[str, list[np.ndarray]] = {}
     copied = False
     for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, total))]:
-        outputs = segment.run(given[:, start:end], positions[start:end])
+        outputs = segment.run(given[:, start:end], positions[..., start:end])
         for tensor in engine.spec.outputs:
             if not tensor.name.startswith("present."):
                 answers.setdefault(tensor.name, []).append(outputs[tensor.name].numpy()[0, -1])

@@ -10,9 +10,10 @@ import numpy as np
 
 from foveate.engines.errors import UserError
 from foveate.runtime.answer import Answer, Clock, Stream, Timings
-from foveate.runtime.budget import Keep, resolve_keep
+from foveate.runtime.budget import Keep
 from foveate.runtime.decode import Picture, prompt_items
 from foveate.runtime.image import ImageSource
+from foveate.runtime.layout import Layout
 from foveate.runtime.prompt import Segment, Turn
 from foveate.runtime.sampling import Sampler, Sampling
 from foveate.runtime.vision import Seen
@@ -38,12 +39,12 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Request:
-    """A turn that was found in order. ``old`` are the budgets of the pictures shown before it."""
+    """A turn that was found in order. ``budgets`` are those of its pictures, ``old`` those of the pictures shown before."""
 
     turns: list[Turn]
     segments: list[Segment]
     images: list[ImageSource | Seen]
-    budget: int
+    budgets: list[int]
     old: list[int]
     reprune: bool
     most: int
@@ -109,24 +110,32 @@ class Chat:
                 f"| leave it out for {MAX_NEW_TOKENS}",
                 code=2,
             )
-        images, manifest = _listed(image), self._pipe.manifest
-        budget = resolve_keep(
-            keep, manifest.num_visual_tokens, manifest.method, self._pipe.vision.largest_keep
-        )
+        images, vision = _listed(image), self._pipe.vision
+        layouts = [vision.layout(each) for each in images]
+        budgets = [vision.budget(keep, plan) for plan in layouts]
+        if not images:
+            vision.budget(keep)  # refused all the same
         turns = [*self.turns, Turn("user", text, len(images))]
         segments = self._pipe.tokenizer.encode_turns(turns)
-        old = [budget if reprune and keep is not None else shown.keep for shown in self._shown]
-        room = self._room(segments, old + [budget] * len(images), reprune)
+        again = reprune and keep is not None
+        old = [vision.budget(keep, s.seen.layout) if again else s.keep for s in self._shown]
+        layouts = [shown.seen.layout for shown in self._shown] + layouts
+        room = self._room(segments, list(zip(layouts, old + budgets, strict=True)), reprune)
         most = min(max_new_tokens, room)
-        request = _Request(turns, segments, images, budget, old, reprune, most, sampling or Sampling())
+        request = _Request(turns, segments, images, budgets, old, reprune, most, sampling or Sampling())
         return Stream(self._answer(request))
 
-    def _room(self, segments: Sequence[Segment], budgets: Sequence[int], reprune: bool) -> int:
-        """How many tokens the answer may have when no picture of ``budgets`` leaves more than its budget."""
-        decoder, total = self._decoder, self._pipe.manifest.num_visual_tokens
+    def _room(
+        self, segments: Sequence[Segment], pictures: Sequence[tuple[Layout, int]], reprune: bool
+    ) -> int:
+        """How many tokens the answer may have when none of the ``pictures`` leaves more than its budget."""
+        decoder = self._decoder
         known = [] if reprune else [shown.picture for shown in self._shown]
         most = self._pipe.vision.most_rows
-        blank = [Picture(np.empty((0, 0)), np.zeros(most(keep)), total) for keep in budgets[len(known) :]]
+        blank = [
+            Picture(np.empty((0, 0)), np.zeros(most(keep, plan.total)), plan.total, layout=plan)
+            for plan, keep in pictures[len(known) :]
+        ]
         items = prompt_items(segments, [*known, *blank])
         rows, positions = sum(map(decoder.rows, items)), sum(map(decoder.span, items))
         if (room := decoder.room(rows, positions)) < 1:
@@ -148,9 +157,9 @@ class Chat:
                 _Shown(s.seen, keep, vision.prune(s.seen, question, keep, clock))
                 for s, keep in zip(shown, request.old, strict=True)
             ]
-        for image in request.images:
+        for image, keep in zip(request.images, request.budgets, strict=True):
             seen = image if isinstance(image, Seen) else vision.see(image, clock)
-            shown.append(_Shown(seen, request.budget, vision.prune(seen, question, request.budget, clock)))
+            shown.append(_Shown(seen, keep, vision.prune(seen, question, keep, clock)))
         return shown
 
     def _answer(self, request: _Request) -> Generator[str, None, Answer]:
@@ -177,7 +186,8 @@ class Chat:
         pictures = [s.picture for s in shown]
         kept = [p.patches(-1) if p.left else p.kept for p in pictures]
         stages = [self._survivors(picture) for picture in pictures]
-        return Answer(text, tokens, kept, finish, timings, stages, [p.owner for p in pictures])
+        owners, layouts = [p.owner for p in pictures], [s.seen.layout for s in shown]
+        return Answer(text, tokens, kept, finish, timings, stages, owners, layouts)
 
     def _survivors(self, picture: Picture) -> dict[str, np.ndarray]:
         """The patches that are left of a picture behind each stage that prunes."""

@@ -12,19 +12,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from foveate.engines.base import Engine, Feed
-from foveate.engines.spec import Symbol
+from foveate.engines.spec import GraphSpec, Symbol
 from foveate.runtime import prompt
 from foveate.runtime.bundle import Manifest
+from foveate.runtime.layout import Layout, single
 from foveate.runtime.segment import Chunk, Segment
 
-__all__ = ["Decoder", "Item", "Picture", "prompt_items"]
+__all__ = ["Decoder", "Item", "Picture", "axes_of", "positions_of", "prompt_items"]
 
 
 @dataclass(eq=False)  # two pictures are the same item only when they are the same object
 class Picture:
-    """A picture before the language model. ``tokens`` [R,D] in the graph's dtype, ``kept`` [R] int64: the patch that each
-    is, -1 for mixtures; ``total`` patches, ``keep`` the budget asked for; ``owner`` [total] int64: the row that each patch
-    went into, or None. ``left`` is what pruners inside the language model left, cut by cut: indices [R'] of rows."""
+    """A picture before the language model. ``tokens`` [R,D] in the graph's dtype, ``kept`` [R] int64: which of the picture's
+    ``total`` tokens each is, -1 for mixtures; ``keep`` the budget asked for; ``owner`` [total] int64: the row that each token
+    went into, or None; ``layout``: where its tokens lie, by default in one row. ``left`` is what pruners inside the language model left, cut by cut: indices [R'] of rows."""
 
     tokens: np.ndarray
     kept: np.ndarray
@@ -32,13 +33,22 @@ class Picture:
     keep: int = 0
     owner: np.ndarray | None = None
     left: list[np.ndarray] = field(default_factory=list)
+    layout: Layout | None = None
+
+    @property
+    def places(self) -> np.ndarray:
+        """Of each row its place in its grid (-1 for mixtures), and that grid's rows and columns: int64 [3,R]."""
+        plan = self.layout or single((1, self.total))
+        found = np.stack([plan.patch, plan.rows, plan.columns])[:, self.kept.clip(min=0)]
+        found[0, self.kept < 0] = -1
+        return found
 
     def rows(self, segment: int) -> int:
         """Its rows in a segment; before the pruners ran, the most there can be."""
         return len(self.left[segment - 1] if 0 < segment <= len(self.left) else self.kept)
 
     def patches(self, cut: int) -> np.ndarray:
-        """The patches that are left behind a cut: int64 [R'], -1 for mixtures."""
+        """The tokens that are left behind a cut: int64 [R'], -1 for mixtures."""
         rows = self.left[cut]
         return np.where(rows < 0, -1, self.kept[rows])
 
@@ -72,11 +82,15 @@ class Decoder:
                 engines[name],
                 engines.get(f"pruner.{stage}") if manifest.cuts else None,
                 manifest.budgets.get(f"pruner.{stage}", ()),
-                renumbers=stage > 0 and manifest.position_mode_inside == "compact",
+                renumbers=stage > 0
+                and manifest.position_mode_inside == "compact"
+                and axes_of(engines[name].spec) == 1,
             )
             for stage, name in enumerate(manifest.segments)
         ]
-        spec = engines[manifest.segments[0]].spec.input("inputs_embeds")
+        spec = engines[manifest.segments[0]].spec
+        self._axes = axes_of(spec)
+        spec = spec.input("inputs_embeds")
         self._dtype, length = spec.dtype, spec.shape[1]
         self._chunk = length.max if isinstance(length, Symbol) else length
         self.items: list[Item] = []  # what is in the cache
@@ -98,11 +112,11 @@ class Decoder:
         return sum(segment.cache.used for segment in self.segments)
 
     def rows(self, item: Item, segment: int = 0) -> int:
-        return item.rows(segment) if isinstance(item, Picture) else 1
+        return _rows(item, segment)
 
     def span(self, item: Item) -> int:
         """How many positions an item takes: in mode "keep" a picture takes those of its pruned tokens as well."""
-        return item.total if isinstance(item, Picture) and self._mode == "keep" else self.rows(item)
+        return _span(item, self._axes, self._mode)
 
     def room(self, rows: int, positions: int) -> int:
         """How many tokens may follow a prompt of ``rows`` rows and ``positions`` positions; at most 0 for none."""
@@ -137,7 +151,7 @@ class Decoder:
             positions = self._positions(rest)
             for start in range(0, len(embeds), self._chunk):
                 chunk = slice(start, start + self._chunk)
-                logits = self._run(embeds[chunk], positions[chunk])
+                logits = self._run(embeds[chunk], positions[..., chunk])
         self._append(rest)
         return logits
 
@@ -183,10 +197,10 @@ class Decoder:
             if isinstance(item, Picture):
                 rows = len(item.kept)
                 facts = np.repeat([[number], [rows], [item.total], [item.keep]], rows, axis=1)
-                parts.append(np.stack([facts[0], np.arange(rows), item.kept, *facts[1:]]))
+                parts.append(np.stack([facts[0], np.arange(rows), *item.places, *facts[1:]]))
                 number += 1
             else:
-                parts.append(np.array([[-1], [-1], [-1], [0], [0], [0]]))
+                parts.append(np.array([[-1], [-1], [-1], [1], [1], [0], [0], [0]]))
         return Chunk(*np.concatenate(parts, axis=1).astype(np.int64), self._positions(items))
 
     def embed(self, items: Sequence[Item]) -> np.ndarray:
@@ -195,17 +209,40 @@ class Decoder:
         return np.concatenate(rows).astype(self._dtype, copy=False)
 
     def _positions(self, items: Sequence[Item]) -> np.ndarray:
-        """int64 [rows] of ``items`` behind what is cached, in the first segment."""
-        start, parts = self._position, []
-        for item in items:
-            if isinstance(item, Picture) and self._mode == "keep":
-                # a merged row (-1) stands where the survivor before it stands
-                own = np.where(item.kept < 0, np.maximum.accumulate(item.kept), item.kept).clip(min=0)
-            else:
-                own = np.arange(self.rows(item))
-            parts.append(start + own)
-            start += self.span(item)
-        return np.concatenate(parts).astype(np.int64)
+        """int64 [rows] of ``items`` behind what is cached, in the first segment; M-RoPE: [3, rows]."""
+        return positions_of(items, self._position, self._axes, self._mode)
+
+
+def axes_of(spec: GraphSpec) -> int:
+    """How many numbers the position of a row is in a graph of the language model: 1, or 3 with M-RoPE."""
+    shape = spec.input("position_ids").shape
+    return shape[0] if len(shape) == 3 else 1
+
+
+def positions_of(items: Sequence[Item], start: int, axes: int = 1, mode: str = "compact") -> np.ndarray:
+    """int64 [rows] of ``items`` from ``start`` on, or [axes, rows]. Pictures on several axes keep their positions in any
+    ``mode``."""
+    parts = []
+    for item in items:
+        if isinstance(item, Picture) and (axes > 1 or mode == "keep"):
+            # a merged row (-1) stands where the survivor before it stands
+            own = np.where(item.kept < 0, np.maximum.accumulate(item.kept), item.kept).clip(min=0)
+            own = own if axes == 1 else item.layout.positions[:, own]
+        else:
+            own = np.arange(_rows(item))
+        parts.append(start + (np.tile(own, (axes, 1)) if own.ndim < min(axes, 2) else own))
+        start += _span(item, axes, mode)
+    return np.concatenate(parts, axis=-1).astype(np.int64)
+
+
+def _rows(item: Item, segment: int = 0) -> int:
+    return item.rows(segment) if isinstance(item, Picture) else 1
+
+
+def _span(item: Item, axes: int, mode: str) -> int:
+    if not isinstance(item, Picture) or (axes == 1 and mode == "compact"):
+        return _rows(item)
+    return item.total if axes == 1 else item.layout.span
 
 
 def _runs(items: Sequence[Item]) -> list[list[int] | Picture]:

@@ -12,6 +12,18 @@ writes into the bundle (a key that is absent is a step not done)::
      "mean": [r, g, b], "std": [r, g, b],
      "size": [336, 336]}              # [height, width] of the result; must be there
 
+    {"kind": "anyres",                # LLaVA-NeXT: the picture squeezed into a tile, then once more, cut into tiles
+     "tile": 336,                     # their side in pixels
+     "pinpoints": [[336, 672], ...],  # canvases [height, width] of whole tiles; the picture goes into the middle of one
+     "resample": 3, "rescale": 1 / 255, "mean": [r, g, b], "std": [r, g, b]}
+
+    {"kind": "windows",               # Qwen2.5-VL: any size, in patches, in the order of the encoder's windows
+     "patch": 14, "merge": 2,         # a patch's side in pixels, a token's in patches
+     "frames": 2,                     # of a patch; a picture is shown as often
+     "window": 4,                     # a window's side in tokens
+     "min_pixels": 3136, "max_pixels": 12845056,
+     "resample": 3, "rescale": 1 / 255, "mean": [r, g, b], "std": [r, g, b]}
+
 A picture is turned upright by its EXIF tag, as Hugging Face's ``load_image`` does, and transparency is laid on white, as
 its image processors do (``load_image`` drops the alpha channel instead and shows what lies hidden under it). Everything
 else about colour, 16-bit greyscale clipped at 255 included, is Pillow's ``convert("RGB")``, hence the same there and here.
@@ -19,17 +31,20 @@ else about colour, 16-bit greyscale clipped at 255 included, is Pillow's ``conve
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from foveate.engines.errors import UserError, unknown
+from foveate.runtime.layout import KINDS, fit_canvas, fit_pixels, padded, window_order
 
-__all__ = ["ImageSource", "load_image", "patch_boxes", "preprocess", "seen_box"]
+__all__ = ["ImageSource", "load_image", "patch_boxes", "preprocess", "seen_box", "size_of"]
 
 ImageSource = str | PathLike[str] | Image.Image | np.ndarray
 
@@ -49,7 +64,24 @@ def load_image(source: ImageSource) -> Image.Image:
         return _rgb(_upright(source))
     if isinstance(source, np.ndarray):
         return _rgb(_from_array(source))
-    path = Path(source)
+    with _reading(Path(source)) as image:
+        return _rgb(_upright(image))
+
+
+def size_of(source: ImageSource) -> tuple[int, int]:
+    """Width and height of the upright picture, of a file without decoding it. Raises UserError as ``load_image``."""
+    if isinstance(source, np.ndarray):
+        return _from_array(source).size
+    with (
+        contextlib.nullcontext(source) if isinstance(source, Image.Image) else _reading(Path(source)) as image
+    ):
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Image.Image]:
+    """A picture file while it is open; what goes wrong with it becomes a UserError."""
     if not path.is_file():
         got = "a directory" if path.is_dir() else "no such file"
         raise UserError(f"cannot read the picture {path} | got {got} | give the path of a picture file")
@@ -61,7 +93,7 @@ def load_image(source: ImageSource) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return _rgb(_upright(image))
+                yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise UserError(
@@ -81,7 +113,12 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 def preprocess(image: ImageSource, settings: dict[str, Any]) -> np.ndarray:
-    """``pixel_values`` float32 [1, 3, H, W] with [H, W] = ``settings["size"]``."""
+    """``pixel_values`` float32 [1, 3, H, W] with [H, W] = ``settings["size"]``; kind ``anyres`` [tiles, 3, H, W], kind ``windows``
+    [tokens, patches of a token, numbers of a patch]."""
+    if settings["kind"] == "windows":
+        return _patches([load_image(image)] * settings["frames"], settings)
+    if settings["kind"] == "anyres":
+        return np.concatenate([_normalized(tile, settings) for tile in _tiles(load_image(image), settings)])
     _check_kind(settings)
     picture = _resize_and_crop(load_image(image), settings)
     height, width = settings["size"]
@@ -89,6 +126,11 @@ def preprocess(image: ImageSource, settings: dict[str, Any]) -> np.ndarray:
         raise ValueError(
             f"the settings give {picture.height} x {picture.width} pixels, not size {height} x {width}"
         )
+    return _normalized(picture, settings)
+
+
+def _normalized(picture: Image.Image, settings: dict[str, Any]) -> np.ndarray:
+    """float32 [1, 3, H, W]."""
     # One value per grey level and channel: the same float32 results as computing them per pixel, and no large temporaries.
     table = np.arange(256, dtype=np.float64)[:, None].repeat(3, axis=1)
     table = (table * settings.get("rescale", 1.0)).astype(np.float32)
@@ -96,6 +138,33 @@ def preprocess(image: ImageSource, settings: dict[str, Any]) -> np.ndarray:
         table = (table - np.float32(settings["mean"])) / np.float32(settings["std"])
     pixels = np.asarray(picture)  # [H, W, 3]
     return np.stack([table[:, c][pixels[:, :, c]] for c in range(3)])[None]
+
+
+def _patches(frames: list[Image.Image], settings: dict[str, Any]) -> np.ndarray:
+    """float32 [tokens, merge^2, 3 * frames * patch^2], in the order of ``layout.window_order``. All of one size."""
+    size = fit_pixels(frames[0].size, settings)
+    resample = settings.get("resample", Image.Resampling.BICUBIC)
+    patch, merge = settings["patch"], settings["merge"]
+    grid = size[1] // (patch * merge), size[0] // (patch * merge)
+    done: dict[int, np.ndarray] = {}  # a picture is its own next frame
+    for frame in frames:
+        if id(frame) not in done:
+            done[id(frame)] = _normalized(frame.resize(size, resample), settings)[0]
+    pixels = np.stack([done[id(frame)] for frame in frames])  # [F,3,H,W]
+    pixels = pixels.reshape(len(frames), 3, grid[0], merge, patch, grid[1], merge, patch)
+    rows = pixels.transpose(2, 5, 3, 6, 1, 0, 4, 7).reshape(grid[0] * grid[1], merge**2, -1)
+    return rows[window_order(grid, settings["window"])[0]]
+
+
+def _tiles(image: Image.Image, settings: dict[str, Any]) -> list[Image.Image]:
+    side, resample = settings["tile"], settings.get("resample", Image.Resampling.BICUBIC)
+    height, width = fit_canvas(image.size, settings["pinpoints"])
+    fitted, corner = padded(image.size, (height, width))
+    canvas = Image.new("RGB", (width, height))
+    canvas.paste(image.resize(fitted, resample), corner)
+    corners = [(left, top) for top in range(0, height, side) for left in range(0, width, side)]
+    pieces = [canvas.crop((left, top, left + side, top + side)) for left, top in corners]
+    return [image.resize((side, side), resample), *pieces]
 
 
 def seen_box(size: tuple[int, int], settings: dict[str, Any]) -> tuple[float, float, float, float]:
@@ -148,7 +217,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 def _check_kind(settings: dict[str, Any]) -> None:
     if settings["kind"] != "clip":
-        raise unknown("kind of image preprocessing", settings["kind"], ["clip"])
+        raise unknown("kind of image preprocessing", settings["kind"], KINDS)
 
 
 def _geometry(

@@ -42,14 +42,14 @@ def generation(args: argparse.Namespace) -> dict[str, Any]:
     return {"keep": args.keep, "max_new_tokens": args.max_new_tokens, "sampling": sampling}
 
 
-def timing_lines(answer: Answer, visual_tokens: int) -> list[str]:
-    """Tokens kept and times, for people; ``--json`` has the numbers as they are. ``visual_tokens`` are one picture's."""
+def timing_lines(answer: Answer) -> list[str]:
+    """Tokens kept and times, for people; ``--json`` has the numbers as they are."""
     t = answer.timings
     stages = [(name, getattr(t, name)) for name in ("preprocess", "vision", "prune", "prefill", "decode")]
     return [
         *(
-            f"{'kept':<12}{len(kept):10} of {visual_tokens} visual tokens ({len(kept) / visual_tokens:.1%})"
-            for kept in answer.kept
+            f"{'kept':<12}{len(kept):10} of {plan.total} visual tokens ({len(kept) / plan.total:.1%})"
+            for kept, plan in zip(answer.kept, answer.layouts, strict=True)
         ),
         *(f"{name:<12}{seconds * 1e3:10.1f} ms" for name, seconds in stages),
         f"{'first token':<12}{t.first_token * 1e3:10.1f} ms",

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     else:
         print(flush=True)  # before what goes to stderr
     if args.timings and not args.json:
-        options.say("\n".join(options.timing_lines(answer, pipe.manifest.num_visual_tokens)))
+        options.say("\n".join(options.timing_lines(answer)))
     if args.overlay:
         _overlay(pipe, args.image, answer, args.overlay)
     return 0

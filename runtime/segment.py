@@ -23,13 +23,16 @@ class Chunk:
     """What is known of ``T`` rows that are computed together, each int64 [T].
 
     ``picture``: number of the row's picture among those of the chunk, -1 for text. ``source``: the row's index among its
-    picture's, -1 for text and for mixtures. ``patch``: its place in the picture's grid, likewise. ``entered``, ``total``,
-    ``keep``: rows that the picture had on entering, its patches, and the budget asked for; 0 for text. ``positions``.
+    picture's, -1 for text and for mixtures. ``patch``: its place in its grid, likewise and for newlines. ``rows``, ``columns``:
+    that grid; 1 where there is none. ``entered``, ``total``, ``keep``: rows that the picture had on entering, its tokens, and the
+    budget asked for; 0 for text. ``positions``; M-RoPE: [3, T].
     """
 
     picture: np.ndarray
     source: np.ndarray
     patch: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
     entered: np.ndarray
     total: np.ndarray
     keep: np.ndarray
@@ -39,23 +42,25 @@ class Chunk:
         return len(self.picture)
 
     def feeds(self, points: Points) -> dict[str, np.ndarray]:
-        """What a pruner may read of it, [1,T] each; ``points`` turn the budget asked for into the stage's own."""
+        """What a pruner may read of it, [1,T] each (positions of M-RoPE [3,1,T]); ``points`` turn the budget asked for into the stage's own."""
         asked = list(zip(self.keep.tolist(), self.total.tolist(), strict=True))
         given = {pair: stage_keep(points, *pair) for pair in set(asked)}
         columns = {
             "picture": self.picture,
             "patch": self.patch,
+            "rows": self.rows,
+            "columns": self.columns,
             "entered": self.entered,
             "position_ids": self.positions,
             "keep": np.array([given[pair] for pair in asked], np.int64),
         }
-        return {name: column[None] for name, column in columns.items()}
+        return {name: column[..., None, :] for name, column in columns.items()}
 
     def take(self, kept: np.ndarray) -> Chunk:
         """The rows ``kept`` int64 [R]; a mixture (-1) stands with the row before it."""
         mixed = kept < 0
         where = np.where(mixed, np.maximum.accumulate(kept), kept).clip(min=0)
-        taken = {field.name: getattr(self, field.name)[where] for field in fields(self)}
+        taken = {field.name: getattr(self, field.name)[..., where] for field in fields(self)}
         for name in ("source", "patch"):
             taken[name] = np.where(mixed, -1, taken[name])
         return Chunk(**taken)
@@ -73,7 +78,7 @@ class Segment:
         self._last = any(tensor.name == "last" for tensor in engine.spec.inputs)
 
     def places(self, positions: np.ndarray) -> np.ndarray:
-        """Where rows at ``positions [T]`` stand here, behind what is cached: there, or where this segment counts them."""
+        """Where rows at ``positions [T]`` (M-RoPE: [3, T]) stand here, behind what is cached: there, or where this segment counts them."""
         start = self.cache.length
         return np.arange(start, start + len(positions)) if self._renumbers else positions
 
@@ -82,7 +87,7 @@ class Segment:
         count = rows.shape[1]
         feeds = {
             self._rows_name: rows,
-            "position_ids": self.places(positions)[None],
+            "position_ids": self.places(positions)[..., None, :],
             "write_index": np.array([self.cache.length], np.int64),
             **({"last": np.array([count - 1], np.int64)} if self._last else {}),
             **self.cache.feeds(),

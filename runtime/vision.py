@@ -10,10 +10,11 @@ import numpy as np
 from foveate.engines.base import Engine, Feed
 from foveate.engines.spec import GraphSpec, Symbol
 from foveate.runtime.answer import Clock
-from foveate.runtime.budget import stage_keep
+from foveate.runtime.budget import Keep, resolve_keep, stage_keep
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.decode import Picture
-from foveate.runtime.image import ImageSource, preprocess
+from foveate.runtime.image import ImageSource, preprocess, size_of
+from foveate.runtime.layout import Layout, layout, single, split
 from foveate.runtime.prompt import ChatTokenizer, clip_segments, load_tokenizer
 
 __all__ = ["Seen", "VisionStages"]
@@ -24,6 +25,7 @@ class Seen:
     """A picture after the vision encoder: ``projected`` and the taps, where the engine left them."""
 
     outputs: dict[str, Feed]
+    layout: Layout
 
 
 class VisionStages:
@@ -32,38 +34,63 @@ class VisionStages:
     def __init__(
         self, bundle: Bundle, engines: Mapping[str, Engine], tokenizer: ChatTokenizer, table: np.ndarray
     ) -> None:
-        self._image = bundle.manifest.image
-        self._total = bundle.manifest.num_visual_tokens
-        self._points = bundle.manifest.budgets.get("pruner", ())
+        manifest = bundle.manifest
+        self._image, self._grid, self._method = manifest.image, manifest.grid, manifest.method
+        self._total, self._points = manifest.num_visual_tokens, manifest.budgets.get("pruner", ())
         self._encoder = engines["vision_encoder"]
         self._pruner = engines.get("pruner")
-        self._merges = bundle.manifest.method.get("fixed_keep") is not None  # in the encoder's own layers
         self._text = engines.get("text_encoder")
         self._tokenizer, self._table = tokenizer, table
         self._clip = load_tokenizer(bundle.file("clip_tokenizer.json")) if self._text else None
+        newline = bundle.file("image_newline.npy")
+        self._newline = np.load(newline) if newline.is_file() else None
+
+    @property
+    def merges(self) -> bool:
+        """Whether the encoder's own layers leave fewer tokens."""
+        return self._method.get("fixed_keep") is not None
 
     @property
     def prunes(self) -> bool:
         """Whether fewer tokens than a picture has may enter the language model."""
-        return self._merges or self._pruner is not None
+        return self.merges or self._pruner is not None
 
     @property
-    def largest_keep(self) -> int | None:
-        """The largest ``keep`` that the engine takes; None without a pruner."""
-        return self._pruner.spec.input("keep").value.max if self._pruner else None
+    def varies(self) -> bool:
+        """Whether pictures differ in their tokens."""
+        return self._image["kind"] != "clip"
 
-    def most_rows(self, keep: int) -> int:
-        """How many rows of a picture enter the language model at the budget ``keep``, at most."""
+    def layout(self, image: ImageSource | Seen) -> Layout:
+        """Which tokens a picture has. Raises UserError for one that cannot be read, where that depends on it."""
+        if isinstance(image, Seen):
+            return image.layout
+        return layout(size_of(image), self._image, self._grid) if self.varies else single(self._grid)
+
+    def budget(self, keep: Keep, plan: Layout | None = None) -> int:
+        """The count that ``keep`` asks for of a picture, by default of the largest there is. Raises UserError."""
+        total, tiles = (plan.total, plan.tiles) if plan else (self._total, 1)
+        method = (
+            {**self._method, "fixed_keep": self._method["fixed_keep"] * tiles}
+            if self.merges
+            else self._method
+        )
+        largest = None if self._pruner is None or self.varies else self._pruner.spec.input("keep").value.max
+        return resolve_keep(keep, total, method, largest)
+
+    def most_rows(self, keep: int, total: int) -> int:
+        """How many rows of a picture of ``total`` tokens enter the language model at the budget ``keep``, at most."""
         if self._pruner is None:
-            return keep if self._merges else self._total
-        return stage_keep(self._points, keep, self._total)
+            return min(keep, total) if self.merges else total
+        return stage_keep(self._points, keep, total)
 
     def see(self, image: ImageSource, clock: Clock) -> Seen:
         with clock.measure("preprocess"):
+            plan = self.layout(image)
             pixels = preprocess(image, self._image)
         with clock.measure("vision"):
             spec = self._encoder.spec.input("pixel_values")
-            return Seen(dict(self._encoder.run({"pixel_values": pixels.astype(spec.dtype, copy=False)})))
+            feeds = {"pixel_values": pixels.astype(spec.dtype, copy=False), **plan.feeds}
+            return Seen(dict(self._encoder.run(feeds)), plan)
 
     def question(self, text: str, clock: Clock) -> dict[str, Feed]:
         """What the pruner reads of the user's words: those of ``text_embeds`` and ``clip_text`` that it asks for."""
@@ -80,19 +107,74 @@ class VisionStages:
 
     def prune(self, seen: Seen, question: Mapping[str, Feed], keep: int, clock: Clock) -> Picture:
         """The survivors; without a pruner before the language model what the encoder gives."""
+        plan = seen.layout
         with clock.measure("prune"):
-            outputs = seen.outputs
-            if self._pruner is not None:
-                feeds = {**outputs, **question, "keep": np.array(self.most_rows(keep), np.int64)}
-                outputs = self._pruner.run(
-                    {tensor.name: feeds[tensor.name] for tensor in self._pruner.spec.inputs}
+            if self.merges:
+                pieces = self._merged(seen)
+            elif self._pruner is None:
+                rows = _rows(seen.outputs["projected"].numpy())
+                return Picture(
+                    self._read(rows, plan.order), np.arange(plan.total), plan.total, keep, layout=plan
                 )
-            elif not self._merges:
-                return Picture(outputs["projected"].numpy()[0], np.arange(self._total), self._total, keep)
-            count = int(outputs["count"].numpy()[0])
-            tokens, kept = (outputs[name].numpy()[0, :count].copy() for name in ("tokens", "kept"))
-            owner = outputs["owner"].numpy()[0].copy() if "owner" in outputs else None
-            return Picture(tokens, kept, self._total, keep, owner)
+            else:
+                pieces = self._pruned(seen, question, self.most_rows(keep, plan.total))
+            return self._joined(pieces, plan, keep)
+
+    def _pruned(self, seen: Seen, question: Mapping[str, Feed], budget: int) -> list[_Piece]:
+        """The pruner's work on each piece of the picture, and what the budget leaves for newlines."""
+        plan, spec = seen.layout, self._pruner.spec
+        pieces = [plan.whole] if self._method.get("whole") else plan.pieces
+        shares = split(min(budget, plan.whole.size), [piece.size for piece in pieces])
+        found = []
+        for piece, share in zip(pieces, shares, strict=True):
+            if not share:
+                continue
+            known = {**seen.outputs, **question, "keep": np.array(share, np.int64), "view": plan.order[piece]}
+            outputs = self._pruner.run({tensor.name: known[tensor.name] for tensor in spec.inputs})
+            found.append(_piece({name: value.numpy()[0] for name, value in outputs.items()}, piece.ravel()))
+        lines = plan.newlines[: budget - plan.whole.size]
+        if budget > plan.whole.size:
+            found.append(_Piece(self._read(np.empty((0, 0)), plan.order[lines]), lines, lines, None))
+        return found
+
+    def _merged(self, seen: Seen) -> list[_Piece]:
+        """What the encoder left of each tile, without what stands in the padding."""
+        plan, outputs = seen.layout, {name: value.numpy() for name, value in seen.outputs.items()}
+        tokens = outputs["owner"].shape[1]
+        place = np.full(plan.tiles * tokens, -1)
+        place[plan.order[plan.order >= 0]] = plan.whole[0]
+        found = []
+        for tile, where in enumerate(place.reshape(plan.tiles, tokens)):
+            piece = _piece({name: value[tile] for name, value in outputs.items()}, where)
+            found.append(piece.take(piece.kept >= 0))
+        return found
+
+    def _joined(self, pieces: list[_Piece], plan: Layout, keep: int) -> Picture:
+        """The pieces as one picture: rows in the order of its tokens, mixtures that stand apart behind them."""
+        tokens, kept, order = (
+            np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("tokens", "kept", "order")
+        )
+        rank = np.argsort(order, kind="stable")
+        owner = None
+        if any(piece.owner is not None for piece in pieces):
+            owner, first, row = np.full(plan.total, -1), 0, np.argsort(rank)
+            for piece in pieces:
+                if piece.owner is None:
+                    owner[piece.kept] = row[first : first + len(piece.kept)]
+                else:
+                    mine, rows = piece.owner
+                    owner[mine] = row[first + rows]
+                first += len(piece.kept)
+        return Picture(tokens[rank], kept[rank], plan.total, keep, owner, layout=plan)
+
+    def _read(self, rows: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """Tokens [T,D] of the encoder's ``rows`` [N,D]; newlines where ``order`` [T] is -1."""
+        if self._newline is None or (order >= 0).all():
+            return rows[order]
+        newline = self._newline.astype(self._encoder.spec.outputs[0].dtype, copy=False)
+        if not len(rows):
+            return np.repeat(newline[None], len(order), axis=0)
+        return np.where((order < 0)[:, None], newline, rows[order])
 
     def _text_embeds(self, text: str) -> np.ndarray:
         """[1, W, D]: the rows of the words' tokens, at most as many as the graph takes; without any, one zero row."""
@@ -111,6 +193,47 @@ class VisionStages:
             target = self._pruner.spec.input("clip_text")
             return np.zeros((1, 1, target.shape[2]), target.dtype)
         return self._text.run({"input_ids": segments})["clip_text"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """What is left of a piece of a picture. ``tokens`` [R,D]; ``kept`` [R]: their places in the picture, -1 for mixtures without
+    one; ``order`` [R]: where they belong among the picture's rows; ``owner``: places and the rows that they went into."""
+
+    tokens: np.ndarray
+    kept: np.ndarray
+    order: np.ndarray
+    owner: tuple[np.ndarray, np.ndarray] | None
+
+    def take(self, rows: np.ndarray) -> _Piece:
+        """The ``rows`` [R] bool alone."""
+        places, row = self.owner
+        mine = rows[row]
+        owner = places[mine], (np.cumsum(rows) - 1)[row[mine]]
+        return _Piece(self.tokens[rows], self.kept[rows], self.order[rows], owner)
+
+
+def _piece(outputs: Mapping[str, np.ndarray], places: np.ndarray) -> _Piece:
+    """``outputs`` of a pruner, without their axis of one, for the tokens at ``places`` of the picture (-1: not in it).
+
+    Rows stay in the order of the method among themselves. Where that is not the picture's, as VisionZip's mixtures behind
+    its tokens, the rows from there on go behind the picture.
+    """
+    count = int(outputs["count"])
+    tokens, index = (outputs[name][:count] for name in ("tokens", "kept"))
+    stand = np.maximum.accumulate(index)
+    behind = np.maximum.accumulate((index >= 0) & (index < stand))
+    kept = np.where(index < 0, -1, places[index])
+    order = np.where(behind, np.iinfo(np.int64).max, places[stand.clip(min=0)])
+    if "owner" not in outputs:
+        return _Piece(tokens, kept, order, None)
+    mine = np.flatnonzero((outputs["owner"] >= 0) & (places >= 0))
+    return _Piece(tokens, kept, order, (places[mine], outputs["owner"][mine]))
+
+
+def _rows(projected: np.ndarray) -> np.ndarray:
+    """``[tiles,N,D]`` as rows."""
+    return projected.reshape(-1, projected.shape[-1])
 
 
 def _limit(spec: GraphSpec, name: str, axis: int = 1) -> int:

@@ -11,7 +11,12 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     LlavaProcessor,
+    MistralConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -28,8 +33,14 @@ def save_checkpoint():
     return _save_checkpoint
 
 
-def _save_checkpoint(path, *, heads=4, kv_heads=2, tied=False, feature_layer=-2, **_):
-    """A random checkpoint in Hugging Face's LLaVA format, with tokenizer, chat template and image processor."""
+PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+
+
+def _save_checkpoint(
+    path, *, heads=4, kv_heads=2, tied=False, feature_layer=-2, tiles=False, mistral=False, **_
+):
+    """A random checkpoint in Hugging Face's LLaVA format, with tokenizer, chat template and image processor; with ``tiles``
+    in LLaVA-NeXT's."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -53,7 +64,7 @@ def _save_checkpoint(path, *, heads=4, kv_heads=2, tied=False, feature_layer=-2,
         image_size=56,
         patch_size=14,
     )
-    text = LlamaConfig(
+    text = (MistralConfig if mistral else LlamaConfig)(
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -66,22 +77,28 @@ def _save_checkpoint(path, *, heads=4, kv_heads=2, tied=False, feature_layer=-2,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=3,
+        **({"sliding_window": None} if mistral else {}),
     )
-    config = LlavaConfig(
+    config = (LlavaNextConfig if tiles else LlavaConfig)(
         vision_config=vision,
         text_config=text,
         image_token_index=4,
         vision_feature_layer=feature_layer,
         tie_word_embeddings=tied,
+        **({"image_grid_pinpoints": PINPOINTS} if tiles else {}),
     )
     torch.manual_seed(heads * 10 + kv_heads)
-    model = LlavaForConditionalGeneration(config).eval()
+    model = (LlavaNextForConditionalGeneration if tiles else LlavaForConditionalGeneration)(config).eval()
     for name, parameter in model.named_parameters():
         if "norm" not in name:
             parameter.data.add_(0.02 * torch.randn_like(parameter))
     model.save_pretrained(path)
-    image_processor = CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
-    processor = LlavaProcessor(
+    sizes = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+    if tiles:
+        image_processor = LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=PINPOINTS)
+    else:
+        image_processor = CLIPImageProcessor(**sizes)
+    processor = (LlavaNextProcessor if tiles else LlavaProcessor)(
         image_processor,
         tokenizer,
         patch_size=14,

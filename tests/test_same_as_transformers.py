@@ -1,4 +1,4 @@
-"""Tier 3: through exported graphs and the runtime, the same answers as transformers' own LLaVA."""
+"""Tier 3: through exported graphs and the runtime, the same answers as transformers' own models."""
 
 from __future__ import annotations
 
@@ -46,22 +46,54 @@ def hf_answer(model, processor, pictures, text):
 def test_same_logits_and_greedy_tokens(tmp_path, name, capsys, save_checkpoint):
     case = CHECKPOINTS[name]
     model, processor = save_checkpoint(tmp_path / "checkpoint", **case)
-    build(
-        models.load(str(tmp_path / "checkpoint")),
-        methods.load("none"),
-        tmp_path / "bundle",
-        precision="fp32",
-        dialects=["ort"],
-    )
-    compile_bundle(tmp_path / "bundle")
+    pipe = built(tmp_path)
     rng = np.random.default_rng(3)
     pictures = [
         Image.fromarray(rng.integers(0, 256, (60 + 9 * i, 80, 3), np.uint8)) for i in range(case["images"])
     ]
+    with capsys.disabled():
+        print(*(f"\n{name}: {tie}" for tie in compare(pipe, model, processor, pictures)), end="")
+
+
+@pytest.mark.parametrize("decoder", ["llama", "mistral"])
+def test_pictures_of_every_shape_in_tiles(tmp_path, decoder, capsys, save_checkpoint):
+    model, processor = save_checkpoint(
+        tmp_path / "checkpoint", kv_heads=2, tiles=True, mistral=decoder == "mistral"
+    )
+    pipe = built(tmp_path)
+    rng = np.random.default_rng(4)
+    shapes = {
+        "square": [(112, 112)],
+        "1:4": [(160, 40)],
+        "4:1": [(40, 160)],
+        "below a tile": [(31, 24)],
+        "above all canvases": [(300, 421)],
+        "odd": [(87, 131)],
+        "a strip": [(8, 300)],
+        "three": [(50, 90), (112, 56), (20, 20)],
+    }
+    for name, sizes in shapes.items():
+        pictures = [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
+        with capsys.disabled():
+            print(*(f"\n{name}: {tie}" for tie in compare(pipe, model, processor, pictures)), end="")
+
+
+def built(root):
+    build(
+        models.load(str(root / "checkpoint")),
+        methods.load("none"),
+        root / "bundle",
+        precision="fp32",
+        dialects=["ort"],
+    )
+    compile_bundle(root / "bundle")
+    return Pipeline.load(root / "bundle")
+
+
+def compare(pipe, model, processor, pictures) -> list[str]:
+    """Logits and greedy tokens of one prompt against transformers'; the near-ties."""
     text = "what is in the picture, and où?"
     tokens, expected = hf_answer(model, processor, pictures, text)
-
-    pipe = Pipeline.load(tmp_path / "bundle")
     segments = pipe.tokenizer.encode_turns([Turn("user", text, len(pictures))])
     clock = Clock()
     shown = [pipe.vision.prune(pipe.vision.see(picture, clock), {}, 16, clock) for picture in pictures]
@@ -74,12 +106,11 @@ def test_same_logits_and_greedy_tokens(tmp_path, name, capsys, save_checkpoint):
     scale = np.abs(expected).max(axis=1)
     assert (error <= 1e-3 * scale).all(), f"largest error {error.max():.2e} of {scale.max():.2e}"
     ties = near_ties(ours, expected, error)
-    with capsys.disabled():
-        print(*(f"\n{name}: {tie}" for tie in ties), end="")
     stop_ids = pipe.tokenizer.stop_ids
     until_stop = next((step for step, token in enumerate(tokens) if token in stop_ids), NEW_TOKENS)
     answer = pipe.generate(pictures, text, max_new_tokens=NEW_TOKENS)
     assert ties or answer.tokens == tokens[:until_stop]
+    return ties
 
 
 def near_ties(ours: np.ndarray, expected: np.ndarray, error: np.ndarray) -> list[str]:

@@ -74,6 +74,10 @@ class Method:
     merges: ClassVar[bool] = False
     """True: rows may be mixtures of tokens; ``reduce`` then also says which row each token went into."""
 
+    whole: ClassVar[bool] = False
+    """Where pictures are encoded in tiles: False, each tile by itself, with a share of the budget; True, all of the picture's
+    tokens at once, ``grid`` one row of them."""
+
     def __post_init__(self) -> None:
         kinds = self.options()
         for field in dataclasses.fields(self):
@@ -141,8 +145,8 @@ class Method:
     ) -> tuple[Tensor, ...]:
         """The tokens that stay.
 
-        In: ``tokens [B,N,D]`` in raster order of ``grid`` (rows, columns; N = rows * columns), ``taps`` by the
-        names that ``taps`` gave, ``keep`` in 1..N.
+        In: ``tokens [B,N,D]`` in raster order of ``grid`` (rows, columns; N = rows * columns; as ``keep`` these are run-time
+        numbers in families whose pictures vary), ``taps`` by the names that ``taps`` gave, ``keep`` in 1..N.
         Out: ``tokens [B,R,D]`` (dtype as given), ``kept [B,R]`` int64, ``count [B]`` int64, the number of valid rows.
         R depends on ``keep`` alone. ``kept`` says where a row stands: distinct tokens, ascending unless the method says
         otherwise, -1 for a row that stands nowhere. A method that ``merges`` adds ``owner [B,N]`` int64: the row that each

@@ -56,14 +56,15 @@ class Method(Inside):
     def leaves(self, spec: ModelSpec, keep: int, entered: int) -> dict[str, int]:
         """As if no token of the grid were among the chosen."""
         rows, columns = spec.vision.grid
-        grid = -(-rows // self.stride) * -(-columns // self.stride) if self.stride else 0
+        tiles = spec.vision.picture_tokens // spec.vision.num_tokens
+        grid = -(-rows // self.stride) * -(-columns // self.stride) * tiles if self.stride else 0
         left = [min(keep + grid, entered)]
         for _ in self.cuts(spec.decoder)[1:]:
             left.append(max(1, left[-1] * (2 * keep + 1) ** 2 // (2 * entered) ** 2))
         return {f"pruner.{stage}": min(count, entered) for stage, count in enumerate(left)}
 
     def reads(self, stage: int) -> tuple[str, ...]:
-        own = ("entered",) if stage else ("patch",) if self.stride else ()
+        own = ("entered",) if stage else ("patch", "columns") if self.stride else ()
         return *own, *(("position_ids",) if self.rope else ())
 
     def stays(self, stage: int, rows: Rows) -> Tensor:
@@ -78,5 +79,5 @@ class Method(Inside):
         """``[1,T]`` bool."""
         if self.stride == 0:
             return torch.zeros_like(rows.visual)
-        y, x = rows.patch // rows.grid[1], rows.patch % rows.grid[1]
+        y, x = rows.patch // rows.columns, rows.patch % rows.columns
         return (rows.patch >= 0) & (y % self.stride == 0) & (x % self.stride == 0)

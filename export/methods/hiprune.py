@@ -64,15 +64,16 @@ def _divide(a: Tensor, b: int) -> Tensor:
     return whole + ((rest > b) | ((rest == b) & (whole % 2 == 1))).to(torch.int64)
 
 
-def _neighbours(mask: Tensor, columns: int) -> Tensor:
+def _neighbours(mask: Tensor, columns: base.Keep) -> Tensor:
     """Above 0 at the tokens before, behind, above and below the marked ones of ``mask [B,N]``, ends clamped."""
     size = mask.shape[1]
     index = torch.arange(size, device=mask.device)
     total = torch.zeros_like(mask)
-    for step in {1, columns}:
-        head, tail = mask[:, :step], mask[:, size - step :]
-        total = total + torch.cat([mask[:, step:], torch.zeros_like(tail)], 1)
-        total = total + torch.cat([torch.zeros_like(head), mask[:, : size - step]], 1)
-        total = total + torch.where(index == 0, head.amax(1, keepdim=True), 0.0)
-        total = total + torch.where(index == size - 1, tail.amax(1, keepdim=True), 0.0)
+    for step in (1, columns):
+        for there in (index + step, index - step):
+            found = mask.index_select(1, there.clamp(min=0, max=size - 1))
+            total = total + torch.where((there >= 0) & (there < size), found, 0.0)
+        for end, outside in ((0, index < step), (size - 1, index >= size - step)):
+            clamped = torch.where(outside, mask, 0.0).amax(1, keepdim=True)
+            total = total + torch.where(index == end, clamped, 0.0)
     return total

@@ -43,7 +43,8 @@ class Method(base.Method):
         budget = torch.full((1, 1), keep, dtype=torch.int64, device=tokens.device)
         down, across = _cells(budget, grid)
         index, row = (torch.arange(n, device=tokens.device)[None] for n in (size, keep))
-        owner = index // grid[1] * down // grid[0] * across + index % grid[1] * across // grid[1]  # [1,N]
+        y, x = picking.coordinates(index, grid[1])
+        owner = y * down // grid[0] * across + x * across // grid[1]  # [1,N]
         middle = _middle(row // across, down, grid[0]) * grid[1] + _middle(row % across, across, grid[1])
         valid = row < down * across
         kept = torch.where(valid, middle, -1).repeat(batch, 1)
@@ -57,13 +58,13 @@ class Method(base.Method):
 def _cells(budget: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Rows and columns ``[1,1]`` of the cells that spread least among those of at most ``budget [1,1]``."""
     rows, columns = grid
-    index = torch.arange(rows * columns, device=budget.device)[None]
-    down, across = index // columns + 1, index % columns + 1
+    y, x = picking.coordinates(torch.arange(rows * columns, device=budget.device)[None], columns)
+    down, across = y + 1, x + 1
     cells = down * across
     spread = (rows**2 * across**2 + columns**2 * down**2) * _UNIT // cells**2
     spread = torch.where(cells <= budget, spread, 2 * (rows**2 + columns**2) * _UNIT)
-    best = picking.first_of(-spread)
-    return best // columns + 1, best % columns + 1
+    y, x = picking.coordinates(picking.first_of(-spread), columns)
+    return y + 1, x + 1
 
 
 def _middle(cell: Tensor, cells: Tensor, length: int) -> Tensor:

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from foveate.engines.errors import UserError
 from foveate.export import picking
+from foveate.export.decoder import rope_of
 from foveate.export.inside import Cut, Inside, Rows, best_of_picture, causal, in_proportion
 from foveate.export.methods import base
 from foveate.export.parts import DecoderSpec, ModelSpec
@@ -182,7 +183,8 @@ def _received(rows: Rows, raters: Tensor, bias: Tensor | None) -> Tensor:
 
 def _rotary_bias(rows: Rows) -> Tensor:
     """q k / sqrt(d) of queries and keys that are all ones before they are rotated: ``[1,T,T]`` float32."""
-    cos, sin = (F.embedding(rows.position_ids, table).float() for table in rows.rope)
+    *tables, index = rope_of(rows.layer.spec, *rows.rope, rows.position_ids)
+    cos, sin = (F.embedding(index, table).float() for table in tables)
     near = torch.matmul(cos, cos.transpose(1, 2)) + torch.matmul(sin, sin.transpose(1, 2))
     bias = 2 * rows.layer.head_dim**-0.5 * near
     return torch.where(bias.abs() < 1e-6, 1e-6, bias)

@@ -36,11 +36,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from foveate.export import picking
 from foveate.export.methods import base
 from foveate.export.parts import ModelSpec
 
 __all__ = ["Method"]
 
+_LEVELS = 10  # of Hilbert's curve: a side of 1,024 tokens
 _BITS = 20  # of a weight: N weights and their multiples by ``keep`` stay far inside int64
 
 
@@ -223,30 +225,28 @@ def _near(size: int, window: int, device: torch.device) -> Tensor:
     return ((index[:, None] - index[None, :]).abs() <= window // 2).float()
 
 
-def _order(path: str, grid: tuple[int, int], device: torch.device) -> Tensor:
+def _order(path: str, grid: tuple[base.Keep, base.Keep], device: torch.device) -> Tensor:
     """When a scan along ``path`` comes to each token: ``[N]`` distinct int64."""
     rows, columns = grid
     index = torch.arange(rows * columns, device=device)
-    y, x = index // columns, index % columns
+    y, x = picking.coordinates(index, columns)
     if path == "raster":
         return index
     if path == "serpentine":
         return y * columns + torch.where(y % 2 == 1, columns - 1 - x, x)
-    side = 1
-    while side < max(grid):
-        side *= 2
-    order, step = torch.zeros_like(index), side // 2
-    while (
-        step
-    ):  # Hilbert's curve over the square of the next power of two: quadrant by quadrant, large to small
+    # Hilbert's curve over the square of the next power of two: quadrant by quadrant, large to small
+    largest = torch.full((1,), torch.sym_max(rows, columns), dtype=torch.int64, device=device)
+    order, flipped = torch.zeros_like(index), 2**_LEVELS - 1
+    for step in (2**level for level in reversed(range(_LEVELS))):
+        used = largest > step  # else the grid lies in the first quadrant
         right, lower = x // step % 2, y // step % 2
         order = order + step * step * torch.where(right == 1, 3 - lower, lower)
         x, y = (
-            torch.where(right * (1 - lower) == 1, side - 1 - x, x),
-            torch.where(right * (1 - lower) == 1, side - 1 - y, y),
+            torch.where(right * (1 - lower) == 1, flipped - x, x),
+            torch.where(right * (1 - lower) == 1, flipped - y, y),
         )
-        x, y = torch.where(lower == 0, y, x), torch.where(lower == 0, x, y)
-        step //= 2
+        swap = used & (lower == 0)
+        x, y = torch.where(swap, y, x), torch.where(swap, x, y)
     return order
 
 

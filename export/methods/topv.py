@@ -62,7 +62,7 @@ class Method(Inside):
         return (self.at(spec, self.layer, self.layer - 1),)
 
     def reads(self, stage: int) -> tuple[str, ...]:
-        return "position_ids", "patch"
+        return "position_ids", "patch", "rows", "columns"
 
     def stays(self, stage: int, rows: Rows) -> Tensor:
         size = share_of(rows)
@@ -77,11 +77,10 @@ class Method(Inside):
         source, target = rows.scored.float(), rows.attended().float()
         lengths = (source * source).sum(-1)[:, :, None] + (target * target).sum(-1)[:, None]
         feature = lengths - 2 * torch.matmul(source, target.transpose(1, 2))
-        height, width = rows.grid
-        middle = (height - 1) / 2, (width - 1) / 2
+        middle = (rows.rows - 1).float() / 2, (rows.columns - 1).float() / 2
         here = rows.patch >= 0
-        y = torch.where(here, (rows.patch // width).float(), middle[0])
-        x = torch.where(here, (rows.patch % width).float(), middle[1])
+        y = torch.where(here, (rows.patch // rows.columns).float(), middle[0])
+        x = torch.where(here, (rows.patch % rows.columns).float(), middle[1])
         apart = (y[:, :, None] - y[:, None]) ** 2 + (x[:, :, None] - x[:, None]) ** 2
         relative = 1 - (apart * (-0.5 / self.sigma**2)).exp()
         central = ((y - middle[0]) ** 2 + (x - middle[1]) ** 2).sqrt()[:, :, None].expand_as(apart)

@@ -73,7 +73,5 @@ class Method(base.Method):
 
     def window(self, index: Tensor, grid: tuple[int, int]) -> Tensor:
         """Which window each token is in: ``[N]`` int64."""
-        rows, columns = grid
-        return (
-            index // columns * self.windows // rows * self.windows + index % columns * self.windows // columns
-        )
+        y, x = picking.coordinates(index, grid[1])
+        return y * self.windows // grid[0] * self.windows + x * self.windows // grid[1]

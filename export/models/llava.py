@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,8 +20,20 @@ from foveate.export.dummy import Dummy, byte_tokenizer
 from foveate.export.joint import JointSpace, joint_size
 from foveate.export.parts import DecoderSpec, ModelSpec, Parts, StartMerging, VisionSpec, Weights
 from foveate.export.sources import entries
+from foveate.export.weights import packed
 
-__all__ = ["CHECKPOINTS", "CONFIGS", "load", "tiny"]
+__all__ = [
+    "CHECKPOINTS",
+    "CLIP_TOWER",
+    "CONFIGS",
+    "VICUNA",
+    "VICUNA_13B",
+    "clip_of",
+    "load",
+    "parts",
+    "tiny",
+    "tiny_configs",
+]
 
 CHECKPOINTS = {
     "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
@@ -28,7 +41,7 @@ CHECKPOINTS = {
 }
 
 _CLIP_ID = "openai/clip-vit-large-patch14-336"
-_CLIP_TOWER = {
+CLIP_TOWER = {
     "model_type": "clip_vision_model",
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -47,18 +60,18 @@ _CLIP_TEXT = {
 _CLIP = {
     "model_type": "clip",
     "projection_dim": 768,
-    "vision_config": _CLIP_TOWER,
+    "vision_config": CLIP_TOWER,
     "text_config": _CLIP_TEXT,
 }
 """What ``_CLIP_ID`` says of itself, so that it need not be there until a method asks for it."""
 
-_VICUNA = {
+VICUNA = {
     "model_type": "llama",
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-5,
     "vocab_size": 32064,
 }
-_VICUNA_13B = _VICUNA | {
+VICUNA_13B = VICUNA | {
     "hidden_size": 5120,
     "intermediate_size": 13824,
     "num_attention_heads": 40,
@@ -68,11 +81,11 @@ _SHARED = {
     "model_type": "llava",
     "image_token_index": 32000,
     "pad_token_id": 32001,
-    "vision_config": _CLIP_TOWER,
+    "vision_config": CLIP_TOWER,
 }
 CONFIGS: dict[str, dict[str, Any]] = {
-    "llava-1.5-7b": _SHARED | {"text_config": _VICUNA},
-    "llava-1.5-13b": _SHARED | {"text_config": _VICUNA_13B},
+    "llava-1.5-7b": _SHARED | {"text_config": VICUNA},
+    "llava-1.5-13b": _SHARED | {"text_config": VICUNA_13B},
 }
 """The true sizes, for dummies. A checkpoint's own config stands above them."""
 
@@ -91,7 +104,6 @@ _PROJECTOR = ("multi_modal_projector.", "model.multi_modal_projector.")
 
 _REFUSED = {
     "mm_vision_tower": "in the original LLaVA format and not in Hugging Face's (whose names are llava-hf/...)",
-    "quantization_config": "quantized already; foveate quantizes the unquantized checkpoint itself",
 }
 
 
@@ -100,7 +112,7 @@ def load(source: Source, *, clip: str | None = None) -> Parts:
     ``clip`` in the checkpoint's directory, or OpenAI's where the tower is theirs; it is opened when a tap of the
     joint space is asked for. Raises UserError for what is missing, does not fit or is not supported.
     """
-    return _parts(source, *_clip(source, clip))
+    return parts(source, *clip_of(source, clip))
 
 
 def tiny(
@@ -118,6 +130,23 @@ def tiny(
 
     ``kv_heads`` below 4 is grouped-query attention; ``vision_layers`` are those of the tower before it is cut.
     """
+    config, clip = tiny_configs(
+        kv_heads, tied, feature_layer, layers, vision_layers, hidden, image_size, max_positions
+    )
+    return parts(Dummy("tiny-llava", config), clip, Dummy("tiny-clip", clip))
+
+
+def tiny_configs(
+    kv_heads: int = 2,
+    tied: bool = False,
+    feature_layer: int = -2,
+    layers: int = 2,
+    vision_layers: int = 3,
+    hidden: int = 128,
+    image_size: int = 56,
+    max_positions: int = 512,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configs of ``tiny`` and of its CLIP."""
     tower = {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -154,12 +183,23 @@ def tiny(
         "vision_config": tower,
         "text_config": text,
     }
-    clip = {"model_type": "clip", "projection_dim": 48, "vision_config": tower, "text_config": words}
-    return _parts(Dummy("tiny-llava", config), clip, Dummy("tiny-clip", clip))
+    return config, {
+        "model_type": "clip",
+        "projection_dim": 48,
+        "vision_config": tower,
+        "text_config": words,
+    }
 
 
-def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | str | None) -> Parts:
-    """``clip`` is the config of the tower's CLIP checkpoint and ``clip_source`` that checkpoint or its hub id."""
+def parts(
+    source: Source,
+    clip: dict[str, Any] | None,
+    clip_source: Source | str | None,
+    image: dict[str, Any] | None = None,
+    beside: Mapping[str, Entry] | None = None,
+) -> Parts:
+    """``clip`` is the config of the tower's CLIP checkpoint and ``clip_source`` that checkpoint or its hub id. A relative of
+    LLaVA gives its own ``image`` settings, and names the tensors that it has ``beside`` LLaVA's."""
     vision, decoder, top = _specs(source, clip)
     bias = top.demand("multimodal_projector_bias", True, False, default=True)
     activation = top.demand("projector_hidden_act", *ACTIVATIONS, default="gelu")
@@ -183,14 +223,14 @@ def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | st
     with torch.device("meta"):
         language = Decoder(decoder)
     files: dict[str, Any] = {"tokenizer.json": _tokenizer(source, decoder, top)}
-    weights = source.weights(_entries(build(()), language))
+    weights = source.weights(_entries(build(()), language) | dict(beside or {}))
     return Parts(
         spec=ModelSpec("llava", vision, decoder, ("layers", *(TAPS if joint else TAPS[:-1]))),
         vision=build,
         projector=projector,
         decoder=language,
         weights=weights if joint is None else _Joined(weights, joint),
-        image=processor.image_settings(source, vision.image_size),
+        image=processor.image_settings(source, vision.image_size) if image is None else image,
         prompt=_prompt(source, files["tokenizer.json"], top),
         files=files,
         text_encoder=joint.text_encoder if joint else None,
@@ -203,6 +243,7 @@ class _Joined:
 
     def __init__(self, weights: Weights, joint: JointSpace) -> None:
         self._weights, self._joint = weights, joint
+        self.packed = packed(weights)
 
     def __contains__(self, name: str) -> bool:
         return name in self._weights or name in self._joint
@@ -220,7 +261,7 @@ def _specs(source: Source, clip: dict[str, Any] | None) -> tuple[VisionSpec, Dec
             )
     top.demand("vision_feature_select_strategy", "default", default="default")
     feature_layer = top.get("vision_feature_layer", -2)
-    tower = top.get("vision_config", _CLIP_TOWER)
+    tower = top.get("vision_config", CLIP_TOWER)
     vision = clip_vision_spec(tower, feature_layer, clip and joint_size(clip), source.label)
     text = top.get("text_config", {})
     # transformers ties when either place says so.
@@ -270,13 +311,13 @@ def _pad_id(top: Config) -> int | None:
     return top.get("pad_token_id", top.get("text_config", {}).get("pad_token_id"))
 
 
-def _clip(source: Source, clip: str | None) -> tuple[dict[str, Any] | None, Source | str | None]:
+def clip_of(source: Source, clip: str | None) -> tuple[dict[str, Any] | None, Source | str | None]:
     """Config of the tower's CLIP checkpoint, and that checkpoint or the hub id it can be had by."""
-    tower = {k: source.config.get("vision_config", _CLIP_TOWER).get(k) for k in _CLIP_TOWER}
+    tower = {k: source.config.get("vision_config", CLIP_TOWER).get(k) for k in CLIP_TOWER}
     beside = source.file("clip/config.json")
     if clip is not None or beside is not None:
         found = sources.find(clip or str(beside.parent))
         return found.config, found
-    if tower != _CLIP_TOWER:
+    if tower != CLIP_TOWER:
         return None, None
     return _CLIP, Dummy(_CLIP_ID, _CLIP) if source.load_format == "dummy" else _CLIP_ID

@@ -218,7 +218,7 @@ def test_what_the_hub_refuses(hub, status, code, said):
 def test_the_clip_of_the_tower_is_fetched_when_a_method_asks_for_it(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     source = Dummy("like the published one", llava.CONFIGS["llava-1.5-7b"])
-    parts = llava._parts(source, llava._CLIP, llava._CLIP_ID)
+    parts = llava.parts(source, llava._CLIP, llava._CLIP_ID)
     assert parts.spec.vision.joint_size == 768
     parts.vision(("cls_attention.22",))
     with pytest.raises(UserError, match="cannot get openai/clip-vit-large-patch14-336"):

@@ -55,13 +55,10 @@ def decoder_spec(arrays: dict[str, np.ndarray]) -> DecoderSpec:
 def pruner(method: Inside, stage: int, arrays: dict[str, np.ndarray]) -> onnxruntime.InferenceSession:
     """The exported graph of a stage with the weights of the case; graphs of one form are traced once."""
     spec = decoder_spec(arrays)
-    grid = int(arrays["grid_h"]), int(arrays["grid_w"])
-    key = str((method, stage, spec, grid))
+    key = str((method, stage, spec))
     if key not in MODELS:
         decoder = SimpleNamespace(spec=spec, layers=torch.nn.ModuleList())
-        parts = SimpleNamespace(
-            decoder=decoder, spec=SimpleNamespace(decoder=spec, vision=SimpleNamespace(grid=grid))
-        )
+        parts = SimpleNamespace(decoder=decoder, spec=SimpleNamespace(decoder=spec))
         parts.decoder = torch.nn.Module()
         parts.decoder.spec = spec
         graph = next(g for g in language_graphs(parts, method) if g.spec.name == f"pruner.{stage}")
@@ -97,6 +94,7 @@ def feeds(arrays: dict[str, np.ndarray], stage: int, patches: np.ndarray, keep: 
         "scored": hidden,
         "picture": np.where(visual, 0, -1),
         "patch": patch,
+        "columns": np.where(visual, int(arrays["grid_w"]), 1),
         "entered": np.where(visual, int(arrays["image_len"]), 0),
         "position_ids": arrays.get(f"position_ids{suffix}", np.zeros_like(patch)),
         "keep": np.where(visual, keep, 0),

@@ -16,6 +16,7 @@ from foveate.runtime.answer import Clock
 from foveate.runtime.bundle import Bundle, load
 from foveate.runtime.cache import KVCache
 from foveate.runtime.decode import Picture
+from foveate.runtime.layout import single
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.vision import Seen, VisionStages
 
@@ -104,7 +105,7 @@ def own(bundle: Path, tmp_path: Path) -> Path:
 
 
 def seen() -> Seen:
-    return Seen({"projected": HostBuffer(np.zeros((1, 16, 32), np.float32))})
+    return Seen({"projected": HostBuffer(np.zeros((1, 16, 32), np.float32))}, single((4, 4)))
 
 
 def test_the_users_words_as_embeddings(own: Path) -> None:

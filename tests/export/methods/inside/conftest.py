@@ -60,6 +60,8 @@ class Model:
         numbers = {
             "picture": torch.tensor(picture),
             "patch": torch.tensor(patch),
+            "rows": torch.where(visual, self.grid[0], 1),
+            "columns": torch.where(visual, self.grid[1], 1),
             "entered": torch.tensor(entered),
             "position_ids": torch.arange(size),
             "keep": torch.where(visual, keep, 0),

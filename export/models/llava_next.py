@@ -1,0 +1,103 @@
+"""LLaVA-NeXT (model_type ``llava_next``): LLaVA whose pictures are cut into tiles, as many as their shape asks for.
+
+A picture is encoded in a batch of tiles: squeezed into one, then enlarged to one of a few canvases and cut
+(``runtime.image``, kind ``anyres``). Which of their tokens the language model reads, where lines of them end in a newline,
+is decided on the host (``runtime.layout``), so that one graph serves every shape. The newline's embedding travels as
+``image_newline.npy``. The decoder is LLaMA's or Mistral's.
+
+Pruning before the language model: each tile is pruned by itself, with a share of the picture's budget in proportion to the
+tokens that it shows, and padding is shown to no pruner. What stays is put into the lines of the whole picture; newlines
+fall first, and mixtures that stand apart go behind. That is VisionZip's published procedure, which HiPrune, CDPruner,
+VisPruner and others share (they give every tile the same number, which is the same where nothing is padded). Where a
+publication is silent (FSR, HoloV, OC-VTP, TRIM, VScan) or there is none for LLaVA-NeXT, it is our reading. DivPrune is
+published on the picture as a whole, and methods inside the language model see it as a whole, newlines too.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from foveate.engines.errors import UserError
+from foveate.export import processor
+from foveate.export.checkpoint import Entry, Source
+from foveate.export.dummy import Dummy
+from foveate.export.models import llava
+from foveate.export.parts import Parts
+
+__all__ = ["CHECKPOINTS", "CONFIGS", "load", "tiny"]
+
+CHECKPOINTS = {
+    "llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "llava-v1.6-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+    "llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+}
+
+_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+_MISTRAL = {
+    "model_type": "mistral",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "sliding_window": None,
+    "vocab_size": 32064,
+}
+_SHARED = {
+    "model_type": "llava_next",
+    "image_grid_pinpoints": _PINPOINTS,
+    "image_token_index": 32000,
+    "pad_token_id": 32001,
+    "vision_config": llava.CLIP_TOWER,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llava-v1.6-vicuna-7b": _SHARED | {"text_config": llava.VICUNA},
+    "llava-v1.6-vicuna-13b": _SHARED | {"text_config": llava.VICUNA_13B},
+    "llava-v1.6-mistral-7b": _SHARED | {"text_config": _MISTRAL},
+}
+"""The true sizes, for dummies. A checkpoint's own config stands above them."""
+
+_NEWLINE = ("image_newline", "model.image_newline", "language_model.model.image_newline")
+
+
+def load(source: Source, *, clip: str | None = None) -> Parts:
+    """The Parts of a LLaVA-NeXT checkpoint; arguments and errors as those of ``llava.load``."""
+    return _parts(source, *llava.clip_of(source, clip))
+
+
+def tiny(**options: Any) -> Parts:
+    """A random model of LLaVA-NeXT's form, for tests: up to 5 tiles of 16 patches; options as for ``llava.tiny``."""
+    config, clip = llava.tiny_configs(**{"image_size": 28, "max_positions": 1024} | options)
+    side = config["vision_config"]["image_size"]
+    canvases = [[down * side // 336, across * side // 336] for down, across in _PINPOINTS]
+    config |= {"model_type": "llava_next", "image_grid_pinpoints": canvases}
+    return _parts(Dummy("tiny-llava-next", config), clip, Dummy("tiny-clip", clip))
+
+
+def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | str | None) -> Parts:
+    side = source.config.get("vision_config", llava.CLIP_TOWER).get("image_size", 224)
+    canvases = source.config.get("image_grid_pinpoints") or _PINPOINTS
+    if any(edge % side or not edge for canvas in canvases for edge in canvas):
+        raise UserError(
+            f"{source.label}: image_grid_pinpoints is not supported | got {canvases}, expected multiples of {side} "
+            "| use another checkpoint"
+        )
+    image = processor.tile_settings(source, side, canvases)
+    width = _width(source)
+    parts = llava.parts(source, clip, clip_source, image, {"image_newline": Entry((width,), _NEWLINE)})
+    tiles = 1 + max(height * across // side**2 for height, across in canvases)
+    parts.spec = replace(parts.spec, family="llava_next", vision=replace(parts.spec.vision, max_tiles=tiles))
+    parts.files["image_newline.npy"] = _npy(parts.weights.get("image_newline").float().numpy())
+    return parts
+
+
+def _width(source: Source) -> int:
+    return source.config.get("text_config", {}).get("hidden_size", 4096)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()

@@ -1,0 +1,231 @@
+"""Qwen2.5-VL (model_type ``qwen2_5_vl``): pictures of any size, an encoder with windows, a decoder with M-RoPE.
+
+The encoder is ``export/qwen_vision.py``, which tokens a picture has and where they stand ``runtime/layout.py`` (kind
+``windows``). Rows keep the positions of M-RoPE whatever is pruned.
+
+Pruning: there is no class token, no joint space of pictures and texts, and no merging in the encoder's layers; methods that
+need one are refused. Others take the attention that a token receives in the last layer that sees the whole picture, and the
+language model's embeddings of the question.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from foveate.engines.errors import UserError
+from foveate.export import processor
+from foveate.export.checkpoint import Entry, Source
+from foveate.export.config import Config, decoder_spec
+from foveate.export.decoder import Decoder
+from foveate.export.dummy import Dummy, byte_tokenizer
+from foveate.export.parts import ModelSpec, Parts, StartMerging
+from foveate.export.qwen_vision import TAPS, Merger, Vision, WindowSpec
+from foveate.export.sources import entries
+
+__all__ = ["CHECKPOINTS", "CONFIGS", "load", "tiny"]
+
+CHECKPOINTS = {
+    "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+}
+
+_VISION = {
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "depth": 32,
+    "num_heads": 16,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "hidden_act": "silu",
+}
+_SHARED = {
+    "model_type": "qwen2_5_vl",
+    "image_token_id": 151655,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "max_position_embeddings": 128000,
+    "rms_norm_eps": 1e-6,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen2.5-vl-3b": _SHARED
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "vision_config": _VISION | {"out_hidden_size": 2048},
+    },
+    "qwen2.5-vl-7b": _SHARED
+    | {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+        "vision_config": _VISION | {"out_hidden_size": 3584},
+    },
+}
+"""The true sizes, for dummies. A checkpoint's own config stands above them."""
+
+_SPECIAL = {
+    "<|endoftext|>": 151643,
+    "<|im_start|>": 151644,
+    "<|im_end|>": 151645,
+    "<|vision_start|>": 151652,
+    "<|vision_end|>": 151653,
+    "<|image_pad|>": 151655,
+}
+_CHAT = {
+    "before": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+    "roles": {
+        "system": "<|im_start|>system\n",
+        "user": "<|im_start|>user\n",
+        "assistant": "<|im_start|>assistant\n",
+    },
+    "image": "<|vision_start|><|image_pad|><|vision_end|>",
+    "after_text": "",
+    "end": "<|im_end|>\n",
+    "generation": "<|im_start|>assistant\n",
+}
+
+_DECODER = ("model.", "model.language_model.", "language_model.model.")
+_HEAD = ("lm_head.", "language_model.lm_head.")
+_TOWER = ("visual.", "model.visual.")
+
+
+def load(source: Source, *, clip: str | None = None) -> Parts:
+    """The Parts of a Qwen2.5-VL checkpoint. Raises UserError for what is missing, does not fit or is not supported."""
+    if clip is not None:
+        raise UserError(
+            f"{source.label} takes no CLIP | got --clip {clip}, its vision encoder is no CLIP's | leave it out",
+            code=2,
+        )
+    return _parts(source)
+
+
+def tiny(*, layers: int = 2, kv_heads: int = 2, tied: bool = False, hidden: int = 64) -> Parts:
+    """A random model of Qwen2.5-VL's form, for tests: windows of 2 x 2 tokens, layer 1 of 2 sees the whole picture, 64 tokens at
+    most."""
+    config = {
+        "model_type": "qwen2_5_vl",
+        "image_token_id": 5,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": 320,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": tied,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, hidden // 16 - 1, hidden // 16 - 1]},
+        "vision_config": _VISION
+        | {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "depth": 2,
+            "num_heads": 2,
+            "patch_size": 4,
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": hidden,
+        },
+    }
+    special = dict(zip(_SPECIAL, range(6), strict=True))
+    return _parts(Dummy("tiny-qwen2.5-vl", config), special, {"min_pixels": 256, "max_pixels": 64 * 64})
+
+
+def _parts(source: Source, special: dict[str, int] = _SPECIAL, pixels: dict[str, int] | None = None) -> Parts:
+    """``special`` are the tokens of a dummy, ``pixels`` its limits."""
+    top = Config(source.config, {}, source.label)
+    text = top.get("text_config") or {k: v for k, v in source.config.items() if k != "model_type"}
+    tied = bool(top.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    decoder = decoder_spec({**text, "model_type": "qwen2_5_vl_text"}, tied, source.label)
+    vision, image = _vision_spec(source, decoder.hidden_size, pixels or {})
+
+    def build(taps: tuple[str, ...], merging: StartMerging | None = None) -> Vision:
+        with torch.device("meta"):
+            return Vision(vision, projector(), taps)
+
+    def projector() -> Merger:
+        with torch.device("meta"):
+            return Merger(vision.feature_size, decoder.hidden_size)
+
+    with torch.device("meta"):
+        language = Decoder(decoder)
+    image_id = top.get("image_token_id", _SPECIAL["<|image_pad|>"])
+    if source.load_format == "dummy" and source.file("tokenizer.json") is None:
+        tokenizer = byte_tokenizer(decoder.vocab_size, special)
+    else:
+        tokenizer = processor.tokenizer_json(source)
+    eos = text.get("eos_token_id", special["<|im_end|>"])
+    return Parts(
+        spec=ModelSpec("qwen2_5_vl", vision, decoder, TAPS),
+        vision=build,
+        projector=projector,
+        decoder=language,
+        weights=source.weights(_entries(build(()), language)),
+        image=image,
+        prompt=processor.prompt_settings(
+            source, tokenizer, image_id, eos, special["<|endoftext|>"], default=_CHAT
+        ),
+        files={"tokenizer.json": tokenizer},
+        source={"model": source.label, "revision": source.revision, "load_format": source.load_format},
+    )
+
+
+def _vision_spec(source: Source, width: int, pixels: dict[str, int]) -> tuple[WindowSpec, dict[str, Any]]:
+    """The encoder, and the settings by which pictures become its patches."""
+    where = f"{source.label}: vision_config"
+    config = Config(source.config.get("vision_config", {}), _VISION, where)
+    config.demand("hidden_act", "silu")
+    config.demand("spatial_merge_size", 2)
+    config.demand("out_hidden_size", width, default=width)
+    patch, frames = config.size("patch_size"), config.size("temporal_patch_size")
+    window = config.size("window_size") // patch // 2
+    image = processor.window_settings(source, patch, 2, frames, window) | pixels
+    spec = WindowSpec(
+        hidden_size=config.size("hidden_size"),
+        intermediate_size=config.size("intermediate_size"),
+        num_heads=config.size("num_heads"),
+        depth=config.size("depth"),
+        full=tuple(config.get("fullatt_block_indexes")),
+        window=window,
+        patch_size=patch,
+        frames=frames,
+        max_tokens=image["max_pixels"] // (2 * patch) ** 2,
+    )
+    return spec, image
+
+
+def _entries(vision: Vision, decoder: Decoder) -> dict[str, Entry]:
+    def under(starts: tuple[str, ...], path: str) -> tuple[str, ...]:
+        return tuple(start + path for start in starts)
+
+    found = entries(
+        vision,
+        "vision_encoder.",
+        [
+            ("patch_embed.", under(_TOWER, "patch_embed.proj.")),
+            ("norm.", under(_TOWER, "merger.ln_q.")),
+            ("projector.linear_1.", under(_TOWER, "merger.mlp.0.")),
+            ("projector.linear_2.", under(_TOWER, "merger.mlp.2.")),
+            ("", _TOWER),
+        ],
+    )
+    spec = decoder.spec
+    table = under(_DECODER, "embed_tokens.weight")
+    found["embed_tokens"] = Entry((spec.vocab_size, spec.hidden_size), table)
+    found |= entries(decoder, "llm.", [("lm_head.", _HEAD), ("", _DECODER)])
+    if spec.tied:
+        found["llm.lm_head.weight"] = Entry((spec.hidden_size, spec.vocab_size), table, transposed=True)
+    return found

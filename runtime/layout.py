@@ -1,0 +1,236 @@
+"""Layout: which of the encoder's tokens a picture has, and in which order the language model reads them.
+
+In: a picture's size and the bundle's image settings. Out: index arrays on the host. Kinds of settings (``runtime.image``):
+
+* ``clip``: one square tile, all of its tokens in raster order.
+* ``windows`` (Qwen2.5-VL): tokens of 2 x 2 patches in the order of the windows in which the encoder attends, 4 x 4 tokens,
+  fewer at the picture's edges.
+* ``anyres`` (LLaVA-NeXT): the whole picture squeezed into a tile; then the picture once more, larger, cut into tiles whose
+  tokens are read line by line across them, without those of the padding, and a newline behind each line.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from foveate.engines.errors import UserError, unknown
+
+__all__ = [
+    "KINDS",
+    "Layout",
+    "fit_canvas",
+    "fit_pixels",
+    "layout",
+    "padded",
+    "single",
+    "split",
+    "window_order",
+]
+
+KINDS = ("anyres", "clip", "windows")
+Size = tuple[int, int]
+"""Width and height, as Pillow has them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The T tokens of a picture in the order of the language model.
+
+    ``order`` int64 [T]: which of the encoder's tokens each is, counted through all ``tiles``; -1 for a newline. ``pieces``: the
+    tokens that were encoded together, each int64 [rows, columns] of places in ``order``. ``patch``, ``rows``, ``columns``
+    int64 [T]: a token's place in the raster of its grid (-1 for a newline), and that grid; a grid may reach over several tiles.
+    ``feeds``: what the encoder takes besides pixels. ``positions`` int64 [3, T], with M-RoPE: time, height and width from the
+    picture's beginning, and ``span``, how many positions the picture takes.
+    """
+
+    order: np.ndarray
+    pieces: tuple[np.ndarray, ...]
+    tiles: int
+    patch: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    feeds: dict[str, np.ndarray] = field(default_factory=dict)
+    positions: np.ndarray | None = None
+    span: int = 0
+
+    @property
+    def total(self) -> int:
+        return len(self.order)
+
+    @property
+    def newlines(self) -> np.ndarray:
+        """Their places, int64."""
+        return np.flatnonzero(self.order < 0)
+
+    @property
+    def whole(self) -> np.ndarray:
+        """All tokens but the newlines as one piece: int64 [1, columns]."""
+        return np.flatnonzero(self.order >= 0)[None]
+
+
+def layout(size: Size, settings: dict, grid: tuple[int, int]) -> Layout:
+    """Of a picture of ``size``; ``grid`` are the rows and columns of a tile."""
+    if settings["kind"] == "clip":
+        return single(grid)
+    if settings["kind"] == "anyres":
+        return _tiled(size, settings, grid)
+    if settings["kind"] == "windows":
+        return _windowed(size, settings)
+    raise unknown("kind of image preprocessing", settings["kind"], KINDS)
+
+
+def single(grid: tuple[int, int]) -> Layout:
+    """One tile with all its tokens."""
+    rows, columns = grid
+    order = np.arange(rows * columns)
+    return Layout(
+        order,
+        (order.reshape(grid),),
+        1,
+        order,
+        np.full_like(order, rows),
+        np.full_like(order, columns),
+    )
+
+
+def _tiled(size: Size, settings: dict, grid: tuple[int, int]) -> Layout:
+    rows, columns = grid
+    side = settings["tile"]
+    height, width = fit_canvas(size, settings["pinpoints"])
+    down, across = height // side, width // side
+    y, x = (np.arange(n) for n in (down * rows, across * columns))
+    number = (y // rows)[:, None] * across + x // columns + 1  # of the tile, behind the picture in one
+    canvas = number * rows * columns + (y % rows)[:, None] * columns + x % columns
+    top, left = _margins(size, canvas.shape)
+    seen = canvas[top : len(y) - top, left : len(x) - left]
+    lines = np.pad(seen, ((0, 0), (0, 1)), constant_values=-1)
+    first = rows * columns
+    order = np.concatenate([np.arange(first), lines.ravel()])
+    patch = np.where(lines < 0, -1, np.cumsum(lines >= 0).reshape(lines.shape) - 1)
+    places = first + np.arange(lines.size).reshape(lines.shape)[:, :-1]
+    tile = number[top : len(y) - top, left : len(x) - left]
+    pieces = [places[_block(tile == n)] for n in range(1, down * across + 1) if (tile == n).any()]
+
+    def told(whole: int, line: int) -> np.ndarray:
+        return np.repeat(np.array([whole, line]), [first, lines.size])
+
+    return Layout(
+        order,
+        (np.arange(first).reshape(grid), *pieces),
+        1 + down * across,
+        np.concatenate([np.arange(first), patch.ravel()]),
+        told(rows, seen.shape[0]),
+        told(columns, seen.shape[1]),
+    )
+
+
+def _windowed(size: Size, settings: dict) -> Layout:
+    cell = settings["patch"] * settings["merge"]
+    width, height = fit_pixels(size, settings)
+    rows, columns = height // cell, width // cell
+    raster, window = window_order((rows, columns), settings["window"])
+    first = np.flatnonzero(np.diff(window, prepend=-1))  # of each window
+    inside = np.arange(len(raster)) - first[window]
+    slots = np.full((len(first), settings["window"] ** 2), -1)
+    slots[window, inside] = np.arange(len(raster))
+    place = np.stack(np.divmod(raster, columns), axis=1)
+    index = np.arange(rows * columns)
+    return Layout(
+        np.argsort(raster),
+        (index.reshape(rows, columns),),
+        1,
+        index,
+        np.full_like(index, rows),
+        np.full_like(index, columns),
+        {"place": place, "slots": slots, "back": window * slots.shape[1] + inside},
+        np.stack([np.zeros_like(index), *np.divmod(index, columns)]),
+        max(rows, columns),
+    )
+
+
+def window_order(grid: tuple[int, int], side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a ``grid`` window by window, raster order in each and among them: int64 [T] their places in the grid's
+    raster, and the windows that they are in."""
+    y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    window = y // side * -(-grid[1] // side) + x // side
+    raster = np.argsort(window, kind="stable")
+    return raster, window[raster]
+
+
+def fit_pixels(size: Size, settings: dict) -> Size:
+    """Width and height, multiples of a token's side, as near to ``size`` as the limits on their product allow.
+
+    Raises UserError for a strip that is more than 200 times as long as it is wide.
+    """
+    if max(size) > 200 * min(size):
+        raise UserError(
+            f"the picture is too narrow | got {size[0]} x {size[1]} pixels, expected a side at most 200 times the other "
+            "| crop it"
+        )
+    cell = settings["patch"] * settings["merge"]
+    low, high, area = settings["min_pixels"], settings["max_pixels"], size[0] * size[1]
+    fitted = [round(edge / cell) * cell for edge in size]
+    if math.prod(fitted) > high:
+        shrink = math.sqrt(area / high)
+        fitted = [max(cell, math.floor(edge / shrink / cell) * cell) for edge in size]
+    elif math.prod(fitted) < low:
+        grow = math.sqrt(low / area)
+        fitted = [math.ceil(edge * grow / cell) * cell for edge in size]
+    return fitted[0], fitted[1]
+
+
+def _block(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rectangle that is marked in ``mask``."""
+    spans = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    down, across = (slice(span[0], span[-1] + 1) for span in spans)
+    return down, across
+
+
+def _margins(size: Size, canvas: tuple[int, int]) -> tuple[int, int]:
+    """Lines of tokens above (and below) and columns left (and right) that show padding alone.
+
+    Of sizes in tokens as transformers' ``unpad_image`` has them, so a token that is padding in part stays.
+    """
+    width, height = size
+    rows, columns = canvas
+    if width / height > columns / rows:
+        return (rows - int(round(height * (columns / width), 7))) // 2, 0
+    return 0, (columns - int(round(width * (rows / height), 7))) // 2
+
+
+def fit_canvas(size: Size, pinpoints: list[list[int]]) -> tuple[int, int]:
+    """Of the ``pinpoints`` [height, width] the one that shows most of a picture's pixels, of equal ones the smallest."""
+    width, height = size
+
+    def rank(point: list[int]) -> tuple[int, int]:
+        scale = min(point[1] / width, point[0] / height)
+        shown = min(int(width * scale) * int(height * scale), width * height)
+        return shown, shown - point[0] * point[1]
+
+    best = max(pinpoints, key=rank)
+    return best[0], best[1]
+
+
+def padded(size: Size, canvas: tuple[int, int]) -> tuple[Size, Size]:
+    """How a picture of ``size`` lies in the middle of ``canvas`` (height, width): its (width, height) there, and (left, top)."""
+    width, height = size
+    across, down = canvas[1] / width, canvas[0] / height
+    if across < down:
+        fitted = canvas[1], min(int(np.ceil(height * across)), canvas[0])
+    else:
+        fitted = min(int(np.ceil(width * down)), canvas[1]), canvas[0]
+    return fitted, ((canvas[1] - fitted[0]) // 2, (canvas[0] - fitted[1]) // 2)
+
+
+def split(budget: int, sizes: list[int]) -> list[int]:
+    """``budget`` in whole shares, in proportion to ``sizes``; what rounding leaves goes to the largest fractions, of equal
+    ones to the first. At most the sum of the sizes."""
+    total = sum(sizes)
+    shares = [budget * size // total for size in sizes]
+    rest = sorted(range(len(sizes)), key=lambda i: (-(budget * sizes[i] % total), i))
+    for i in rest[: budget - sum(shares)]:
+        shares[i] += 1
+    return shares

@@ -1,0 +1,106 @@
+"""Which tokens a picture has: against LLaVA-NeXT's processor, and what pruners are shown of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
+
+from foveate.engines.errors import UserError
+from foveate.runtime.image import preprocess, size_of
+from foveate.runtime.layout import layout, single, split
+
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+SETTINGS = {
+    "kind": "anyres",
+    "tile": 336,
+    "pinpoints": PINPOINTS,
+    "resample": 3,
+    "rescale": 1 / 255,
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
+}
+GRID = (24, 24)
+SHAPES = [(336, 336), (100, 400), (400, 100), (31, 24), (3000, 2001), (333, 487), (1000, 3)]
+
+
+@pytest.fixture(scope="module")
+def theirs() -> LlavaNextImageProcessorPil:
+    size = {"height": 336, "width": 336}
+    return LlavaNextImageProcessorPil(
+        size={"shortest_edge": 336}, crop_size=size, image_grid_pinpoints=PINPOINTS
+    )
+
+
+def test_token_counts_are_the_processors(theirs) -> None:
+    processor = SimpleNamespace(
+        image_processor=theirs,
+        patch_size=14,
+        num_additional_image_tokens=1,
+        _get_unpadded_features=lambda *sizes: LlavaNextProcessor._get_unpadded_features(None, *sizes),
+    )
+    sizes = [tuple(pair) for pair in np.random.default_rng(0).integers(8, 2500, (50, 2)).tolist()]
+    for width, height in sizes + SHAPES:
+        expected = LlavaNextProcessor._get_number_of_features(processor, height, width, 336, 336) - 1
+        assert layout((width, height), SETTINGS, GRID).total == expected, (width, height)
+
+
+@pytest.mark.parametrize("size", SHAPES, ids=str)
+def test_tiles_are_the_processors(theirs, size) -> None:
+    array = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    expected = theirs(Image.fromarray(array), return_tensors="np")["pixel_values"][0]
+    got = preprocess(array, SETTINGS)
+    assert got.shape == expected.shape == (layout(size, SETTINGS, GRID).tiles, 3, 336, 336)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SHAPES, ids=str)
+def test_pieces_are_rectangles_of_one_tile_that_cover_the_picture(size) -> None:
+    plan = layout(size, SETTINGS, GRID)
+    covered = np.concatenate([piece.ravel() for piece in plan.pieces])
+    assert sorted(covered) == plan.whole[0].tolist()
+    assert sorted([*covered, *plan.newlines]) == list(range(plan.total))
+    assert len(set(plan.order[plan.whole[0]])) == plan.whole.size
+    for piece in plan.pieces:
+        tile, place = np.divmod(plan.order[piece], 576)
+        assert (tile == tile[0, 0]).all()
+        y, x = np.divmod(place, 24)
+        assert (np.diff(y, axis=0) == 1).all() and (np.diff(x, axis=1) == 1).all()
+        y, x = np.divmod(plan.patch[piece], plan.columns[piece])
+        assert (np.diff(y, axis=0) == 1).all() and (np.diff(x, axis=1) == 1).all()
+    lines = plan.newlines - 576
+    if size[1] > 3:  # of a strip as thin as that no line is left
+        assert (np.diff(lines) == plan.columns[-1] + 1).all() and len(lines) == plan.rows[-1]
+
+
+def test_one_tile() -> None:
+    plan = single((3, 4))
+    assert plan.total == plan.whole.size == 12 and plan.tiles == 1 and not len(plan.newlines)
+    assert plan.order.tolist() == plan.patch.tolist() == plan.pieces[0].ravel().tolist() == list(range(12))
+
+
+def test_a_budget_is_split_in_proportion_and_spent() -> None:
+    assert split(640, [576] * 5) == [128] * 5
+    assert split(2, [1, 1, 1]) == [1, 1, 0]
+    random = np.random.default_rng(2)
+    for _ in range(100):
+        sizes = random.integers(1, 600, random.integers(1, 6)).tolist()
+        budget = int(random.integers(1, sum(sizes) + 1))
+        shares = split(budget, sizes)
+        assert sum(shares) == budget
+        for share, size in zip(shares, sizes, strict=True):
+            assert abs(share - budget * size / sum(sizes)) < 1 and share <= size
+
+
+def test_the_size_of_a_file_is_that_of_the_upright_picture(tmp_path) -> None:
+    path = tmp_path / "turned.jpg"
+    image, exif = Image.new("RGB", (30, 20)), Image.Exif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+    assert size_of(path) == (20, 30) and size_of(image) == (30, 20)
+    assert size_of(np.zeros((20, 30, 3), np.uint8)) == (30, 20)
+    with pytest.raises(UserError, match="no such file"):
+        size_of(tmp_path / "missing.jpg")

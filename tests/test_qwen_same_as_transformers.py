@@ -1,0 +1,157 @@
+"""Tier 3 for Qwen2.5-VL: through exported graphs and the runtime, the same answers as transformers' own model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
+
+from foveate.export import methods, models
+from foveate.export.build import build
+from foveate.export.dummy import byte_tokenizer
+from foveate.runtime.answer import Clock
+from foveate.runtime.compile import compile_bundle
+from foveate.runtime.decode import prompt_items
+from foveate.runtime.image import preprocess
+from foveate.runtime.layout import layout
+from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.prompt import ImageSlot, Turn
+
+NEW_TOKENS = 32
+TEXT = "what is in the picture, and où?"
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+)
+IMAGE_ID = 5
+TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHAPES = {
+    "square": [(48, 48)],
+    "1:4": [(80, 20)],
+    "4:1": [(20, 80)],
+    "below a token": [(5, 7)],
+    "above the limit": [(300, 421)],
+    "odd": [(43, 61)],
+    "a strip": [(8, 300)],
+    "three": [(50, 30), (24, 56), (20, 20)],
+}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["", "tied"])
+def both(request, tmp_path_factory):
+    """transformers' model and its image processor, and the pipeline of its bundle."""
+    tied, path = request.param, tmp_path_factory.mktemp("qwen")
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 320,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "initializer_range": 0.3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+        "tie_word_embeddings": tied,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "depth": 3,
+        "num_heads": 2,
+        "patch_size": 4,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+        "out_hidden_size": 64,
+        "initializer_range": 0.2,
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, image_token_id=IMAGE_ID, tie_word_embeddings=tied
+    )
+    torch.manual_seed(3)
+    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    model.save_pretrained(path / "checkpoint")
+    processor = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 256, "longest_edge": 64 * 64})
+    processor.save_pretrained(path / "checkpoint")
+    special = {name: number for number, name in enumerate(SPECIAL)}
+    (path / "checkpoint/tokenizer.json").write_bytes(byte_tokenizer(320, special))
+    (path / "checkpoint/chat_template.jinja").write_text(TEMPLATE)
+    parts = models.load(str(path / "checkpoint"))
+    build(parts, methods.load("none"), path / "bundle", precision="fp32", dialects=["ort"])
+    compile_bundle(path / "bundle")
+    return model, processor, Pipeline.load(path / "bundle")
+
+
+def pictures(sizes) -> list[Image.Image]:
+    rng = np.random.default_rng(4)
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
+
+
+def hf_answer(model, processor, images, segments) -> tuple[list[int], np.ndarray]:
+    """transformers' own greedy tokens and the logits that led to each."""
+    given = processor(images, return_tensors="pt")
+    counts = (given["image_grid_thw"].prod(-1) // 4).tolist()
+    ids = np.concatenate(
+        [[IMAGE_ID] * counts[s.index] if isinstance(s, ImageSlot) else s for s in segments]
+    ).astype(np.int64)
+    ids = torch.from_numpy(ids)[None]
+    model.generation_config.eos_token_id = None
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == IMAGE_ID).int(),
+            **given,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    return out.sequences[0, ids.shape[1] :].tolist(), torch.cat(out.logits).numpy()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_same_logits_and_greedy_tokens(both, shape):
+    model, processor, pipe = both
+    images = pictures(SHAPES[shape])
+    segments = pipe.tokenizer.encode_turns([Turn("user", TEXT, len(images))])
+    tokens, expected = hf_answer(model, processor, images, segments)
+    clock = Clock()
+    shown = [pipe.vision.prune(pipe.vision.see(image, clock), {}, 1, clock) for image in images]
+    decoder = pipe.decoder()
+    logits = [decoder.prefill(prompt_items(segments, shown), NEW_TOKENS)]
+    logits += [decoder.step(token) for token in tokens[:-1]]
+    ours = np.stack([row.reshape(-1) for row in logits])
+    error, scale = np.abs(ours - expected).max(axis=1), np.abs(expected).max(axis=1)
+    assert (error <= 1e-3 * scale).all(), f"largest error {error.max():.2e} of {scale.max():.2e}"
+    assert ours.argmax(axis=1).tolist() == tokens
+
+
+def test_pixels_and_token_counts_are_the_processors(both):
+    _, processor, pipe = both
+    settings = pipe.manifest.image
+    sizes = np.random.default_rng(0).integers(3, 500, (50, 2)).tolist()
+    for height, width in [*sizes, *(size for shape in SHAPES.values() for size in shape)]:
+        plan = layout((width, height), settings, (1, 1))
+        assert 4 * plan.total == processor.get_number_of_image_patches(height, width), (width, height)
+    for image in pictures([size for shape in SHAPES.values() for size in shape]):
+        expected = processor(image, return_tensors="np")["pixel_values"]
+        plan = layout(image.size, settings, (1, 1))
+        got = preprocess(image, settings)[plan.order].reshape(expected.shape)
+        np.testing.assert_allclose(got, expected, atol=1e-5)
