@@ -28,6 +28,7 @@ VERBS = {
     "inspect": ("foveate.runtime.inspect_bundle", "show what a bundle holds"),
     "plan": ("foveate.jetson.plan", "estimate memory and speed on a device before anything is built"),
     "doctor": ("foveate.jetson.doctor", "show what is on this machine and what is wrong with it"),
+    "power": ("foveate.jetson.power", "show the power mode of a Jetson, or run a command in another one"),
 }
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as shells have it

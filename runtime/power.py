@@ -1,0 +1,153 @@
+"""Power and energy: what the board's monitors say, sampled while something runs.
+
+    with Sampler() as energy:
+        answer = pipe.generate(...)
+    if energy.joules is not None:
+        print(energy.joules, energy.joules / len(answer.tokens))
+
+Sources, the first that is there: INA3221 monitors through Linux' hwmon (mV and mA; Jetsons up to Orin), and jetson-stats
+where it is installed and its service runs (mW; also Thor, whose monitor is another). On a machine with neither, ``joules``
+is None: no number is made up.
+
+The whole module is the rail ``VDD_IN`` where there is one (Orin NX and Nano). Elsewhere (AGX Orin) it is the sum of the rails,
+as jetson-stats has it; a rail that feeds another one would then count twice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["Rails", "Sampler", "find"]
+
+_TOTAL = "VDD_IN"
+_EVERY = 0.05  # seconds; the monitors average over some milliseconds
+
+Read = Callable[[], dict[str, float]]
+"""Watts by rail, and by "total"."""
+
+
+class Rails:
+    """The INA3221 rails below ``root``. Empty where there are none, which is falsy."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._files: list[tuple[str, Path, Path]] = []
+        for chip in sorted((root / "sys/class/hwmon").glob("*")):
+            if _text(chip / "name") == "ina3221":
+                self._files += self._channels(chip)
+
+    @staticmethod
+    def _channels(chip: Path) -> list[tuple[str, Path, Path]]:
+        found = []
+        for number in (1, 2, 3):  # 7 is the sum of the shunts
+            label = _text(chip / f"in{number}_label")
+            files = chip / f"in{number}_input", chip / f"curr{number}_input"
+            if label and label != "NC" and all(file.is_file() for file in files):
+                found.append((label, *files))
+        return found
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __call__(self) -> dict[str, float]:
+        """Watts now. Raises OSError or ValueError when a monitor does not answer."""
+        watts = {
+            label: int(volt.read_text()) * int(current.read_text()) / 1e6
+            for label, volt, current in self._files
+        }
+        return {**watts, "total": watts.get(_TOTAL, sum(watts.values()))}
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _jetson_stats() -> Read | None:
+    """Through jtop, where it is installed and its service answers."""
+    try:
+        board = importlib.import_module("jtop").jtop()
+        board.start()
+    except Exception:  # noqa: BLE001  its own kinds, and whatever a broken service raises
+        return None
+
+    def read() -> dict[str, float]:
+        power = board.power
+        watts = {name: rail["power"] / 1e3 for name, rail in power["rail"].items()}
+        return {**watts, "total": power["tot"]["power"] / 1e3}
+
+    return read
+
+
+def find(root: Path = Path("/")) -> Read | None:
+    """What tells watts on this machine, or None."""
+    return rails if (rails := Rails(root)) else _jetson_stats()
+
+
+class Sampler:
+    """Energy over a ``with`` block, by the trapezoid rule. ``joules`` is None where nothing tells, and where a block was too
+    short or its monitors too silent for two samples."""
+
+    def __init__(self, read: Read | None = None, every: float = _EVERY) -> None:
+        self._read = find() if read is None else read
+        self._every = every
+        self._samples: list[tuple[float, dict[str, float]]] = []
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self):
+        self._samples.clear()
+        self._stop.clear()
+        if self._read is not None:
+            self._sample()
+            self._thread = threading.Thread(target=self._loop, daemon=True, name="power")
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
+            self._sample()
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self._every):
+            self._sample()
+
+    def _sample(self) -> None:
+        try:
+            watts = self._read()
+        except (OSError, ValueError):  # a monitor that is busy; the next sample bridges it
+            return
+        self._samples.append((time.perf_counter(), watts))
+
+    @property
+    def seconds(self) -> float:
+        """From the first sample to the last."""
+        return self._samples[-1][0] - self._samples[0][0] if self._samples else 0.0
+
+    @property
+    def joules(self) -> float | None:
+        return self.rail_joules.get("total")
+
+    @property
+    def watts(self) -> float | None:
+        """Mean over the block."""
+        return self.joules / self.seconds if self.joules is not None and self.seconds else None
+
+    @property
+    def rail_joules(self) -> dict[str, float]:
+        """Joules by rail and by "total"; empty where nothing tells."""
+        pairs = list(zip(self._samples, self._samples[1:], strict=False))
+        if not pairs:
+            return {}
+        return {
+            name: sum((t1 - t0) * (w0[name] + w1[name]) / 2 for (t0, w0), (t1, w1) in pairs)
+            for name in self._samples[0][1]
+        }

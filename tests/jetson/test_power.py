@@ -1,0 +1,191 @@
+"""Energy from recorded monitors, and power modes that are put back (conftest.py has the sources of what is recorded)."""
+
+from __future__ import annotations
+
+import sys
+import time
+import types
+
+import pytest
+
+from foveate.engines.errors import UserError
+from foveate.jetson import power
+from foveate.runtime.power import Rails, Sampler, find
+
+
+def test_the_whole_module_is_vdd_in(recorded):
+    rails = Rails(recorded("nano").root)
+    assert len(rails) == 3
+    assert rails() == pytest.approx(
+        {"VDD_IN": 6.0, "VDD_CPU_GPU_CV": 0.9984, "VDD_SOC": 1.4976, "total": 6.0}
+    )
+
+
+def test_elsewhere_it_is_the_sum_of_the_rails(recorded):
+    """As the AGX Orin has it; NC is not connected and the sum of the shunts is no rail."""
+    watts = Rails(recorded("agx").root)()
+    assert set(watts) == {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO", "total"}
+    assert watts["VDD_GPU_SOC"] == pytest.approx(5.134, abs=0.01)
+    assert watts["total"] == pytest.approx(sum(v for k, v in watts.items() if k != "total"))
+
+
+def test_energy_is_power_over_time(recorded):
+    """Constant watts: joules are watts times seconds, whatever the samples."""
+    with Sampler(Rails(recorded("nano").root), every=0.01) as energy:
+        time.sleep(0.12)
+    assert energy.seconds >= 0.12 and energy.watts == pytest.approx(6.0)
+    assert energy.joules == pytest.approx(6.0 * energy.seconds)
+    assert energy.rail_joules["VDD_SOC"] == pytest.approx(1.4976 * energy.seconds)
+
+
+def test_power_that_rises_is_integrated(monkeypatch):
+    """0 W to 10 W in a straight line over 1 s by a clock of ours: 5 J by trapezoids, whatever the steps."""
+    now = iter([0.0, 0.25, 1.0])
+    monkeypatch.setattr("foveate.runtime.power.time.perf_counter", lambda: next(now))
+    watts = iter([{"total": 0.0}, {"total": 2.5}, {"total": 10.0}])
+    sampler = Sampler(lambda: next(watts), every=10)
+    with sampler:
+        sampler._sample()
+    assert sampler.joules == pytest.approx(5.0) and sampler.watts == pytest.approx(5.0)
+
+
+def test_a_monitor_that_is_busy_is_bridged(recorded):
+    rails, calls = Rails(recorded("nano").root), []
+
+    def read():
+        calls.append(1)
+        if len(calls) % 3 == 2:
+            raise OSError(11, "Resource temporarily unavailable")
+        return rails()
+
+    with Sampler(read, every=0.01) as energy:
+        time.sleep(0.1)
+    assert len(calls) > 4 and energy.joules == pytest.approx(6.0 * energy.seconds)
+
+
+def test_nothing_is_made_up_where_nothing_tells(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jtop", None)
+    assert find(tmp_path) is None
+    sampler = Sampler()
+    sampler._read = None
+    with sampler:
+        pass
+    assert (sampler.joules, sampler.watts, sampler.rail_joules) == (None, None, {})
+
+
+def test_jetson_stats_where_there_is_no_ina3221(tmp_path, monkeypatch):
+    """``jtop.power`` as its reference documents it: milliwatts, {"rail": {name: {...}}, "tot": {...}}."""
+    reading = {
+        "rail": {"VDD_GPU": {"volt": 5000, "curr": 400, "power": 2000}},
+        "tot": {"name": "VIN", "power": 9500},
+    }
+    board = types.SimpleNamespace(start=lambda: None, power=reading)
+    monkeypatch.setitem(sys.modules, "jtop", types.SimpleNamespace(jtop=lambda: board))
+    assert find(tmp_path)() == {"VDD_GPU": 2.0, "total": 9.5}
+
+    def refused():
+        raise RuntimeError("The jtop.service is not active")
+
+    monkeypatch.setitem(sys.modules, "jtop", types.SimpleNamespace(jtop=refused))
+    assert find(tmp_path) is None
+
+
+def done(system, mode, clocks):
+    """The commands that ``performance`` ran, with "..." for the block."""
+    ran = []
+    with power.performance(
+        mode, clocks, system=system, do=lambda c: ran.append(_shown(c)), say=lambda line: None
+    ):
+        ran.append("...")
+    return ran
+
+
+def _shown(command):
+    return " ".join("FILE" if "/" in word else word for word in command)
+
+
+ALL = [
+    *("jetson_clocks --store FILE", "nvpmodel -m 2", "jetson_clocks", "..."),
+    *("jetson_clocks --restore FILE", "nvpmodel -m 0"),
+]
+
+
+def test_mode_and_clocks_are_put_back(recorded):
+    nano = recorded("nano")
+    assert done(nano, "MAXN_SUPER", True) == ALL
+    assert done(nano, "15W", False) == ["..."]  # it is in that mode already
+    assert done(nano, None, True) == [ALL[0], ALL[2], "...", ALL[4]]
+
+
+def test_they_are_put_back_when_the_block_fails(recorded):
+    ran = []
+
+    def do(command):
+        ran.append(command[0:2])
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        power.performance("MAXN_SUPER", True, system=recorded("nano"), do=do, say=lambda line: None),
+    ):
+        raise KeyboardInterrupt
+    assert ran[-2:] == [["jetson_clocks", "--restore"], ["nvpmodel", "-m"]]
+
+
+@pytest.mark.parametrize("fail", ALL[:3])
+def test_what_was_done_is_undone_when_a_step_fails(recorded, fail):
+    ran = []
+
+    def do(command):
+        ran.append(_shown(command))
+        if ran[-1] == fail:
+            raise UserError("it failed")
+
+    with (
+        pytest.raises(UserError, match="it failed"),
+        power.performance("MAXN_SUPER", True, system=recorded("nano"), do=do, say=lambda line: None),
+    ):
+        pytest.fail("the block ran")
+    undone = {0: [], 1: [ALL[4]], 2: ALL[4:]}[ALL.index(fail)]
+    assert ran == [*ALL[: ALL.index(fail) + 1], *undone]
+
+
+def test_the_other_is_undone_when_one_cannot_be(recorded):
+    ran = []
+
+    def do(command):
+        ran.append(command[:2])
+        if command[:2] == ["jetson_clocks", "--restore"]:
+            raise UserError("no such file")
+
+    with (
+        pytest.raises(UserError, match="no such file"),
+        power.performance("MAXN_SUPER", True, system=recorded("nano"), do=do, say=lambda line: None),
+    ):
+        pass
+    assert ran[-1] == ["nvpmodel", "-m"]
+
+
+def test_a_mode_that_is_not_there(recorded):
+    with pytest.raises(UserError, match="did you mean MAXN_SUPER"):
+        power.steps(recorded("nano"), "MAXN_SUPR", False, "")
+
+
+def test_a_machine_without_modes(recorded):
+    with pytest.raises(UserError, match="no power mode to change"):
+        power.steps(recorded(), "MAXN", False, "")
+
+
+def test_the_command(recorded, monkeypatch, capfd):
+    monkeypatch.setattr(power, "System", lambda: recorded("nano"))
+    assert power.main([]) == 0
+    assert "15W (0)" in (out := capfd.readouterr().out) and "VDD_IN" in out
+    assert power.main(["--mode", "MAXN_SUPER", "--clocks", "--dry-run", "--", "foveate", "run"]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        *("$ jetson_clocks --store FILE", "$ nvpmodel -m 2", "$ jetson_clocks", "$ foveate run"),
+        *("$ jetson_clocks --restore FILE", "$ nvpmodel -m 0"),
+    ]
+    monkeypatch.setitem(power.performance.__wrapped__.__kwdefaults__, "do", lambda command: None)
+    assert power.main(["--mode", "MAXN_SUPER", "--", sys.executable, "-c", "import sys; sys.exit(7)"]) == 7
+    assert "$ nvpmodel -m 0" in capfd.readouterr().err
+    with pytest.raises(UserError, match="power for what"):
+        power.main(["--mode", "MAXN_SUPER"])
