@@ -30,6 +30,7 @@ from foveate.export.methods.base import Method
 from foveate.export.pair import Pair
 from foveate.export.parts import Parts
 from foveate.export.precision import Precision, choices
+from foveate.export.weights import packed
 from foveate.runtime import bundle
 from foveate.runtime.cli import Parser
 
@@ -144,7 +145,8 @@ def _manifest(
             "whole": method.before is not None and method.before.whole,
             "position_mode_inside": method.inside.position_mode if method.inside else None,
         },
-        "precision": precision.describe(),
+        "precision": precision.describe()
+        | ({"weights": "as the checkpoint has them"} if packed(parts.weights) else {}),
         "stages": [graph.spec.name for graph in graphs],
         "graphs": {graph.spec.name: graph.spec.to_json() for graph in graphs},
         "dialects": dialects,

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import safetensors
 import torch
 
+from foveate.calib.schemes.base import Quantized
 from foveate.engines.errors import UserError
 from foveate.export.parts import Weights
+from foveate.export.quantized import Packing, packing
 
 __all__ = ["Directory", "Entry", "Source"]
 
@@ -101,6 +104,8 @@ class Directory:
 
     def weights(self, entries: Mapping[str, Entry]) -> Weights:
         tensors = self._tensors()
+        packed = self._packed(entries, tensors)
+        entries = {name: entry for name, entry in entries.items() if name not in packed}
         places = {name: next((n for n in e.names if n in tensors), None) for name, e in entries.items()}
         missing = [entries[name].names[0] for name, place in places.items() if place is None]
         if missing:
@@ -124,7 +129,22 @@ class Directory:
                 f"{self.label}: these weights are quantized or of another kind | got {', '.join(strange)}, expected "
                 f"{', '.join(_DTYPES)} | use the unquantized checkpoint; foveate quantizes it itself"
             )
-        return _Stored({name: (tensors[place], entries[name]) for name, place in places.items()})
+        return _Stored({name: (tensors[place], entries[name]) for name, place in places.items()}, packed)
+
+    def _packed(self, entries: Mapping[str, Entry], tensors: Mapping[str, _Tensor]) -> dict[str, _Packed]:
+        """What the checkpoint holds quantized, by our names."""
+        found, form = {}, packing(self.config, self.label)
+        for name, entry in entries.items() if form else ():
+            for module in (
+                there.removesuffix(".weight") for there in entry.names if there.endswith(".weight")
+            ):
+                if f"{module}.weight" not in tensors and f"{module}.{form.parts[0]}" in tensors:
+                    held = {
+                        part: tensors[key] for part in form.parts if (key := f"{module}.{part}") in tensors
+                    }
+                    found[name] = _Packed(form, held, entry.shape, f"{self.label}: {module}", self.remedy)
+                    break
+        return found
 
     def _tensors(self) -> dict[str, _Tensor]:
         """Every tensor of the checkpoint by its stored name."""
@@ -198,25 +218,55 @@ class _Tensor:
     value: torch.Tensor | None = None
 
 
-class _Stored:
-    """Weights of a Directory."""
+@dataclass(frozen=True)
+class _Packed:
+    """A quantized module's tensors. ``shape [K,N]`` is that of its matrix; ``label`` names it to users."""
 
-    def __init__(self, places: dict[str, tuple[_Tensor, Entry]]) -> None:
+    form: Packing
+    tensors: dict[str, _Tensor]
+    shape: tuple[int, ...]
+    label: str
+    remedy: str
+
+    def read(self, tensor: Callable[[_Tensor], torch.Tensor]) -> Quantized:
+        arrays = {part: tensor(each) for part, each in self.tensors.items()}
+        try:
+            found = self.form.read(
+                {part: (x.float() if x.is_floating_point() else x).numpy() for part, x in arrays.items()}
+            )
+            if found.values.shape != self.shape:
+                raise ValueError(f"a matrix of {found.values.shape}, expected {self.shape}")
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"{self.label} cannot be read as {self.form.name} | it has {error} | {self.remedy}"
+            ) from error
+        return found
+
+
+class _Stored:
+    """Weights of a Directory. ``packed`` reads those that it holds quantized."""
+
+    def __init__(self, places: dict[str, tuple[_Tensor, Entry]], packed: Mapping[str, _Packed]) -> None:
         self._places = places
         self._files: dict[Path, Any] = {}
+        self.packed = {name: partial(each.read, self._read) for name, each in packed.items()}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._places or name in self.packed
 
     def get(self, name: str) -> torch.Tensor:
         """float32, or float16 where it is stored so."""
+        if name in self.packed:
+            return torch.from_numpy(self.packed[name]().dequantize())
         tensor, entry = self._places[name]
-        value = self._read(tensor) if tensor.value is None else tensor.value
+        value = self._read(tensor)
         if value.dtype == torch.bfloat16:
             value = value.float()
         return value.T.contiguous() if entry.transposed else value
 
     def _read(self, tensor: _Tensor) -> torch.Tensor:
+        if tensor.value is not None:
+            return tensor.value
         if tensor.file not in self._files:
             self._files[tensor.file] = safetensors.safe_open(tensor.file, framework="pt")
         return self._files[tensor.file].get_tensor(tensor.name)

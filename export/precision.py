@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
 
 from foveate.calib import schemes
 from foveate.engines.errors import UserError, unknown
@@ -24,17 +24,21 @@ def choices() -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Precision:
     """``decoder``: of the language model's layers. ``head``, and ``vision``, the matrices in the vision encoder's layers:
-    a scheme, or None for the graph's dtype, which is the safe choice. Raises UserError for a name that there is not."""
+    a scheme, or None for the graph's dtype, which is the safe choice. ``prefill``: a second scheme of the decoder's layers,
+    with which prompts are computed where ranges are found at run time; None: the decoder's. Raises UserError for a name that
+    there is not."""
 
     decoder: str = "int4"
     head: str | None = None
     vision: str | None = None
+    prefill: str | None = None
 
     def __post_init__(self) -> None:
         if self.decoder not in choices():
             raise unknown("precision", self.decoder, choices())
-        for scheme in self.schemes:
-            schemes.load(scheme)
+        for scheme in (*self.schemes, self.prefill):
+            if scheme:
+                schemes.load(scheme)
 
     @classmethod
     def of(cls, given: Precision | str) -> Precision:
@@ -47,14 +51,25 @@ class Precision:
 
     def describe(self) -> dict[str, str]:
         """For bundle.json."""
-        return {part: kind or SAFE for part, kind in asdict(self).items()}
+        parts = {part: kind or SAFE for part, kind in asdict(self).items() if part != "prefill"}
+        return parts | ({"prefill": self.prefill} if self.prefill else {})
 
-    def choose(self, packed: Container[str] = ()) -> Callable[[str, tuple[int, ...]], str | None]:
+    @property
+    def prefilling(self) -> Precision:
+        """That of the graphs with which prompts are computed."""
+        return replace(self, decoder=self.prefill or self.decoder, prefill=None)
+
+    def choose(self, packed: Collection[str] = ()) -> Callable[[str, tuple[int, ...]], str | None]:
         """The scheme of each weight by name and shape; None for the graph's dtype.
 
         ``packed`` are the weights that the checkpoint holds in int4: they stay as they are, and what stands beside them in
-        the layers is left alone.
+        the layers is left alone. Raises UserError when they would have to be quantized once more.
         """
+        if packed and self.decoder not in ("int4", *COMPUTED):
+            raise UserError(
+                f"the checkpoint is quantized already | its weights are int4, got --precision {self.decoder} "
+                "| take --precision int4, which reads them as they are, or the unquantized checkpoint"
+            )
         parts = {
             "llm.layers.": None if packed else self.decoder,
             "llm.lm_head.": self.head,

@@ -22,6 +22,7 @@ from foveate.export.dummy import DummyWeights
 from foveate.export.methods.base import Method
 from foveate.export.pair import Pair
 from foveate.export.parts import ModelSpec, Parts, Weights
+from foveate.export.weights import packed
 
 __all__ = ["dummy", "entries", "joined", "load", "read", "save"]
 
@@ -60,6 +61,7 @@ class _Joined:
 
     def __init__(self, model: Weights, pruner: dict[str, Tensor]) -> None:
         self._model, self._pruner = model, pruner
+        self.packed = packed(model)
 
     def __contains__(self, name: str) -> bool:
         return name in self._pruner or name in self._model

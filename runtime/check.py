@@ -41,9 +41,9 @@ LIMITS = {
     "float16": Limits(cosine=0.999, error=0.03, swaps=0.05),
     "int8 activations": Limits(cosine=0.995, error=0.1, swaps=0.01),
 }
-"""By dtype, and for int4 weights whose products round activations to int8 (accuracy level 4). That costs a random
-LLaVA-1.5-7B in ONNX Runtime a cosine of 0.99976 and an error of 0.033, a random one of two layers 0.99943 and 0.034;
-float32 stays below 3e-4, the rounding of the recorded cache to float16. float16 has not been run on a GPU yet."""
+"""By dtype, and for products that round activations to 8 bits: those of int4 weights at accuracy level 4, of int8 and of fp8.
+int4 costs a random LLaVA-1.5-7B in ONNX Runtime a cosine of 0.99976 and an error of 0.033, a random one of two layers 0.99943
+and 0.034; float32 stays below 3e-4, the rounding of the recorded cache to float16. float16 has not been run on a GPU yet."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,11 @@ def replay(bundle: Bundle, plan: Plan, threads: int | None = None) -> Iterator[F
 
 def _limits(bundle: Bundle, plan: Plan, graph: str) -> Limits:
     dtype = bundle.manifest.dialects[plan.dialect]["dtype"]
-    rounds = bundle.manifest.precision["decoder"] == "int4" and plan.options.get("accuracy_level") == 4
-    in_decoder = graph.startswith(("llm", "pruner."))
-    return LIMITS["int8 activations" if in_decoder and rounds and dtype == "float32" else dtype]
+    parts = {"vision_encoder": ("vision",), "llm": ("decoder", "head"), "pruner.": ("decoder",)}
+    read = next((names for start, names in parts.items() if graph.startswith(start)), ())
+    kinds = {bundle.manifest.precision[name] for name in read}
+    int4 = "int4" in kinds and plan.options.get("accuracy_level") == 4 and dtype == "float32"
+    return LIMITS["int8 activations" if int4 or kinds & {"int8", "fp8"} else dtype]
 
 
 Golden = Any  # a mapping of names to arrays

@@ -92,7 +92,7 @@ def _sums(site: Site, source: ir.Value, block: int) -> ir.Value:
         shape = site.constant(f"{name}.blocks", np.array([*[0] * (len(source.shape) - 1), -1, block]))
         split = site.insert(source, "Reshape", [source, shape], f"{name}.split")
         sums = site.insert(
-            split, "ReduceSum", [split, site.constant("last", np.array([-1]))], f"{name}.sums", keepdims=0
+            split, "ReduceSum", [split, site.constant("sums.axis", np.array([-1]))], f"{name}.sums", keepdims=0
         )
         sums.dtype = source.dtype
         return sums

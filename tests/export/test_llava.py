@@ -180,7 +180,7 @@ def test_old_and_new_forms_of_the_rotary_base(copy, edit_json):
 REFUSED = {
     "model_type": ({"model_type": "qwen2_vl"}, "model_type qwen2_vl"),
     "original LLaVA format": ({"mm_vision_tower": "openai/clip"}, "mm_vision_tower"),
-    "quantized": ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
+    "quantized": ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quant_method bitsandbytes"),
     "strategy": ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy"),
     "several layers": ({"vision_feature_layer": [-2, -5]}, "vision_feature_layer"),
     "no such layer": ({"vision_feature_layer": -9}, "vision_feature_layer"),

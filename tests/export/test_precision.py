@@ -1,0 +1,106 @@
+"""Which part is computed in what: what is chosen, what is refused and why, and that the bundle answers as torch says."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from foveate.calib import schemes
+from foveate.engines.errors import UserError
+from foveate.export import lower, methods
+from foveate.export.build import build
+from foveate.export.models import llava
+from foveate.export.precision import SAFE, Precision, dialects
+from foveate.export.weights import require_ranges
+from foveate.runtime import check
+from foveate.runtime.bundle import load
+from foveate.runtime.compile import compile_bundle
+from foveate.runtime.plans import choose
+
+MATRIX = (64, 64)
+NONE_SEEN = SimpleNamespace(inputs={}.__getitem__)
+
+
+def test_head_and_vision_encoder_stay_in_the_graphs_dtype_unless_asked_for():
+    pick = Precision("int8").choose()
+    assert pick("llm.layers.0.mlp.up_proj.weight", MATRIX) == "int8"
+    for name in ("llm.lm_head.weight", "vision_encoder.tower.layers.0.mlp.fc1.weight", "pruner.x.weight"):
+        assert pick(name, MATRIX) is None
+    assert Precision("int8").describe() == {"decoder": "int8", "head": SAFE, "vision": SAFE}
+
+
+def test_each_part_has_its_own():
+    pick = Precision("int4", head="int8", vision="fp8").choose()
+    assert pick("llm.layers.0.mlp.up_proj.weight", MATRIX) == "int4"
+    assert pick("llm.lm_head.weight", MATRIX) == "int8"
+    assert pick("vision_encoder.tower.layers.0.mlp.fc1.weight", MATRIX) == "fp8"
+    assert pick("vision_encoder.projector.linear_1.weight", MATRIX) is None
+    assert pick("vision_encoder.tower.layers.0.mlp.fc1.bias", (64,)) is None
+    assert pick("llm.layers.0.mlp.up_proj.weight", (48, 64)) is None  # too narrow for a block
+
+
+@pytest.mark.parametrize("given", [("int5",), ("int4", "int9"), ("int4", None, "fp32")])
+def test_unknown_names_are_refused(given):
+    with pytest.raises(UserError, match="int8"):
+        Precision(*given)
+
+
+@pytest.mark.parametrize(
+    ("precision", "asked", "calibrated", "found"),
+    [
+        (Precision("int4"), None, False, {"ort", "native"}),
+        (Precision("int8"), None, False, {"ort"}),
+        (Precision("int8"), None, True, {"ort", "native"}),
+        (Precision("fp8"), ["native"], True, {"native"}),
+        (Precision("int4", vision="int8"), None, False, {"ort"}),
+        (Precision("fp16", head="int4"), None, False, {"ort", "native"}),
+    ],
+)
+def test_dialects_that_can_have_it(precision, asked, calibrated, found):
+    names, left_out = dialects(precision, asked, calibrated)
+    assert found == set(names) & {"ort", "native"}
+    assert set(names) | set(left_out) == set(asked or lower.names())
+
+
+@pytest.mark.parametrize(
+    ("precision", "asked", "calibrated", "words"),
+    [
+        (Precision("fp8"), ["ort"], True, "no product of fp8"),
+        (Precision("int8"), ["native"], False, "--calibrate"),
+        (Precision("fp16", head="int8"), ["ort"], False, "--precision fp32"),
+        (Precision("int4"), ["nativ"], False, "did you mean native"),
+    ],
+)
+def test_dialects_that_cannot_say_why(precision, asked, calibrated, words):
+    with pytest.raises(UserError, match=words) as error:
+        dialects(precision, asked, calibrated)
+    assert error.value.code == 2
+
+
+def test_every_dialect_answers_for_every_precision():
+    for name in lower.names():
+        module = lower.dialect(name)
+        assert set(module.DTYPES) | set(module.REFUSES) == {"fp32", "fp16", *schemes.names()}
+        assert not set(module.DTYPES) & set(module.REFUSES)
+
+
+def test_a_range_that_calibration_has_not_seen_is_named():
+    needs = [("vision_encoder.tower.layers.0.mlp.fc1.weight", "int8"), ("llm.norm.weight", "float16")]
+    require_ranges(needs, lower.form("ort", "int8"), None)
+    require_ranges(needs[1:], lower.form("native", "int8"), None)
+    with pytest.raises(UserError, match=r"vision_encoder\.tower.*has not seen it"):
+        require_ranges(needs, lower.form("native", "int8"), NONE_SEEN)
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [Precision("int8", head="int8", vision="int8"), Precision("int4", head="int4", vision="int4")],
+)
+def test_the_compiled_bundle_answers_as_torch_with_its_weights(tmp_path, precision):
+    build(llava.tiny(), methods.load("sppruner"), tmp_path / "b", precision=precision, dialects=["ort"])
+    bundle = load(tmp_path / "b")
+    assert bundle.manifest.precision == precision.describe()
+    compile_bundle(tmp_path / "b")
+    findings = list(check.replay(bundle, choose(bundle, None)))
+    assert findings and not [finding for finding in findings if not finding.ok]
