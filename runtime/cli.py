@@ -26,6 +26,8 @@ VERBS = {
     "chat": ("foveate.runtime.chat", "talk about pictures, turn by turn"),
     "check": ("foveate.runtime.check", "prove a bundle on this machine"),
     "inspect": ("foveate.runtime.inspect_bundle", "show what a bundle holds"),
+    "watch": ("foveate.runtime.watch", "answer a question about what a camera sees, again and again"),
+    "bench": ("foveate.runtime.bench", "measure a compiled bundle on this machine"),
     "plan": ("foveate.jetson.plan", "estimate memory and speed on a device before anything is built"),
     "doctor": ("foveate.jetson.doctor", "show what is on this machine and what is wrong with it"),
     "power": ("foveate.jetson.power", "show the power mode of a Jetson, or run a command in another one"),

@@ -1,0 +1,297 @@
+"""Watching: newest frame wins, a camera that dies and returns, signals, and memory that stays where it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from foveate.engines.errors import UserError
+from foveate.runtime import frames, video, watch
+from foveate.runtime.frames import Reader
+from foveate.runtime.pipeline import Pipeline
+
+SIDE = 16
+
+
+def pixels(number: int) -> np.ndarray:
+    return np.full((SIDE, SIDE, 3), number % 256, np.uint8)
+
+
+class Fake:
+    """A source from lists: each opening plays the next one; an exception in it is raised, a number waited for."""
+
+    name, live = "camera 0", True
+
+    def __init__(self, *openings: list, live: bool = True) -> None:
+        self.openings = list(openings)
+        self.opened = 0
+        self.live = live
+        self.shown = threading.Event()  # set when everything was played
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Iterator[tuple[float, np.ndarray]]]:
+        self.opened += 1
+        if not self.openings:
+            self.shown.set()
+            raise OSError("cannot be opened")
+        opening = self.openings.pop(0)
+        if isinstance(opening, OSError):
+            raise opening
+        yield self._play(opening)
+
+    def _play(self, opening: list) -> Iterator[tuple[float, np.ndarray]]:
+        for what in opening:
+            if isinstance(what, Exception):
+                raise what
+            if isinstance(what, float):
+                time.sleep(what)
+            else:
+                yield what if isinstance(what, tuple) else (0.0, pixels(what))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "_FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """90 frames at 30 a second."""
+    path = tmp_path / "clip.avi"
+    out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (64, 64))
+    for number in range(90):
+        out.write(np.full((64, 64, 3), 2 * number, np.uint8))
+    out.release()
+    return path
+
+
+def test_the_newest_frame_wins_and_no_frame_comes_twice() -> None:
+    source = Fake([*range(50), 5.0])
+    with Reader(source) as reader:
+        while reader.read < 50:
+            time.sleep(0.001)
+        frame = reader.take(1)
+        assert (frame.number, frame.pixels[0, 0, 0]) == (50, 49)
+        assert reader.take(0.05) is None and not reader.ended
+
+
+def test_a_slow_taker_sees_the_frame_that_is_newest_when_it_comes_back() -> None:
+    source = Fake([x for number in range(60) for x in (number, 0.005)] + [5.0])
+    with Reader(source) as reader:
+        for _ in range(5):
+            frame = reader.take(1)
+            assert frame.number >= reader.read - 1 and frame.age < 0.2
+            time.sleep(0.03)
+    assert frame.number > 20
+
+
+def test_a_camera_that_dies_and_returns() -> None:
+    """Twice it cannot be opened, once it ends in the middle; each loss is said once, and so is each return."""
+    said: list[str] = []
+    gone = OSError("No such device")
+    source = Fake([1, 2, gone], gone, gone, [3, 4], [5, 5.0])
+    with Reader(source, said.append) as reader:
+        seen = []
+        while not seen or seen[-1] != 5:
+            if frame := reader.take(1):
+                seen.append(int(frame.pixels[0, 0, 0]))
+    assert source.opened == 5
+    assert [line.split(":")[0].split(";")[0] for line in said] == [
+        *("camera 0 is lost", "camera 0 is back", "camera 0 is lost", "camera 0 is back"),
+    ]
+    assert "No such device" in said[0] and "it ended" in said[2]
+
+
+def test_a_frame_from_before_the_loss_is_not_handed_out_after_it() -> None:
+    source = Fake([1, OSError("unplugged")])
+    with Reader(source) as reader:
+        assert source.shown.wait(2)
+        assert reader.read == 1 and reader.take(0.05) is None
+
+
+def test_pauses_grow_and_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "MOST_PAUSE", 0.04)
+    reader = Reader(Fake())
+    waits: list[float] = []
+    monkeypatch.setattr(
+        reader._stop, "wait", lambda seconds: (waits.append(seconds), len(waits) == 5 and reader._stop.set())
+    )
+    reader._run()
+    assert waits == [0.01, 0.02, 0.04, 0.04, 0.04]
+
+
+def test_a_file_plays_at_its_own_speed_and_ends() -> None:
+    source = Fake([(0.0, pixels(0)), (0.1, pixels(1)), (0.2, pixels(2))], live=False)
+    start = time.monotonic()
+    with Reader(source) as reader:
+        numbers = []
+        while not reader.ended:
+            if frame := reader.take(0.5):
+                numbers.append(frame.number)
+    assert numbers == [1, 2, 3] and 0.18 < time.monotonic() - start < 2
+
+
+def test_what_the_reading_thread_dies_of_is_raised() -> None:
+    with Reader(Fake([1, ZeroDivisionError("a bug")])) as reader, pytest.raises(ZeroDivisionError):
+        while not reader.ended:
+            reader.take(0.1)
+
+
+def test_a_real_file(clip: Path) -> None:
+    with video.file(str(clip)).open() as opened:
+        every = list(opened)
+    assert len(every) == 90 and every[30][0] == pytest.approx(1.0, abs=0.05)
+    assert abs(int(every[40][1].mean()) - 80) < 4 and every[0][1].shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("where", "name"), (("0", "camera 0"), ("/dev/video2", "camera 2"), ("rtsp://host/a", "rtsp://host/a"))
+)
+def test_names_of_cameras(where: str, name: str) -> None:
+    assert video.camera(where).name == name and video.camera(where).live
+
+
+def test_what_is_no_camera_and_no_video(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--video for a file"):
+        video.camera("clip.mp4")
+    with pytest.raises(UserError, match="no such file"):
+        video.file(str(tmp_path / "none.mp4"))
+    (tmp_path / "bad.mp4").write_bytes(b"no video at all")
+    with pytest.raises(UserError, match="OpenCV cannot open it"):
+        video.file(str(tmp_path / "bad.mp4"))
+    with pytest.raises(OSError, match="cannot be opened"), video.camera("97").open():
+        pass
+
+
+def run(bundle: Path, *arguments: object) -> int:
+    return watch.main(
+        [str(bundle), "--prompt", "What is there?", "--max-new-tokens", "4", *map(str, arguments)]
+    )
+
+
+def test_answers_about_a_video(bundle: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One JSON document each; every frame was the newest when its answer started: younger than a frame's time and a bit."""
+    assert run(bundle, "--video", clip, "--keep", 3, "--every", 0.5, "--json") == 0
+    out, err = capsys.readouterr()
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert 4 <= len(answers) <= 8
+    numbers = [answer["frame"] for answer in answers]
+    assert numbers == sorted(set(numbers)) and numbers[-1] - numbers[0] > 40
+    assert all(answer["age"] < 0.25 and len(answer["kept"][0]) == 3 for answer in answers)
+    assert err.endswith(f"{len(answers)} answers, 90 frames read\n")
+
+
+def test_text_for_people(bundle: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(bundle, "--video", clip, "--count", 2) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert len(lines) == 2 and "frame" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    (
+        ((), "expected --camera or --video"),
+        (("--camera", "0", "--video", "x"), "expected --camera or --video"),
+        (("--camera", "0", "--every", "-1"), "wrong every"),
+        (("--camera", "0", "--keep", "9999"), "wrong keep"),
+    ),
+)
+def test_wrong_usage_is_said_before_a_camera_opens(
+    bundle: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        run(bundle, *arguments)
+    assert error.value.code == 2
+
+
+class Interrupted:
+    """A pipeline that gets a signal in the middle of its second answer."""
+
+    def __init__(self, pipe: Pipeline, number: int) -> None:
+        self.pipe, self.number, self.answers, self.closed = pipe, number, 0, False
+
+    def stream(self, *arguments: object, **named: object):
+        stream = self.pipe.stream(*arguments, **named)
+        self.answers += 1
+        outer = self
+
+        class Noisy:
+            def __iter__(self):
+                for count, piece in enumerate(stream):
+                    if outer.answers == 2 and count == 1:
+                        os.kill(os.getpid(), outer.number)
+                    yield piece
+
+            def close(self) -> None:
+                outer.closed = True
+                stream.close()
+
+            @property
+            def answer(self):
+                return stream.answer
+
+        return Noisy()
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
+def test_a_signal_in_mid_answer(bundle: Path, capsys: pytest.CaptureFixture[str], number: int) -> None:
+    """The answer is broken off, the loop ends, the old handlers are back."""
+    pipe = Interrupted(Pipeline.load(bundle), number)
+    source = Fake([x for n in range(500) for x in (n, 0.005)])
+    before = signal.getsignal(number)
+    with watch.stopped_by_signals() as stop:
+        assert watch.watch(pipe, source, "What?", stop, {"max_new_tokens": 8}) == 1
+        assert signal.getsignal(number) is before  # a second one would do what it always does
+    assert stop.is_set() and pipe.closed and pipe.answers == 2
+    assert capsys.readouterr().out.endswith(" [broken off]\n")
+
+
+def test_a_process_that_is_told_to_stop(bundle: Path) -> None:
+    """A camera that is not there is waited for; SIGTERM ends it cleanly and soon."""
+    command = [
+        sys.executable,
+        "-m",
+        "foveate.runtime.cli",
+        "watch",
+        str(bundle),
+        "--camera",
+        "93",
+        "--prompt",
+        "What?",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "camera 93 is lost: cannot be opened" in next(line for line in process.stderr if "lost" in line)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0 and "0 answers, 0 frames read" in err
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_stays_where_it_is(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """400 answers about pictures of 3 MB after the first 100: a leak of one picture in ten would show."""
+    pipe, stop = Pipeline.load(bundle, threads=1), threading.Event()
+    large = np.zeros((1000, 1000, 3), np.uint8)
+    source = Fake([(0.0, large + n % 2) for n in range(2)] * 1, live=True)
+    source._play = lambda opening: ((0.0, large + n % 7) for n in iter(int, 1))
+    source.openings = [[]] * 9
+    arguments = {"max_new_tokens": 2}
+    watch.watch(pipe, source, "What?", stop, arguments, count=100)
+    before = resident()
+    watch.watch(pipe, source, "What?", stop, arguments, count=400)
+    assert resident() - before < 40 * large.nbytes / 10
