@@ -42,6 +42,11 @@ class VisionSpec:
         return (TensorSpec("pixel_values", FLOAT, (self.tiles, 3, self.image_size, self.image_size)),)
 
     @property
+    def full(self) -> tuple[int, ...]:
+        """The layers in which every token sees every other."""
+        return tuple(range(self.depth))
+
+    @property
     def feature_size(self) -> int:
         """Width of ``features``, which enter the projector."""
         return self.hidden_size

@@ -79,8 +79,11 @@ def tile_settings(source: Source, side: int, pinpoints: list[list[int]]) -> dict
     return steps | {"kind": "anyres", "tile": side, "pinpoints": pinpoints}
 
 
-def window_settings(source: Source, patch: int, merge: int, frames: int, window: int) -> dict[str, Any]:
-    """Settings of kind ``windows``, of Qwen2-VL's image processor, for an encoder with such patches and windows.
+def window_settings(
+    source: Source, patch: int, merge: int, frames: int, window: int, tokens_per_second: float
+) -> dict[str, Any]:
+    """Settings of kind ``windows``, of Qwen2-VL's image processor, for an encoder with such patches and windows. Videos are
+    those of its video processor, with what its authors' tools give all frames together: 0.9 of what a picture may have.
 
     Raises UserError when the checkpoint has no image processor, one of another kind, or one with other patches.
     """
@@ -104,14 +107,32 @@ def window_settings(source: Source, patch: int, merge: int, frames: int, window:
     steps = {
         key: value for key, value in _steps(config, source.label).items() if key not in ("size", "resize")
     }
+    low, high = (
+        found.get(name, size.get(edge, default))
+        for name, edge, default in (
+            ("min_pixels", "shortest_edge", 3136),
+            ("max_pixels", "longest_edge", 12845056),
+        )
+    )
+    video, cell = source.json("video_preprocessor_config.json") or {}, (patch * merge) ** 2
+    edges = video.get("size") or {}
     return steps | {
         "kind": "windows",
         "patch": patch,
         "merge": merge,
         "frames": frames,
         "window": window,
-        "min_pixels": found.get("min_pixels", size.get("shortest_edge", 3136)),
-        "max_pixels": found.get("max_pixels", size.get("longest_edge", 12845056)),
+        "min_pixels": low,
+        "max_pixels": high,
+        "video": {
+            "fps": video.get("fps", 2),
+            "min_frames": video.get("min_frames", 4),
+            "max_frames": video.get("max_frames", 768),
+            "min_pixels": min(edges.get("shortest_edge", 128 * cell), high // 2),
+            "max_pixels": min(edges.get("longest_edge", 768 * cell), high),
+            "total_pixels": high * 9 // 10,
+            "tokens_per_second": tokens_per_second,
+        },
     }
 
 

@@ -16,6 +16,7 @@ from foveate.runtime.image import ImageSource
 from foveate.runtime.layout import Layout
 from foveate.runtime.prompt import Segment, Turn
 from foveate.runtime.sampling import Sampler, Sampling
+from foveate.runtime.film import Video
 from foveate.runtime.vision import Seen
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ __all__ = ["MAX_NEW_TOKENS", "Chat", "Images"]
 
 MAX_NEW_TOKENS = 256
 
-Images = ImageSource | Seen | Sequence[ImageSource | Seen] | None
+OneImage = ImageSource | Video | Seen
+Images = OneImage | Sequence[OneImage] | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class _Request:
 
     turns: list[Turn]
     segments: list[Segment]
-    images: list[ImageSource | Seen]
+    images: list[OneImage]
     budgets: list[int]
     old: list[int]
     reprune: bool
@@ -217,7 +219,7 @@ class Chat:
         return "".join(said), tokens, first, "stop" if token in stop else "length"
 
 
-def _listed(images: Images) -> list[ImageSource | Seen]:
+def _listed(images: Images) -> list[OneImage]:
     if images is None:
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]

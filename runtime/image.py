@@ -22,7 +22,11 @@ writes into the bundle (a key that is absent is a step not done)::
      "frames": 2,                     # of a patch; a picture is shown as often
      "window": 4,                     # a window's side in tokens
      "min_pixels": 3136, "max_pixels": 12845056,
-     "resample": 3, "rescale": 1 / 255, "mean": [r, g, b], "std": [r, g, b]}
+     "resample": 3, "rescale": 1 / 255, "mean": [r, g, b], "std": [r, g, b],
+     "video": {"fps": 2, "min_frames": 4, "max_frames": 768,        # how many frames are shown
+               "min_pixels": 100352, "max_pixels": 602112,          # of one of them
+               "total_pixels": 11560550,                            # of all steps in time together
+               "tokens_per_second": 2}}                             # how fast positions go with time
 
 A picture is turned upright by its EXIF tag, as Hugging Face's ``load_image`` does, and transparency is laid on white, as
 its image processors do (``load_image`` drops the alpha channel instead and shows what lies hidden under it). Everything
@@ -33,7 +37,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -42,9 +46,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from foveate.engines.errors import UserError, unknown
-from foveate.runtime.layout import KINDS, fit_canvas, fit_pixels, padded, window_order
+from foveate.runtime.layout import KINDS, fit_canvas, fit_pixels, of_video, padded, window_order
 
-__all__ = ["ImageSource", "load_image", "patch_boxes", "preprocess", "seen_box", "size_of"]
+__all__ = ["ImageSource", "film_steps", "load_image", "patch_boxes", "preprocess", "seen_box", "size_of"]
 
 ImageSource = str | PathLike[str] | Image.Image | np.ndarray
 
@@ -140,6 +144,14 @@ def _normalized(picture: Image.Image, settings: dict[str, Any]) -> np.ndarray:
     return np.stack([table[:, c][pixels[:, :, c]] for c in range(3)])[None]
 
 
+def film_steps(frames: Sequence[Image.Image], settings: dict[str, Any]) -> Iterator[np.ndarray]:
+    """``pixel_values`` of a video's ``frames``, as many at a time as a patch has; the last is shown again where one is missing."""
+    whole, limits = settings["frames"], of_video(settings, len(frames))
+    for first in range(0, len(frames), whole):
+        some = list(frames[first : first + whole])
+        yield _patches(some + some[-1:] * (whole - len(some)), limits)
+
+
 def _patches(frames: list[Image.Image], settings: dict[str, Any]) -> np.ndarray:
     """float32 [tokens, merge^2, 3 * frames * patch^2], in the order of ``layout.window_order``. All of one size."""
     size = fit_pixels(frames[0].size, settings)
@@ -184,11 +196,31 @@ def patch_boxes(size: tuple[int, int], settings: dict[str, Any], grid: tuple[int
     ``size`` is (width, height) of the upright picture, ``grid`` is (rows, columns) of the vision encoder; row-major,
     so row ``i`` is the token that ``kept`` calls ``i``. Neighbours share their edges exactly.
     """
-    left, top, right, bottom = seen_box(size, settings)
     rows, columns = grid
+    if settings["kind"] == "anyres":
+        left, top, right, bottom = _lines_box(size, settings, grid)
+    elif settings["kind"] == "windows":
+        left, top, right, bottom = 0, 0, *size
+    else:
+        left, top, right, bottom = seen_box(size, settings)
     xs, ys = np.linspace(left, right, columns + 1), np.linspace(top, bottom, rows + 1)
     row, column = np.divmod(np.arange(rows * columns), columns)
     return np.stack([xs[column], ys[row], xs[column + 1], ys[row + 1]], axis=1)
+
+
+def _lines_box(
+    size: tuple[int, int], settings: dict[str, Any], grid: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """What the ``grid`` of the tokens that are read line by line shows: left, top, right, bottom in pixels of the picture."""
+    canvas = fit_canvas(size, settings["pinpoints"])
+    fitted, corner = padded(size, canvas)
+    patch = min(canvas[1] / grid[1], canvas[0] / grid[0])  # lines are left out on two sides at most
+    box = []
+    for end in (-1, 1):
+        for axis in (0, 1):  # across, down; the canvas has them the other way round
+            edge = canvas[1 - axis] / 2 + end * grid[1 - axis] * patch / 2
+            box.append((edge - corner[axis]) * size[axis] / fitted[axis])
+    return box[0], box[1], box[2], box[3]
 
 
 def _upright(image: Image.Image) -> Image.Image:

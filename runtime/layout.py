@@ -12,7 +12,7 @@ In: a picture's size and the bundle's image settings. Out: index arrays on the h
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,9 +21,11 @@ from foveate.engines.errors import UserError, unknown
 __all__ = [
     "KINDS",
     "Layout",
+    "film",
     "fit_canvas",
     "fit_pixels",
     "layout",
+    "of_video",
     "padded",
     "single",
     "split",
@@ -43,7 +45,7 @@ class Layout:
     tokens that were encoded together, each int64 [rows, columns] of places in ``order``. ``patch``, ``rows``, ``columns``
     int64 [T]: a token's place in the raster of its grid (-1 for a newline), and that grid; a grid may reach over several tiles.
     ``feeds``: what the encoder takes besides pixels. ``positions`` int64 [3, T], with M-RoPE: time, height and width from the
-    picture's beginning, and ``span``, how many positions the picture takes.
+    picture's beginning, and ``span``, how many positions the picture takes. ``steps``: how often the encoder runs, for videos.
     """
 
     order: np.ndarray
@@ -55,6 +57,7 @@ class Layout:
     feeds: dict[str, np.ndarray] = field(default_factory=dict)
     positions: np.ndarray | None = None
     span: int = 0
+    steps: int = 1
 
     @property
     def total(self) -> int:
@@ -66,9 +69,70 @@ class Layout:
         return np.flatnonzero(self.order < 0)
 
     @property
+    def finest(self) -> tuple[int, int]:
+        """Rows and columns of the grid that shows the picture largest: the last one."""
+        return int(self.rows[-1]), int(self.columns[-1])
+
+    def on_finest(self, kept: np.ndarray) -> np.ndarray:
+        """Tokens as places in that grid; -1 for those of another one and for newlines."""
+        return np.where(kept >= self._first, self.patch[kept], -1)
+
+    def owned(self, owner: np.ndarray | None) -> np.ndarray | None:
+        """``owner`` [T] of the tokens of that grid, in its raster."""
+        if owner is None:
+            return None
+        mine = self.patch[self._first :]
+        return owner[self._first :][mine >= 0]
+
+    @property
+    def _first(self) -> int:
+        """The first token of the last grid."""
+        return int(np.flatnonzero(self.patch == 0)[-1])
+
+    @property
     def whole(self) -> np.ndarray:
         """All tokens but the newlines as one piece: int64 [1, columns]."""
         return np.flatnonzero(self.order >= 0)[None]
+
+
+def film(size: Size, settings: dict, frames: int, interval: float) -> Layout:
+    """Of a video: the same picture again and again, one for each ``settings["frames"]`` of its ``frames``, which are ``interval``
+    seconds apart. The first number of a token's position is its time.
+
+    Raises UserError where the bundle's family takes no videos.
+    """
+    if "video" not in settings:
+        raise UserError(
+            "this model takes no videos | expected pictures | give frames of it with --image", code=2
+        )
+    one = _windowed(size, of_video(settings, frames))
+    steps = -(-frames // settings["frames"])
+    most = settings["max_pixels"] // (settings["patch"] * settings["merge"]) ** 2
+    if one.total * steps > most:
+        raise UserError(
+            f"the video is too long | got {one.total * steps} visual tokens of {frames} frames, expected at most {most} "
+            "| show fewer frames"
+        )
+    step = np.repeat(np.arange(steps), one.total)
+    seconds = settings["video"]["tokens_per_second"] * settings["frames"] * interval
+    positions = np.tile(one.positions, steps)
+    positions[0] = (step * seconds).astype(np.int64)
+    return replace(
+        one,
+        order=np.tile(one.order, steps) + step * one.total,
+        pieces=tuple(one.pieces[0] + number * one.total for number in range(steps)),
+        steps=steps,
+        **{name: np.tile(getattr(one, name), steps) for name in ("patch", "rows", "columns")},
+        positions=positions,
+    )
+
+
+def of_video(settings: dict, frames: int) -> dict:
+    """The settings with which a video's frames become patches: an even share of what a video may have in all."""
+    limits = settings["video"]
+    share = limits["total_pixels"] * settings["frames"] // frames
+    high = max(min(limits["max_pixels"], share), int(limits["min_pixels"] * 1.05))
+    return {**settings, "min_pixels": limits["min_pixels"], "max_pixels": high}
 
 
 def layout(size: Size, settings: dict, grid: tuple[int, int]) -> Layout:

@@ -28,6 +28,7 @@ from foveate.runtime.image import ImageSource
 from foveate.runtime.plans import choose, load_engines
 from foveate.runtime.prompt import ChatTokenizer
 from foveate.runtime.sampling import Sampling
+from foveate.runtime.film import Video, load_video
 from foveate.runtime.vision import Seen, VisionStages
 
 __all__ = ["Answer", "Chat", "Pipeline", "Stream", "Timings"]
@@ -74,10 +75,19 @@ class Pipeline:
         """A fresh cache for the language model."""
         return Decoder(self._engines, self._table, self.manifest)
 
-    def see(self, image: ImageSource) -> Seen:
+    def see(self, image: ImageSource | Video) -> Seen:
         """The picture after the vision encoder. It stands for the picture in every prompt to this pipeline, whatever
         the question and the budget, and is not encoded again there."""
         return self.vision.see(image, Clock())
+
+    def video(self, path: str | os.PathLike[str]) -> Video:
+        """Frames of a video file, to be given as a picture. Raises UserError where the model takes no videos."""
+        if "video" not in self.manifest.image:
+            raise UserError(
+                f"{self.manifest.family} takes no videos | got {path}, expected pictures | show frames of it with --image",
+                code=2,
+            )
+        return load_video(path, {**self.manifest.image, **self.manifest.image["video"]})
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation. ``system`` opens it, where the model's chat format knows such a turn."""
@@ -95,7 +105,7 @@ class Pipeline:
         top_k: int | None = None,
         seed: int | None = None,
     ) -> Answer:
-        """The answer to ``prompt`` about ``images``: one picture (see ``runtime.image``, or ``see``), several, or None.
+        """The answer to ``prompt`` about ``images``: one picture (see ``runtime.image``, or ``see``, or ``video``), several, or None.
 
         ``keep`` is the budget of visual tokens per picture: a count, a percentage ("22.2%"), or None for the bundle's
         default. ``temperature`` 0 is greedy. Raises UserError before anything runs when an argument is out of range or

@@ -21,6 +21,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("prompt", metavar="PROMPT")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="repeat for several")
+    parser.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="shown after the pictures; repeat for several",
+    )
     options.add_generation(parser)
     options.add_engine(parser)
     parser.add_argument(
@@ -34,7 +41,8 @@ def main(argv: list[str]) -> int:
     if args.overlay:
         _can_draw(args.overlay, args.image)
     pipe = Pipeline.load(args.bundle, args.engine, threads=args.threads, progress=options.say)
-    stream = pipe.stream(args.image, args.prompt, **options.generation(args))
+    shown = [*args.image, *map(pipe.video, args.video)]
+    stream = pipe.stream(shown, args.prompt, **options.generation(args))
     for piece in stream:
         if not args.json:
             print(piece, end="", flush=True)
@@ -71,10 +79,10 @@ def _overlay(pipe: Pipeline, images: list[str], answer: Answer, target: Path) ->
     manifest = pipe.manifest
     for number, image in enumerate(images):
         path = target if number == 0 else target.with_name(f"{target.stem}-{number + 1}{target.suffix}")
-        stages = answer.stages[number] or {"pruner": answer.kept[number]}
-        drawn = draw_stages(
-            image, stages, manifest.grid, manifest.image, answer.owners[number], manifest.cuts
-        )
+        stages, plan = answer.stages[number] or {"pruner": answer.kept[number]}, answer.layouts[number]
+        stages = {name: plan.on_finest(kept) for name, kept in stages.items()}
+        owner = plan.owned(answer.owners[number])
+        drawn = draw_stages(image, stages, plan.finest, manifest.image, owner, manifest.cuts)
         save_overlay(drawn, path)
         options.say(f"overlay: {path}")
 

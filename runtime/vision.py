@@ -13,9 +13,10 @@ from foveate.runtime.answer import Clock
 from foveate.runtime.budget import Keep, resolve_keep, stage_keep
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.decode import Picture
-from foveate.runtime.image import ImageSource, preprocess, size_of
-from foveate.runtime.layout import Layout, layout, single, split
+from foveate.runtime.image import ImageSource, film_steps, preprocess, size_of
+from foveate.runtime.layout import Layout, film, layout, single, split
 from foveate.runtime.prompt import ChatTokenizer, clip_segments, load_tokenizer
+from foveate.runtime.film import Video
 
 __all__ = ["Seen", "VisionStages"]
 
@@ -60,10 +61,12 @@ class VisionStages:
         """Whether pictures differ in their tokens."""
         return self._image["kind"] != "clip"
 
-    def layout(self, image: ImageSource | Seen) -> Layout:
+    def layout(self, image: ImageSource | Video | Seen) -> Layout:
         """Which tokens a picture has. Raises UserError for one that cannot be read, where that depends on it."""
         if isinstance(image, Seen):
             return image.layout
+        if isinstance(image, Video):
+            return film(image.size, self._image, len(image.frames), image.interval)
         return layout(size_of(image), self._image, self._grid) if self.varies else single(self._grid)
 
     def budget(self, keep: Keep, plan: Layout | None = None) -> int:
@@ -83,14 +86,18 @@ class VisionStages:
             return min(keep, total) if self.merges else total
         return stage_keep(self._points, keep, total)
 
-    def see(self, image: ImageSource, clock: Clock) -> Seen:
-        with clock.measure("preprocess"):
-            plan = self.layout(image)
-            pixels = preprocess(image, self._image)
-        with clock.measure("vision"):
-            spec = self._encoder.spec.input("pixel_values")
-            feeds = {"pixel_values": pixels.astype(spec.dtype, copy=False), **plan.feeds}
-            return Seen(dict(self._encoder.run(feeds)), plan)
+    def see(self, image: ImageSource | Video, clock: Clock) -> Seen:
+        plan = self.layout(image)
+        found: list[dict[str, Feed]] = []
+        steps = film_steps(image.frames, self._image) if isinstance(image, Video) else None
+        for _ in range(plan.steps):
+            with clock.measure("preprocess"):
+                pixels = preprocess(image, self._image) if steps is None else next(steps)
+            with clock.measure("vision"):
+                spec = self._encoder.spec.input("pixel_values")
+                feeds = {"pixel_values": pixels.astype(spec.dtype, copy=False), **plan.feeds}
+                found.append(dict(self._encoder.run(feeds)))
+        return Seen(found[0] if len(found) == 1 else _one_behind_the_other(found), plan)
 
     def question(self, text: str, clock: Clock) -> dict[str, Feed]:
         """What the pruner reads of the user's words: those of ``text_embeds`` and ``clip_text`` that it asks for."""
@@ -112,7 +119,7 @@ class VisionStages:
             if self.merges:
                 pieces = self._merged(seen)
             elif self._pruner is None:
-                rows = _rows(seen.outputs["projected"].numpy())
+                rows = _rows(_host(seen.outputs["projected"]))
                 return Picture(
                     self._read(rows, plan.order), np.arange(plan.total), plan.total, keep, layout=plan
                 )
@@ -132,8 +139,8 @@ class VisionStages:
             known = {**seen.outputs, **question, "keep": np.array(share, np.int64), "view": plan.order[piece]}
             outputs = self._pruner.run({tensor.name: known[tensor.name] for tensor in spec.inputs})
             found.append(_piece({name: value.numpy()[0] for name, value in outputs.items()}, piece.ravel()))
-        lines = plan.newlines[: budget - plan.whole.size]
         if budget > plan.whole.size:
+            lines = plan.newlines[: budget - plan.whole.size]
             found.append(_Piece(self._read(np.empty((0, 0)), plan.order[lines]), lines, lines, None))
         return found
 
@@ -229,6 +236,15 @@ def _piece(outputs: Mapping[str, np.ndarray], places: np.ndarray) -> _Piece:
         return _Piece(tokens, kept, order, None)
     mine = np.flatnonzero((outputs["owner"] >= 0) & (places >= 0))
     return _Piece(tokens, kept, order, (places[mine], outputs["owner"][mine]))
+
+
+def _host(value: Feed) -> np.ndarray:
+    return value if isinstance(value, np.ndarray) else value.numpy()
+
+
+def _one_behind_the_other(found: list[dict[str, Feed]]) -> dict[str, np.ndarray]:
+    """What the encoder gave of a video's steps, ``[1,N,...]`` each, as tokens of one picture."""
+    return {name: np.concatenate([each[name].numpy() for each in found], axis=1) for name in found[0]}
 
 
 def _rows(projected: np.ndarray) -> np.ndarray:

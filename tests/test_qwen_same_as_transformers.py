@@ -18,6 +18,7 @@ from foveate.runtime.image import preprocess
 from foveate.runtime.layout import layout
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.prompt import ImageSlot, Turn
+from foveate.runtime.film import Video
 
 NEW_TOKENS = 32
 TEXT = "what is in the picture, and où?"
@@ -80,7 +81,11 @@ def both(request, tmp_path_factory):
         "initializer_range": 0.2,
     }
     config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=IMAGE_ID, tie_word_embeddings=tied
+        text_config=text,
+        vision_config=vision,
+        image_token_id=IMAGE_ID,
+        video_token_id=6,
+        tie_word_embeddings=tied,
     )
     torch.manual_seed(3)
     model = Qwen2_5_VLForConditionalGeneration(config).eval()
@@ -92,6 +97,9 @@ def both(request, tmp_path_factory):
     special = {name: number for number, name in enumerate(SPECIAL)}
     (path / "checkpoint/tokenizer.json").write_bytes(byte_tokenizer(320, special))
     (path / "checkpoint/chat_template.jinja").write_text(TEMPLATE)
+    (path / "checkpoint/video_preprocessor_config.json").write_text(
+        '{"size": {"shortest_edge": 256, "longest_edge": 1024}, "fps": 2}'
+    )
     parts = models.load(str(path / "checkpoint"))
     build(parts, methods.load("none"), path / "bundle", precision="fp32", dialects=["ort"])
     compile_bundle(path / "bundle")
@@ -103,12 +111,31 @@ def pictures(sizes) -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
 
 
-def hf_answer(model, processor, images, segments) -> tuple[list[int], np.ndarray]:
+def of_pictures(processor, images) -> dict[str, torch.Tensor]:
+    return dict(processor(images, return_tensors="pt"))
+
+
+def of_video(processor, frames, interval) -> dict[str, torch.Tensor]:
+    """Frames in pairs, as Qwen's video processor, which needs torchvision, makes them of what the image processor gives."""
+    size = {"shortest_edge": 256, "longest_edge": 1024}
+    each = [processor(frame, return_tensors="pt", size=size) for frame in [*frames, *frames[-1:]]]
+    patches = [one["pixel_values"].view(-1, 3, 2, 16)[:, :, 0] for one in each]
+    pairs = [torch.stack(pair, 2).flatten(1) for pair in zip(patches[::2], patches[1::2], strict=False)]
+    grid = each[0]["image_grid_thw"] * torch.tensor([len(pairs), 1, 1])
+    return {
+        "pixel_values_videos": torch.cat(pairs),
+        "video_grid_thw": grid,
+        "second_per_grid_ts": torch.tensor([2 * interval]),
+    }
+
+
+def hf_answer(model, given, segments) -> tuple[list[int], np.ndarray]:
     """transformers' own greedy tokens and the logits that led to each."""
-    given = processor(images, return_tensors="pt")
-    counts = (given["image_grid_thw"].prod(-1) // 4).tolist()
+    kind = "video" if "video_grid_thw" in given else "image"
+    counts = (given[f"{kind}_grid_thw"].prod(-1) // 4).tolist()
+    held = IMAGE_ID if kind == "image" else model.config.video_token_id
     ids = np.concatenate(
-        [[IMAGE_ID] * counts[s.index] if isinstance(s, ImageSlot) else s for s in segments]
+        [[held] * counts[s.index] if isinstance(s, ImageSlot) else s for s in segments]
     ).astype(np.int64)
     ids = torch.from_numpy(ids)[None]
     model.generation_config.eos_token_id = None
@@ -116,7 +143,7 @@ def hf_answer(model, processor, images, segments) -> tuple[list[int], np.ndarray
         out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == IMAGE_ID).int(),
+            mm_token_type_ids=(ids == held).int() * (1 if kind == "image" else 2),
             **given,
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
@@ -130,8 +157,20 @@ def hf_answer(model, processor, images, segments) -> tuple[list[int], np.ndarray
 def test_same_logits_and_greedy_tokens(both, shape):
     model, processor, pipe = both
     images = pictures(SHAPES[shape])
+    compare(pipe, model, of_pictures(processor, images), images)
+
+
+@pytest.mark.parametrize(("number", "interval"), [(4, 0.5), (5, 0.5), (6, 8.0)])
+def test_videos(both, number, interval):
+    """Of an odd number of frames the last is shown twice; seconds far apart carry positions beyond the question's end."""
+    model, processor, pipe = both
+    video = Video(tuple(pictures([(24, 40)] * number)), interval)
+    compare(pipe, model, of_video(processor, video.frames, interval), [video])
+
+
+def compare(pipe, model, given, images) -> None:
     segments = pipe.tokenizer.encode_turns([Turn("user", TEXT, len(images))])
-    tokens, expected = hf_answer(model, processor, images, segments)
+    tokens, expected = hf_answer(model, given, segments)
     clock = Clock()
     shown = [pipe.vision.prune(pipe.vision.see(image, clock), {}, 1, clock) for image in images]
     decoder = pipe.decoder()

@@ -30,6 +30,7 @@ __all__ = [
     "Method",
     "Points",
     "Scorer",
+    "full_layer",
     "gather",
     "marked",
     "option",
@@ -227,6 +228,12 @@ def tap(spec: ModelSpec, offer: str, layer: int = -1) -> str:
             code=2,
         )
     return f"{offer}.{layer % depth}"
+
+
+def full_layer(spec: ModelSpec, share: float) -> int:
+    """At ``share`` of the vision encoder's depth, or the nearest layer whose tokens all see each other, the later of two."""
+    layer = round(share * spec.vision.depth)
+    return min(spec.vision.full, key=lambda full: (abs(full - layer), -full))
 
 
 def parse(method: str, key: str, text: str, kind: Any) -> Any:

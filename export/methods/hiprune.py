@@ -15,7 +15,7 @@ the projected tokens ``[B,N,D]`` is the same. Out: exactly ``keep`` tokens, in r
 3. *Register*: of all others those that receive most in the last layer.
 
 ``layer`` is the middle layer, counted from 0; by default 8, as published for the 24 layers of CLIP ViT-L (of which 23
-run), and in proportion for encoders of another depth. The publication takes 15 of 32 for Qwen2.5-VL: set it there.
+run), and in proportion for encoders of another depth; for Qwen2.5-VL that comes to the published 15 of 32.
 alpha = 0.1 at every budget. Positions are renumbered, as published for LLaVA. Our reading: where anchors and buffers
 alone exceed the budget (the published code fails), anchors go first, then buffers, each by the last layer.
 """
@@ -42,7 +42,7 @@ class Method(base.Scorer):
     deep_layer: int = -1
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        middle = round(8 / 23 * spec.vision.depth) if self.layer is None else self.layer
+        middle = base.full_layer(spec, 8 / 23) if self.layer is None else self.layer
         names = [base.tap(spec, "received_attention", layer) for layer in (middle, self.deep_layer)]
         return tuple(dict.fromkeys(names))  # of an encoder with one layer both are the same
 

@@ -17,7 +17,7 @@ mixture; ``kept`` is where each stands.
 
 local = 0.5 and 4 x 4 windows (of 6 x 6 tokens on a 24 x 24 grid) are published. ``layer`` is the shallow layer, counted
 from 0; by default 5, as published for the 24 layers of CLIP ViT-L (of which 23 run), and in proportion for encoders of
-another depth. The published averages of 64, 128 and 192 tokens are 96, 192 and 288 here. Positions are renumbered.
+another depth; for Qwen2.5-VL that comes to the published 7 of 32. The published averages of 64, 128 and 192 tokens are 96, 192 and 288 here. Positions are renumbered.
 Our reading: ``keep`` = N keeps all; ties go to the first; windows of other grids differ by one row or column at most.
 """
 
@@ -49,7 +49,7 @@ class Method(base.Method):
     deep_layer: int = -1
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        shallow = round(5 / 23 * spec.vision.depth) if self.layer is None else self.layer
+        shallow = base.full_layer(spec, 5 / 23) if self.layer is None else self.layer
         names = [base.tap(spec, picking.saliency(spec), layer) for layer in (shallow, self.deep_layer)]
         return tuple(dict.fromkeys(names))  # of an encoder with one layer both are the same
 

@@ -41,6 +41,7 @@ _VISION = {
     "temporal_patch_size": 2,
     "window_size": 112,
     "fullatt_block_indexes": [7, 15, 23, 31],
+    "tokens_per_second": 2,
     "hidden_act": "silu",
 }
 _SHARED = {
@@ -141,10 +142,13 @@ def tiny(*, layers: int = 2, kv_heads: int = 2, tied: bool = False, hidden: int 
         },
     }
     special = dict(zip(_SPECIAL, range(6), strict=True))
-    return _parts(Dummy("tiny-qwen2.5-vl", config), special, {"min_pixels": 256, "max_pixels": 64 * 64})
+    video = {"fps": 2, "min_frames": 4, "max_frames": 8, "min_pixels": 256, "max_pixels": 1024}
+    video |= {"total_pixels": 3600, "tokens_per_second": 2}
+    pixels = {"min_pixels": 256, "max_pixels": 64 * 64, "video": video}
+    return _parts(Dummy("tiny-qwen2.5-vl", config), special, pixels)
 
 
-def _parts(source: Source, special: dict[str, int] = _SPECIAL, pixels: dict[str, int] | None = None) -> Parts:
+def _parts(source: Source, special: dict[str, int] = _SPECIAL, pixels: dict[str, Any] | None = None) -> Parts:
     """``special`` are the tokens of a dummy, ``pixels`` its limits."""
     top = Config(source.config, {}, source.label)
     text = top.get("text_config") or {k: v for k, v in source.config.items() if k != "model_type"}
@@ -183,7 +187,7 @@ def _parts(source: Source, special: dict[str, int] = _SPECIAL, pixels: dict[str,
     )
 
 
-def _vision_spec(source: Source, width: int, pixels: dict[str, int]) -> tuple[WindowSpec, dict[str, Any]]:
+def _vision_spec(source: Source, width: int, pixels: dict[str, Any]) -> tuple[WindowSpec, dict[str, Any]]:
     """The encoder, and the settings by which pictures become its patches."""
     where = f"{source.label}: vision_config"
     config = Config(source.config.get("vision_config", {}), _VISION, where)
@@ -192,7 +196,8 @@ def _vision_spec(source: Source, width: int, pixels: dict[str, int]) -> tuple[Wi
     config.demand("out_hidden_size", width, default=width)
     patch, frames = config.size("patch_size"), config.size("temporal_patch_size")
     window = config.size("window_size") // patch // 2
-    image = processor.window_settings(source, patch, 2, frames, window) | pixels
+    seconds = config.number("tokens_per_second")
+    image = processor.window_settings(source, patch, 2, frames, window, seconds) | pixels
     spec = WindowSpec(
         hidden_size=config.size("hidden_size"),
         intermediate_size=config.size("intermediate_size"),

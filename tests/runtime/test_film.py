@@ -1,0 +1,92 @@
+"""Frames of videos: which ones, and out of a real file."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from foveate.engines.errors import UserError
+from foveate.runtime.layout import film
+from foveate.runtime.film import load_video, sampled
+
+SETTINGS = {
+    "kind": "windows",
+    "patch": 14,
+    "merge": 2,
+    "frames": 2,
+    "window": 4,
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "video": {
+        "fps": 2,
+        "min_frames": 4,
+        "max_frames": 768,
+        "min_pixels": 100352,
+        "max_pixels": 602112,
+        "total_pixels": 11560550,
+        "tokens_per_second": 2,
+    },
+}
+FLAT = {**SETTINGS, **SETTINGS["video"]}
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Three seconds at 10 frames per second, each frame as bright as its number."""
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "clip.avi"
+    out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(30):
+        out.write(np.full((48, 64, 3), 8 * number, np.uint8))
+    out.release()
+    return path
+
+
+def test_frames_of_a_file_at_even_distances(file):
+    video = load_video(file, FLAT)
+    assert video.size == (64, 48) and video.interval == pytest.approx(0.5)
+    assert [round(frame.getpixel((0, 0))[0] / 8) for frame in video.frames] == [0, 5, 10, 15, 20, 25]
+
+
+@pytest.mark.parametrize(
+    ("total", "rate", "count"),
+    [(300, 30, 20), (10, 30, 4), (3, 30, 2), (1, 30, 1), (99999, 10, 768), (70, 30, 4)],
+)
+def test_how_many_frames_are_shown(total, rate, count):
+    """Two a second, four at least, an even number, of few frames those that there are."""
+    wanted = sampled(total, rate, FLAT)
+    assert len(wanted) == count and wanted[0] == 0 and wanted[-1] < total
+    assert count == 1 or (np.diff(wanted) >= 1).all()
+
+
+def test_what_is_no_video_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no such file"):
+        load_video(tmp_path / "missing.mp4", FLAT)
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    with pytest.raises(UserError, match="it is no video"):
+        load_video(text, FLAT)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match=r"pip install 'foveate\[video\]'"):
+        load_video(text, FLAT)
+
+
+def test_time_passes_in_positions():
+    plan = film((280, 140), SETTINGS, 6, 0.5)
+    rows, columns = plan.finest
+    assert plan.steps == 3 and plan.total == 3 * rows * columns
+    time, down, across = plan.positions.reshape(3, 3, rows, columns)
+    assert (time == np.array([0, 2, 4])[:, None, None]).all()
+    assert (down == np.arange(rows)[:, None]).all() and (across == np.arange(columns)).all()
+    assert [piece.shape for piece in plan.pieces] == [(rows, columns)] * 3
+
+
+def test_a_video_has_limits():
+    assert film((1920, 1080), SETTINGS, 8, 0.5).total <= 4 * 768
+    assert film((1920, 1080), SETTINGS, 64, 0.5).total <= 16384
+    with pytest.raises(UserError, match="the video is too long"):
+        film((1920, 1080), SETTINGS, 768, 0.5)
+    with pytest.raises(UserError, match="takes no videos"):
+        film((1920, 1080), {"kind": "clip"}, 8, 0.5)
