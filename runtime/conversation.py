@@ -12,11 +12,11 @@ from foveate.engines.errors import UserError
 from foveate.runtime.answer import Answer, Clock, Stream, Timings
 from foveate.runtime.budget import Keep
 from foveate.runtime.decode import Picture, prompt_items
+from foveate.runtime.film import Video
 from foveate.runtime.image import ImageSource
 from foveate.runtime.layout import Layout
 from foveate.runtime.prompt import Segment, Turn
 from foveate.runtime.sampling import Sampler, Sampling
-from foveate.runtime.film import Video
 from foveate.runtime.vision import Seen
 
 if TYPE_CHECKING:

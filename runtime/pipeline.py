@@ -24,11 +24,11 @@ from foveate.runtime.bundle import Bundle, Manifest
 from foveate.runtime.bundle import load as load_bundle
 from foveate.runtime.conversation import MAX_NEW_TOKENS, Chat, Images
 from foveate.runtime.decode import Decoder
+from foveate.runtime.film import Video, load_video
 from foveate.runtime.image import ImageSource
 from foveate.runtime.plans import choose, load_engines
 from foveate.runtime.prompt import ChatTokenizer
 from foveate.runtime.sampling import Sampling
-from foveate.runtime.film import Video, load_video
 from foveate.runtime.vision import Seen, VisionStages
 
 __all__ = ["Answer", "Chat", "Pipeline", "Stream", "Timings"]

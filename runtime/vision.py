@@ -13,10 +13,10 @@ from foveate.runtime.answer import Clock
 from foveate.runtime.budget import Keep, resolve_keep, stage_keep
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.decode import Picture
+from foveate.runtime.film import Video
 from foveate.runtime.image import ImageSource, film_steps, preprocess, size_of
 from foveate.runtime.layout import Layout, film, layout, single, split
 from foveate.runtime.prompt import ChatTokenizer, clip_segments, load_tokenizer
-from foveate.runtime.film import Video
 
 __all__ = ["Seen", "VisionStages"]
 
