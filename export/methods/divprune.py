@@ -12,12 +12,14 @@ In: the projected tokens ``[B,N,D]``, as published. Out: exactly ``keep`` tokens
 
 Our reading: a picked token is never picked again (the published code relies on its distance 0, and repeats itself
 where all that is left are copies); equal distances go to the first token, distances within 2^-22 count as equal.
-The published budget is 0.098 of the tokens; positions are renumbered.
+The published budget is 0.098 of the tokens; positions are renumbered. Of a picture in tiles all tokens are taken together, as
+published.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +33,8 @@ __all__ = ["Method"]
 @dataclass(frozen=True)
 class Method(base.Method):
     """Max-min diversity. No options of its own."""
+
+    whole: ClassVar[bool] = True
 
     def reduce(
         self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
