@@ -4,9 +4,8 @@ Tensors go by the name of the weight that reads the activation, float32, ``in`` 
 
     llm.layers.3.self_attn.q_proj.weight.absmax      [in]       largest |x| of each channel, over all rows of all samples
     llm.layers.3.self_attn.q_proj.weight.mean_abs    [in]       mean |x| of each channel
-    llm.layers.3.self_attn.q_proj.weight.range       []         where static int8 clips |x| (``collect.clipped``)
-    llm.layers.3.self_attn.q_proj.weight.awq         [in]       factors (``equivalent``), and the range of the input
-    llm.layers.3.self_attn.q_proj.weight.awq.range   []           that is divided by them; likewise ``smoothquant``
+    llm.layers.3.self_attn.q_proj.weight.range       []         where static int8 clips |x| (``collect.InputWatch.clip``)
+    llm.layers.3.self_attn.q_proj.weight.awq         [in]       factors (``equivalent``); likewise ``smoothquant``
     llm.layers.3.self_attn.k_proj.weight.cache       [Hkv,Dh]   largest |k| of the cache (rotated); v_proj likewise
 
 q, k and v have one input, which is kept under q; gate and up have theirs under gate. ``inputs`` knows that.
@@ -75,7 +74,7 @@ class Statistics:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Written beside ``path`` and renamed: a killed run leaves what was there."""
         part = Path(f"{path}.writing")
-        arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in self.tensors.items()}
+        arrays = {name: np.asarray(array, np.float32, order="C") for name, array in self.tensors.items()}
         save_file(arrays, part, {"format": _FORMAT, "identity": json.dumps(dict(self.identity))})
         part.replace(path)
 
@@ -114,21 +113,23 @@ class Statistics:
         return found
 
     def folded(self, kind: str) -> Statistics:
-        """Of the model that ``Smoothed(weights, factors(kind))`` is."""
-        tensors = dict(self.tensors)
+        """Of the model that ``Smoothed(weights, factors(kind))`` is.
+
+        Where factors have evened the channels out, the range is the maximum, as SmoothQuant has it: what is largest then
+        counts as much as all else, and clipping it was worse in every measurement (docs/measurements.md).
+        """
+        tensors = {name: value for name, value in self.tensors.items() if not name.endswith(KINDS)}
         for name, factor in self.factors(kind).items():
             if f"{name}.absmax" not in tensors:
                 continue  # the input is kept under another matrix of its group
             tensors |= {
                 f"{name}.{each}": tensors[f"{name}.{each}"] / factor for each in ("absmax", "mean_abs")
             }
-            tensors[f"{name}.range"] = tensors[f"{name}.{kind}.range"]
+            tensors[f"{name}.range"] = np.asarray(tensors[f"{name}.absmax"].max())
             if name.endswith("o_proj.weight"):
                 values = name.replace("o_proj", "v_proj") + ".cache"
                 tensors[values] = tensors[values] / factor.reshape(tensors[values].shape)
-        spent = {f"{each}{more}" for each in KINDS for more in ("", ".range")}
-        kept = {n: v for n, v in tensors.items() if n.partition(".weight.")[2] not in spent}
-        return Statistics(kept, self.identity)
+        return Statistics(tensors, self.identity)
 
 
 def _input(weight: str) -> str:

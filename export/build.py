@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -28,7 +29,7 @@ from foveate.export.graph import Graph
 from foveate.export.methods import base
 from foveate.export.methods.base import Method
 from foveate.export.pair import Pair
-from foveate.export.parts import Parts
+from foveate.export.parts import DecoderSpec, Parts
 from foveate.export.precision import Precision, choices
 from foveate.export.weights import packed
 from foveate.runtime import bundle
@@ -140,10 +141,10 @@ def _manifest(
         "method": {
             "name": method.name,
             "options": methods.describe(method),
-            "position_mode": method.position_mode,
+            "position_mode": _position_mode(method, decoder),
             "fixed_keep": method.fixed_keep(parts.spec),
             "whole": method.before is not None and method.before.whole,
-            "position_mode_inside": method.inside.position_mode if method.inside else None,
+            "position_mode_inside": _position_mode(method.inside, decoder),
         },
         "precision": precision.describe()
         | ({"weights": "as the checkpoint has them"} if packed(parts.weights) else {}),
@@ -159,6 +160,13 @@ def _manifest(
         "image": parts.image,
         "prompt": parts.prompt,
     }
+
+
+def _position_mode(method: Any, decoder: DecoderSpec) -> str | None:
+    """None without a method. With M-RoPE rows keep their positions."""
+    if method is None:
+        return None
+    return method.position_mode if decoder.position_axes == 1 else "keep"
 
 
 def _options(pairs: list[str]) -> dict[str, str]:

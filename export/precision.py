@@ -24,8 +24,8 @@ def choices() -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Precision:
     """``decoder``: of the language model's layers. ``head``, and ``vision``, the matrices in the vision encoder's layers:
-    a scheme, or None for the graph's dtype, which is the safe choice. ``prefill``: a second scheme of the decoder's layers,
-    with which prompts are computed where ranges are found at run time; None: the decoder's. Raises UserError for a name that
+    a scheme, or None for the graph's dtype, which is the safe choice. ``prefill``: "int8", a second form of the decoder's layers,
+    in which prompts are computed where ranges are found at run time; None: the decoder's. Raises UserError for a name that
     there is not."""
 
     decoder: str = "int4"
@@ -36,9 +36,11 @@ class Precision:
     def __post_init__(self) -> None:
         if self.decoder not in choices():
             raise unknown("precision", self.decoder, choices())
-        for scheme in (*self.schemes, self.prefill):
-            if scheme:
+        for scheme in (self.head, self.vision):
+            if scheme is not None:
                 schemes.load(scheme)
+        if self.prefill not in (None, "int8"):
+            raise unknown("precision of prefill", self.prefill, ["int8"])
 
     @classmethod
     def of(cls, given: Precision | str) -> Precision:

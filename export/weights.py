@@ -25,7 +25,7 @@ from foveate.export.parts import Weights
 __all__ = ["Store", "attach", "packed", "parts_of", "pending", "require_ranges"]
 
 _ALIGNMENT = 4096  # a page: engines map the file instead of reading it
-_VALUES = ("int4", "int8", "uint8", "float8_e4m3fn")
+_VALUES = ("int4", "int8", "int7", "float8_e4m3fn")
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,16 @@ def packed(weights: Weights) -> Mapping[str, Callable[[], Quantized]]:
 
 
 class Store:
-    """External data under ``root/weights``. Reads back what it wrote, so it is itself a source of Weights."""
+    """External data under ``root/weights``. Reads back what it wrote, so it is itself a source of Weights.
+
+    A store whose ``source`` is a store holds other forms of the same numbers: what it did not write is the other one's.
+    """
 
     def __init__(self, root: Path, source: Weights) -> None:
         self.root, self.source = root, source
         self._places: dict[tuple[str, str], _Place] = {}
         self._files: dict[str, BinaryIO] = {}
-        (root / "weights").mkdir()
+        (root / "weights").mkdir(exist_ok=True)
 
     def write(
         self, wanted: Mapping[tuple[str, str], set[str]], progress: Callable[[str], None] = lambda name: None
@@ -91,7 +94,7 @@ class Store:
     def tensor(self, name: str, part: str) -> ir.ExternalTensor | None:
         """None where the weight has no such part."""
         if (name, part) not in self._places:
-            return None
+            return self.source.tensor(name, part) if isinstance(self.source, Store) else None
         place = self._places[name, part]
         return ir.ExternalTensor(
             place.file,
@@ -120,7 +123,7 @@ class Store:
             part = next((part for part in sorted(found) if part.partition(".")[0] in kinds), None)
             return None if part is None else self._read(found[part])
 
-        scales = np.atleast_2d(read("scale", "channel").astype(np.float32))
+        scales = np.atleast_2d(read("scale", "channel", "channel7").astype(np.float32))
         zeros, shift = read("zero"), read("shift")
         if zeros is None and shift is not None:
             zeros = np.rint(-shift.astype(np.float32) / scales).astype(np.int8)

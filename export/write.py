@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +64,13 @@ def write_graphs(
     progress: Progress,
     statistics: Statistics | None = None,
 ) -> tuple[Store, dict[str, dict[str, object]]]:
-    """Write every graph in every dialect and their weights; return the store and bundle.json's "dialects"."""
+    """Write every graph in every dialect and their weights; return the store and bundle.json's "dialects".
+
+    Where ``precision`` has another form for prefill, the language model's graphs are written once more with it. Its
+    integers are made of the numbers that the first form holds, so both are one model.
+    """
     lowered: list[_Lowered] = []
+    prefill: list[_Lowered] = []
     index: dict[str, dict[str, object]] = {}
     forms = {name: lower.form(name, precision.decoder) for name in dialects}
     jobs = [(graph, dtype) for graph in graphs for dtype in sorted({form.dtype for form in forms.values()})]
@@ -82,19 +87,32 @@ def write_graphs(
             lowered.append(_Lowered(copy, path, forms[dialect], needs))
             entry = index.setdefault(dialect, {"dtype": dtype, "files": {}})
             entry["files"][name] = path.name
+            if precision.prefill and forms[dialect].dynamic and graph.spec.in_place:
+                path = root / f"{name}.prefill.{dialect}.onnx"
+                copy = copy.clone()
+                needs = list(pending(copy, precision.prefilling.choose()))
+                prefill.append(_Lowered(copy, path, forms[dialect], needs))
+                entry.setdefault("prefill", {})[name] = path.name
     store = Store(root, _WithTables(parts.weights, parts.decoder))
-    _write_weights(store, lowered, progress)
-    for item in lowered:
-        attach(item.model, store, item.needs, item.form, statistics)
-        ir.save(item.model, item.path)
+    again = Store(root, store)
+    known = _write_weights(store, lowered, progress)
+    _write_weights(again, prefill, progress, known)
+    for items, source in ((lowered, store), (prefill, again)):
+        for item in items:
+            attach(item.model, source, item.needs, item.form, statistics)
+            ir.save(item.model, item.path)
     return store, index
 
 
-def _write_weights(store: Store, lowered: list[_Lowered], progress: Progress) -> None:
+def _write_weights(
+    store: Store, lowered: list[_Lowered], progress: Progress, known: Container[tuple[str, str]] = ()
+) -> Container[tuple[str, str]]:
+    """Write what is needed and not ``known``: (weight, encoding) pairs; those that were written."""
     wanted: dict[tuple[str, str], set[str]] = {}
     for item in lowered:
         for name, encoding in item.needs:
-            wanted.setdefault((name, encoding), set()).update(parts_of(encoding, item.form))
+            if (name, encoding) not in known:
+                wanted.setdefault((name, encoding), set()).update(parts_of(encoding, item.form))
     done = 0
 
     def step(name: str) -> None:
@@ -103,6 +121,7 @@ def _write_weights(store: Store, lowered: list[_Lowered], progress: Progress) ->
         progress(f"writing {name}", done, len(wanted))
 
     store.write(wanted, step)
+    return wanted.keys()
 
 
 def write_embeddings(root: Path, weights: Weights, precision: Precision) -> np.ndarray:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -43,7 +43,9 @@ class Manifest:
     precision: dict[str, str]  # decoder, head, vision
     stages: tuple[str, ...]
     graphs: dict[str, GraphSpec]
-    dialects: dict[str, dict[str, Any]]  # name -> dtype, files {graph: file}
+    dialects: dict[
+        str, dict[str, Any]
+    ]  # name -> dtype, files {graph: file}, prefill likewise where there is any
     num_visual_tokens: int
     grid: tuple[int, int]
     decoder: dict[str, int]
@@ -90,6 +92,15 @@ class Manifest:
     def spec(self, graph: str, dialect: str) -> GraphSpec:
         """The graph's interface in the dtype of ``dialect``."""
         return self.graphs[graph].typed(self.dialects[dialect]["dtype"])
+
+    def forms(self, graph: str, dialect: str) -> list[tuple[GraphSpec, str]]:
+        """What is compiled of a graph, each with its file: the graph and, where there is one, its form for many new rows
+        (``engines.by_rows``), whose spec is called ``<graph>.prefill``."""
+        spec, kinds = self.spec(graph, dialect), self.dialects[dialect]
+        found = [(spec, kinds["files"][graph])]
+        if graph in kinds.get("prefill", {}):
+            found.append((replace(spec, name=f"{graph}.prefill"), kinds["prefill"][graph]))
+        return found
 
 
 @dataclass(frozen=True)

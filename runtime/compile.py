@@ -58,12 +58,12 @@ def compile_bundle(
     work = Path(tempfile.mkdtemp(prefix=".compiling-", dir=folder.parent))
     remedies: dict[str, list[str]] = {}
     try:
-        for name in bundle.manifest.stages:
+        forms = [form for name in bundle.manifest.stages for form in bundle.manifest.forms(name, dialect)]
+        for spec, file in forms:
             start = time.perf_counter()
-            spec = bundle.manifest.spec(name, dialect)
-            remedies[name] = module.compile_graph(bundle.graph_file(name, dialect), work, spec, options)
-            size = sum(file.stat().st_size for file in work.iterdir() if file.stem == name)
-            progress(f"{name:<16}{time.perf_counter() - start:7.1f} s {size / 1e6:9.1f} MB")
+            remedies[spec.name] = module.compile_graph(bundle.file(file), work, spec, options)
+            size = sum(file.stat().st_size for file in work.iterdir() if file.stem == spec.name)
+            progress(f"{spec.name:<16}{time.perf_counter() - start:7.1f} s {size / 1e6:9.1f} MB")
         files = {
             file.name: {"size": file.stat().st_size, "sha256": hash_file(file)}
             for file in sorted(work.iterdir())

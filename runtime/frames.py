@@ -114,7 +114,7 @@ class Reader:
                 why = str(error)
                 if not self._source.live:
                     raise
-            if not self._source.live:
+            if not self._source.live or self._stop.is_set():
                 return
             self._drop()
             if not lost:

@@ -22,10 +22,11 @@ from types import ModuleType
 from typing import Any
 
 from foveate.engines.base import Engine
+from foveate.engines.by_rows import ByRows
 from foveate.engines.errors import UserError, unknown
 from foveate.runtime.bundle import Bundle, hash_file
 
-__all__ = ["TARGETS", "Plan", "backend", "choose", "load_engines", "plans", "sources"]
+__all__ = ["TARGETS", "Plan", "backend", "choose", "load_engine", "load_engines", "plans", "sources"]
 
 TARGETS = {
     "onnxruntime": ("foveate.engines.ort", "onnxruntime", "pip install onnxruntime"),
@@ -95,7 +96,8 @@ def _show(value: Any, other: Any) -> str:
 
 def sources(bundle: Bundle, dialect: str) -> dict[str, str]:
     """SHA-256 of the graphs of ``dialect`` and of all weights, by path."""
-    graphs = set(bundle.manifest.dialects[dialect]["files"].values())
+    kinds = bundle.manifest.dialects[dialect]
+    graphs = {*kinds["files"].values(), *kinds.get("prefill", {}).values()}
     return {
         name: entry["sha256"]
         for name, entry in bundle.manifest.files.items()
@@ -148,8 +150,12 @@ def compile_command(bundle: Bundle, plan: Plan) -> str:
 
 def load_engines(bundle: Bundle, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Engine]:
     """The engine of every stage, by graph name. ``settings`` join the options of the compilation (``threads``)."""
-    module = backend(plan.target)
-    return {
-        name: module.load(plan.path, bundle.manifest.spec(name, plan.dialect), {**plan.options, **settings})
-        for name in bundle.manifest.stages
-    }
+    return {name: load_engine(bundle, plan, name, settings) for name in bundle.manifest.stages}
+
+
+def load_engine(bundle: Bundle, plan: Plan, name: str, settings: Mapping[str, Any]) -> Engine:
+    """The engine of one stage; of two where the bundle has another form of it for prefill."""
+    forms = bundle.manifest.forms(name, plan.dialect)
+    options = {**plan.options, **settings}
+    engines = [backend(plan.target).load(plan.path, spec, options) for spec, _ in forms]
+    return engines[0] if len(engines) == 1 else ByRows(*engines)

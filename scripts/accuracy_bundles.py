@@ -12,21 +12,28 @@ from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
 from foveate.export.parts import Parts
+from foveate.export.precision import Precision
 from foveate.runtime.budget import resolve_keep
 from foveate.runtime.compile import compile_bundle
 
-__all__ = ["at_budgets", "options_of", "ready_bundle", "slug"]
+__all__ = ["at_budgets", "options_of", "precision_of", "ready_bundle", "slug"]
 
 
 def slug(variant: str) -> str:
     """A variant as part of a file name."""
-    return variant.replace(":", ".").replace(",", ".").replace("=", "-")
+    return variant.replace(":", ".").replace(",", ".").replace("=", "-").replace("@", ".")
 
 
 def options_of(variant: str) -> tuple[str, dict[str, str]]:
-    """``sppruner:rho=0.7,mu=1`` is the method sppruner with two options."""
-    name, _, options = variant.partition(":")
+    """``sppruner:rho=0.7,mu=1`` is the method sppruner with two options; ``@precision`` may follow."""
+    name, _, options = variant.partition("@")[0].partition(":")
     return name, dict(pair.split("=", 1) for pair in options.split(",") if pair)
+
+
+def precision_of(variant: str) -> Precision:
+    """float32, or what follows a variant's @: ``int4+vision-int8`` is int4 with a vision encoder in int8."""
+    decoder, *parts = (variant.partition("@")[2] or "fp32").split("+")
+    return Precision(decoder, **dict(part.split("-", 1) for part in parts))
 
 
 def at_budgets(model: str, variant: str, budgets: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -49,12 +56,14 @@ def at_budgets(model: str, variant: str, budgets: Sequence[str]) -> tuple[list[s
 
 
 def ready_bundle(model: str, variant: str, work: Path) -> Path:
-    """The variant's bundle in float32, compiled; built when it is not there or was built by other code."""
+    """The variant's bundle, compiled; built when it is not there or was built by other code."""
     name, options = options_of(variant)
     out, stamp = work / slug(variant), work / f"{slug(variant)}.code"
     code = code_version(*_builders(name))
     if not ((out / "bundle.json").is_file() and stamp.is_file() and stamp.read_text() == code):
-        build(_parts(model), methods.load(name, options), out, precision="fp32", dialects=["ort"])
+        build(
+            _parts(model), methods.load(name, options), out, precision=precision_of(variant), dialects=["ort"]
+        )
         stamp.write_text(code)
     compile_bundle(out)
     return out

@@ -75,7 +75,7 @@ class Plan:
 
     def keeps(self, variant: str, manifest: Manifest) -> list[int]:
         """The budgets as numbers of tokens; without a method every token, and where it is fixed the bundle's."""
-        fixed = variant == UNPRUNED or manifest.method.get("fixed_keep") is not None
+        fixed = variant.partition("@")[0] == UNPRUNED or manifest.method.get("fixed_keep") is not None
         budgets = (None,) if fixed else self.budgets
         return [resolve_keep(budget, manifest.num_visual_tokens, manifest.method) for budget in budgets]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -49,13 +50,14 @@ class Quantized:
 
     ``values [K,N]``: int8 (4-bit ones too) or float8_e4m3fn. ``scales [G,N]`` float32 that float16 holds as well, so that
     graphs of both dtypes compute with the same weights; block is K / G. ``zeros [G,N]`` int8, None: 0. ``order [K]`` int64:
-    the input that row k belongs to, None: k.
+    the input that row k belongs to, None: k. ``narrow`` gives the same matrix in 7 bits, where a scheme has such a form.
     """
 
     values: np.ndarray
     scales: np.ndarray
     zeros: np.ndarray | None = None
     order: np.ndarray | None = None
+    narrow: Callable[[], Quantized] | None = None
 
     @property
     def block(self) -> int:
@@ -74,10 +76,12 @@ class Quantized:
         return restored
 
     def part(self, name: str) -> Part | None:
-        """``int4``, ``int8``, ``uint8`` (shifted by 128), ``float8_e4m3fn``: the values so stored. ``scale.<dtype>`` [G,N], or
-        ``channel.<dtype>`` [N] where G is 1. ``zero.int4`` [G,N]; ``shift.<dtype>`` [G,N]: -scales * zeros, what zeros add
+        """``int4``, ``int8``, ``float8_e4m3fn``: the values so stored. ``scale.<dtype>`` [G,N], or ``channel.<dtype>`` [N]
+        where G is 1. ``int7`` and ``channel7.<dtype>``: values (in int8) and scales of ``narrow``. ``zero.int4`` [G,N]; ``shift.<dtype>`` [G,N]: -scales * zeros, what zeros add
         per sum of a block's inputs; ``order.int64`` [K]. None for zeros and order that there are not."""
         kind, _, dtype = name.partition(".")
+        if kind in ("int7", "channel7"):
+            return self._narrowed.part(name.replace("7", "8" if kind == "int7" else "", 1))
         if kind == "scale":
             return _plain(self.scales.astype(dtype))
         if kind == "channel":
@@ -90,7 +94,11 @@ class Quantized:
             return None if self.zeros is None else _packed(self.zeros)
         if kind == "int4":
             return _packed(self.values)
-        return _plain(self.values.view(np.uint8) ^ 0x80 if kind == "uint8" else self.values)
+        return _plain(self.values)
+
+    @cached_property
+    def _narrowed(self) -> Quantized:
+        return self.narrow()
 
 
 def _plain(array: np.ndarray) -> Part:
@@ -104,13 +112,11 @@ def _packed(values: np.ndarray) -> Part:
 
 
 def unpack(raw: np.ndarray, dtype: ir.DataType, shape: tuple[int, ...]) -> np.ndarray:
-    """Bytes of a part back to the array: 4-bit values and uint8 ones come as int8."""
+    """Bytes of a part back to the array: 4-bit values come as int8."""
     if dtype == ir.DataType.INT4:
         nibbles = np.empty((raw.size, 2), np.int8)
         nibbles[:, 0], nibbles[:, 1] = raw & 0xF, raw >> 4
         return ((nibbles ^ 8) - 8).reshape(shape)
-    if dtype == ir.DataType.UINT8:
-        return (raw ^ 0x80).view(np.int8).reshape(shape)
     return raw.view(dtype.numpy()).reshape(shape)
 
 

@@ -1,12 +1,17 @@
-"""int8 weights and activations: symmetric, round to nearest, one scale per output column, one per activation tensor.
+"""int8 weights and activations: symmetric, round to nearest, one scale per output column.
 
-Where ranges are found at run time (dialect ``ort``) the form is ``DynamicQuantizeLinear``, ``MatMulInteger`` and a scale, in
-float32, which ONNX Runtime fuses. Weights are then stored as uint8 with the zero point 128: with int8 ones, CPUs that have
-AVX2 and no VNNI add pairs of products in 16 bits, which overflow without a word (docs/decisions/0012). Elsewhere inputs and
-weights are rounded by ``QuantizeLinear`` and ``DequantizeLinear`` pairs with calibrated ranges.
+Where ranges are found at run time (dialect ``ort``), activations have one per row: rows are divided by their largest value
+first, since a token that is a thousand times larger than the others, as decoders have them, would else round those to 0.
+Then follow ``DynamicQuantizeLinear``, ``MatMulInteger`` and a scale, in float32, which ONNX Runtime fuses. Weights have 7 bits
+there: CPUs with AVX2 and without VNNI add pairs of products in 16 bits, which would overflow without a word, and their
+products with uint8 weights take a third longer (docs/decisions/0012). Elsewhere inputs and weights are rounded by
+``QuantizeLinear`` and ``DequantizeLinear`` pairs with calibrated ranges, one per activation tensor.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +22,7 @@ __all__ = ["ROUNDS_ACTIVATIONS", "needs", "place", "quantize", "takes"]
 
 ROUNDS_ACTIVATIONS = True
 _LIMIT = 127  # symmetric: -128 is left unused
+_NARROW = 64  # 2 products with uint8 are at most 32,640, which 16 bits hold
 _TINY = 1e-6  # the least scale; float16 holds it with 4 bits
 
 
@@ -27,14 +33,18 @@ def takes(inputs: int, outputs: int) -> bool:
 def quantize(weight: np.ndarray) -> Quantized:
     """``weight [K,N]`` float. Scales are rounded to float16 first, as in ``int4``."""
     weight = weight.astype(np.float32, copy=False)
+    return replace(_round(weight, _LIMIT), narrow=partial(_round, weight, _NARROW))
+
+
+def _round(weight: np.ndarray, limit: int) -> Quantized:
     peak = np.maximum(weight.max(axis=0), -weight.min(axis=0))
-    scales = np.maximum(peak / _LIMIT, _TINY).astype(np.float16).astype(np.float32)
+    scales = np.maximum(peak / limit, _TINY).astype(np.float16).astype(np.float32)
     scaled = weight * (1 / scales)
-    return Quantized(np.clip(np.rint(scaled, out=scaled), -_LIMIT, _LIMIT).astype(np.int8), scales[None])
+    return Quantized(np.clip(np.rint(scaled, out=scaled), -limit, limit).astype(np.int8), scales[None])
 
 
 def needs(form: Form) -> tuple[str, ...]:
-    return "uint8" if form.dynamic else "int8", f"channel.{form.dtype}"
+    return ("int7", f"channel7.{form.dtype}") if form.dynamic else ("int8", f"channel.{form.dtype}")
 
 
 def place(site: Site) -> None:
@@ -53,14 +63,28 @@ def place(site: Site) -> None:
 def _dynamic(site: Site, product: ir.Node) -> None:
     source, name = product.inputs[0], product.name
     values, scale = map(site.stored, needs(site.form))
+    peak = site.once(source, "peak", lambda: _peaks(site, source))
 
     def make() -> ir.Value:
-        return site.insert(source, "DynamicQuantizeLinear", [source], f"{site.weight.name}.input", outputs=3)
+        even = site.insert(peak, "Div", [source, peak], f"{site.weight.name}.input.even")
+        return site.insert(even, "DynamicQuantizeLinear", [even], f"{site.weight.name}.input", outputs=3)
 
     rounded, step, zero = site.once(source, "dynamic", make).producer().outputs
-    shifted = site.constant("zero.uint8", np.uint8(128))
     y = product.outputs[0]
-    whole = site.insert(y, "MatMulInteger", [rounded, values, zero, shifted], f"{name}.integer")
+    whole = site.insert(
+        y, "MatMulInteger", [rounded, values, zero, site.constant("zero.int8", np.int8(0))], f"{name}.integer"
+    )
     real = site.insert(whole, "Cast", [whole], f"{name}.float", to=ir.DataType.FLOAT)
     steps = site.insert(real, "Mul", [step, scale], f"{name}.steps")
-    site.replace(product, site.insert(steps, "Mul", [real, steps], f"{name}.scaled"))
+    scaled = site.insert(steps, "Mul", [real, steps], f"{name}.scaled")
+    site.replace(product, site.insert(scaled, "Mul", [scaled, peak], f"{name}.rows"))
+
+
+def _peaks(site: Site, source: ir.Value) -> ir.Value:
+    """The largest absolute value of each row [..., 1], not 0. By maximum and minimum: no array of absolute values is made."""
+    name, axes = f"{site.weight.name}.input", [site.constant("axes.last", np.array([-1]))]
+    least = site.insert(source, "ReduceMin", [source, *axes], f"{name}.least", keepdims=1)
+    most = site.insert(source, "ReduceMax", [source, *axes], f"{name}.most", keepdims=1)
+    below = site.insert(least, "Neg", [least], f"{name}.below")
+    ends = [most, below, site.constant("peak.least", np.float32(_TINY))]
+    return site.insert(below, "Max", ends, f"{name}.peak")

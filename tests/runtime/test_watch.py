@@ -78,7 +78,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_the_newest_frame_wins_and_no_frame_comes_twice() -> None:
-    source = Fake([*range(50), 5.0])
+    source = Fake([*range(50), 0.5])
     with Reader(source) as reader:
         while reader.read < 50:
             time.sleep(0.001)
@@ -88,7 +88,7 @@ def test_the_newest_frame_wins_and_no_frame_comes_twice() -> None:
 
 
 def test_a_slow_taker_sees_the_frame_that_is_newest_when_it_comes_back() -> None:
-    source = Fake([x for number in range(60) for x in (number, 0.005)] + [5.0])
+    source = Fake([x for number in range(60) for x in (number, 0.005)] + [0.5])
     with Reader(source) as reader:
         for _ in range(5):
             frame = reader.take(1)
@@ -101,7 +101,7 @@ def test_a_camera_that_dies_and_returns() -> None:
     """Twice it cannot be opened, once it ends in the middle; each loss is said once, and so is each return."""
     said: list[str] = []
     gone = OSError("No such device")
-    source = Fake([1, 2, gone], gone, gone, [3, 4], [5, 5.0])
+    source = Fake([1, 2, gone], gone, gone, [3, 4], [5, 0.5])
     with Reader(source, said.append) as reader:
         seen = []
         while not seen or seen[-1] != 5:
@@ -284,14 +284,18 @@ def resident() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_stays_where_it_is(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """400 answers about pictures of 3 MB after the first 100: a leak of one picture in ten would show."""
+    """120 answers about pictures of 0.75 MB after the first 40: a leak of one picture in ten would show."""
     pipe, stop = Pipeline.load(bundle, threads=1), threading.Event()
-    large = np.zeros((1000, 1000, 3), np.uint8)
-    source = Fake([(0.0, large + n % 2) for n in range(2)] * 1, live=True)
-    source._play = lambda opening: ((0.0, large + n % 7) for n in iter(int, 1))
-    source.openings = [[]] * 9
-    arguments = {"max_new_tokens": 2}
-    watch.watch(pipe, source, "What?", stop, arguments, count=100)
+    large = np.zeros((500, 500, 3), np.uint8)
+    source = Fake([], [])
+
+    def play(opening: list) -> Iterator[tuple[float, np.ndarray]]:
+        while True:
+            time.sleep(0.002)
+            yield 0.0, large + 1
+
+    source._play = play
+    watch.watch(pipe, source, "What?", stop, {"max_new_tokens": 2}, count=40)
     before = resident()
-    watch.watch(pipe, source, "What?", stop, arguments, count=400)
-    assert resident() - before < 40 * large.nbytes / 10
+    watch.watch(pipe, source, "What?", stop, {"max_new_tokens": 2}, count=120)
+    assert resident() - before < 12 * large.nbytes

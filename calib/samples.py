@@ -1,0 +1,158 @@
+"""Calibration samples: a folder, a JSONL file or the built-in scenes go in; pictures with prompts and one hash come out.
+
+* A folder holds pictures; the prompt of ``bus.jpg`` is in ``bus.txt``, else it is one of ``PROMPTS`` in turn.
+* A line of a JSONL file is ``{"image": "bus.jpg", "prompt": "What is left of the bus?"}``; paths are relative to the file.
+* ``scenes`` are synthetic (``scenes``), from seeds that neither training nor accuracy draws. They need no files; pictures like
+  those that the model will see are better.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate.calib.scenes import HELD_OUT, make_scene, questions
+from foveate.engines.errors import UserError
+from foveate.runtime.image import ImageSource, load_image
+
+__all__ = ["COUNT", "PROMPTS", "SCENES", "Sample", "Samples", "load"]
+
+COUNT = 32
+SCENES = "scenes"
+PROMPTS = (
+    "Describe the picture.",
+    "What is in the picture, and where?",
+    "What is the main thing in the picture doing?",
+    "Which colors do you see?",
+    "Is there any text in the picture? What does it say?",
+)
+_FIRST_SCENE = HELD_OUT + 500_000_000
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    image: ImageSource
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """``digest``: SHA-256 over pictures and prompts in their order."""
+
+    items: tuple[Sample, ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def load(source: str, count: int = COUNT) -> Samples:
+    """At most ``count`` samples of ``source`` (a folder, a ``.jsonl`` file or "scenes"), at even distances of all there are.
+
+    Every picture is opened once. Raises UserError for whatever is missing, damaged or empty.
+    """
+    if count < 1:
+        raise UserError(f"wrong calibration-count | got {count}, expected 1 or more", code=2)
+    if source == SCENES:
+        return _hashed(_scene(_FIRST_SCENE + index) for index in range(count))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = _folder(path)
+        samples = (_of_folder(image, number) for number, image in _spread(list(enumerate(found)), count))
+    elif path.is_file():
+        samples = (_of_line(path, number, line) for number, line in _spread(_lines(path), count))
+    else:
+        raise UserError(
+            f"no calibration samples at {source} | got no such path, expected a folder of pictures, a .jsonl file or "
+            f"{SCENES} | --calibrate {SCENES} needs no files"
+        )
+    return _hashed(samples)
+
+
+def _hashed(samples: Iterable[Sample]) -> Samples:
+    digest, items = hashlib.sha256(), []
+    for sample in samples:
+        image = load_image(sample.image)
+        for part in (sample.prompt.encode(), repr(image.size).encode(), image.tobytes()):
+            digest.update(len(part).to_bytes(8, "little") + part)
+        items.append(sample)
+    return Samples(tuple(items), digest.hexdigest())
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def _scene(seed: int) -> Sample:
+    scene = make_scene(seed)
+    return Sample(scene.picture, questions(scene, np.random.default_rng(seed), 1)[0].text)
+
+
+def _folder(path: Path) -> list[Path]:
+    found = sorted(each for each in path.iterdir() if each.suffix.lower() in _PICTURES and each.is_file())
+    if not found:
+        raise UserError(
+            f"no pictures in {path} | expected files that end in {', '.join(sorted(_PICTURES))} "
+            "| give the folder that they are in, not one above it"
+        )
+    return found
+
+
+def _of_folder(image: Path, number: int) -> Sample:
+    beside = image.with_suffix(".txt")
+    if not beside.is_file():
+        return Sample(image, PROMPTS[number % len(PROMPTS)])
+    prompt = _text(beside).strip()
+    if not prompt:
+        raise UserError(
+            f"the prompt in {beside} is empty | expected a question | write one, or delete the file"
+        )
+    return Sample(image, prompt)
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    if path.suffix.lower() in _PICTURES:
+        raise UserError(
+            f"{path} is one picture | expected a folder of pictures, or a .jsonl file | give the folder it is in"
+        )
+    lines = [(n, line) for n, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
+    if not lines:
+        raise UserError(f'{path} is empty | expected a line {{"image": ..., "prompt": ...}} per sample')
+    return lines
+
+
+def _of_line(path: Path, number: int, line: str) -> Sample:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise _bad_line(path, number, f"it is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise _bad_line(path, number, f"it is a JSON {type(values).__name__}")
+    for key in ("image", "prompt"):
+        if not (isinstance(values.get(key), str) and values[key].strip()):
+            raise _bad_line(path, number, f"its {key} is {json.dumps(values.get(key))}")
+    image = path.parent / Path(values["image"]).expanduser()
+    if not image.is_file():
+        raise _bad_line(path, number, f"there is no file {image}")
+    return Sample(image, values["prompt"])
+
+
+def _bad_line(path: Path, number: int, got: str) -> UserError:
+    return UserError(
+        f'wrong line {number} of {path} | {got}, expected {{"image": PATH, "prompt": TEXT}} | correct the line'
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 | {error.reason} at byte {error.start}") from error

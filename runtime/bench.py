@@ -1,0 +1,225 @@
+"""``foveate bench``: what a compiled bundle costs on this machine: loading, memory, and every stage at several budgets.
+
+Budgets are measured in turn, round by round in one process after a warm-up, so that ratios hold on a busy machine, too.
+Medians with the fastest and the slowest round; the last line is one JSON document. The picture is noise, which costs a
+model what any other picture of its size does.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from foveate.engines.errors import UserError
+from foveate.runtime import options
+from foveate.runtime.answer import Answer
+from foveate.runtime.budget import Keep
+from foveate.runtime.bundle import Manifest, load
+from foveate.runtime.cli import Parser
+from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.plans import choose
+from foveate.runtime.prompt import Turn
+
+__all__ = ["STAGES", "environment", "main", "measure", "resident_bytes", "table"]
+
+STAGES = ("preprocess", "vision", "prune", "prefill", "first_token")
+_BUDGETS = ("100%", "33.3%", "22.2%", "11.1%")
+_PICTURE = 480, 640, 3
+
+
+def main(argv: list[str], prog: str = "foveate bench") -> int:
+    parser = Parser(prog=prog, description="Measure a compiled bundle on this machine.")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        help="budgets; the first is what the others are held against (default: 100%% 33.3%% 22.2%% 11.1%%)",
+    )
+    parser.add_argument(
+        "--text-tokens", type=int, default=40, help="of the prompt, the chat format's included"
+    )
+    parser.add_argument("--new-tokens", type=int, default=16, help="decoded per round")
+    parser.add_argument("--rounds", type=int, default=5)
+    options.add_engine(parser)
+    args = parser.parse_args(argv)
+    for name in ("text_tokens", "new_tokens", "rounds"):
+        if getattr(args, name) < 1:
+            wrong = name.replace("_", "-")
+            raise UserError(
+                f"wrong {wrong} | got {getattr(args, name)}, expected 1 or more | leave it out", code=2
+            )
+    found = measure(
+        args.bundle,
+        args.keep,
+        text_tokens=args.text_tokens,
+        new_tokens=args.new_tokens,
+        rounds=args.rounds,
+        threads=args.threads,
+        engine=args.engine,
+    )
+    print("\n".join(table(found)))
+    print(json.dumps(found))
+    return 0
+
+
+def measure(
+    path: str | os.PathLike[str],
+    keep: Sequence[Keep] | None = None,
+    *,
+    text_tokens: int = 40,
+    new_tokens: int = 16,
+    rounds: int = 5,
+    threads: int | None = None,
+    engine: str | None = None,
+) -> dict[str, Any]:
+    """Times in seconds, sizes in bytes. A row per budget of ``keep`` (None: the usual ones, where the bundle leaves a choice);
+    every time is [median, fastest, slowest].
+
+    Raises UserError as ``Pipeline.load`` and ``Pipeline.generate`` do.
+    """
+    load(path, progress=lambda name: options.say(f"checking {name}"))  # hashing is no part of loading
+    start = time.perf_counter()
+    pipe = Pipeline.load(path, engine, threads=threads)
+    loading = time.perf_counter() - start
+    plan = choose(pipe.bundle, engine)
+    budgets = keep or _choice(pipe.manifest)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, _PICTURE, np.uint8))
+    question = _question(pipe, text_tokens)
+    answers: list[list[Answer]] = [[] for _ in budgets]
+    for number in range(-1, rounds):  # the first round is the warm-up
+        for budget, mine in zip(budgets, answers, strict=True):
+            answer = pipe.generate(picture, question, keep=budget, max_new_tokens=new_tokens + 1)
+            if number >= 0:
+                mine.append(answer)
+    return {
+        "bundle": pipe.manifest.name,
+        "precision": pipe.manifest.precision,
+        "engine": plan.key,
+        "environment": environment(threads),
+        "load": loading,
+        "bundle_bytes": sum(entry["size"] for entry in pipe.manifest.files.values()),
+        "engine_bytes": sum(entry["size"] for entry in plan.files.values()),
+        "resident": resident_bytes(),
+        "text_tokens": _text_tokens(pipe, question),
+        "rounds": rounds,
+        "rows": [_row(mine, answers[0]) for mine in answers],
+    }
+
+
+def _choice(manifest: Manifest) -> list[Keep]:
+    fixed = manifest.method["name"] == "none" or manifest.method.get("fixed_keep") is not None
+    return [None] if fixed else list(_BUDGETS)
+
+
+def _question(pipe: Pipeline, tokens: int) -> str:
+    """A text with which the prompt has at least so many text tokens, as near as words allow."""
+    text = "What"
+    while _text_tokens(pipe, text) < tokens:
+        text += " is" if _text_tokens(pipe, text + " is") <= tokens else "?"
+    return text
+
+
+def _text_tokens(pipe: Pipeline, text: str) -> int:
+    segments = pipe.tokenizer.encode_turns([Turn("user", text, images=1)])
+    return sum(len(segment) for segment in segments if isinstance(segment, np.ndarray))
+
+
+def _row(mine: Sequence[Answer], whole: Sequence[Answer]) -> dict[str, Any]:
+    def times(answers: Sequence[Answer], name: str) -> list[float]:
+        return [getattr(answer.timings, name) for answer in answers]
+
+    def ratio(name: str) -> float:
+        return statistics.median(times(whole, name)) / statistics.median(times(mine, name))
+
+    speeds = [speed for speed in times(mine, "tokens_per_second") if speed]
+    return {
+        "keep": len(mine[0].kept[0]),
+        **{stage: _spread(times(mine, stage)) for stage in STAGES},
+        "step": _spread([1 / speed for speed in speeds]) if speeds else None,
+        "prompt_rows": mine[0].timings.prompt_rows,
+        "cache_bytes": mine[0].timings.cache_bytes_allocated,
+        "prefill_ratio": ratio("prefill"),
+        "first_token_ratio": ratio("first_token"),
+    }
+
+
+def _spread(values: Sequence[float]) -> list[float]:
+    return [statistics.median(values), min(values), max(values)]
+
+
+def resident_bytes() -> dict[str, int] | None:
+    """Memory of this process that is in RAM: ``anonymous`` is its own, ``mapped`` are pages of files, weights among them.
+    None where the system does not tell (elsewhere than on Linux)."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    kinds = {"anonymous": "RssAnon", "mapped": "RssFile"}
+    return {kind: int(lines[name].split()[0]) << 10 for kind, name in kinds.items()}
+
+
+def environment(threads: int | None) -> dict[str, Any]:
+    """What a number depends on and the bundle does not tell."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads or os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "foveate": version("foveate"),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model"):
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """For people, in Markdown."""
+    env, resident = found["environment"], found["resident"]
+    memory = (
+        f"; resident {resident['anonymous'] / 1e9:.2f} GB and {resident['mapped'] / 1e9:.2f} GB of mapped files"
+        if resident
+        else ""
+    )
+    lines = [
+        f"{found['bundle']} in {found['engine']} on {env['machine']}, {env['threads']} threads",
+        f"loaded in {found['load']:.2f} s{memory}; bundle {found['bundle_bytes'] / 1e9:.2f} GB, engine "
+        f"{found['engine_bytes'] / 1e9:.2f} GB",
+        "",
+        f"| keep | rows | {' | '.join(f'{stage} s' for stage in STAGES)} | ms per token | cache MB | prefill x | first token x |",
+        "|---|" + "---|" * (len(STAGES) + 5),
+    ]
+    for row in found["rows"]:
+        cells = [_cell(row[stage], 1, 3) for stage in STAGES]
+        cells.append(_cell(row["step"], 1e3, 1) if row["step"] else "-")
+        cells += [
+            f"{row['cache_bytes'] / 1e6:.1f}",
+            f"{row['prefill_ratio']:.2f}",
+            f"{row['first_token_ratio']:.2f}",
+        ]
+        lines.append(f"| {row['keep']} | {row['prompt_rows']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(spread: Sequence[float], scale: float, digits: int) -> str:
+    middle, low, high = (f"{value * scale:.{digits}f}" for value in spread)
+    return f"{middle} ({low}..{high})"

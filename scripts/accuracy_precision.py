@@ -1,0 +1,128 @@
+"""Pruning times precision: accuracy of some methods on held-out synthetic scenes, in every precision that ONNX Runtime takes.
+
+    python scripts/accuracy_precision.py --docs docs
+
+All answer the same questions, so each precision is compared with fp32 question by question. A precision is what
+``--precision`` takes, with ``+head-SCHEME`` and ``+vision-SCHEME`` where these have their own. Answers are kept in ``--work``
+as ``accuracy.py`` keeps them. Prints a table; the last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+from accuracy_bundles import ready_bundle
+from accuracy_compare import answer_all
+from accuracy_scenes import UNPRUNED, Plan
+
+from foveate.calib.scenes import HELD_OUT, KINDS
+from foveate.runtime import bundle
+
+PRECISIONS = (
+    *("fp32", "int8", "int4", "int4+vision-int8", "int8+vision-int8+head-int8"),
+    *("int4+vision-int4", "int4+head-int4"),
+)
+METHODS = (UNPRUNED, "sppruner", "feather")
+
+
+class Cell(NamedTuple):
+    """``accuracy`` in percent; ``change`` against fp32 in points, and the standard error of that difference."""
+
+    accuracy: float
+    change: float
+    error: float
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    plan = Plan(args.model, args.work, (args.budget,), args.questions, KINDS, HELD_OUT)
+    variants = [f"{method}@{precision}" for precision in args.precisions for method in args.methods]
+    answers, failures = answer_all(plan, variants, args.workers)
+    if failures:
+        return 1
+    cells = {
+        name: _cell(records, answers[f"{name.partition('@')[0]}@fp32"]) for name, records in answers.items()
+    }
+    sizes = {
+        precision: _mebibytes(ready_bundle(plan.model, f"{args.methods[0]}@{precision}", plan.folder))
+        for precision in args.precisions
+    }
+    lines = table(cells, sizes, args.methods, args.precisions)
+    print("\n".join(lines))
+    if args.docs:
+        (args.docs / "precision.md").write_text(_page(args, argv, lines), encoding="utf-8")
+    document = {name: cell._asdict() for name, cell in cells.items()}
+    print(
+        json.dumps(
+            {"questions": args.questions, "budget": args.budget, "mebibytes": sizes, "cells": document}
+        )
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="scripts/shapes", help="checkpoint directory or name")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), help="fp32 must be among them")
+    parser.add_argument("--budget", default="11.1%", help="of the methods that prune, as --keep takes it")
+    parser.add_argument("--questions", type=int, default=700)
+    parser.add_argument("--docs", type=Path, metavar="DIR", help="write precision.md there")
+    parser.add_argument("--work", type=Path, default=Path("bundles/accuracy"))
+    parser.add_argument("--workers", type=int, default=2, help="processes, with one thread each")
+    return parser
+
+
+def _cell(records: Sequence[Mapping[str, Any]], exact: Sequence[Mapping[str, Any]]) -> Cell:
+    right, before = (np.array([record["right"] for record in each], float) for each in (records, exact))
+    apart = right - before
+    return Cell(100 * right.mean(), 100 * apart.mean(), 100 * apart.std() / len(apart) ** 0.5)
+
+
+def _mebibytes(path: Path) -> float:
+    """Of the bundle's weights and the embedding table."""
+    files = bundle.load(path).manifest.files
+    return (
+        sum(facts["size"] for name, facts in files.items() if name.startswith(("weights/", "embed"))) / 2**20
+    )
+
+
+def table(
+    cells: Mapping[str, Cell], sizes: Mapping[str, float], methods: Sequence[str], precisions: Sequence[str]
+) -> list[str]:
+    def show(cell: Cell, precision: str) -> str:
+        if precision == "fp32":
+            return f"{cell.accuracy:.1f} %"
+        return f"{cell.accuracy:.1f} % ({cell.change:+.1f} ± {cell.error:.1f})"
+
+    lines = [f"| precision | {' | '.join(methods)} | weights, MiB |", "|---" * (len(methods) + 2) + "|"]
+    for precision in precisions:
+        shown = (show(cells[f"{method}@{precision}"], precision) for method in methods)
+        lines.append(f"| `{precision}` | {' | '.join(shown)} | {sizes[precision]:.1f} |")
+    return lines
+
+
+def _page(args: argparse.Namespace, argv: Sequence[str], lines: Sequence[str]) -> str:
+    return f"""# Precision and pruning
+
+{args.questions} questions on held-out synthetic scenes, asked of the small checkpoint in `{args.model}` in every precision;
+the methods that prune keep {args.budget} of the visual tokens. Right answers, and in brackets the change against `fp32` in
+points, question by question, with its standard error. ONNX Runtime {onnxruntime.__version__} on the CPU, dialect `ort`; nothing of
+this was run on a GPU. `int4` is rounded to nearest without calibration, its products round activations to int8 (accuracy level
+4); `int8` rounds activations with their range at run time.
+
+{chr(10).join(lines)}
+
+Written by `{" ".join(["python", "scripts/accuracy_precision.py", *argv])}`.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,219 @@
+"""A bundle's language model beside what one would otherwise take on a CPU: llama.cpp and OpenVINO, at the same sizes.
+
+    pip install gguf openvino nncf && pip install --no-binary llama-cpp-python llama-cpp-python
+    python scripts/bench_rivals.py BUNDLE [BUNDLE ...] --tokens 640 192 104 --threads 2
+
+The rivals get random weights of the first bundle's sizes: a GGUF file in Q4_0, and a stateful OpenVINO model whose weights
+nncf compressed. They are written to ``--work`` once. Every contender is a process of its own; they are measured in turn,
+round by round, so that what disturbs the machine disturbs them all. Prefill is of ``tokens`` rows into an empty cache,
+decode the median of single steps behind them. Medians over the rounds with the fastest and slowest; the last line is one
+JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rivals import gguf_file, openvino_file
+
+from foveate.runtime.bench import environment, resident_bytes
+from foveate.runtime.bundle import load
+from foveate.runtime.cache import KVCache
+from foveate.runtime.plans import choose, load_engine
+
+KINDS = ("llama.cpp-q4_0", "openvino-int4", "openvino-int8")
+_STEPS = 16
+
+
+class Ours:
+    """The graph ``llm`` of a bundle in its compiled engine, without the stages around it."""
+
+    def __init__(self, path: Path, threads: int, sizes: dict[str, int], work: Path) -> None:
+        bundle = load(path)
+        self.engine = load_engine(bundle, choose(bundle), "llm", {"threads": threads})
+        self.hidden = bundle.manifest.decoder["hidden_size"]
+        self.random = np.random.default_rng(0)
+
+    def prefill(self, tokens: int) -> None:
+        if not hasattr(self, "cache") or self.cache.capacity != tokens + _STEPS:
+            self.cache = KVCache(self.engine)
+            self.cache.reserve(tokens + _STEPS)
+        self._run(tokens, 0)
+        self.length = tokens
+
+    def step(self) -> None:
+        self._run(1, self.length)
+        self.length += 1
+
+    def _run(self, rows: int, start: int) -> None:
+        self.engine.run(
+            {
+                "inputs_embeds": self.random.standard_normal((1, rows, self.hidden), np.float32),
+                "position_ids": np.arange(start, start + rows)[None],
+                "write_index": np.array([start]),
+                "last": np.array([rows - 1]),
+                **self.cache.feeds(),
+            }
+        )
+
+
+class LlamaCpp:
+    """With its own defaults for batches; flash attention where it is quicker was tried and changes nothing here."""
+
+    def __init__(self, kind: str, threads: int, sizes: dict[str, int], work: Path) -> None:
+        from llama_cpp import Llama
+
+        context = max(sizes["tokens"]) + _STEPS
+        self.model = Llama(
+            str(gguf_file(sizes, work)),
+            n_ctx=context,
+            n_batch=context,
+            n_threads=threads,
+            n_threads_batch=threads,
+            verbose=False,
+        )
+        self.random = np.random.default_rng(0)
+
+    def prefill(self, tokens: int) -> None:
+        self.model.reset()
+        self.model.eval(self.random.integers(300, 31000, tokens).tolist())
+
+    def step(self) -> None:
+        self.model.eval([300])
+
+
+class OpenVino:
+    def __init__(self, kind: str, threads: int, sizes: dict[str, int], work: Path) -> None:
+        import openvino
+
+        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        path = openvino_file(sizes, kind.rpartition("-")[2], work)
+        self.request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+        self.hidden, self.random = sizes["hidden_size"], np.random.default_rng(0)
+
+    def prefill(self, tokens: int) -> None:
+        self.request.reset_state()
+        self.length = 0
+        self._run(tokens)
+
+    def step(self) -> None:
+        self._run(1)
+
+    def _run(self, rows: int) -> None:
+        embeds = self.random.standard_normal((1, rows, self.hidden), np.float32)
+        positions = np.arange(self.length, self.length + rows)[None]
+        self.request.infer({"inputs_embeds": embeds, "position_ids": positions})
+        self.length += rows
+
+
+def contender(name: str) -> type:
+    if name not in KINDS:
+        return Ours
+    return LlamaCpp if name.startswith("llama") else OpenVino
+
+
+def serve(name: str, threads: int, sizes: dict[str, Any], work: Path) -> None:
+    """A contender's process: for each number of tokens on stdin a line of JSON with its times."""
+    runner = contender(name)(Path(name) if name not in KINDS else name, threads, sizes, work)
+    print("{}", flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        runner.prefill(int(line))
+        prefill = time.perf_counter() - start
+        steps = []
+        for _ in range(_STEPS):
+            start = time.perf_counter()
+            runner.step()
+            steps.append(time.perf_counter() - start)
+        found = {"prefill": prefill, "decode": statistics.median(steps[2:]), "resident": resident_bytes()}
+        print(json.dumps(found), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundles", nargs="+", help="compiled bundles; the first gives the sizes")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[640, 192, 104])
+    parser.add_argument("--rivals", nargs="*", default=KINDS, choices=KINDS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/foveate-rivals"))
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    sizes = load(args.bundles[0]).manifest.decoder | {"tokens": args.tokens}
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.serve:
+        serve(args.serve, args.threads, sizes, args.work)
+        return
+    names = [*args.bundles, *args.rivals]
+    found = measure(names, args.tokens, args.rounds)
+    print_table(found, args.tokens)
+    print(json.dumps({"environment": environment(args.threads), "sizes": sizes, "contenders": found}))
+
+
+def measure(names: Sequence[str], tokens: Sequence[int], rounds: int) -> dict[str, dict[str, Any]]:
+    """By contender and number of tokens: seconds of every round."""
+    servers = {name: start(name) for name in names}
+    found: dict[str, dict[str, Any]] = {name: {str(n): [] for n in tokens} for name in names}
+    try:
+        for number in range(-1, rounds):  # the first round is the warm-up
+            for n in tokens:
+                for name, server in servers.items():
+                    answer = ask(server, n)
+                    if number >= 0:
+                        found[name][str(n)].append(answer)
+    finally:
+        for server in servers.values():
+            server.kill()
+            server.wait()
+    return found
+
+
+def start(name: str) -> subprocess.Popen:
+    command = [sys.executable, *sys.argv, "--serve", name]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    read(server)
+    return server
+
+
+def ask(server: subprocess.Popen, tokens: int) -> dict[str, float]:
+    print(tokens, file=server.stdin, flush=True)
+    return read(server)
+
+
+def read(server: subprocess.Popen) -> dict[str, float]:
+    """The next line that is JSON: libraries talk on stdout, too."""
+    for line in server.stdout:
+        if line.startswith("{"):
+            return json.loads(line)
+    raise SystemExit(f"a contender died: {' '.join(server.args[-2:])}")
+
+
+def print_table(found: dict[str, dict[str, Any]], tokens: Sequence[int]) -> None:
+    print(
+        "| contender | "
+        + " | ".join(f"prefill {n}, s | decode behind it, ms" for n in tokens)
+        + " | resident, GB |"
+    )
+    print("|---|" + "---|---|" * len(tokens) + "---|")
+    for name, rows in found.items():
+        cells = []
+        for n in tokens:
+            for what, scale, digits in (("prefill", 1, 2), ("decode", 1e3, 1)):
+                times = [row[what] * scale for row in rows[str(n)]]
+                ends = f"{min(times):.{digits}f}..{max(times):.{digits}f}"
+                cells.append(f"{statistics.median(times):.{digits}f} ({ends})")
+        most = max(row["resident"] for n in tokens for row in rows[str(n)])
+        print(f"| {Path(name).name} | {' | '.join(cells)} | {most / 1e9:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

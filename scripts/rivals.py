@@ -1,0 +1,176 @@
+"""Random language models of LLaMA's form in the rivals' formats, for ``bench_rivals``: a GGUF file, an OpenVINO model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["gguf_file", "openvino_file"]
+
+_BLOCK, _BLOCK_BYTES = 32, 18  # of Q4_0: a float16 scale and 32 nibbles
+
+
+def gguf_file(sizes: dict[str, Any], work: Path) -> Path:
+    """A GGUF file with every matrix in Q4_0, written once. ``sizes``: bundle.json's "decoder"."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    path = work / f"{_label(sizes)}.q4_0.gguf"
+    if path.exists():
+        return path
+    hidden, inner, vocabulary = sizes["hidden_size"], sizes["intermediate_size"], sizes["vocab_size"]
+    query, kv = (sizes[heads] * sizes["head_dim"] for heads in ("num_heads", "num_kv_heads"))
+    unfinished = path.with_suffix(".part")
+    writer = GGUFWriter(unfinished, "llama")
+    writer.add_context_length(sizes["max_positions"])
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(sizes["num_layers"])
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(sizes["num_heads"])
+    writer.add_head_count_kv(sizes["num_kv_heads"])
+    writer.add_rope_dimension_count(sizes["head_dim"])
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(vocabulary)
+    _add_tokens(writer, vocabulary)
+    random = np.random.default_rng(0)
+
+    def matrix(name: str, rows: int, columns: int) -> None:
+        blocks = random.integers(0, 256, (rows, columns // _BLOCK, _BLOCK_BYTES), np.uint8)
+        blocks[..., :2] = np.array(0.22 * columns**-0.5, np.float16)[None].view(np.uint8)
+        writer.add_tensor(name, blocks.reshape(rows, -1), raw_dtype=GGMLQuantizationType.Q4_0)
+
+    def norm(name: str) -> None:
+        writer.add_tensor(name, np.ones(hidden, np.float32))
+
+    matrix("token_embd.weight", vocabulary, hidden)
+    matrix("output.weight", vocabulary, hidden)
+    norm("output_norm.weight")
+    for layer in range(sizes["num_layers"]):
+        for name, rows, columns in (
+            ("attn_q", query, hidden),
+            ("attn_k", kv, hidden),
+            ("attn_v", kv, hidden),
+            ("attn_output", hidden, query),
+            ("ffn_gate", inner, hidden),
+            ("ffn_up", inner, hidden),
+            ("ffn_down", hidden, inner),
+        ):
+            matrix(f"blk.{layer}.{name}.weight", rows, columns)
+        norm(f"blk.{layer}.attn_norm.weight")
+        norm(f"blk.{layer}.ffn_norm.weight")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return unfinished.rename(path)
+
+
+def _add_tokens(writer: Any, size: int) -> None:
+    """A vocabulary without meaning; llama.cpp opens no model without one."""
+    special, bytes_ = [b"<unk>", b"<s>", b"</s>"], [f"<0x{i:02X}>".encode() for i in range(256)]
+    words = [f"w{i}".encode() for i in range(size - len(special) - len(bytes_))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*special, *bytes_, *words])
+    writer.add_token_scores([0.0] * size)
+    writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * len(words)])  # unknown, control, byte, normal
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def openvino_file(sizes: dict[str, Any], kind: str, work: Path) -> Path:
+    """A stateful OpenVINO model whose weights nncf compressed to ``kind``, "int4" (groups of 128) or "int8", written once."""
+    import nncf
+    import openvino
+
+    path = work / f"{_label(sizes)}.{kind}.xml"
+    if path.exists():
+        return path
+    modes = nncf.CompressWeightsMode
+    options = (
+        {"mode": modes.INT4_SYM, "group_size": 128, "all_layers": True}
+        if kind == "int4"
+        else {"mode": modes.INT8_ASYM}
+    )
+    openvino.save_model(
+        nncf.compress_weights(_openvino_model(sizes), **options), path, compress_to_fp16=False
+    )
+    return path
+
+
+def _openvino_model(sizes: dict[str, Any]) -> Any:
+    """inputs_embeds [1,T,D], position_ids [1,T] -> logits [1,1,V] of the last row; keys and values are its state."""
+    import openvino
+    from openvino import opset13 as op
+    from openvino.op.util import Variable, VariableInfo
+
+    hidden, inner, heads, depth = (
+        sizes[name] for name in ("hidden_size", "intermediate_size", "num_heads", "head_dim")
+    )
+    assert sizes["num_kv_heads"] == heads, "grouped queries are not written here"
+    random, sinks = np.random.default_rng(0), []
+    embeds = op.parameter([1, -1, hidden], np.float32, name="inputs_embeds")
+    positions = op.parameter([1, -1], np.int64, name="position_ids")
+
+    def constant(value: Any) -> Any:
+        return op.constant(np.asarray(value))
+
+    def linear(x: Any, inputs: int, outputs: int) -> Any:
+        weight = random.standard_normal((outputs, inputs), np.float32) * np.float32(inputs**-0.5)
+        return op.matmul(x, op.constant(weight), False, True)
+
+    def norm(x: Any) -> Any:
+        mean = op.reduce_mean(op.power(x, constant(np.float32(2))), constant([-1]), keep_dims=True)
+        scale = op.divide(constant(np.float32(1)), op.sqrt(op.add(mean, constant(np.float32(1e-5)))))
+        return op.multiply(constant(np.ones((1, 1, hidden), np.float32)), op.multiply(x, scale))
+
+    def split(x: Any) -> Any:  # [1,T,D] -> [1,H,T,Dh]
+        return op.transpose(op.reshape(x, constant([0, 0, heads, depth]), True), constant([0, 2, 1, 3]))
+
+    frequencies = (10000.0 ** (-np.arange(0, depth, 2) / depth)).astype(np.float32)
+    angles = op.multiply(
+        op.unsqueeze(op.convert(positions, "f32"), constant(-1)), constant(frequencies[None, None])
+    )
+    angles = op.unsqueeze(op.concat([angles, angles], -1), constant(1))
+    cos, sin = op.cos(angles), op.sin(angles)
+
+    def rotate(x: Any) -> Any:
+        first, second = op.split(x, constant(-1), 2).outputs()
+        turned = op.concat([op.multiply(second, constant(np.float32(-1))), first], -1)
+        return op.add(op.multiply(x, cos), op.multiply(turned, sin))
+
+    def remember(x: Any, name: str) -> Any:
+        shape = openvino.PartialShape([1, heads, -1, depth])
+        variable = Variable(VariableInfo(data_shape=shape, data_type=openvino.Type.f32, variable_id=name))
+        empty = op.constant(np.zeros((1, heads, 0, depth), np.float32))
+        joined = op.concat([op.read_value(empty, variable), x], 2)
+        sinks.append(op.assign(joined, variable))
+        return joined
+
+    rows = embeds
+    mask = _causal_mask(op, constant, embeds, positions)
+    for layer in range(sizes["num_layers"]):
+        x = norm(rows)
+        query, key, value = (split(linear(x, hidden, hidden)) for _ in range(3))
+        keys, values = remember(rotate(key), f"key.{layer}"), remember(value, f"value.{layer}")
+        mixed = op.scaled_dot_product_attention(rotate(query), keys, values, mask, causal=False)
+        mixed = op.reshape(op.transpose(mixed, constant([0, 2, 1, 3])), constant([0, 0, hidden]), True)
+        rows = op.add(rows, linear(mixed, hidden, hidden))
+        x = norm(rows)
+        gated = op.multiply(op.swish(linear(x, hidden, inner)), linear(x, hidden, inner))
+        rows = op.add(rows, linear(gated, inner, hidden))
+    last = op.slice(rows, constant([-1]), constant([2**62]), constant([1]), constant([1]))
+    logits = linear(norm(last), hidden, sizes["vocab_size"])
+    return openvino.Model([logits], sinks, [embeds, positions], "llm")
+
+
+def _causal_mask(op: Any, constant: Any, embeds: Any, positions: Any) -> Any:
+    """[1,1,T,S] float: 0 for keys at the query's position and before, else as good as minus infinity."""
+    last = op.gather(op.squeeze(positions, constant([0])), constant(-1), constant(0))
+    keys = op.range(constant(0), op.add(last, constant(1)), constant(1), output_type="i64")
+    later = op.greater(op.unsqueeze(keys, constant([0, 1, 2])), op.unsqueeze(positions, constant([1, 3])))
+    return op.select(later, constant(np.float32(-1e30)), constant(np.float32(0)))
+
+
+def _label(sizes: dict[str, Any]) -> str:
+    return f"{sizes['num_layers']}x{sizes['hidden_size']}"

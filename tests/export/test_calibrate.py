@@ -1,0 +1,205 @@
+"""Calibration on a tiny model: what is collected is what the runtime computes, and folding it changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from foveate.calib import samples
+from foveate.calib.equivalent import Smoothed
+from foveate.calib.statistics import Statistics
+from foveate.engines.errors import UserError
+from foveate.export import build as building
+from foveate.export import calibrate, methods
+from foveate.export.assemble import assemble
+from foveate.export.build import build
+from foveate.export.calibrate import Calibration, calibrated
+from foveate.export.decoder import Decoder
+from foveate.export.models import llava
+from foveate.export.precision import Precision
+from foveate.export.sources import fill
+from foveate.runtime import Pipeline
+from foveate.runtime.cli import main
+from foveate.runtime.compile import compile_bundle
+
+PAIR = "vscan+pyramiddrop"  # prunes before the language model and at three depths of it
+COUNT = 3
+
+
+def tiny(**options):
+    return llava.tiny(layers=5, kv_heads=4, **options)
+
+
+def collect(parts, method, root, *, precision="fp32", statistics=None, source="scenes", progress=None):
+    """``calibrated`` as ``build`` calls it: parts and statistics."""
+    root.mkdir()
+    graphs = assemble(parts, method)
+    manifest = building._manifest("b", parts, method, graphs, Precision("fp32"), {})
+    asked = Calibration(source, COUNT, statistics)
+    progress = progress or (lambda what, done, total: None)
+    beside = root.parent / root.name.partition(".")[0]
+    return calibrated(parts, method, graphs, manifest, asked, Precision(precision), root, beside, progress)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("calibrated")
+
+
+@pytest.fixture(scope="module")
+def collected(folder):
+    """Statistics of PAIR; those of ``folder / "whole"``."""
+    return collect(tiny(), methods.load(PAIR), folder / "whole")[1]
+
+
+@pytest.mark.parametrize("name", [PAIR, "topv"])
+def test_the_ranges_are_those_of_the_runtimes_own_cache(folder, collected, name):
+    """The same samples through a bundle of the same model: the caches hold the same largest keys and values."""
+    out = folder / name
+    build(tiny(), methods.load(name), out, precision="fp32", dialects=["ort"])
+    compile_bundle(out)
+    pipe, largest = Pipeline.load(out), {}
+    for sample in samples.load("scenes", COUNT).items:
+        chat = pipe.chat()
+        chat.ask(sample.prompt, sample.image, max_new_tokens=1)
+        lengths = [segment.cache.length for segment in chat._decoder.segments]
+        assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
+        for segment in chat._decoder.segments:
+            for past, buffer in segment.cache.feeds().items():
+                peak = np.abs(buffer.numpy()[0, :, : segment.cache.length]).max(1)
+                largest[past] = np.maximum(largest.get(past, 0), peak)
+    assert len(largest) == 2 * 5
+    statistics = collected if name == PAIR else collect(tiny(), methods.load(name), folder / "cut")[1]
+    for layer in range(5):
+        for found, kind in zip(statistics.cache(layer), ("key", "value"), strict=True):
+            np.testing.assert_allclose(found, largest[f"past.{layer}.{kind}"], rtol=1e-3, atol=1e-4)
+
+
+def test_every_matrix_of_the_decoder_has_statistics(collected):
+    parts = tiny()
+    matrices = {
+        f"llm.{path}": value.shape[0] for path, value in parts.decoder.named_parameters() if value.ndim == 2
+    }
+    assert len(matrices) == 5 * 7 + 1
+    for name, inputs in matrices.items():
+        found = collected.inputs(name)
+        assert found.absmax.shape == found.mean_abs.shape == (inputs,)
+        assert 0 < found.range <= found.absmax.max() * 1.0001
+        assert (found.mean_abs <= found.absmax).all()
+    for kind in ("awq", "smoothquant"):
+        factors = collected.factors(kind)
+        assert factors.keys() == {name for name in matrices if "layers" in name}
+        assert all((value > 0).all() for value in factors.values())
+
+
+def test_a_killed_run_goes_on_at_its_layer(folder, collected, monkeypatch):
+    seen = []
+
+    def stop(what, done, total):
+        seen.append(what)
+        if what == "calibrating layer 3":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(tiny(), methods.load(PAIR), folder / "killed.1", progress=stop)
+    assert (folder / "killed.statistics.safetensors.partial").is_file()
+    seen.clear()
+    monkeypatch.setattr(calibrate.Stages, "begin", None)  # the pictures are not looked at again
+    again = collect(
+        tiny(), methods.load(PAIR), folder / "killed.2", progress=lambda what, done, total: seen.append(what)
+    )[1]
+    assert [what for what in seen if "layer" in what] == ["calibrating layer 3", "calibrating layer 4"]
+    assert again.identity == collected.identity and again.tensors.keys() == collected.tensors.keys()
+    for name, value in again.tensors.items():
+        np.testing.assert_array_equal(value, collected.tensors[name], err_msg=name)
+    assert not (folder / "killed.statistics.safetensors.partial").exists()
+    assert not (folder / "killed.2" / "calibrating").exists()
+
+
+def test_statistics_that_fit_are_used_again_and_others_refused(folder, collected, monkeypatch):
+    path = folder / "whole.statistics.safetensors"
+    monkeypatch.setattr(calibrate, "Stages", None)  # nothing is collected here
+    again = collect(tiny(), methods.load(PAIR), folder / "again", statistics=path)[1]
+    assert again.identity == collected.identity
+    reused = collect(tiny(), methods.load(PAIR), folder / "reused", statistics=path, source=None)[1]
+    assert reused.identity == collected.identity
+    with pytest.raises(UserError, match="of another method"):
+        collect(tiny(), methods.load("fastv"), folder / "method", statistics=path)
+    with pytest.raises(UserError, match="of another model"):
+        collect(tiny(hidden=64), methods.load(PAIR), folder / "model", statistics=path, source=None)
+    monkeypatch.setattr(samples, "_FIRST_SCENE", samples._FIRST_SCENE + 1)
+    with pytest.raises(UserError, match="of another samples"):
+        collect(tiny(), methods.load(PAIR), folder / "samples", statistics=path)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_folded_factors_change_no_output(kv_heads):
+    """Factors of every group that can have them; shared key heads leave v and o alone."""
+    parts = llava.tiny(layers=2, kv_heads=kv_heads)
+    rng, factors = np.random.default_rng(0), {}
+    for layer in ("llm.layers.0.", "llm.layers.1."):
+        for width, paths in (
+            (128, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            (128, ("self_attn.o_proj",) if kv_heads == 4 else ()),
+            (128, ("mlp.gate_proj", "mlp.up_proj")),
+            (256, ("mlp.down_proj",)),
+        ):
+            value = np.exp(rng.normal(0, 2, width)).astype(np.float32)
+            factors |= {f"{layer}{path}.weight": value for path in paths}
+    found = [logits(parts.spec.decoder, w) for w in (parts.weights, Smoothed(parts.weights, factors))]
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+    spoiled = dict(list(factors.items())[1:])  # one matrix of a group is forgotten
+    broken = logits(parts.spec.decoder, Smoothed(parts.weights, spoiled))
+    assert (broken - found[0]).abs().max() > 1e-2
+
+
+def logits(spec, weights):
+    with torch.device("meta"):
+        decoder = Decoder(spec)
+    fill(decoder, weights, "llm.")
+    rows = torch.randn(1, 6, spec.hidden_size, generator=torch.Generator().manual_seed(0))
+    past = [torch.zeros(1, spec.num_kv_heads, 6, spec.head_dim)] * (2 * spec.num_layers)
+    zero = torch.zeros(1, dtype=torch.int64)
+    return decoder(rows, torch.arange(6)[None], zero, zero + 5, *past)[0]
+
+
+def test_a_norm_that_a_pruner_reads_as_it_is_keeps_its_scale(folder):
+    """topv compares what leaves the second norm of layer 1; FastV's q and k are read behind theirs."""
+    raw = Statistics.load(folder / "cut.statistics.safetensors")
+    parts, statistics = collect(tiny(), methods.load("topv"), folder / "cut.again", precision="int8")
+    norms = [f"llm.layers.{layer}.post_attention_layernorm.weight" for layer in (0, 1)]
+    same = [torch.equal(parts.weights.get(name), tiny().weights.get(name)) for name in norms]
+    assert same == [False, True]
+    assert not statistics.factors(
+        "smoothquant"
+    )  # they are in the weights, and the ranges are those behind them
+    name = "llm.layers.2.self_attn.q_proj.weight"
+    np.testing.assert_allclose(
+        statistics.inputs(name).absmax, raw.inputs(name).absmax / raw.factors("smoothquant")[name]
+    )
+    assert "llm.layers.1.mlp.up_proj.weight" not in raw.factors("awq")
+
+
+def test_the_verb_takes_samples_and_statistics(folder, save_checkpoint, capsys):
+    save_checkpoint(folder / "hf")
+    command = [
+        "build",
+        "--model",
+        str(folder / "hf"),
+        "--method",
+        "fastv",
+        "--no-compile",
+        "--dialects",
+        "ort",
+    ]
+    command += ["--out", str(folder / "cli")]
+    assert main([*command, "--calibrate", "scenes", "--calibration-count", "1"]) == 0
+    kept = folder / "cli.statistics.safetensors"
+    assert Statistics.load(kept).identity["samples"]["count"] == 1
+    assert main([*command, "--statistics", str(kept)]) == 0
+    capsys.readouterr()
+    assert main([*command, "--statistics", str(kept), "--set", "layer=1"]) == 1
+    assert "of another method" in capsys.readouterr().err
+    assert main([*command, "--calibrate", str(folder / "nowhere")]) == 1
+    assert "no calibration samples" in capsys.readouterr().err
