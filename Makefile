@@ -1,5 +1,6 @@
 # make demo    a small model, built, asked and looked at, from nothing
 # make test    every test, in an environment of its own
+# make matrix  every method on every family, in every dialect, which takes a while
 # make lint    ruff: check and format
 # make clean   removes the environment and what was built
 
@@ -13,7 +14,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUNDLE := bundles/shapes.sppruner
 
-.PHONY: demo test lint clean
+.PHONY: demo test matrix lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.export
@@ -24,6 +25,9 @@ demo: $(VENV)/.export
 # A process per core with one thread each: torch's tracing and the builders use one core anyway.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+matrix: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "slow or not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -33,15 +33,7 @@ REFUSED = {
     "visionzip": "cls_attention_heads, cls_feature, keys",
 }
 SIZES = [(56, 56), (84, 20), (25, 61)]  # width and height: 5 tiles; 4 with padding above and below; 3, beside
-OFTEN = {  # a selector by tile, mixtures in another order, a whole picture, merging in the encoder; inside; of windows
-    ("tiles", "sppruner"),
-    ("tiles", "visionzip"),
-    ("tiles", "divprune"),
-    ("tiles", "tome"),
-    ("tiles", "feather"),
-    ("windows", "sppruner"),
-    ("windows", "fastv"),
-}
+OFTEN = {("tiles", "visionzip"), ("windows", "sppruner")}
 CASES = [
     pytest.param(kind, name, marks=() if (kind, name) in OFTEN else pytest.mark.slow)
     for kind in PARTS
@@ -107,6 +99,7 @@ def test_what_has_no_class_token_or_clip_is_refused_with_what_works(method):
     assert able == [name for name in methods.names() if name not in REFUSED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "method"), [("tiles", "none"), ("tiles", "tome"), ("windows", "sppruner")])
 def test_tensorrt_rtx_compiles_the_encoder_and_the_decoder(tmp_path, kind, method):
     build(

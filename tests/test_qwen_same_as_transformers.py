@@ -14,11 +14,11 @@ from foveate.export.dummy import byte_tokenizer
 from foveate.runtime.answer import Clock
 from foveate.runtime.compile import compile_bundle
 from foveate.runtime.decode import prompt_items
+from foveate.runtime.film import Video
 from foveate.runtime.image import preprocess
 from foveate.runtime.layout import layout
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.prompt import ImageSlot, Turn
-from foveate.runtime.film import Video
 
 NEW_TOKENS = 32
 TEXT = "what is in the picture, and où?"
@@ -50,7 +50,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["", "tied"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "tied"])
 def both(request, tmp_path_factory):
     """transformers' model and its image processor, and the pipeline of its bundle."""
     tied, path = request.param, tmp_path_factory.mktemp("qwen")

@@ -55,7 +55,7 @@ def test_same_logits_and_greedy_tokens(tmp_path, name, capsys, save_checkpoint):
         print(*(f"\n{name}: {tie}" for tie in compare(pipe, model, processor, pictures)), end="")
 
 
-@pytest.mark.parametrize("decoder", ["llama", "mistral"])
+@pytest.mark.parametrize("decoder", [pytest.param("llama", marks=pytest.mark.slow), "mistral"])
 def test_pictures_of_every_shape_in_tiles(tmp_path, decoder, capsys, save_checkpoint):
     model, processor = save_checkpoint(
         tmp_path / "checkpoint", kv_heads=2, tiles=True, mistral=decoder == "mistral"
