@@ -1,5 +1,5 @@
 # make demo    a small model, built, asked and looked at, from nothing
-# make test    every test, in an environment of its own
+# make test    every test but the slow ones, in an environment of its own
 # make matrix  every method on every family, in every dialect, which takes a while
 # make lint    ruff: check and format
 # make clean   removes the environment and what was built

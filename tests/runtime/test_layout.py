@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
 
 from foveate.engines.errors import UserError
-from foveate.runtime.image import preprocess, size_of
+from foveate.runtime.image import patch_boxes, preprocess, size_of
 from foveate.runtime.layout import layout, single, split
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
@@ -74,6 +74,20 @@ def test_pieces_are_rectangles_of_one_tile_that_cover_the_picture(size) -> None:
     lines = plan.newlines - 576
     if size[1] > 3:  # of a strip as thin as that no line is left
         assert (np.diff(lines) == plan.columns[-1] + 1).all() and len(lines) == plan.rows[-1]
+
+
+@pytest.mark.parametrize("size", [shape for shape in SHAPES if min(shape) > 3], ids=str)
+def test_the_lines_of_tokens_lie_on_the_picture(size) -> None:
+    plan = layout(size, SETTINGS, GRID)
+    boxes = patch_boxes(size, SETTINGS, plan.finest)
+    across, down = boxes[0, 2] - boxes[0, 0], boxes[0, 3] - boxes[0, 1]
+    assert across == pytest.approx(down, rel=0.1)
+    assert np.abs(boxes[0, :2]).max() < max(across, down)
+    assert np.abs(boxes[-1, 2:] - size).max() < max(across, down)
+    kept = np.array([3, plan.total - 2, plan.total - 1, -1])  # of the picture in one, the last of a line, a newline
+    assert plan.on_finest(kept).tolist() == [-1, len(boxes) - 1, -1, -1]
+    owner = np.arange(plan.total)
+    assert plan.owned(owner)[plan.on_finest(kept[1:2])] == kept[1]
 
 
 def test_one_tile() -> None:
