@@ -30,6 +30,8 @@ VERBS = {
     "bench": ("foveate.runtime.bench", "measure a compiled bundle on this machine"),
     "plan": ("foveate.jetson.plan", "estimate memory and speed on a device before anything is built"),
     "doctor": ("foveate.jetson.doctor", "show what is on this machine and what is wrong with it"),
+    "pack": ("foveate.jetson.pack", "one file with a bundle and the runtime, for a device without network"),
+    "deploy": ("foveate.jetson.deploy", "bring a bundle to a device over ssh and get its first answer"),
     "power": ("foveate.jetson.power", "show the power mode of a Jetson, or run a command in another one"),
 }
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,13 @@ from pathlib import Path
 import pytest
 
 from foveate.jetson.system import System
+
+_spec = importlib.util.spec_from_file_location(
+    "bundle_by_hand", Path(__file__).parents[1] / "runtime" / "conftest.py"
+)
+_by_hand = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_by_hand)
+make_bundle = _by_hand.make_bundle
 
 RELEASE_6 = (
     "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025\n"

@@ -1,0 +1,190 @@
+"""Installs what ``foveate pack`` packed or ``foveate deploy`` sent, on a device without network. Standard library alone.
+
+A pack is a zip archive with this file as ``__main__.py``: ``python3 NAME.pyz --to ~/foveate``. A deployment is the same files
+in a directory, from which they are moved. Either way ``pack.json`` names every file with its size and SHA-256.
+
+    ROOT/runtimes/<digest>/   an environment with the wheels; ROOT/runtime links to the one in use
+    ROOT/bundles/<name>/      the bundle
+
+Nothing is in its place before it is whole and checked, and a link or a rename puts it there: a power cut at any moment leaves
+what was there before or what is there after. The next run goes on where this one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+__all__ = ["main"]
+
+_SPARE = 200 << 20  # bytes that stay free
+
+
+class Zip:
+    """Files inside a pack."""
+
+    def __init__(self, path: Path) -> None:
+        self._zip = zipfile.ZipFile(path)
+
+    def read(self, name: str) -> bytes:
+        return self._zip.read(name)
+
+    def put(self, name: str, target: Path) -> None:
+        with self._zip.open(name) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Folder:
+    """Files that were sent; those of the bundle are moved, so that it is on the disk once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self, name: str) -> bytes:
+        return (self._path / name).read_bytes()
+
+    def put(self, name: str, target: Path) -> None:
+        source = self._path / name
+        if name.startswith("bundle/"):
+            os.replace(source, target)
+        else:
+            shutil.copyfile(source, target)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Install foveate and a bundle. Needs no network.")
+    parser.add_argument("--to", type=Path, default=Path.home() / "foveate", metavar="ROOT")
+    parser.add_argument("--only", choices=("runtime", "bundle"))
+    parser.add_argument(
+        "--force", action="store_true", help="although the pack is for another machine or Python"
+    )
+    args = parser.parse_args(argv)
+    here = Path(sys.argv[0] if zipfile.is_zipfile(sys.argv[0]) else __file__)
+    source = Zip(here) if zipfile.is_zipfile(here) else Folder(here.parent)
+    try:
+        pack = json.loads(source.read("pack.json"))
+        _fits(pack, args.force)
+        root = args.to.expanduser().absolute()
+        root.mkdir(parents=True, exist_ok=True)
+        if args.only != "bundle":
+            _runtime(source, pack, root)
+        if args.only != "runtime":
+            _bundle(source, pack, root)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, subprocess.CalledProcessError) as error:
+        print(f"foveate: not installed | {error} | run it again, or copy the pack again", file=sys.stderr)
+        return 1
+    print(f"installed in {root}\nnext: {root}/runtime/bin/foveate compile {root}/bundles/{pack['bundle']}")
+    return 0
+
+
+def _fits(pack: dict, force: bool) -> None:
+    here = {"machine": platform.machine(), "python": "{}.{}".format(*sys.version_info[:2])}
+    wrong = [f"{key} {pack[key]}, this has {here[key]}" for key in here if pack[key] != here[key]]
+    if wrong and not force:
+        raise ValueError(f"it is for {' and '.join(wrong)}")
+
+
+def _runtime(source: Zip | Folder, pack: dict, root: Path) -> None:
+    """An environment that sees the system's packages, TensorRT among them."""
+    names = [name for name in pack["files"] if name.startswith("wheels/")]
+    target = root / "runtimes" / pack["runtime"]
+    if not (target / "complete").is_file():
+        shutil.rmtree(target, ignore_errors=True)
+        wheels = target / "wheels"
+        wheels.mkdir(parents=True)
+        _room(target, sum(pack["files"][name]["size"] for name in names) * 4)
+        for name in names:
+            _put(source, pack, name, wheels / Path(name).name)
+        # without ensurepip, which Ubuntu has in a package of its own; pip comes as a wheel
+        _call(sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(target))
+        pip = next(wheels.glob("pip-*.whl"))
+        install = [
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-cache-dir",
+            "--find-links",
+            str(wheels),
+            *pack["install"],
+        ]
+        _call(str(target / "bin" / "python"), f"{pip}/pip", *install)
+        shutil.rmtree(wheels)
+        os.sync()
+        (target / "complete").touch()
+    link = root / f".runtime.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path("runtimes") / pack["runtime"])
+    os.replace(link, root / "runtime")
+    for other in (root / "runtimes").iterdir():
+        if other.name != pack["runtime"]:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _bundle(source: Zip | Folder, pack: dict, root: Path) -> None:
+    names = [name for name in pack["files"] if name.startswith("bundle/")]
+    target, work = root / "bundles" / pack["bundle"], root / "bundles" / f".{pack['bundle']}.installing"
+    manifest = "bundle/bundle.json"
+    if (target / "bundle.json").is_file() and _same(target / "bundle.json", pack["files"][manifest]):
+        shutil.rmtree(work, ignore_errors=True)
+        return  # bundle.json has every file's hash, and it came here last
+    work.mkdir(parents=True, exist_ok=True)
+    missing = [name for name in names if not _same(work / name.partition("/")[2], pack["files"][name])]
+    if isinstance(source, Zip):
+        _room(work, sum(pack["files"][name]["size"] for name in missing))
+    for name in missing:
+        place = work / name.partition("/")[2]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _put(source, pack, name, place)
+    os.sync()
+    old = root / "bundles" / f".{pack['bundle']}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    work.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put(source: Zip | Folder, pack: dict, name: str, target: Path) -> None:
+    part = target.with_name(f".{target.name}.part")
+    source.put(name, part)
+    if not _same(part, pack["files"][name]):
+        part.unlink()
+        raise ValueError(f"{name} is not what was packed")
+    os.replace(part, target)
+
+
+def _same(path: Path, expected: dict) -> bool:
+    """By size and SHA-256."""
+    if not path.is_file() or path.stat().st_size != expected["size"]:
+        return False
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest() == expected["sha256"]
+
+
+def _room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size + _SPARE:
+        raise ValueError(f"{free / 1e9:.1f} GB are free on the disk, {(size + _SPARE) / 1e9:.1f} are needed")
+
+
+def _call(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(" ".join(f"{done.stdout} {done.stderr}".split())[-500:] or f"{command[0]} failed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
