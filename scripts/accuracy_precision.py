@@ -3,7 +3,7 @@
     python scripts/accuracy_precision.py --docs docs
 
 All answer the same questions, so each precision is compared with fp32 question by question. A precision is what
-``--precision`` takes, with ``+head-SCHEME`` and ``+vision-SCHEME`` where these have their own. Answers are kept in ``--work``
+``--precision`` takes, with ``+head-SCHEME``, ``+vision-SCHEME`` and ``+prefill-SCHEME`` where these have their own. Answers are kept in ``--work``
 as ``accuracy.py`` keeps them. Prints a table; the last line is one JSON document.
 """
 
@@ -26,8 +26,8 @@ from foveate.calib.scenes import HELD_OUT, KINDS
 from foveate.runtime import bundle
 
 PRECISIONS = (
-    *("fp32", "int8", "int4", "int4+vision-int8", "int8+vision-int8+head-int8"),
-    *("int4+vision-int4", "int4+head-int4"),
+    *("fp32", "int8", "int4", "int4+prefill-int8"),
+    *("int4+head-int4", "int4+vision-int8", "int4+vision-int4", "int8+vision-int8+head-int8"),
 )
 METHODS = (UNPRUNED, "sppruner", "feather")
 
@@ -116,7 +116,7 @@ def _page(args: argparse.Namespace, argv: Sequence[str], lines: Sequence[str]) -
 the methods that prune keep {args.budget} of the visual tokens. Right answers, and in brackets the change against `fp32` in
 points, question by question, with its standard error. ONNX Runtime {onnxruntime.__version__} on the CPU, dialect `ort`; nothing of
 this was run on a GPU. `int4` is rounded to nearest without calibration, its products round activations to int8 (accuracy level
-4); `int8` rounds activations with their range at run time.
+4); `int8` rounds activations with their range at run time. Head and vision encoder are in float32 unless they are named.
 
 {chr(10).join(lines)}
 
