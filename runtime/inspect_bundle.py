@@ -51,6 +51,7 @@ def describe(bundle: Bundle, text_tokens: int = costs.TEXT_TOKENS) -> dict[str, 
         "precision": manifest.precision,
         "visual_tokens": manifest.num_visual_tokens,
         "grid": list(manifest.grid),
+        "image": manifest.image["kind"],
         "decoder": manifest.decoder,
         "costs": _costs(manifest, text_tokens),
         "stages": [_stage(bundle, name) for name in manifest.stages],
@@ -119,8 +120,19 @@ def _engine(bundle: Bundle, plan: Plan) -> dict[str, Any]:
     return {"key": plan.key, "dialect": plan.dialect, "options": plan.options, "bytes": size, "fault": fault}
 
 
+def _picture(facts: dict[str, Any]) -> str:
+    number, (rows, columns) = facts["visual_tokens"], facts["grid"]
+    if facts["image"] == "anyres":
+        return f"up to {number} visual tokens in tiles of {rows} x {columns}, and newlines"
+    return (
+        f"up to {number} visual tokens"
+        if facts["image"] == "windows"
+        else f"{number} visual tokens, {rows} x {columns}"
+    )
+
+
 def _lines(facts: dict[str, Any]) -> list[str]:
-    method, rows, columns = facts["method"], *facts["grid"]
+    method = facts["method"]
     chosen = ", ".join(f"{name}={value}" for name, value in method["options"].items()) or "no options"
     fixed = "" if (keep := method.get("fixed_keep")) is None else f", always {keep} visual tokens"
     lines = [
@@ -128,7 +140,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"{'model':<12}{facts['family']}, {', '.join(f'{k} {v}' for k, v in facts['source'].items())}",
         f"{'method':<12}{method['name']} ({chosen}), positions {method['position_mode']}{fixed}",
         f"{'precision':<12}{', '.join(f'{part} {kind}' for part, kind in facts['precision'].items())}",
-        f"{'picture':<12}{facts['visual_tokens']} visual tokens, {rows} x {columns}",
+        f"{'picture':<12}{_picture(facts)}",
         f"{'decoder':<12}{', '.join(f'{name} {value}' for name, value in facts['decoder'].items())}",
     ]
     lines += ["", *_cost_lines(facts["costs"])]

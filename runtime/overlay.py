@@ -69,11 +69,13 @@ def draw_stages(
     settings: dict[str, Any],
     owner: np.ndarray | None = None,
     cuts: Sequence[int] = (),
+    total: int | None = None,
 ) -> Image.Image:
     """``draw_overlay`` after each stage, from left to right, with captions where one picture does not say it all.
 
     ``stages`` maps "pruner", "pruner.0", ... to what was left then; ``owner`` is the first one's, ``cuts`` are the layers
-    that "pruner.0", ... stand before. A lone "pruner" that selects has no caption.
+    that "pruner.0", ... stand before; ``total`` tokens there were, where the grid does not hold them all. A lone "pruner" that
+    selects has no caption.
     """
     (first, kept), *later = stages.items()
     if not later and first == "pruner" and (kept >= 0).all() and not len(_absorbed(kept, owner)):
@@ -83,7 +85,7 @@ def draw_stages(
     panels = [
         _captioned(
             draw_overlay(image, kept, grid, settings, owners.get(stage), largest=largest),
-            _caption(stage, kept, grid[0] * grid[1], owners.get(stage), cuts),
+            _caption(stage, kept, total or grid[0] * grid[1], owners.get(stage), cuts),
         )
         for stage, kept in stages.items()
     ]

@@ -82,7 +82,7 @@ def _overlay(pipe: Pipeline, images: list[str], answer: Answer, target: Path) ->
         stages, plan = answer.stages[number] or {"pruner": answer.kept[number]}, answer.layouts[number]
         stages = {name: plan.on_finest(kept) for name, kept in stages.items()}
         owner = plan.owned(answer.owners[number])
-        drawn = draw_stages(image, stages, plan.finest, manifest.image, owner, manifest.cuts)
+        drawn = draw_stages(image, stages, plan.finest, manifest.image, owner, manifest.cuts, plan.total)
         save_overlay(drawn, path)
         options.say(f"overlay: {path}")
 
