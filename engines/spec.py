@@ -58,7 +58,8 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A graph's interface. ``in_place`` maps an output to the input whose memory it is written to."""
+    """A graph's interface. ``in_place`` maps an output to the input whose memory it is written to: by the graph itself, or,
+    where the output is shorter (``appending``), by the engine, which copies it to row ``write_index`` of axis 2."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -78,6 +79,20 @@ class GraphSpec:
             return tuple(replace(t, dtype=dtype) if t.dtype == FLOAT else t for t in tensors)
 
         return replace(self, inputs=settle(self.inputs), outputs=settle(self.outputs))
+
+    def appending(self) -> GraphSpec:
+        """The same spec for a graph that gives out the new rows of its caches alone."""
+        rows, into = self.inputs[0].shape[1], dict(self.in_place)
+
+        def shorter(tensor: TensorSpec) -> TensorSpec:
+            batch, heads, _, width = tensor.shape
+            return replace(tensor, shape=(batch, heads, rows, width))
+
+        return replace(self, outputs=tuple(shorter(t) if t.name in into else t for t in self.outputs))
+
+    @property
+    def appends(self) -> bool:
+        return any(self.output(out).shape != self.input(past).shape for out, past in self.in_place)
 
     def check(self, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, str]) -> None:
         """Raise ValueError when inputs of these shapes and dtypes do not fit; symbols must agree with each other."""

@@ -29,6 +29,7 @@ FORMAT = 1
 
 _MANIFEST = "bundle.json"
 _STAMPS = Path("engines", ".checked.json")
+_APPENDING = ("primitive",)  # dialects whose graphs give out the new rows of their caches alone
 _SMALL = 1 << 20  # bytes; hashing this much takes a millisecond
 
 
@@ -90,8 +91,9 @@ class Manifest:
         return [name for name in self.stages if name.partition(".")[0] == "llm"]
 
     def spec(self, graph: str, dialect: str) -> GraphSpec:
-        """The graph's interface in the dtype of ``dialect``."""
-        return self.graphs[graph].typed(self.dialects[dialect]["dtype"])
+        """The graph's interface in ``dialect``: in its dtype, and as its graphs treat caches."""
+        spec = self.graphs[graph].typed(self.dialects[dialect]["dtype"])
+        return spec.appending() if dialect in _APPENDING and spec.in_place else spec
 
     def forms(self, graph: str, dialect: str) -> list[tuple[GraphSpec, str]]:
         """What is compiled of a graph, each with its file: the graph and, where there is one, its form for many new rows

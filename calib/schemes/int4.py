@@ -61,6 +61,8 @@ def needs(form: Form) -> tuple[str, ...]:
 
 
 def place(site: Site) -> None:
+    opsets = site.graph.opset_imports
+    opsets[""] = max(opsets[""], 21)  # where ONNX got int4 and blocks
     values, scale, zeros, order = map(site.stored, needs(site.form))
     block = site.weight.shape[0] // scale.shape[0]
     given = [values, scale, *([zeros] if zeros is not None and site.form.zero_points else [])]
@@ -92,7 +94,11 @@ def _sums(site: Site, source: ir.Value, block: int) -> ir.Value:
         shape = site.constant(f"{name}.blocks", np.array([*[0] * (len(source.shape) - 1), -1, block]))
         split = site.insert(source, "Reshape", [source, shape], f"{name}.split")
         sums = site.insert(
-            split, "ReduceSum", [split, site.constant("sums.axis", np.array([-1]))], f"{name}.sums", keepdims=0
+            split,
+            "ReduceSum",
+            [split, site.constant("sums.axis", np.array([-1]))],
+            f"{name}.sums",
+            keepdims=0,
         )
         sums.dtype = source.dtype
         return sums

@@ -23,7 +23,9 @@ __all__ = ["dialect", "form", "lower", "names"]
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py") if not path.stem.endswith("passes"))
+    return sorted(
+        path.stem for path in Path(__file__).parent.glob("[!_]*.py") if not path.stem.endswith("passes")
+    )
 
 
 def dialect(name: str) -> ModuleType:
