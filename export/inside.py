@@ -176,8 +176,10 @@ class Rows:
         query = self.layer.queries(self.normed()[:, -1:])
         if not rotated:
             return query
-        # the last token is text and has the highest; of a slice TensorRT would not know the length
-        return self._rotated(query, self.position_ids.amax(-1, keepdim=True))
+        # The last token is text, whose axes are one: it has the highest but for a video's time, which comes first. Of a slice of
+        # rows TensorRT would not know the length.
+        last = self.position_ids[-1:].amax(-1, keepdim=True)
+        return self._rotated(query, last.expand(*self.position_ids.shape[:-1], 1))
 
     def queries(self, rotated: bool) -> Tensor:
         """Of every row: ``[1,H,T,Dh]``."""

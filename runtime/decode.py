@@ -142,18 +142,17 @@ class Decoder:
         """Logits [V] after ``items``, of which ``reuse`` told what is cached; room for ``new_tokens`` more is made."""
         rest = items[len(self.items) :]
         embeds = self.embed(rest)
-        pictures, positions = [item for item in rest if isinstance(item, Picture)], self._positions(rest)
+        pictures = [item for item in rest if isinstance(item, Picture)]
         if pictures and len(self.segments) > 1:
             logits = self._shorten(embeds, rest, pictures, new_tokens)
         else:
             for segment in self.segments:
                 segment.cache.reserve(segment.cache.length + len(embeds) + new_tokens)
+            positions = self._positions(rest)
             for start in range(0, len(embeds), self._chunk):
                 chunk = slice(start, start + self._chunk)
                 logits = self._run(embeds[chunk], positions[..., chunk])
         self._append(rest)
-        if self._axes > 1:  # a long video reaches beyond the text behind it
-            self._position = max(self._position, int(positions.max()) + 1)
         return logits
 
     def step(self, token: int) -> np.ndarray:
