@@ -19,10 +19,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from foveate.calib import schemes
+from foveate.calib import samples, schemes
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
-from foveate.export import lower, methods, models, pruner_weights, write
+from foveate.export import calibrate, lower, methods, models, pruner_weights, write
 from foveate.export import precision as precisions
 from foveate.export.assemble import assemble
 from foveate.export.graph import Graph
@@ -56,6 +56,25 @@ def _parser() -> Parser:
         help="of the vision encoder's layers; default: the dtype of its graph",
     )
     parser.add_argument(
+        "--prefill-precision",
+        choices=("int8",),
+        help="a second form of the language model's layers, for prompts, in the dialect ort: faster than int4, twice its size",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="SAMPLES",
+        help=f"a folder of pictures, a .jsonl file, or {samples.SCENES} (built in): AWQ for int4, SmoothQuant and ranges for int8",
+    )
+    parser.add_argument(
+        "--calibration-count", type=int, default=samples.COUNT, help=f"of samples; default: {samples.COUNT}"
+    )
+    parser.add_argument(
+        "--statistics",
+        type=Path,
+        metavar="FILE",
+        help="of an earlier calibration, in place of --calibrate; with it: where to keep them (default: beside the bundle)",
+    )
+    parser.add_argument(
         "--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights"
     )
     parser.add_argument(
@@ -78,14 +97,25 @@ def _parser() -> Parser:
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     method = methods.load(args.method, _options(args.set))
-    precision = Precision(args.precision, args.head_precision, args.vision_precision)
+    precision = Precision(args.precision, args.head_precision, args.vision_precision, args.prefill_precision)
+    calibration = None
+    if args.calibrate or args.statistics:
+        calibration = calibrate.Calibration(args.calibrate, args.calibration_count, args.statistics)
     asked = list(dict.fromkeys(args.dialects.split(","))) if args.dialects else None
-    dialects, left_out = precisions.dialects(precision, asked, calibrated=False)
+    dialects, left_out = precisions.dialects(precision, asked, calibrated=calibration is not None)
     for name, reason in left_out.items():
         print(f"the dialect {name} is left out: {reason}", file=sys.stderr)
     parts = models.load(args.model, load_format=args.load_format, clip=args.clip)
     out = args.out or Path("bundles") / f"{Path(args.model).name}.{args.method}.{args.precision}"
-    build(parts, method, out, precision=precision, dialects=dialects, pruner=args.pruner)
+    build(
+        parts,
+        method,
+        out,
+        precision=precision,
+        dialects=dialects,
+        pruner=args.pruner,
+        calibration=calibration,
+    )
     if "ort" in dialects and not args.no_compile:
         from foveate.runtime.compile import compile_bundle
 
@@ -103,17 +133,24 @@ def build(
     dialects: list[str] | None = None,
     pruner: str | None = None,
     statistics: Statistics | None = None,
+    calibration: calibrate.Calibration | None = None,
 ) -> None:
     """Write the bundle of ``parts`` pruned by ``method`` to ``out``; an older bundle there is replaced at the end.
 
-    ``pruner`` is where the weights of a trained method are (``pruner_weights.joined``). Raises UserError when ``out`` is
+    ``pruner`` is where the weights of a trained method are (``pruner_weights.joined``). ``statistics`` are those of ``parts``;
+    with ``calibration`` they are collected, and ``parts`` made easier to quantize. Raises UserError when ``out`` is
     something else than a bundle, when there are no such weights, and when the disk is full.
     """
     precision = Precision.of(precision)
-    dialects, _ = precisions.dialects(precision, dialects, calibrated=statistics is not None)
+    dialects, _ = precisions.dialects(precision, dialects, calibrated=bool(statistics or calibration))
     with _staging(out) as root, _stages() as stage:
         graphs = assemble(parts, method)
         parts = pruner_weights.joined(parts, method, pruner)
+        if calibration is not None:
+            manifest = _manifest(out.name, parts, method, graphs, precision, {})
+            parts, statistics = calibrate.calibrated(
+                parts, method, graphs, manifest, calibration, precision, root, out, stage
+            )
         store, index = write.write_graphs(root, parts, graphs, precision, dialects, stage, statistics)
         table = write.write_embeddings(root, parts.weights, precision)
         write.write_files(root, parts, graphs)

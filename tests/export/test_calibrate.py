@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -18,12 +20,12 @@ from foveate.export.calibrate import Calibration, calibrated
 from foveate.export.decoder import Decoder
 from foveate.export.models import llava
 from foveate.export.precision import Precision
+from foveate.export.prompts import Stages
 from foveate.export.sources import fill
 from foveate.runtime import Pipeline
 from foveate.runtime.cli import main
 from foveate.runtime.compile import compile_bundle
 
-PAIR = "vscan+pyramiddrop"  # prunes before the language model and at three depths of it
 COUNT = 3
 
 
@@ -31,15 +33,23 @@ def tiny(**options):
     return llava.tiny(layers=5, kv_heads=4, **options)
 
 
-def collect(parts, method, root, *, precision="fp32", statistics=None, source="scenes", progress=None):
+def pair():
+    """Prunes before the language model and at three depths of it, whose scores come from its first, another, and the last
+    layer of a segment; merges tokens, numbers rows anew, carries numbers on."""
+    return methods.load("vscan+sparsevlm", {"sparsevlm.layers": "0,1,3"})
+
+
+def collect(parts, method, out, graphs=None, *, precision="fp32", asked=None, progress=None):
     """``calibrated`` as ``build`` calls it: parts and statistics."""
+    graphs = graphs or assemble(parts, method)
+    root = out.with_name(f"{out.name}.building")
     root.mkdir()
-    graphs = assemble(parts, method)
     manifest = building._manifest("b", parts, method, graphs, Precision("fp32"), {})
-    asked = Calibration(source, COUNT, statistics)
+    asked = asked or Calibration("scenes", COUNT)
     progress = progress or (lambda what, done, total: None)
-    beside = root.parent / root.name.partition(".")[0]
-    return calibrated(parts, method, graphs, manifest, asked, Precision(precision), root, beside, progress)
+    found = calibrated(parts, method, graphs, manifest, asked, Precision(precision), root, out, progress)
+    assert not list(root.iterdir())
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -49,30 +59,29 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def collected(folder):
-    """Statistics of PAIR; those of ``folder / "whole"``."""
-    return collect(tiny(), methods.load(PAIR), folder / "whole")[1]
+    """Statistics of ``pair``, beside the bundle that was built with them."""
+    out = folder / "bundle"
+    calibration = Calibration("scenes", COUNT)
+    build(tiny(), pair(), out, precision="fp32", dialects=["ort"], calibration=calibration)
+    return Statistics.load(folder / "bundle.statistics.safetensors")
 
 
-@pytest.mark.parametrize("name", [PAIR, "topv"])
-def test_the_ranges_are_those_of_the_runtimes_own_cache(folder, collected, name):
-    """The same samples through a bundle of the same model: the caches hold the same largest keys and values."""
-    out = folder / name
-    build(tiny(), methods.load(name), out, precision="fp32", dialects=["ort"])
-    compile_bundle(out)
-    pipe, largest = Pipeline.load(out), {}
+def test_the_ranges_are_those_of_the_runtimes_own_cache(folder, collected):
+    """The same samples through the bundle: its caches hold the same largest keys and values."""
+    compile_bundle(folder / "bundle")
+    pipe, largest = Pipeline.load(folder / "bundle"), {}
     for sample in samples.load("scenes", COUNT).items:
         chat = pipe.chat()
         chat.ask(sample.prompt, sample.image, max_new_tokens=1)
         lengths = [segment.cache.length for segment in chat._decoder.segments]
-        assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
+        assert len(lengths) == 4 and lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
         for segment in chat._decoder.segments:
             for past, buffer in segment.cache.feeds().items():
                 peak = np.abs(buffer.numpy()[0, :, : segment.cache.length]).max(1)
                 largest[past] = np.maximum(largest.get(past, 0), peak)
     assert len(largest) == 2 * 5
-    statistics = collected if name == PAIR else collect(tiny(), methods.load(name), folder / "cut")[1]
     for layer in range(5):
-        for found, kind in zip(statistics.cache(layer), ("key", "value"), strict=True):
+        for found, kind in zip(collected.cache(layer), ("key", "value"), strict=True):
             np.testing.assert_allclose(found, largest[f"past.{layer}.{kind}"], rtol=1e-3, atol=1e-4)
 
 
@@ -93,44 +102,61 @@ def test_every_matrix_of_the_decoder_has_statistics(collected):
         assert all((value > 0).all() for value in factors.values())
 
 
-def test_a_killed_run_goes_on_at_its_layer(folder, collected, monkeypatch):
-    seen = []
+def test_a_killed_run_goes_on_at_its_layer(folder, monkeypatch):
+    """And a norm that a pruner reads as it is keeps its scale: topv compares what leaves the second norm of layer 1."""
+    parts, method = tiny(), methods.load("topv")
+    graphs, seen = assemble(parts, method), []
+    folded, statistics = collect(parts, method, folder / "whole", graphs, precision="int8")
+    whole = Statistics.load(folder / "whole.statistics.safetensors")
 
     def stop(what, done, total):
-        seen.append(what)
         if what == "calibrating layer 3":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(tiny(), methods.load(PAIR), folder / "killed.1", progress=stop)
-    assert (folder / "killed.statistics.safetensors.partial").is_file()
-    seen.clear()
-    monkeypatch.setattr(calibrate.Stages, "begin", None)  # the pictures are not looked at again
+        collect(parts, method, folder / "killed", graphs, progress=stop)
+    partial = folder / "killed.statistics.safetensors.partial"
+    assert partial.is_file()
+    shutil.rmtree(folder / "killed.building")
+    monkeypatch.setattr(Stages, "begin", None)  # the pictures are not looked at again
     again = collect(
-        tiny(), methods.load(PAIR), folder / "killed.2", progress=lambda what, done, total: seen.append(what)
+        parts, method, folder / "killed", graphs, progress=lambda what, done, total: seen.append(what)
     )[1]
-    assert [what for what in seen if "layer" in what] == ["calibrating layer 3", "calibrating layer 4"]
-    assert again.identity == collected.identity and again.tensors.keys() == collected.tensors.keys()
+    assert [what for what in seen if what.startswith("calibrating layer")] == [
+        "calibrating layer 3",
+        "calibrating layer 4",
+    ]
+    assert not partial.exists()
+    assert again.identity == whole.identity and again.tensors.keys() == whole.tensors.keys()
     for name, value in again.tensors.items():
-        np.testing.assert_array_equal(value, collected.tensors[name], err_msg=name)
-    assert not (folder / "killed.statistics.safetensors.partial").exists()
-    assert not (folder / "killed.2" / "calibrating").exists()
+        np.testing.assert_array_equal(value, whole.tensors[name], err_msg=name)
+
+    norms = [f"llm.layers.{layer}.post_attention_layernorm.weight" for layer in (0, 1)]
+    assert [torch.equal(folded.weights.get(name), parts.weights.get(name)) for name in norms] == [False, True]
+    assert "llm.layers.1.mlp.up_proj.weight" not in whole.factors("awq")
+    assert not statistics.factors(
+        "smoothquant"
+    )  # they are in the weights, and the ranges are those behind them
+    name = "llm.layers.2.self_attn.q_proj.weight"
+    expected = whole.inputs(name).absmax / whole.factors("smoothquant")[name]
+    np.testing.assert_allclose(statistics.inputs(name).absmax, expected)
+    assert statistics.inputs(name).range == pytest.approx(expected.max())
 
 
 def test_statistics_that_fit_are_used_again_and_others_refused(folder, collected, monkeypatch):
-    path = folder / "whole.statistics.safetensors"
+    path = folder / "bundle.statistics.safetensors"
     monkeypatch.setattr(calibrate, "Stages", None)  # nothing is collected here
-    again = collect(tiny(), methods.load(PAIR), folder / "again", statistics=path)[1]
-    assert again.identity == collected.identity
-    reused = collect(tiny(), methods.load(PAIR), folder / "reused", statistics=path, source=None)[1]
-    assert reused.identity == collected.identity
-    with pytest.raises(UserError, match="of another method"):
-        collect(tiny(), methods.load("fastv"), folder / "method", statistics=path)
-    with pytest.raises(UserError, match="of another model"):
-        collect(tiny(hidden=64), methods.load(PAIR), folder / "model", statistics=path, source=None)
-    monkeypatch.setattr(samples, "_FIRST_SCENE", samples._FIRST_SCENE + 1)
+    for number, asked in enumerate((Calibration("scenes", COUNT, path), Calibration(statistics=path))):
+        again = collect(tiny(), pair(), folder / f"again{number}", asked=asked)[1]
+        assert again.identity == collected.identity
+    for method, parts, words in (
+        (methods.load("fastv"), tiny(), "of another method"),
+        (pair(), tiny(hidden=64), "of another model"),
+    ):
+        with pytest.raises(UserError, match=words):
+            collect(parts, method, folder / words.split()[-1], asked=Calibration(statistics=path))
     with pytest.raises(UserError, match="of another samples"):
-        collect(tiny(), methods.load(PAIR), folder / "samples", statistics=path)
+        collect(tiny(), pair(), folder / "samples", asked=Calibration("scenes", COUNT - 1, path))
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -164,23 +190,6 @@ def logits(spec, weights):
     return decoder(rows, torch.arange(6)[None], zero, zero + 5, *past)[0]
 
 
-def test_a_norm_that_a_pruner_reads_as_it_is_keeps_its_scale(folder):
-    """topv compares what leaves the second norm of layer 1; FastV's q and k are read behind theirs."""
-    raw = Statistics.load(folder / "cut.statistics.safetensors")
-    parts, statistics = collect(tiny(), methods.load("topv"), folder / "cut.again", precision="int8")
-    norms = [f"llm.layers.{layer}.post_attention_layernorm.weight" for layer in (0, 1)]
-    same = [torch.equal(parts.weights.get(name), tiny().weights.get(name)) for name in norms]
-    assert same == [False, True]
-    assert not statistics.factors(
-        "smoothquant"
-    )  # they are in the weights, and the ranges are those behind them
-    name = "llm.layers.2.self_attn.q_proj.weight"
-    np.testing.assert_allclose(
-        statistics.inputs(name).absmax, raw.inputs(name).absmax / raw.factors("smoothquant")[name]
-    )
-    assert "llm.layers.1.mlp.up_proj.weight" not in raw.factors("awq")
-
-
 def test_the_verb_takes_samples_and_statistics(folder, save_checkpoint, capsys):
     save_checkpoint(folder / "hf")
     command = [
@@ -189,17 +198,17 @@ def test_the_verb_takes_samples_and_statistics(folder, save_checkpoint, capsys):
         str(folder / "hf"),
         "--method",
         "fastv",
+        "--set",
+        "layer=1",
         "--no-compile",
-        "--dialects",
-        "ort",
     ]
-    command += ["--out", str(folder / "cli")]
+    command += ["--dialects", "ort", "--out", str(folder / "cli")]
     assert main([*command, "--calibrate", "scenes", "--calibration-count", "1"]) == 0
     kept = folder / "cli.statistics.safetensors"
     assert Statistics.load(kept).identity["samples"]["count"] == 1
-    assert main([*command, "--statistics", str(kept)]) == 0
     capsys.readouterr()
-    assert main([*command, "--statistics", str(kept), "--set", "layer=1"]) == 1
+    command[command.index("fastv")] = "greedyprune"
+    assert main([*command, "--statistics", str(kept)]) == 1
     assert "of another method" in capsys.readouterr().err
     assert main([*command, "--calibrate", str(folder / "nowhere")]) == 1
     assert "no calibration samples" in capsys.readouterr().err
