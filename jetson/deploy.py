@@ -25,8 +25,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from foveate.engines.errors import UserError
-from foveate.jetson import wheels
-from foveate.jetson.pack import contents, installer
+from foveate.jetson.pack import add_wheels, contents, gather, installer
 from foveate.jetson.wheels import Target
 from foveate.runtime import options
 from foveate.runtime.bundle import load
@@ -99,6 +98,7 @@ def main(argv: list[str]) -> int:
         image=args.image,
         prompt=args.prompt,
         wheels_in=args.wheels,
+        video=args.video,
         force=args.force,
     )
     return 0
@@ -116,9 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--image", type=Path, help="for the first answer (default: one that is drawn)")
     parser.add_argument("--prompt", default="What is in the picture?", help="for the first answer")
-    parser.add_argument(
-        "--wheels", type=Path, metavar="DIR", help="take these wheels, pip's among them; download none"
-    )
+    add_wheels(parser)
     parser.add_argument("--force", action="store_true", help="go on although doctor finds problems")
     return parser
 
@@ -133,6 +131,7 @@ def deploy(
     image: Path | None = None,
     prompt: str = "What is in the picture?",
     wheels_in: Path | None = None,
+    video: bool = False,
     force: bool = False,
     say: Callable[[str], None] = options.say,
 ) -> str:
@@ -144,7 +143,7 @@ def deploy(
     incoming, place = f"{root}/incoming/{manifest.name}", f"{root}/bundles/{manifest.name}"
     foveate = f"{root}/runtime/bin/foveate"
     with tempfile.TemporaryDirectory() as folder:
-        facts = _payload(Path(folder), bundle, manifest.name, system, wheels_in, image, say)
+        facts = _payload(Path(folder), bundle, manifest.name, system, wheels_in, video, image)
         say("sending the runtime")
         remote.send(f"{folder}/", f"{incoming}/", "--delete", "--exclude=/bundle")
     install = [python, f"{incoming}/__main__.py", "--to", root]
@@ -188,14 +187,13 @@ def _payload(
     name: str,
     system: Target,
     wheels_in: Path | None,
+    video: bool,
     image: Path | None,
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Everything but the bundle into ``folder``; what ``pack.json`` says."""
     place = folder / "wheels"
     if wheels_in is None:
-        say(f"collecting wheels for {system.machine}, Python {system.python}")
-        wheels.collect(system, place)
+        gather(system, place, video)
     else:
         shutil.copytree(wheels_in, place)
     facts = contents(bundle, name, place, system)

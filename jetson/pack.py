@@ -5,6 +5,7 @@ On the device, without network: ``python3 NAME.pyz --to ~/foveate`` (``jetson/in
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -21,7 +22,9 @@ from foveate.runtime import options
 from foveate.runtime.bundle import hash_file, load
 from foveate.runtime.cli import Parser
 
-__all__ = ["contents", "installer", "main", "pack"]
+__all__ = ["add_wheels", "contents", "gather", "installer", "main", "pack"]
+
+_VIDEO = "opencv-python-headless"  # the extra ``video``
 
 
 def main(argv: list[str]) -> int:
@@ -32,28 +35,23 @@ def main(argv: list[str]) -> int:
         "--jetpack", default="6.2", help=f"of the device: {', '.join(jetpacks)} (default 6.2)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.pyz", help="default: the bundle's name")
-    parser.add_argument(
-        "--wheels", type=Path, metavar="DIR", help="take these wheels, pip's among them; download none"
-    )
+    add_wheels(parser)
     args = parser.parse_args(argv)
     if args.jetpack not in jetpacks:
         raise unknown("JetPack", args.jetpack, jetpacks)
     system = jetpacks[args.jetpack]
     target = Target("aarch64", system.python, system.glibc)
     out = args.out or Path(f"{Path(args.bundle).absolute().name}.jetpack{args.jetpack}.pyz")
-    pack(Path(args.bundle), target, out, args.wheels)
+    pack(Path(args.bundle), target, out, args.wheels, args.video)
     print(f"{out}\nnext: copy it to the device and run: python3 {out.name} --to ~/foveate")
     return 0
 
 
-def pack(bundle: Path, target: Target, out: Path, wheels_in: Path | None = None) -> None:
+def pack(bundle: Path, target: Target, out: Path, wheels_in: Path | None = None, video: bool = False) -> None:
     """Write ``out``, aside and renamed. Raises UserError."""
     manifest = load(bundle, full=True, progress=lambda name: options.say(f"checking {name}")).manifest
     with tempfile.TemporaryDirectory() as folder:
-        if wheels_in is None:
-            options.say(f"collecting wheels for {target.machine}, Python {target.python}")
-            wheels_in = Path(folder)
-            wheels.collect(target, wheels_in)
+        wheels_in = wheels_in or gather(target, Path(folder), video)
         facts = contents(bundle, manifest.name, wheels_in, target)
         part = out.with_name(f".{out.name}.{os.getpid()}")
         try:
@@ -69,6 +67,20 @@ def pack(bundle: Path, target: Target, out: Path, wheels_in: Path | None = None)
         finally:
             part.unlink(missing_ok=True)
     options.say(f"{out.stat().st_size / 1e6:.1f} MB")
+
+
+def add_wheels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--video", action="store_true", help="with OpenCV, which `foveate watch` needs")
+    parser.add_argument(
+        "--wheels", type=Path, metavar="DIR", help="take these wheels, pip's among them; download none"
+    )
+
+
+def gather(target: Target, folder: Path, video: bool) -> Path:
+    """``folder`` with the wheels for ``target``. Raises UserError."""
+    options.say(f"collecting wheels for {target.machine}, Python {target.python}")
+    wheels.collect(target, folder, [_VIDEO] if video else [])
+    return folder
 
 
 def contents(bundle: Path, name: str, wheels_in: Path, target: Target) -> dict[str, Any]:
@@ -90,7 +102,10 @@ def contents(bundle: Path, name: str, wheels_in: Path, target: Target) -> dict[s
         "machine": target.machine,
         "python": target.python,
         "runtime": runtime,
-        "install": ["foveate"],
+        "install": [
+            "foveate",
+            *([_VIDEO] if any(_VIDEO.replace("-", "_") in each for each in names) else []),
+        ],
         "files": files,
     }
 

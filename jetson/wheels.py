@@ -52,9 +52,9 @@ class Target:
         }
 
 
-def collect(target: Target, folder: Path, extra: list[str] | None = None) -> list[str]:
-    """Fill ``folder`` with wheels of foveate, of all that it needs on ``target``, and of pip; names to install. ``extra`` are
-    further requirements. Raises UserError with pip's own words."""
+def collect(target: Target, folder: Path, extra: list[str] | None = None) -> None:
+    """Fill ``folder`` with wheels of foveate, of all that it needs on ``target``, and of pip. ``extra`` are further
+    requirements. Raises UserError with pip's own words."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("foveate-*.whl"):
         old.unlink()
@@ -65,7 +65,6 @@ def collect(target: Target, folder: Path, extra: list[str] | None = None) -> lis
         have = {_name(wheel.name.partition("-")[0]) for wheel in folder.glob("*.whl")}
         needs = {need for wheel in folder.glob("*.whl") for need in requirements(wheel, target)}
         wanted = sorted(need for need in needs if _name(need) not in have)
-    return ["foveate", *(_name(each) for each in extra or [])]
 
 
 def requirements(wheel: Path, target: Target) -> list[str]:

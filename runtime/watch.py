@@ -121,7 +121,8 @@ def watch(
                     break
                 continue
             next_start = time.monotonic() + every
-            if not _answer(pipe, frame, prompt, stop, arguments, as_json):
+            newer = reader.read - frame.number  # that came since it was taken
+            if not _answer(pipe, frame, newer, prompt, stop, arguments, as_json):
                 break
             answers += 1
         options.say(f"{answers} answers, {reader.read} frames read")
@@ -129,7 +130,13 @@ def watch(
 
 
 def _answer(
-    pipe: Pipeline, frame: Frame, prompt: str, stop: threading.Event, arguments: dict[str, Any], as_json: bool
+    pipe: Pipeline,
+    frame: Frame,
+    newer: int,
+    prompt: str,
+    stop: threading.Event,
+    arguments: dict[str, Any],
+    as_json: bool,
 ) -> bool:
     """False when it was broken off."""
     age = frame.age
@@ -144,7 +151,12 @@ def _answer(
             print("" if as_json else " [broken off]", flush=True, end="" if as_json else "\n")
             return False
     if as_json:
-        print(json.dumps({"frame": frame.number, "age": round(age, 4), **to_json(stream.answer)}), flush=True)
+        print(
+            json.dumps(
+                {"frame": frame.number, "newer": newer, "age": round(age, 4), **to_json(stream.answer)}
+            ),
+            flush=True,
+        )
     else:
         print(flush=True)
     return True

@@ -31,6 +31,7 @@ from foveate.jetson.wheels import Target, holds, requirements
 from foveate.runtime.bundle import load
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+KILLS = int(os.environ.get("FOVEATE_KILLS", "2"))
 needs_ssh = pytest.mark.skipif(
     not (SSHD and shutil.which("ssh") and shutil.which("rsync")), reason="needs sshd, ssh and rsync"
 )
@@ -111,6 +112,17 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.wait()
 
 
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One device for all tests that need no fresh one: its runtime is installed once."""
+    return tmp_path_factory.mktemp("device")
+
+
+def rename(source: Path, name: str) -> None:
+    data = json.loads((source / "bundle.json").read_text())
+    (source / "bundle.json").write_text(json.dumps(data | {"name": name}))
+
+
 def bring(bundle: Path, shell: str, root: Path, wheels: Path, **options) -> str:
     said: list[str] = []
     return deploy(
@@ -137,9 +149,8 @@ def source(make_bundle, tmp_path: Path) -> Path:
 
 
 @needs_ssh
-def test_from_a_bundle_to_an_answer(source: Path, sshd: str, tmp_path: Path, wheels: Path) -> None:
+def test_from_a_bundle_to_an_answer(source: Path, sshd: str, device: Path, wheels: Path) -> None:
     """Then again: nothing is sent twice, and a newer bundle takes the place of the older one."""
-    device = tmp_path / "device"
     answer = bring(source, sshd, device, wheels)
     name = load(source).manifest.name
     place = device / "bundles" / name
@@ -155,7 +166,7 @@ def test_from_a_bundle_to_an_answer(source: Path, sshd: str, tmp_path: Path, whe
     bring(source, sshd, device, wheels)
     assert load(place, full=True).manifest.source["revision"] == "newer"
     assert (place / "more.data").stat().st_ino == inode  # linked, not sent again
-    assert len(list((device / "runtimes").iterdir())) == 1 and len(list((device / "bundles").iterdir())) == 1
+    assert len(list((device / "runtimes").iterdir())) == 1 and not list((device / "bundles").glob(".*"))
 
 
 @needs_ssh
@@ -171,7 +182,7 @@ def test_killed_at_random_moments(source: Path, sshd: str, tmp_path: Path, wheel
     )
     command = [sys.executable, "-c", script, source, f"{sshd} -o ServerAliveInterval=1", device, wheels]
     cut = 0
-    for _ in range(3):
+    for _ in range(KILLS):
         run = subprocess.Popen(
             list(map(str, command)),
             start_new_session=True,
@@ -210,12 +221,13 @@ def remains(device: Path) -> list[int]:
 
 @needs_ssh
 def test_problems_stop_it_before_the_bundle_is_sent(
-    source: Path, sshd: str, tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, sshd: str, device: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deploying, "_ENGINES", 10**9)
+    rename(source, "another")
     with pytest.raises(UserError, match="GB of disk are free"):
-        bring(source, sshd, tmp_path / "device", wheels)
-    assert not (tmp_path / "device" / "bundles").exists()
+        bring(source, sshd, device, wheels)
+    assert not (device / "incoming" / "another" / "bundle").exists()
 
 
 @needs_ssh
@@ -232,8 +244,9 @@ def install(packed: Path, root: Path, *more: str) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_a_pack_installs_from_one_file(source: Path, tmp_path: Path, wheels: Path) -> None:
-    packed, root = tmp_path / "it.pyz", tmp_path / "device"
+def test_a_pack_installs_from_one_file(source: Path, tmp_path: Path, device: Path, wheels: Path) -> None:
+    packed, root = tmp_path / "it.pyz", device
+    rename(source, "packed")
     pack(source, HERE, packed, wheels)
     done = install(packed, root)
     assert done.returncode == 0, done.stderr
@@ -248,8 +261,11 @@ def test_a_pack_installs_from_one_file(source: Path, tmp_path: Path, wheels: Pat
     assert (root / "runtime").resolve().stat().st_mtime_ns == before
 
 
-def test_a_damaged_pack_leaves_what_was_there(source: Path, tmp_path: Path, wheels: Path) -> None:
-    packed, root = tmp_path / "it.pyz", tmp_path / "device"
+def test_a_damaged_pack_leaves_what_was_there(
+    source: Path, tmp_path: Path, device: Path, wheels: Path
+) -> None:
+    packed, root = tmp_path / "it.pyz", device
+    rename(source, "damaged")
     pack(source, HERE, packed, wheels)
     content = bytearray(packed.read_bytes())
     at = content.find((source / "more.data").read_bytes()[1000:1064])
