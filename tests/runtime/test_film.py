@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime.layout import film
 from foveate.runtime.film import load_video, sampled
+from foveate.runtime.layout import film
 
 SETTINGS = {
     "kind": "windows",
