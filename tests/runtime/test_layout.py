@@ -84,7 +84,9 @@ def test_the_lines_of_tokens_lie_on_the_picture(size) -> None:
     assert across == pytest.approx(down, rel=0.1)
     assert np.abs(boxes[0, :2]).max() < max(across, down)
     assert np.abs(boxes[-1, 2:] - size).max() < max(across, down)
-    kept = np.array([3, plan.total - 2, plan.total - 1, -1])  # of the picture in one, the last of a line, a newline
+    kept = np.array(
+        [3, plan.total - 2, plan.total - 1, -1]
+    )  # of the picture in one, the last of a line, a newline
     assert plan.on_finest(kept).tolist() == [-1, len(boxes) - 1, -1, -1]
     owner = np.arange(plan.total)
     assert plan.owned(owner)[plan.on_finest(kept[1:2])] == kept[1]
