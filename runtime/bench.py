@@ -31,15 +31,21 @@ from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.plans import choose
 from foveate.runtime.prompt import Turn
 
-__all__ = ["STAGES", "environment", "main", "measure", "resident_bytes", "table"]
+__all__ = ["STAGES", "environment", "main", "measure", "resident_bytes", "run", "table"]
 
 STAGES = ("preprocess", "vision", "prune", "prefill", "first_token")
 _BUDGETS = ("100%", "33.3%", "22.2%", "11.1%")
 _PICTURE = 480, 640, 3
 
 
-def main(argv: list[str], prog: str = "foveate bench") -> int:
-    parser = Parser(prog=prog, description="Measure a compiled bundle on this machine.")
+def main(argv: list[str]) -> int:
+    print(json.dumps(run(argv)))
+    return 0
+
+
+def run(argv: list[str]) -> dict[str, Any]:
+    """Parse, measure, print the table; what was found."""
+    parser = Parser(prog="foveate bench", description="Measure a compiled bundle on this machine.")
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument(
         "--keep",
@@ -69,8 +75,7 @@ def main(argv: list[str], prog: str = "foveate bench") -> int:
         engine=args.engine,
     )
     print("\n".join(table(found)))
-    print(json.dumps(found))
-    return 0
+    return found
 
 
 def measure(
@@ -200,10 +205,10 @@ def table(found: dict[str, Any]) -> list[str]:
         if resident
         else ""
     )
+    sizes = f"bundle {found['bundle_bytes'] / 1e9:.2f} GB, engine {found['engine_bytes'] / 1e9:.2f} GB"
     lines = [
         f"{found['bundle']} in {found['engine']} on {env['machine']}, {env['threads']} threads",
-        f"loaded in {found['load']:.2f} s{memory}; bundle {found['bundle_bytes'] / 1e9:.2f} GB, engine "
-        f"{found['engine_bytes'] / 1e9:.2f} GB",
+        f"loaded in {found['load']:.2f} s{memory}; {sizes}",
         "",
         f"| keep | rows | {' | '.join(f'{stage} s' for stage in STAGES)} | ms per token | cache MB | prefill x | first token x |",
         "|---|" + "---|" * (len(STAGES) + 5),

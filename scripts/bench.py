@@ -1,107 +1,93 @@
-"""What a compiled bundle costs on this machine: loading, memory, and every stage at several budgets.
+"""``foveate bench`` and, besides, how long ``foveate run`` takes to its first word: from a cold page cache and a warm one.
 
-    python scripts/bench.py bundles/llava-1.5-7b.sppruner.int4 --keep 576 128 64
+    python scripts/bench.py bundles/llava-1.5-7b.sppruner.int4 --keep 100% 22.2% 11.1% --rounds 5
 
-Budgets are measured in turn, several rounds in one process, so that ratios hold on a busy machine too. Medians, with
-the fastest round in brackets. The last line is one JSON document.
+The bundle must be compiled. Cold means that the bundle's files were dropped from the page cache before (Linux); Python and
+its libraries stay in it. A table for people; the last line is one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from foveate.runtime import Pipeline
-from foveate.runtime.prompt import Turn
-
-STAGES = ("preprocess", "vision", "prune", "prefill", "first_token")
+from foveate.engines.errors import UserError
+from foveate.runtime import bench
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument(
-        "--keep", type=int, nargs="+", help="budgets; the first is what the others are held against"
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="Other options: foveate bench."
     )
-    parser.add_argument("--text-tokens", type=int, default=40, help="text tokens of the prompt")
-    parser.add_argument("--new-tokens", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int)
-    args = parser.parse_args()
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--starts", type=int, default=2, help="of `foveate run`, cold and warm; 0: none")
+    args, others = parser.parse_known_args()
+    starts = {} if args.starts == 0 else startup(args.bundle, args.starts)
+    document = bench.run([str(args.bundle), *others])
+    for kind, found in starts.items():
+        print(
+            f"foveate run, {kind} cache: first word after {statistics.median(found['first_word']):.2f} s, "
+            f"peak memory {max(found['peak']) / 1e9:.2f} GB, mapped weights included"
+        )
+    print(json.dumps(document | {"startup": starts}))
+
+
+def startup(bundle: Path, times: int) -> dict[str, dict[str, list[Any]]]:
+    """Seconds from the command to its first output, and bytes of the most memory it held, for each start."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, "noise.png")
+        noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+        Image.fromarray(noise).save(picture)
+        for kind in ("cold", "warm"):
+            found[kind] = {"first_word": [], "peak": []}
+            for _ in range(times):
+                if kind == "cold":
+                    forget(bundle)
+                seconds, peak = first_word(bundle, picture)
+                found[kind]["first_word"].append(seconds)
+                found[kind]["peak"].append(peak)
+    return found
+
+
+def forget(folder: Path) -> None:
+    """Drop the folder's files from the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # a page that is not on the disk yet would stay
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def first_word(bundle: Path, picture: Path) -> tuple[float, int]:
+    command = [sys.executable, "-m", "foveate.runtime.cli", "run", str(bundle), "What is this?"]
     start = time.perf_counter()
-    pipe = Pipeline.load(args.bundle, threads=args.threads)
-    load = time.perf_counter() - start
-    total = pipe.manifest.num_visual_tokens
-    budgets = args.keep or [total, max(1, total * 2 // 9), max(1, total // 9)]
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8))
-    text = question(pipe, args.text_tokens)
-    pipe.generate(picture, text, keep=budgets[-1], max_new_tokens=2)  # warm-up
-    timings = {keep: [] for keep in budgets}
-    for _ in range(args.rounds):
-        for keep in budgets:
-            answer = pipe.generate(picture, text, keep=keep, max_new_tokens=args.new_tokens)
-            timings[keep].append(answer.timings)
-    rows = [row(keep, timings[keep], timings[budgets[0]]) for keep in budgets]
-    document = {
-        "bundle": args.bundle.name,
-        "machine": f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}",
-        "load_seconds": round(load, 2),
-        "resident_gib": round(resident(), 2),
-        "text_tokens": text_tokens(pipe, text),
-        "rows": rows,
-    }
-    print(f"loaded in {load:.1f} s; resident {resident():.2f} GiB", file=sys.stderr)
-    print(f"| keep | {' | '.join(f'{stage} s' for stage in STAGES)} | tokens/s | prefill x | first token x |")
-    print("|---|" + "---|" * (len(STAGES) + 3))
-    for r in rows:
-        cells = " | ".join(f"{r[stage]:.3f} ({r['fastest'][stage]:.3f})" for stage in STAGES)
-        ratios = f"{r['prefill_ratio']:.2f} | {r['first_token_ratio']:.2f}"
-        print(f"| {r['keep']} | {cells} | {r['tokens_per_second']:.2f} | {ratios} |")
-    print(json.dumps(document))
-
-
-def question(pipe: Pipeline, tokens: int) -> str:
-    """A text with which the prompt has at least so many text tokens, the chat format's included."""
-    text = "What"
-    while text_tokens(pipe, text) < tokens:
-        text += " is" if text_tokens(pipe, text + " is") <= tokens else "?"
-    return text
-
-
-def text_tokens(pipe: Pipeline, text: str) -> int:
-    segments = pipe.tokenizer.encode_turns([Turn("user", text, images=1)])
-    return sum(len(segment) for segment in segments if isinstance(segment, np.ndarray))
-
-
-def row(keep: int, mine: list, whole: list) -> dict:
-    def median(timings: list, name: str) -> float:
-        return statistics.median(getattr(t, name) for t in timings)
-
-    return {
-        "keep": keep,
-        **{stage: median(mine, stage) for stage in STAGES},
-        "fastest": {stage: min(getattr(t, stage) for t in mine) for stage in STAGES},
-        "tokens_per_second": median(mine, "tokens_per_second"),
-        "prompt_rows": mine[0].prompt_rows,
-        "cache_mib": mine[0].cache_bytes_allocated / 2**20,
-        "prefill_ratio": median(whole, "prefill") / median(mine, "prefill"),
-        "first_token_ratio": median(whole, "first_token") / median(mine, "first_token"),
-    }
-
-
-def resident() -> float:
-    """GiB of this process in memory, mapped weights included (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 2**20
+    process = subprocess.Popen(
+        [*command, "--image", str(picture), "--max-new-tokens", "4"], stdout=subprocess.PIPE
+    )
+    process.stdout.read(1)
+    seconds = time.perf_counter() - start
+    process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return seconds, usage.ru_maxrss << 10
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"bench: {error}")

@@ -111,7 +111,8 @@ class OpenVino:
     def _run(self, rows: int) -> None:
         embeds = self.random.standard_normal((1, rows, self.hidden), np.float32)
         positions = np.arange(self.length, self.length + rows)[None]
-        self.request.infer({"inputs_embeds": embeds, "position_ids": positions})
+        beams = np.zeros(1, np.int32)
+        self.request.infer({"inputs_embeds": embeds, "position_ids": positions, "beam_idx": beams})
         self.length += rows
 
 

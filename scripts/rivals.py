@@ -99,7 +99,7 @@ def openvino_file(sizes: dict[str, Any], kind: str, work: Path) -> Path:
 
 
 def _openvino_model(sizes: dict[str, Any]) -> Any:
-    """inputs_embeds [1,T,D], position_ids [1,T] -> logits [1,1,V] of the last row; keys and values are its state."""
+    """inputs_embeds [1,T,D], position_ids [1,T], beam_idx [1] (0) -> logits [1,1,V] of the last row; keys and values are its state."""
     import openvino
     from openvino import opset13 as op
     from openvino.op.util import Variable, VariableInfo
@@ -111,6 +111,9 @@ def _openvino_model(sizes: dict[str, Any]) -> Any:
     random, sinks = np.random.default_rng(0), []
     embeds = op.parameter([1, -1, hidden], np.float32, name="inputs_embeds")
     positions = op.parameter([1, -1], np.int64, name="position_ids")
+    beams = op.parameter(
+        [-1], np.int32, name="beam_idx"
+    )  # OpenVINO fuses attention with its cache only behind this
 
     def constant(value: Any) -> Any:
         return op.constant(np.asarray(value))
@@ -140,10 +143,13 @@ def _openvino_model(sizes: dict[str, Any]) -> Any:
         return op.add(op.multiply(x, cos), op.multiply(turned, sin))
 
     def remember(x: Any, name: str) -> Any:
-        shape = openvino.PartialShape([1, heads, -1, depth])
-        variable = Variable(VariableInfo(data_shape=shape, data_type=openvino.Type.f32, variable_id=name))
+        info = VariableInfo()
+        info.data_shape, info.data_type = openvino.PartialShape([1, heads, -1, depth]), openvino.Type.f32
+        info.variable_id = name
+        variable = Variable(info)
         empty = op.constant(np.zeros((1, heads, 0, depth), np.float32))
-        joined = op.concat([op.read_value(empty, variable), x], 2)
+        known = op.gather(op.read_value(empty, variable), beams, constant(0))
+        joined = op.concat([known, x], 2)
         sinks.append(op.assign(joined, variable))
         return joined
 
@@ -159,9 +165,9 @@ def _openvino_model(sizes: dict[str, Any]) -> Any:
         x = norm(rows)
         gated = op.multiply(op.swish(linear(x, hidden, inner)), linear(x, hidden, inner))
         rows = op.add(rows, linear(gated, inner, hidden))
-    last = op.slice(rows, constant([-1]), constant([2**62]), constant([1]), constant([1]))
+    last = op.gather(rows, constant([-1]), constant(1))
     logits = linear(norm(last), hidden, sizes["vocab_size"])
-    return openvino.Model([logits], sinks, [embeds, positions], "llm")
+    return openvino.Model([logits.output(0)], sinks, [embeds, positions, beams], "llm")
 
 
 def _causal_mask(op: Any, constant: Any, embeds: Any, positions: Any) -> Any:

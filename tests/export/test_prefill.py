@@ -1,0 +1,106 @@
+"""Two forms of one language model in a bundle: int8 for prompts, int4 for decoding, over one cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from foveate.engines.by_rows import MANY, ByRows
+from foveate.export.build import build
+from foveate.export.methods import load as load_method
+from foveate.export.models import llava
+from foveate.export.precision import Precision
+from foveate.runtime.bundle import load
+from foveate.runtime.check import replay
+from foveate.runtime.compile import compile_bundle
+from foveate.runtime.plans import choose, load_engine, load_engines
+
+PRECISION = Precision("int4", head="int4", prefill="int8")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("prefill") / "b"
+    build(
+        llava.tiny(hidden=256),
+        load_method("fastv", {"layer": "1"}),
+        out,
+        precision=PRECISION,
+        dialects=["ort"],
+    )
+    compile_bundle(out)
+    return out
+
+
+def feeds(engine, rows: int, seed: int = 0, start: int = 0):
+    given = {}
+    for tensor in engine.spec.inputs:
+        if tensor.name.startswith("past"):
+            given[tensor.name] = engine.allocate(tensor.name, {"cache": 64})
+    given["inputs_embeds"] = np.random.default_rng(seed).standard_normal((1, rows, 256), np.float32)
+    return given | {"position_ids": np.arange(start, start + rows)[None], "write_index": np.array([start])}
+
+
+def test_prompts_are_computed_in_int8_and_steps_in_int4(bundle):
+    opened = load(bundle)
+    engine = load_engine(opened, choose(opened), "llm.0", {})
+    assert isinstance(engine, ByRows)
+    alone = {}
+    for name, file in (("few", "llm.0.ort.onnx"), ("many", "llm.0.prefill.ort.onnx")):
+        operators = {node.op_type for node in onnx.load(bundle / file, load_external_data=False).graph.node}
+        assert ("MatMulInteger" in operators) == (name == "many")
+        alone[name] = getattr(engine, f"_{name}")
+    for rows, name in ((1, "few"), (MANY - 1, "few"), (MANY, "many"), (40, "many")):
+        got = engine.run(feeds(engine, rows))["hidden"].numpy()
+        np.testing.assert_array_equal(got, alone[name].run(feeds(engine, rows))["hidden"].numpy())
+
+
+def test_both_forms_are_one_model(bundle):
+    """int8 is made of the numbers that int4 holds: what differs is the rounding of int8, not of int4 once more."""
+    opened = load(bundle)
+    engine = load_engine(opened, choose(opened), "llm.0", {})
+    few, many = (each.run(feeds(engine, 20))["hidden"].numpy() for each in (engine._few, engine._many))
+    assert 0 < np.linalg.norm(few - many) / np.linalg.norm(few) < 0.05
+
+
+def test_one_cache_serves_both(bundle):
+    opened = load(bundle)
+    engine = load_engine(opened, choose(opened), "llm.0", {})
+    whole = feeds(engine, 21, seed=3)
+    expected = engine.run(whole)["hidden"].numpy()[:, -1].copy()
+    given = feeds(engine, 21, seed=3)
+    rows = given["inputs_embeds"]
+    prompt = given | {"inputs_embeds": rows[:, :20], "position_ids": np.arange(20)[None]}
+    engine.run(prompt)
+    step = {"inputs_embeds": rows[:, 20:], "position_ids": np.array([[20]]), "write_index": np.array([20])}
+    got = engine.run(given | step)["hidden"].numpy()[:, -1]
+    assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < 0.05
+    stale = engine.run(feeds(engine, 21) | step)["hidden"].numpy()[:, -1]
+    assert np.linalg.norm(stale - expected) / np.linalg.norm(expected) > 0.1
+
+
+def test_the_check_replays_both(bundle):
+    opened = load(bundle)
+    plan = choose(opened)
+    assert {"llm.0.prefill.onnx", "llm.1.prefill.onnx"} <= plan.files.keys()
+    assert {"llm.0.prefill.ort.onnx", "llm.1.prefill.ort.onnx"} <= plan.sources.keys()
+    assert all(finding.ok for finding in replay(opened, plan))
+    assert not isinstance(load_engines(opened, plan, {})["vision_encoder"], ByRows)
+
+
+def test_what_both_need_is_stored_once(bundle):
+    shared = onnx.load(bundle / "llm.0.prefill.ort.onnx", load_external_data=False)
+    own = onnx.load(bundle / "llm.0.ort.onnx", load_external_data=False)
+
+    def places(model: onnx.ModelProto) -> dict[str, list[tuple[str, str]]]:
+        return {
+            t.name: [(e.key, e.value) for e in t.external_data]
+            for t in model.graph.initializer
+            if t.external_data
+        }
+
+    name = "llm.layers.0.input_layernorm.weight"
+    assert places(shared)[name] == places(own)[name]
