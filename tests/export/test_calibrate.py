@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,9 +35,9 @@ def tiny(**options):
 
 
 def pair():
-    """Prunes before the language model and at three depths of it, whose scores come from its first, another, and the last
-    layer of a segment; merges tokens, numbers rows anew, carries numbers on."""
-    return methods.load("vscan+sparsevlm", {"sparsevlm.layers": "0,1,3"})
+    """Merges tokens before the language model; inside it prunes by the scores of a segment's first and of its last layer, and
+    numbers the rows anew."""
+    return methods.load("vscan+feather", {"feather.layers": "1,4", "feather.position_mode": "compact"})
 
 
 def collect(parts, method, out, graphs=None, *, precision="fp32", asked=None, progress=None):
@@ -74,7 +75,7 @@ def test_the_ranges_are_those_of_the_runtimes_own_cache(folder, collected):
         chat = pipe.chat()
         chat.ask(sample.prompt, sample.image, max_new_tokens=1)
         lengths = [segment.cache.length for segment in chat._decoder.segments]
-        assert len(lengths) == 4 and lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
+        assert len(lengths) == 3 and lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
         for segment in chat._decoder.segments:
             for past, buffer in segment.cache.feeds().items():
                 peak = np.abs(buffer.numpy()[0, :, : segment.cache.length]).max(1)
@@ -190,25 +191,23 @@ def logits(spec, weights):
     return decoder(rows, torch.arange(6)[None], zero, zero + 5, *past)[0]
 
 
-def test_the_verb_takes_samples_and_statistics(folder, save_checkpoint, capsys):
+def test_the_verb_takes_samples_and_statistics(folder, collected, save_checkpoint, monkeypatch, capsys):
     save_checkpoint(folder / "hf")
-    command = [
-        "build",
-        "--model",
-        str(folder / "hf"),
-        "--method",
-        "fastv",
-        "--set",
-        "layer=1",
-        "--no-compile",
-    ]
+    command = ["build", "--model", str(folder / "hf"), "--method", "vscan", "--no-compile"]
     command += ["--dialects", "ort", "--out", str(folder / "cli")]
-    assert main([*command, "--calibrate", "scenes", "--calibration-count", "1"]) == 0
-    kept = folder / "cli.statistics.safetensors"
-    assert Statistics.load(kept).identity["samples"]["count"] == 1
-    capsys.readouterr()
-    command[command.index("fastv")] = "greedyprune"
-    assert main([*command, "--statistics", str(kept)]) == 1
-    assert "of another method" in capsys.readouterr().err
-    assert main([*command, "--calibrate", str(folder / "nowhere")]) == 1
-    assert "no calibration samples" in capsys.readouterr().err
+    kept = folder / "bundle.statistics.safetensors"
+    for more, words in (
+        (["--statistics", str(kept)], "of another model"),
+        (["--statistics", str(folder / "none")], "no such file"),
+        (["--calibrate", str(folder / "nowhere")], "no calibration samples"),
+    ):
+        assert main([*command, *more]) == 1
+        assert words in capsys.readouterr().err
+    assert not (folder / "cli").exists()
+    given = []
+    monkeypatch.setattr(building, "build", lambda *parts, **options: given.append(options["calibration"]))
+    (folder / "cli").mkdir()
+    more = ["--calibrate", "scenes", "--calibration-count", "7", "--statistics", "kept"]
+    for arguments in ([], ["--calibrate", "scenes"], more):
+        assert main([*command, *arguments]) == 0
+    assert given == [None, Calibration("scenes"), Calibration("scenes", 7, Path("kept"))]
