@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 
@@ -15,6 +16,8 @@ COMPUTED = ("fp32", "fp16")
 """Nothing is quantized; which of the two a graph computes in is its dialect's reading of it."""
 SAFE = "compute dtype"
 """What the manifest says of a part that is not quantized by itself."""
+
+_DECODER = r"llm\.layers\."
 
 
 def choices() -> tuple[str, ...]:
@@ -65,7 +68,8 @@ class Precision:
         """The scheme of each weight by name and shape; None for the graph's dtype.
 
         ``packed`` are the weights that the checkpoint holds in int4: they stay as they are, and what stands beside them in
-        the layers is left alone. Raises UserError when they would have to be quantized once more.
+        the layers is left alone. Raises UserError when they would have to be quantized once more, and when head or vision
+        encoder do not fit.
         """
         if packed and self.decoder not in ("int4", *COMPUTED):
             raise UserError(
@@ -73,17 +77,25 @@ class Precision:
                 "| take --precision int4, which reads them as they are, or the unquantized checkpoint"
             )
         parts = {
-            "llm.layers.": None if packed else self.decoder,
-            "llm.lm_head.": self.head,
-            "vision_encoder.tower.layers.": self.vision,
+            _DECODER: None if packed else self.decoder,
+            r"llm\.lm_head\.": self.head,
+            r"vision_encoder\..*\.\d+\.": self.vision,  # its numbered layers, whatever a family calls them
         }
 
         def choose(name: str, shape: tuple[int, ...]) -> str | None:
             if name in packed:
                 return "int4" if self.decoder == "int4" else None
-            scheme = next((kind for start, kind in parts.items() if name.startswith(start)), None)
-            fits = scheme in self.schemes and len(shape) == 2 and schemes.load(scheme).takes(*shape)
-            return scheme if fits else None
+            part, scheme = next((each for each in parts.items() if re.match(each[0], name)), (None, None))
+            if scheme not in self.schemes or len(shape) != 2:
+                return None
+            if schemes.load(scheme).takes(*shape):
+                return scheme
+            if part == _DECODER:  # a model may have some matrices that do not fit
+                return None
+            raise UserError(
+                f"{name} cannot be in {scheme} | it has {shape[0]} inputs, expected a multiple of 32 | take int8, or leave "
+                "that part in the dtype of its graph"
+            )
 
         return choose
 

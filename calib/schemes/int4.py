@@ -29,11 +29,11 @@ def block_size(inputs: int) -> int | None:
 
 
 def takes(inputs: int, outputs: int) -> bool:
-    return block_size(inputs) is not None and outputs % 2 == 0
+    return block_size(inputs) is not None
 
 
 def quantize(weight: np.ndarray) -> Quantized:
-    """``weight [K,N]`` float, K a multiple of 32, N even.
+    """``weight [K,N]`` float, K a multiple of 32.
 
     Scales are rounded to float16 first, so that the float32 and float16 graphs dequantize to the same weights.
     """
@@ -41,7 +41,7 @@ def quantize(weight: np.ndarray) -> Quantized:
     block = block_size(inputs)
     if not takes(inputs, outputs):
         raise ValueError(
-            f"cannot pack int4 weights | got shape {weight.shape}, expected [multiple of 32, even]"
+            f"cannot pack int4 weights | got shape {weight.shape}, expected [multiple of 32, ...]"
         )
     blocks = weight.astype(np.float32, copy=False).reshape(inputs // block, block, outputs)
     peak = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))

@@ -18,8 +18,9 @@ def test_error_is_at_most_half_a_step(inputs):
     assert (error <= 0.5 * step * (1 + 1e-2)).all()  # 1e-2: the scale itself is rounded to float16
 
 
-def test_onnx_dequantizes_to_the_same_weights():
-    weight = np.random.default_rng(0).standard_normal((256, 6)).astype(np.float32)
+@pytest.mark.parametrize("outputs", [6, 5])
+def test_onnx_dequantizes_to_the_same_weights(outputs):
+    weight = np.random.default_rng(0).standard_normal((256, outputs)).astype(np.float32)
     found = int4.quantize(weight)
     raw, scales = found.part("int4").data.tobytes(), found.part("scale.float32").data
     values = TensorProto(name="q", data_type=TensorProto.INT4, dims=weight.shape, raw_data=raw)
@@ -47,7 +48,7 @@ def test_scales_survive_float16():
     np.testing.assert_array_equal(scales.astype(np.float16).astype(np.float32), scales)
 
 
-@pytest.mark.parametrize("shape", [(31, 2), (32, 3)])
+@pytest.mark.parametrize("shape", [(31, 2), (48, 2)])
 def test_unpackable_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="cannot pack"):
         int4.quantize(np.ones(shape, np.float32))

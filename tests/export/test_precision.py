@@ -8,8 +8,9 @@ import pytest
 
 from foveate.calib import schemes
 from foveate.engines.errors import UserError
-from foveate.export import lower, methods
+from foveate.export import lower, methods, models
 from foveate.export.build import build
+from foveate.export.decoder import Linear
 from foveate.export.models import llava
 from foveate.export.precision import SAFE, Precision, dialects
 from foveate.export.weights import require_ranges
@@ -38,6 +39,18 @@ def test_each_part_has_its_own():
     assert pick("vision_encoder.projector.linear_1.weight", MATRIX) is None
     assert pick("vision_encoder.tower.layers.0.mlp.fc1.bias", (64,)) is None
     assert pick("llm.layers.0.mlp.up_proj.weight", (48, 64)) is None  # too narrow for a block
+    with pytest.raises(UserError, match="48 inputs"):  # it was asked for by itself
+        Precision("int4", head="int4").choose()("llm.lm_head.weight", (48, 64))
+
+
+@pytest.mark.parametrize("family", models.families())
+def test_every_family_has_a_vision_encoder_to_quantize(family):
+    module = models.family(family).tiny().vision(())
+    pick = Precision(vision="int8").choose()
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    chosen = {name for name, shape in shapes.items() if pick(f"vision_encoder.{name}", shape)}
+    linear = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, Linear)}
+    assert chosen and chosen == {name for name in linear if not name.startswith("projector.")}
 
 
 @pytest.mark.parametrize("given", [("int5",), ("int4", "int9"), ("int4", None, "fp32")])
