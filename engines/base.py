@@ -3,13 +3,20 @@
 An engine is one compiled graph: named arrays or buffers go in, named buffers come out. Buffers live where the
 engine computes, so what one graph gives the next one takes without a way through the host.
 
-A backend is a module of this package, imported only when its target is named::
+A backend is a module of this package, imported only when its target is named, or, where one serves several targets, what
+its ``backend(target)`` gives::
 
     DIALECTS: tuple[str, ...]                        # dialects of a bundle that it takes, best first
     machine(options) -> dict[str, Any]               # what a compiled engine is bound to; equal or refused
     key(machine) -> str                              # a directory's name for it, e.g. onnxruntime-1.31.1-cpu-avx2
     compile_graph(source, folder, spec, options)     # an ONNX file into what ``load`` maps -> remedies in words
     load(folder, spec, options) -> Engine            # spec is typed: no FLOAT placeholder
+
+and where it has them::
+
+    cannot_run() -> str | None                       # why this machine may compile and not execute
+    remedies: tuple[Remedy, ...]                     # what to try, in this order, when the self-test fails
+    describe(folder, graph) -> dict[str, Any]        # facts of a compiled graph for `inspect`
 """
 
 from __future__ import annotations

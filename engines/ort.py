@@ -44,10 +44,11 @@ from foveate.engines.spec import GraphSpec
 __all__ = ["DIALECTS", "TARGET", "OrtBuffer", "OrtEngine", "compile_graph", "key", "load", "machine"]
 
 TARGET = "onnxruntime"
-DIALECTS = ("ort",)
+_VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+DIALECTS = ("ort", "primitive") if _VERSION >= (1, 24) else ("primitive",)
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_OLDEST = 1, 24
+_OLDEST = 1, 23
 
 # What the kernels ask the CPU for, the best first: prepacked weights have the layout of the kernel chosen.
 _INSTRUCTIONS = (
@@ -66,10 +67,10 @@ def machine(options: Mapping[str, Any]) -> dict[str, Any]:
     if provider not in _PROVIDERS:
         raise unknown("provider", provider, _PROVIDERS)
     version = onnxruntime.__version__
-    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+    if _VERSION < _OLDEST:
         raise UserError(
-            f"ONNX Runtime {version} is too old | expected {_OLDEST[0]}.{_OLDEST[1]} or newer, for opset 24 "
-            "| pip install -U onnxruntime (needs Python 3.11 or newer)"
+            f"ONNX Runtime {version} is too old | expected {_OLDEST[0]}.{_OLDEST[1]} or newer "
+            "| pip install -U onnxruntime (1.24 and newer need Python 3.11)"
         )
     available = onnxruntime.get_available_providers()
     if _PROVIDERS[provider] not in available:
@@ -170,6 +171,11 @@ def _providers(options: Mapping[str, Any]) -> list[str]:
 
 def load(folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> OrtEngine:
     """The engine of ``folder/<graph>.onnx``. ``options``: those of the compilation, and ``threads`` (None: all cores)."""
+    if spec.appends and options.get("provider") == "cuda":
+        raise UserError(
+            "the dialect primitive runs on the CPU alone in ONNX Runtime | got the provider cuda "
+            "| compile with --dialect ort"
+        )
     config = onnxruntime.SessionOptions()
     config.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     config.log_severity_level = options.get("log_severity", 3)
@@ -283,17 +289,23 @@ class OrtEngine:
             if not isinstance(feeds[source], OrtBuffer):
                 message = f"{self.spec.name}: {source} is written in place | allocate a buffer for it"
                 raise ValueError(message)  # noqa: TRY004, as every feed that does not fit
+        appends = self.spec.appends
         for tensor in self.spec.outputs:
-            if tensor.name in shared:
+            if tensor.name in shared and not appends:
                 binding.bind_ortvalue_output(tensor.name, feeds[shared[tensor.name]].value)
             else:
                 binding.bind_output(tensor.name, self.device)
         large = sum(feed.nbytes for feed in feeds.values() if not isinstance(feed, OrtBuffer)) > _LARGE
         self.session.run_with_iobinding(binding, _run_options(large and self.device == "cpu"))
-        outputs = zip(self.spec.outputs, binding.get_outputs(), strict=True)
+        values = {t.name: v for t, v in zip(self.spec.outputs, binding.get_outputs(), strict=True)}
+        if appends:
+            start = int(np.asarray(feeds["write_index"])[0])
+            for out, past in shared.items():
+                rows = values[out].numpy()
+                feeds[past].numpy()[:, :, start : start + rows.shape[2]] = rows
         return {
-            tensor.name: feeds[shared[tensor.name]] if tensor.name in shared else OrtBuffer(value)
-            for tensor, value in outputs
+            name: feeds[shared[name]] if name in shared else OrtBuffer(value)
+            for name, value in values.items()
         }
 
 

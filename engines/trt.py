@@ -1,102 +1,189 @@
-"""TensorRT-RTX: compile standard ONNX graphs to plans; needs no GPU.
+"""TensorRT and TensorRT for RTX: the dialects ``native`` and ``primitive`` compiled to plans, and run.
 
-In: a lowered graph (dialect ``native``, float16) and its GraphSpec, from which the optimization profiles come.
-Out: the bytes of a plan. Networks are strongly typed: types come from the file and nothing else.
+One backend for both bindings, which differ in their module's name and in who says for which GPU is built: TensorRT builds
+for the GPU it stands on, TensorRT-RTX needs none and takes ``capability``. In: an ONNX file of a bundle, float16. Out: a
+folder with ``<graph>.plan`` and ``<graph>.json``, the facts of its build.
+
+Options, all recorded with the engine: ``max_context`` (rows of the cache, a number in the plan), ``capability`` (TensorRT-
+RTX: names such as SM86, None for a portable plan), ``optimization_level`` (0 to 5), ``workspace`` (MiB that the builder
+may use on the device), ``version_compatible``, ``hardware_compatible`` (TensorRT: any GPU from Ampere on). What no GPU run
+has confirmed is off by default: both compatibilities, CUDA graphs, the remedies.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import tensorrt_rtx as trt
-
+from foveate.engines import trt_build
+from foveate.engines.base import Engine
 from foveate.engines.errors import UserError
-from foveate.engines.onnx_dims import fix_dimensions
-from foveate.engines.spec import Dim, GraphSpec
+from foveate.engines.spec import GraphSpec
+from foveate.engines.trt_cuda import Gpu, find_gpu
+from foveate.engines.trt_remedies import FLAGS_VARIABLE, REMEDIES, Remedy, applicable
 
-__all__ = ["capabilities", "compile_plan"]
+__all__ = ["TensorRT", "backend", "capabilities", "compile_plan"]
+
+_NATIVE_SINCE = 10, 15  # RotaryEmbedding, RMSNormalization and TensorScatter in the parser
+_PORTABLE_SINCE = 80  # documented: a portable plan of TensorRT-RTX is for SM80 and later
 
 
-def capabilities() -> list[str]:
-    """The GPU targets that can be named, e.g. ``SM86``; without one the plan is portable from SM80 on."""
-    return sorted(name for name in trt.ComputeCapability.__members__ if name.startswith("SM"))
+def backend(target: str) -> TensorRT:
+    """Raises ModuleNotFoundError where the binding is not installed."""
+    return TensorRT(target)
 
 
-class _Log(trt.ILogger):
-    """Keeps what the parser and the builder say, so that an error can say why."""
-
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self.lines: list[str] = []
-
-    def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-        if severity <= trt.ILogger.Severity.WARNING:
-            self.lines.append(message)
+def capabilities(target: str = "tensorrt-rtx") -> list[str]:
+    return trt_build.capabilities(importlib.import_module(trt_build.MODULES[target]))
 
 
 def compile_plan(
-    path: Path, spec: GraphSpec, *, max_context: int = 4096, capability: str | None = None
+    path: Path,
+    spec: GraphSpec,
+    *,
+    max_context: int = 4096,
+    capability: str | None = None,
+    target: str = "tensorrt-rtx",
 ) -> bytes:
-    """Parse and build ``path``: one optimization profile over the spec's ranges, and a second one for decoding
-    (one new row) where the graph has a cache. The cache is ``max_context`` rows long, a number in the engine.
-
-    Raises UserError with the engine's own words when a node is refused, and when an input would be ignored
-    (TensorRT drops ``nonpad_kv_seqlen`` with no more than a warning).
-    """
-    log = _Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    model = fix_dimensions(path.read_bytes(), {"cache": max_context})
-    if not parser.parse(model, str(path)):
-        errors = "; ".join(_say(parser.get_error(i)) for i in range(parser.num_errors))
-        raise UserError(
-            f"TensorRT-RTX {trt.__version__} cannot parse {path.name} | {errors} | build another dialect"
-        )
-    config = builder.create_builder_config()
-    if capability is not None:
-        if capability not in capabilities():
-            raise UserError(
-                f"{capability} is not a target of TensorRT-RTX | it has {', '.join(capabilities())}"
-            )
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(trt.ComputeCapability.__members__[capability], 0)
-    prefill = {"cache": (max_context, max_context), "tokens": (1, max_context)}
-    decode = prefill | {"tokens": (1, 1)}
-    for bounds in [prefill, decode] if spec.in_place else [{}]:
-        config.add_optimization_profile(_profile(builder, spec, bounds))
-    plan = builder.build_serialized_network(network, config)
-    ignored = [line for line in log.lines if "Unused Input" in line]
-    if plan is None or ignored:
-        said = "; ".join(ignored or log.lines[-3:])
-        raise UserError(
-            f"TensorRT-RTX {trt.__version__} cannot compile {path.name} | {said} | build another dialect"
-        )
+    """The plan of one ONNX file, built in this process. Raises UserError: see ``trt_build.build``."""
+    options = {"max_context": max_context, "capability": [capability] if capability else None}
+    made = backend(target)
+    made.machine(options)
+    plan, _ = trt_build.build(made.trt, path, spec, options)
     return bytes(plan)
 
 
-def _say(error: trt.ParserError) -> str:
-    where = f"{error.node_operator()} {error.node_name()}".strip()
-    return f"{where}: {error.desc()}" if where else error.desc()
+class TensorRT:
+    """The backend of one target: see ``engines.base``."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.trt = importlib.import_module(trt_build.MODULES[target])
+        self.version: str = self.trt.__version__
+
+    @property
+    def DIALECTS(self) -> tuple[str, ...]:  # noqa: N802, the name that a backend has
+        numbers = tuple(int(part) for part in self.version.split(".")[:2])
+        old = self.target == "tensorrt" and numbers < _NATIVE_SINCE
+        return ("primitive",) if old else ("native", "primitive")
+
+    @property
+    def remedies(self) -> tuple[Remedy, ...]:
+        return applicable(self.target, self.version)
+
+    def machine(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Version, platform and GPU that an engine with these options is for. Raises UserError where there can be none."""
+        version = self.version
+        if options.get("version_compatible"):
+            version = f"{version.partition('.')[0]}.*"
+        return {
+            "target": self.target,
+            "version": version,
+            "platform": f"{sys.platform}-{platform.machine()}",
+            "gpu": self._gpu(options),
+        }
+
+    def _gpu(self, options: Mapping[str, Any]) -> str:
+        gpu, named = find_gpu(), options.get("capability")
+        if self.target == "tensorrt":
+            if named:
+                raise UserError(
+                    "TensorRT compiles for the GPU it stands on | --capability was given "
+                    "| leave it out, or take --target tensorrt-rtx",
+                    code=2,
+                )
+            if isinstance(gpu, str):
+                raise UserError(
+                    f"TensorRT compiles for the GPU it stands on | {gpu} | compile on the device, or take "
+                    "--target tensorrt-rtx"
+                )
+            return "SM80 or later" if options.get("hardware_compatible") and gpu.sm >= 80 else f"SM{gpu.sm}"
+        known = trt_build.capabilities(self.trt)
+        for name in named or ():
+            if name not in known:
+                raise UserError(
+                    f"{name} is not a target of TensorRT-RTX {self.version} | it has {', '.join(known)} "
+                    "| Jetsons need TensorRT: --target tensorrt, on the device",
+                    code=2,
+                )
+        if isinstance(gpu, Gpu):
+            serves = f"SM{gpu.sm}" in named if named else gpu.sm >= _PORTABLE_SINCE
+            if not serves:
+                return f"SM{gpu.sm}"
+        return "+".join(named) if named else "portable"
+
+    def key(self, machine: Mapping[str, Any]) -> str:
+        version, gpu = machine["version"].replace("*", "x"), machine["gpu"].replace(" or later", "-up")
+        return f"{self.target}-{version}-{gpu}"
+
+    def cannot_run(self) -> str | None:
+        """Why plans cannot be executed here, or None."""
+        gpu = find_gpu()
+        return gpu if isinstance(gpu, str) else None
+
+    def compile_graph(
+        self, source: Path, folder: Path, spec: GraphSpec, options: Mapping[str, Any]
+    ) -> list[str]:
+        """Write ``folder/<graph>.plan`` and its facts; the notes of the build. ``options["remedies"]`` names those that
+        this graph takes. Runs in a process of its own, whose memory goes back whole. Raises UserError."""
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = folder / f"{spec.name}.plan"
+        job = {
+            "target": self.target,
+            "source": str(source),
+            "spec": spec.to_json(),
+            "options": dict(options),
+            "plan": str(plan),
+            "cache": str(folder.parent / f".timings-{self.key(self.machine(options))}.cache"),
+        }
+        facts = self._build_apart(source, job, _environment(options.get("remedies", ())))
+        plan.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return facts["notes"]
+
+    def _build_apart(
+        self, source: Path, job: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-m", "foveate.engines.trt_build"],
+            input=json.dumps(job),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, **environment},
+        )
+        lines = done.stdout.splitlines()
+        if done.returncode or not lines:
+            raise UserError(
+                f"{self.target} {self.version} did not finish {source.name} | its process ended with status "
+                f"{done.returncode}, as when memory runs out | a shorter --max-context, or more memory"
+            )
+        facts = json.loads(lines[-1])
+        if "error" in facts:
+            raise UserError(facts["error"])
+        return facts
+
+    def describe(self, folder: Path, graph: str) -> dict[str, Any]:
+        """The facts of a plan's build."""
+        return json.loads((folder / f"{graph}.json").read_text(encoding="utf-8"))
+
+    def load(self, folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> Engine:
+        """The engine of ``folder/<graph>.plan``. ``options``: those of the compilation, and ``cuda_graphs``. Raises
+        UserError when the plan has changed, there is no GPU, or too little memory on it."""
+        from foveate.engines.trt_run import load
+
+        return load(
+            self, folder / f"{spec.name}.plan", trt_build.settled(spec, options["max_context"]), options
+        )
 
 
-def _profile(
-    builder: trt.Builder, spec: GraphSpec, bounds: dict[str, tuple[int, int]]
-) -> trt.IOptimizationProfile:
-    """The ranges of the spec, those of the symbols in ``bounds`` clipped to (least, most)."""
-
-    def size(dim: Dim, end: str) -> int:
-        if isinstance(dim, int):
-            return dim
-        low, high = bounds.get(dim.name, (dim.min, dim.max))
-        return min(max(getattr(dim, end), low), high)
-
-    profile = builder.create_optimization_profile()
-    for tensor in spec.inputs:
-        if tensor.value is not None:
-            sizes = ([size(tensor.value, end)] for end in ("min", "opt", "max"))
-            profile.set_shape_input(tensor.name, *sizes)
-        elif any(not isinstance(dim, int) for dim in tensor.shape):
-            shapes = (tuple(size(dim, end) for dim in tensor.shape) for end in ("min", "opt", "max"))
-            profile.set_shape(tensor.name, *shapes)
-    return profile
+def _environment(remedies: tuple[str, ...] | list[str]) -> dict[str, str]:
+    flags = [remedy.flags for remedy in REMEDIES if remedy.name in remedies and remedy.flags]
+    given = os.environ.get(FLAGS_VARIABLE)
+    return {FLAGS_VARIABLE: " ".join(filter(None, (given, *flags)))} if flags else {}

@@ -1,6 +1,8 @@
-"""``foveate compile``: the graphs of a bundle become engines for this machine.
+"""``foveate compile``: the graphs of a bundle become engines for this machine, and prove themselves.
 
-In: a bundle. Out: ``engines/<key>/`` in it, written aside and renamed: a killed run leaves no half engine.
+In: a bundle. Out: ``engines/<key>/`` in it, written aside and renamed: a killed run leaves no half engine. Before that the
+engines answer what was recorded at build time (``runtime.check``); one that answers wrongly is compiled again with what
+is known to help, and where nothing helps nothing is written.
 """
 
 from __future__ import annotations
@@ -10,18 +12,32 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from foveate.engines.errors import UserError, unknown
-from foveate.runtime.bundle import Bundle, hash_file, load
+from foveate.runtime.bundle import Bundle, load
 from foveate.runtime.cli import Parser
-from foveate.runtime.plans import TARGETS, Plan, backend, sources
+from foveate.runtime.compile_job import Job, Progress
+from foveate.runtime.plans import TARGETS, Plan, backend
 
-__all__ = ["compile_bundle", "main"]
+__all__ = ["OPTIONS", "compile_bundle", "main"]
 
 _ABANDONED = 24 * 3600  # seconds; older half engines are of runs that were killed
+
+_TENSORRT = {
+    "max_context": None,
+    "optimization_level": None,
+    "workspace": None,
+    "version_compatible": False,
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "onnxruntime": {"provider": "cpu", "accuracy_level": 4},
+    "tensorrt": {**_TENSORRT, "hardware_compatible": False},
+    "tensorrt-rtx": {**_TENSORRT, "capability": None},
+}
+"""Target -> its options with their defaults. ``max_context`` None: 4,096 or what the model takes."""
 
 
 def compile_bundle(
@@ -30,45 +46,46 @@ def compile_bundle(
     provider: str | None = None,
     force: bool = False,
     *,
-    accuracy_level: int = 4,
-    progress: Callable[[str], None] = lambda line: None,
+    accuracy_level: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    dialect: str | None = None,
+    self_test: bool = True,
+    progress: Progress = lambda line: None,
 ) -> Path:
     """Compile every graph of the bundle at ``path`` for this machine; the folder with the engines.
 
     ``provider`` is ONNX Runtime's, "cpu" (also None) or "cuda". ``accuracy_level`` is that of int4 products in ONNX
-    Runtime: 4 rounds activations to int8 and is several times as fast, 1 computes in float32. ``progress`` gets a line
-    per graph. An engine that already fits is left alone unless ``force``. Raises UserError.
+    Runtime: 4 (also None) rounds activations to int8 and is several times as fast, 1 computes in float32. ``options`` are
+    those of TensorRT, see ``OPTIONS``. ``dialect`` None: the best that the target takes. ``progress`` gets a line per
+    graph. An engine that already fits is left alone unless ``force``. Raises UserError.
     """
     module = backend(target)
-    if accuracy_level not in (0, 1, 2, 3, 4):
-        raise UserError(
-            f"wrong accuracy level | got {accuracy_level}, expected 0 to 4 | leave it out for 4", code=2
-        )
-    options: dict[str, Any] = {"provider": provider or "cpu", "accuracy_level": accuracy_level}
-    machine = module.machine(options)
+    given = {"provider": provider, "accuracy_level": accuracy_level, **(options or {})}
+    chosen = _options(target, given)
+    module.machine(chosen)  # refuses before large files are hashed
     bundle = load(path, progress=lambda name: progress(f"checking {name}"))
-    dialect = _dialect(bundle, module.DIALECTS)
+    if "max_context" in chosen:
+        most = bundle.manifest.decoder["max_positions"]
+        chosen["max_context"] = min(chosen["max_context"] or 4096, most)
+    machine = module.machine(chosen)
+    dialect = _dialect(bundle, module.DIALECTS, dialect)
     folder = bundle.path / "engines" / module.key(machine)
     known = _existing(folder)
-    if known and not force and known.options == options and known.fault(bundle) is None:
+    if (
+        known
+        and not force
+        and (known.options, known.dialect) == (chosen, dialect)
+        and known.fault(bundle) is None
+    ):
         progress(f"{folder} is up to date")
         return folder
     folder.parent.mkdir(exist_ok=True)
     _sweep(folder.parent)
     work = Path(tempfile.mkdtemp(prefix=".compiling-", dir=folder.parent))
-    remedies: dict[str, list[str]] = {}
     try:
-        forms = [form for name in bundle.manifest.stages for form in bundle.manifest.forms(name, dialect)]
-        for spec, file in forms:
-            start = time.perf_counter()
-            remedies[spec.name] = module.compile_graph(bundle.file(file), work, spec, options)
-            size = sum(file.stat().st_size for file in work.iterdir() if file.stem == spec.name)
-            progress(f"{spec.name:<16}{time.perf_counter() - start:7.1f} s {size / 1e6:9.1f} MB")
-        files = {
-            file.name: {"size": file.stat().st_size, "sha256": hash_file(file)}
-            for file in sorted(work.iterdir())
-        }
-        Plan(work, target, machine, dialect, options, sources(bundle, dialect), remedies, files).write()
+        job = Job(bundle, module, machine, chosen, work, dialect, progress)
+        job.compile(bundle.manifest.stages)
+        job.prove() if self_test else job.write({"not_run": "it was not asked for"})
         work.chmod(0o755)  # mkdtemp's are for the owner alone
         _put(work, folder)
     finally:
@@ -76,11 +93,44 @@ def compile_bundle(
     return folder
 
 
-def _dialect(bundle: Bundle, accepted: tuple[str, ...]) -> str:
-    for name in accepted:
+def _options(target: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the target, defaults where None was given. Raises UserError for one that it has not, or a wrong value."""
+    allowed = OPTIONS[target]
+    for name, value in given.items():
+        if value not in (None, False) and name not in allowed:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} is not an option of {target} | it has {', '.join(sorted(allowed))} | leave it out",
+                code=2,
+            )
+    chosen = {name: default if given.get(name) is None else given[name] for name, default in allowed.items()}
+    ranges = {
+        "accuracy_level": (0, 4),
+        "optimization_level": (0, 5),
+        "max_context": (1, None),
+        "workspace": (1, None),
+    }
+    for name, (least, most) in ranges.items():
+        value = chosen.get(name)
+        if value is not None and not (least <= value and (most is None or value <= most)):
+            words = f"{least} to {most}" if most is not None else f"{least} or more"
+            raise UserError(
+                f"wrong {name.replace('_', ' ')} | got {value}, expected {words} | leave it out for the default",
+                code=2,
+            )
+    return chosen
+
+
+def _dialect(bundle: Bundle, accepted: tuple[str, ...], asked: str | None) -> str:
+    if asked is not None and asked not in accepted:
+        raise unknown("dialect of this target", asked, accepted)
+    for name in (asked,) if asked else accepted:
         if name in bundle.manifest.dialects:
             return name
-    raise unknown("dialect", accepted[0], bundle.manifest.dialects)
+    raise UserError(
+        f"{bundle.path} lacks the dialect {asked or accepted[0]} | it has {', '.join(bundle.manifest.dialects)}, this "
+        f"target takes {', '.join(accepted)} | build the bundle with --dialects {asked or accepted[0]}"
+    )
 
 
 def _existing(folder: Path) -> Plan | None:
@@ -115,27 +165,59 @@ def _peak_memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> Parser:
     parser = Parser(prog="foveate compile", description="Compile a bundle for this machine.")
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("--target", default="onnxruntime", help=f"one of {', '.join(TARGETS)}")
-    parser.add_argument("--provider", help="of ONNX Runtime: cpu (the default) or cuda")
+    parser.add_argument("--dialect", help="of the bundle; default: the best that the target takes")
+    parser.add_argument("--force", action="store_true", help="compile although the engine is up to date")
     parser.add_argument(
+        "--no-self-test", action="store_true", help="do not replay what was recorded at build time"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    ort = parser.add_argument_group("ONNX Runtime")
+    ort.add_argument("--provider", help="cpu (the default) or cuda")
+    ort.add_argument(
         "--accuracy-level",
         type=int,
-        default=4,
-        help="of int4 products in ONNX Runtime: 4 (int8 activations, fast) or 1 (float32)",
+        help="of int4 products: 4 (default; int8 activations, fast) or 1 (float32)",
     )
-    parser.add_argument("--force", action="store_true", help="compile although the engine is up to date")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    args = parser.parse_args(argv)
+    trt = parser.add_argument_group("TensorRT and TensorRT for RTX")
+    trt.add_argument(
+        "--max-context", type=int, help="rows of the cache (default: 4096, or what the model takes)"
+    )
+    trt.add_argument("--optimization-level", type=int, help="of the builder, 0 to 5 (default: TensorRT's)")
+    trt.add_argument(
+        "--workspace", type=int, metavar="MIB", help="the most device memory that the builder may use"
+    )
+    trt.add_argument(
+        "--version-compatible", action="store_true", help="for later TensorRT as well (never run)"
+    )
+    trt.add_argument(
+        "--hardware-compatible", action="store_true", help="TensorRT: any GPU from Ampere on (never run)"
+    )
+    trt.add_argument(
+        "--capability", metavar="SM86[,SM89]", help="TensorRT for RTX: these GPUs (default: portable)"
+    )
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
     start = time.perf_counter()
+    names = {name for options in OPTIONS.values() for name in options} - {"provider", "accuracy_level"}
+    options = {name: getattr(args, name) for name in names}
+    if args.capability:
+        options["capability"] = [name.strip().upper() for name in args.capability.split(",")]
     folder = compile_bundle(
         args.bundle,
         args.target,
         args.provider,
         args.force,
         accuracy_level=args.accuracy_level,
+        options=options,
+        dialect=args.dialect,
+        self_test=not args.no_self_test,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     seconds, peak = round(time.perf_counter() - start, 3), _peak_memory()

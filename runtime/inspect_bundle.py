@@ -116,8 +116,44 @@ def _engine(bundle: Bundle, plan: Plan) -> dict[str, Any]:
         fault = plan.fault(bundle)
     except UserError as error:  # its library is not installed here
         fault = str(error)
-    size = sum(entry["size"] for entry in plan.files.values())
-    return {"key": plan.key, "dialect": plan.dialect, "options": plan.options, "bytes": size, "fault": fault}
+    return {
+        "key": plan.key,
+        "machine": plan.machine,
+        "dialect": plan.dialect,
+        "options": plan.options,
+        "bytes": sum(entry["size"] for entry in plan.files.values()),
+        "fault": fault,
+        "remedies": plan.remedies,
+        "self_test": plan.self_test,
+        "graphs": _compiled(plan),
+    }
+
+
+def _compiled(plan: Plan) -> dict[str, Any]:
+    """What the engine tells of its graphs: layers, types, memory; empty for engines that tell nothing."""
+    facts = {name.removesuffix(".json"): plan.path / name for name in plan.files if name.endswith(".json")}
+    return {
+        graph: json.loads(file.read_text(encoding="utf-8")) for graph, file in facts.items() if file.is_file()
+    }
+
+
+def _engine_lines(engine: dict[str, Any]) -> list[str]:
+    tested = engine["self_test"]
+    outcome = "passed" if tested.get("ok") else f"not run: {tested.get('not_run', 'compiled without')}"
+    options = ", ".join(f"{name} {value}" for name, value in engine["options"].items() if value is not None)
+    lines = [
+        f"{'engine':<12}{engine['key']}, {engine['bytes'] / 1e6:.1f} MB, {engine['fault'] or 'fits this machine'}",
+        f"  {'key':<10}{', '.join(f'{k} {v}' for k, v in engine['machine'].items() if isinstance(v, str))}",
+        f"  {'options':<10}{engine['dialect']}, {options}",
+        f"  {'self-test':<10}{outcome}",
+    ]
+    for graph, facts in engine["graphs"].items():
+        types = ", ".join(f"{count} {dtype}" for dtype, count in facts["layers"].items())
+        memory = facts.get("device_bytes")
+        needs = f", {memory / 1e6:.1f} MB on the GPU besides" if memory is not None else ""
+        lines.append(f"  {graph:<16}{facts['bytes'] / 1e6:.1f} MB{needs}, layers: {types}")
+    lines += [f"  {graph:<16}{remedy}" for graph, found in engine["remedies"].items() for remedy in found]
+    return lines
 
 
 def _picture(facts: dict[str, Any]) -> str:
@@ -154,10 +190,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         ]
     weights = {name: size for name, size in facts["files"].items() if not name.endswith(".onnx")}
     lines += ["", *(f"{name:<32}{size / 1e6:10.1f} MB" for name, size in weights.items()), ""]
-    lines += [
-        f"engine      {e['key']}, {e['bytes'] / 1e6:.1f} MB, {e['fault'] or 'fits this machine'}"
-        for e in facts["engines"]
-    ] or ["engine      none: foveate compile"]
+    lines += [line for engine in facts["engines"] for line in _engine_lines(engine)] or [
+        "engine      none: foveate compile"
+    ]
     return lines
 
 

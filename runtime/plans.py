@@ -6,6 +6,7 @@
      "dialect": "ort", "options": {...},
      "sources": {"llm.ort.onnx": sha256, "weights/llm.data": sha256, ...},
      "remedies": {"llm": [...], ...},                     # what it took to compile a graph, in words
+     "self_test": {"ok": true, "findings": [...]},        # or {"not_run": why}; see runtime.compile
      "files": {"llm.onnx": {"size": ..., "sha256": ...}, ...}}
 
 An engine made from other files or for another machine is refused with the reason, never loaded.
@@ -16,9 +17,8 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from foveate.engines.base import Engine
@@ -26,21 +26,34 @@ from foveate.engines.by_rows import ByRows
 from foveate.engines.errors import UserError, unknown
 from foveate.runtime.bundle import Bundle, hash_file
 
-__all__ = ["TARGETS", "Plan", "backend", "choose", "load_engine", "load_engines", "plans", "sources"]
+__all__ = [
+    "TARGETS",
+    "Plan",
+    "backend",
+    "cannot_run",
+    "choose",
+    "load_engine",
+    "load_engines",
+    "plans",
+    "sources",
+]
 
 TARGETS = {
+    "tensorrt": ("foveate.engines.trt", "tensorrt", "JetPack brings it; on a PC: pip install tensorrt"),
+    "tensorrt-rtx": ("foveate.engines.trt", "tensorrt_rtx", "pip install 'foveate[rtx]'"),
     "onnxruntime": ("foveate.engines.ort", "onnxruntime", "pip install onnxruntime"),
 }
 """Target -> module, the library that the module imports, and how to get it. The first that fits is loaded."""
 
 
-def backend(target: str) -> ModuleType:
-    """The module of a target. Raises UserError when the target is unknown or its library is not installed."""
+def backend(target: str) -> Any:
+    """The backend of a target: see ``engines.base``. Raises UserError when the target is unknown or its library is not installed."""
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
     module, library, remedy = TARGETS[target]
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
+        return found.backend(target) if hasattr(found, "backend") else found
     except ModuleNotFoundError as error:
         if error.name != library:
             raise
@@ -59,6 +72,7 @@ class Plan:
     sources: dict[str, str]
     remedies: dict[str, list[str]]
     files: dict[str, dict[str, Any]]
+    self_test: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -130,22 +144,41 @@ def choose(bundle: Bundle, engine: str | None = None) -> Plan:
         raise UserError(f"{what} | {got} | foveate compile {bundle.path}{target}")
     faults = []
     for plan in wanted:
-        fault = _unknown_target(plan) or plan.fault(bundle)
+        fault = _misfit(bundle, plan)
         if fault is None:
             return plan
         faults.append((plan, fault))
-    plan, fault = faults[0]
+    plan, fault = faults[-1]
     raise UserError(f"the engine {plan.key} does not fit | {fault} | {compile_command(bundle, plan)}")
 
 
-def _unknown_target(plan: Plan) -> str | None:
-    return None if plan.target in TARGETS else f"this foveate knows no target {plan.target}"
+def _misfit(bundle: Bundle, plan: Plan) -> str | None:
+    """Why it cannot be executed here, or None."""
+    if plan.target not in TARGETS:
+        return f"this foveate knows no target {plan.target}"
+    try:
+        return plan.fault(bundle) or cannot_run(plan.target)
+    except UserError as error:  # its library is not installed
+        return str(error).replace(" | ", ", ")
+
+
+def cannot_run(target: str) -> str | None:
+    """Why this machine cannot execute engines of a target that it may compile for, or None."""
+    found = backend(target)
+    return found.cannot_run() if hasattr(found, "cannot_run") else None
 
 
 def compile_command(bundle: Bundle, plan: Plan) -> str:
     """The command that makes the engine again."""
-    options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in plan.options.items())
+    options = "".join(_flag(name, value) for name, value in plan.options.items())
     return f"foveate compile {bundle.path} --target {plan.target}{options}"
+
+
+def _flag(name: str, value: Any) -> str:
+    if value is None or value is False:
+        return ""
+    text = "" if value is True else f" {','.join(value) if isinstance(value, list) else value}"
+    return f" --{name.replace('_', '-')}{text}"
 
 
 def load_engines(bundle: Bundle, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Engine]:

@@ -25,6 +25,7 @@ BACKENDS = {  # a backend's own library only in that backend's files
     "onnxruntime": re.compile(r"engines/ort\w*\.py"),
     "tensorrt": re.compile(r"engines/trt\w*\.py"),
     "tensorrt_rtx": re.compile(r"engines/trt\w*\.py"),
+    "cuda": re.compile(r"engines/trt\w*\.py"),
     "cv2": re.compile(r"runtime/(video|film)\.py"),
 }
 HOST_ONLY = (

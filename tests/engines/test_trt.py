@@ -1,10 +1,21 @@
+"""The TensorRT backend with TensorRT for RTX's builder, which needs no GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from foveate.engines import trt
+from foveate.engines import trt, trt_build, trt_cuda
+from foveate.engines.base import check_feeds
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
+from foveate.engines.trt_remedies import FLAGS_VARIABLE, REMEDIES, applicable
 
 ROWS = Symbol("rows", 1, 8, 64)
 
@@ -80,3 +91,251 @@ def test_unknown_capability_is_refused(tmp_path):
         trt.compile_plan(path, spec, capability="SM87")
     assert "SM86" in trt.capabilities()
     assert len(trt.compile_plan(path, spec, capability="SM86")) > 100
+
+
+OPTIONS = {"max_context": 64}
+
+
+@pytest.fixture
+def rtx() -> trt.TensorRT:
+    return trt.backend("tensorrt-rtx")
+
+
+@pytest.fixture
+def negation(tmp_path: Path) -> tuple[Path, GraphSpec]:
+    path = save(
+        tmp_path / "negation.onnx",
+        [helper.make_node("Neg", ["x"], ["y"])],
+        [tensor("x", ["rows"])],
+        [tensor("y", ["rows"])],
+    )
+    rows = (ROWS,)
+    return path, GraphSpec(
+        "negation", (TensorSpec("x", "float16", rows),), (TensorSpec("y", "float16", rows),)
+    )
+
+
+def llm_spec() -> GraphSpec:
+    tokens, cache = Symbol("tokens", 1, 192, 4096), Symbol("cache", 1, 1024, 4096)
+    past = TensorSpec("past.0.key", "float16", (1, 2, cache, 8))
+    return GraphSpec(
+        "llm",
+        (TensorSpec("inputs_embeds", "float16", (1, tokens, 16)), past),
+        (TensorSpec("logits", "float16", (1, 1, 9)), TensorSpec("present.0.key", "float16", past.shape)),
+        (("present.0.key", "past.0.key"),),
+    )
+
+
+def test_the_cache_is_settled_and_decoding_has_a_profile_of_its_own() -> None:
+    spec = trt_build.settled(llm_spec(), 128)
+    assert spec.input("past.0.key").shape == spec.output("present.0.key").shape == (1, 2, 128, 8)
+    prefill, decode = trt_build.profiles(spec)
+    assert prefill == {"inputs_embeds": [[1, 1, 16], [1, 128, 16], [1, 128, 16]]}
+    assert decode == {"inputs_embeds": [[1, 1, 16]] * 3}
+
+
+def test_budgets_are_capped_at_what_topk_can_pick() -> None:
+    keep = Symbol("keep", 1, 1000, 5000)
+    given = (TensorSpec("keep", "int64", (), keep),)
+    spec = GraphSpec("pruner", given, (TensorSpec("tokens", "float16", (1, keep, 8)),))
+    settled = trt_build.settled(spec, 64)
+    assert settled.input("keep").value.max == settled.output("tokens").shape[1].max == 3840
+    assert trt_build.profiles(settled) == [{"keep": [[1], [1000], [3840]]}]
+
+
+def test_a_prompt_beyond_the_profile_is_refused_before_anything_is_launched() -> None:
+    class Rows:
+        dtype, shape = "float16", (1, 129, 16)
+
+    class Past:
+        dtype, shape = "float16", (1, 2, 128, 8)
+
+    spec = trt_build.settled(llm_spec(), 128)
+    with pytest.raises(
+        ValueError, match=r"inputs_embeds has shape \(1, 129, 16\) \| expected .*tokens:1\.\.128"
+    ):
+        check_feeds(spec, {"inputs_embeds": Rows(), "past.0.key": Past()})
+
+
+def test_a_plan_with_its_facts(rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path) -> None:
+    path, spec = negation
+    folder = tmp_path / "engines" / "work"
+    assert rtx.compile_graph(path, folder, spec, {**OPTIONS, "capability": ["SM86", "SM120"]}) == []
+    facts = rtx.describe(folder, "negation")
+    assert facts["bytes"] == (folder / "negation.plan").stat().st_size > 100
+    assert facts["layers"] == {"half": 1}
+    assert facts["profiles"] == [{"x": [[1], [8], [64]]}]
+    assert 20 << 20 < facts["peak_bytes"] < 4 << 30
+
+
+def timings(folder: Path) -> Path:
+    (file,) = folder.parent.glob(".timings-*")
+    return file
+
+
+def test_a_timing_cache_is_made_used_and_begun_anew_when_it_is_damaged(
+    rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path
+) -> None:
+    path, spec = negation
+    folder = tmp_path / "engines" / "work"
+    assert rtx.compile_graph(path, folder, spec, OPTIONS) == []
+    assert rtx.compile_graph(path, folder, spec, OPTIONS) == []
+    timings(folder).write_bytes(b"nonsense" * 40)
+    (note,) = rtx.compile_graph(path, folder, spec, OPTIONS)
+    assert "damaged" in note
+    assert rtx.compile_graph(path, folder, spec, OPTIONS) == []
+
+
+def test_a_build_that_is_killed_says_so(
+    rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = subprocess.run
+
+    def killed(command: list[str], **rest: object) -> object:
+        return run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **rest)
+
+    monkeypatch.setattr(trt.subprocess, "run", killed)
+    with pytest.raises(UserError, match=r"did not finish negation\.onnx \| its process ended with status -9"):
+        rtx.compile_graph(negation[0], tmp_path, negation[1], OPTIONS)
+    assert not list(tmp_path.glob("*.plan"))
+
+
+def test_a_plan_with_a_flipped_byte_is_refused_before_it_is_given_to_tensorrt(
+    rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path
+) -> None:
+    path, spec = negation
+    rtx.compile_graph(path, tmp_path / "work", spec, OPTIONS)
+    plan = tmp_path / "work" / "negation.plan"
+    content = bytearray(plan.read_bytes())
+    content[len(content) // 2] ^= 1
+    plan.write_bytes(content)
+    with pytest.raises(UserError, match=r"negation\.plan has changed since it was compiled .* --force"):
+        rtx.load(tmp_path / "work", spec, OPTIONS)
+
+
+def test_without_a_gpu_plans_are_compiled_and_not_executed(
+    rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path, no_gpu: str
+) -> None:
+    path, spec = negation
+    rtx.compile_graph(path, tmp_path / "work", spec, OPTIONS)
+    assert rtx.cannot_run() == no_gpu
+    with pytest.raises(UserError, match=r"cannot be executed here .* onnxruntime"):
+        rtx.load(tmp_path / "work", spec, OPTIONS)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The words of a machine without one, on machines that have one as well."""
+    words = "no GPU can be used: none is here"
+    for module in (trt, trt_cuda):
+        monkeypatch.setattr(module, "find_gpu", lambda: words)
+    trt_cuda.device.cache_clear()
+    return words
+
+
+def test_too_little_memory_on_the_gpu(
+    rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from foveate.engines import trt_run
+
+    class Full:
+        def free_memory(self) -> int:
+            return 10
+
+    monkeypatch.setattr(trt_run, "device", Full)
+    path, spec = negation
+    rtx.compile_graph(path, tmp_path / "work", spec, OPTIONS)
+    with pytest.raises(UserError, match=r"no room for negation\.plan .* close other programs"):
+        rtx.load(tmp_path / "work", spec, OPTIONS)
+
+
+def test_memory_that_runs_out_while_compiling_is_told_from_other_refusals(rtx: trt.TensorRT) -> None:
+    said = "Requested amount of GPU memory could not be allocated: out of memory"
+    assert "--max-context" in trt_build._refusal(rtx.trt, Path("llm.onnx"), said)
+    assert "--dialect" in trt_build._refusal(rtx.trt, Path("llm.onnx"), "no implementation")
+
+
+class TestMachine:
+    """What a plan is bound to."""
+
+    def seen(self, monkeypatch: pytest.MonkeyPatch, sm: int) -> None:
+        monkeypatch.setattr(trt, "find_gpu", lambda: trt_cuda.Gpu("some", sm, 8 << 30))
+
+    def test_without_a_gpu(self, rtx: trt.TensorRT, no_gpu: str) -> None:
+        assert rtx.machine({})["gpu"] == "portable"
+        assert rtx.key(rtx.machine({"capability": ["SM86", "SM89"]})).endswith("-SM86+SM89")
+
+    @pytest.mark.parametrize(
+        ("sm", "capability", "gpu"),
+        [(89, None, "portable"), (75, None, "SM75"), (86, ["SM86"], "SM86"), (89, ["SM86"], "SM89")],
+    )
+    def test_on_a_gpu(
+        self,
+        rtx: trt.TensorRT,
+        monkeypatch: pytest.MonkeyPatch,
+        sm: int,
+        capability: list[str] | None,
+        gpu: str,
+    ) -> None:
+        self.seen(monkeypatch, sm)
+        assert rtx.machine({"capability": capability})["gpu"] == gpu
+
+    def test_full_tensorrt_builds_for_the_gpu_at_hand(
+        self, rtx: trt.TensorRT, monkeypatch: pytest.MonkeyPatch, no_gpu: str
+    ) -> None:
+        rtx.target = "tensorrt"  # its own binding cannot be installed here
+        with pytest.raises(UserError, match=r"the GPU it stands on .* on the device"):
+            rtx.machine({})
+        self.seen(monkeypatch, 87)
+        assert rtx.machine({})["gpu"] == "SM87"
+        assert rtx.machine({"hardware_compatible": True})["gpu"] == "SM80 or later"
+        assert rtx.machine({"version_compatible": True})["version"].endswith(".*")
+        with pytest.raises(UserError, match="--capability was given"):
+            rtx.machine({"capability": ["SM86"]})
+
+    @pytest.mark.parametrize(
+        ("target", "version", "dialects"),
+        [
+            ("tensorrt", "10.3.0", ("primitive",)),
+            ("tensorrt", "10.14.1", ("primitive",)),
+            ("tensorrt", "10.16.2", ("native", "primitive")),
+            ("tensorrt-rtx", "1.7.1", ("native", "primitive")),
+        ],
+    )
+    def test_dialects_follow_the_version(
+        self, rtx: trt.TensorRT, target: str, version: str, dialects: tuple[str, ...]
+    ) -> None:
+        rtx.target, rtx.version = target, version
+        assert dialects == rtx.DIALECTS
+
+
+def test_remedies_are_those_of_target_and_version() -> None:
+    names = {version: [r.flags for r in applicable("tensorrt", version)] for version in ("10.3.0", "10.13.3")}
+    assert names == {
+        "10.3.0": [None],
+        "10.13.3": ["-peep:fc_h_fusion=off", "-peep:match_dual_gemm=off", None],
+    }
+    assert [remedy.dialect for remedy in applicable("tensorrt-rtx", "1.7.1.116")] == ["primitive"]
+    assert all(remedy.source for remedy in REMEDIES)
+
+
+def test_a_remedy_reaches_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FLAGS_VARIABLE, "-given")
+    first = next(remedy for remedy in REMEDIES if remedy.flags)
+    assert trt._environment([first.name]) == {FLAGS_VARIABLE: f"-given {first.flags}"}
+    assert trt._environment([]) == {}
+
+
+def test_the_process_answers_an_error_in_words(negation: tuple[Path, GraphSpec], tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "unique.onnx",
+        [helper.make_node("Unique", ["x"], ["y"], name="culprit")],
+        [tensor("x", ["rows"])],
+        [tensor("y", ["some"])],
+    )
+    job = {"target": "tensorrt-rtx", "source": str(path), "spec": negation[1].to_json(), "options": OPTIONS}
+    places = {"plan": str(tmp_path / "p"), "cache": str(tmp_path / "c")}
+    command = [sys.executable, "-m", "foveate.engines.trt_build"]
+    done = subprocess.run(command, input=json.dumps(job | places), capture_output=True, text=True, check=True)
+    assert "Unique culprit" in json.loads(done.stdout.splitlines()[-1])["error"]
+    assert not (tmp_path / "p").exists()

@@ -1,0 +1,56 @@
+"""What is known to help when a TensorRT engine builds and answers wrongly: tried in this order when the self-test fails.
+
+``flags`` go to Myelin, TensorRT's graph compiler, through the environment of the build; NVIDIA documents neither. No GPU
+run of ours has confirmed any of these. What needs no remedy here: the float16 overflow of vision encoders in weakly typed
+networks (TensorRT-LLM #3223), since every network is strongly typed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["FLAGS_VARIABLE", "REMEDIES", "Remedy", "applicable"]
+
+FLAGS_VARIABLE = "__LUNOWUD"
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """For versions from ``since`` to before ``until`` of ``target`` (None: any). Either ``flags`` for the graph that is
+    wrong, or another ``dialect`` for all of them."""
+
+    name: str
+    source: str
+    target: str | None = None
+    since: tuple[int, ...] = (0,)
+    until: tuple[int, ...] = (999,)
+    flags: str | None = None
+    dialect: str | None = None
+
+
+REMEDIES = (
+    Remedy(
+        "no horizontal fusion of linear layers",
+        "NVIDIA/TensorRT-Edge-LLM #151: gate and up projections fused wrongly at batch 1, from 10.13 on",
+        target="tensorrt",
+        since=(10, 13),
+        flags="-peep:fc_h_fusion=off",
+    ),
+    Remedy(
+        "no matching of two products",
+        "NVIDIA/TensorRT-Edge-LLM, applyMyelinCompileWorkarounds: 10.13 and 10.14, and 11 on SM12x",
+        target="tensorrt",
+        since=(10, 13),
+        flags="-peep:match_dual_gemm=off",
+    ),
+    Remedy(
+        "operators spelt out",
+        "NVIDIA/TensorRT-Model-Connect #955: the cache's own operator fails in Myelin on SM120 and SM121",
+        dialect="primitive",
+    ),
+)
+
+
+def applicable(target: str, version: str) -> tuple[Remedy, ...]:
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    return tuple(r for r in REMEDIES if r.target in (None, target) and r.since <= numbers < r.until)

@@ -1,0 +1,126 @@
+"""The compilation of one bundle: its graphs one after another, and the proof that they answer as they must.
+
+An engine that answers wrongly is compiled again with what is known to help, in the order of its backend's table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foveate.engines.errors import UserError
+from foveate.runtime import check
+from foveate.runtime.bundle import Bundle, hash_file
+from foveate.runtime.plans import Plan, cannot_run, sources
+
+__all__ = ["Job", "Progress"]
+
+Progress = Callable[[str], None]
+"""Is told a line."""
+
+
+@dataclass
+class Job:
+    """The compilation of one bundle into ``work``. ``applied``: remedies by graph; ``notes``: what its build said."""
+
+    bundle: Bundle
+    module: Any
+    machine: dict[str, Any]
+    options: dict[str, Any]
+    work: Path
+    dialect: str
+    progress: Progress
+    applied: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+
+    def compile(self, graphs: tuple[str, ...]) -> None:
+        manifest = self.bundle.manifest
+        for name in graphs:
+            remedies = self.applied.get(name, [])
+            options = {**self.options, "remedies": remedies} if remedies else self.options
+            for spec, file in manifest.forms(name, self.dialect):
+                start = time.perf_counter()
+                try:
+                    notes = self.module.compile_graph(self.bundle.file(file), self.work, spec, options)
+                except UserError as error:
+                    method = manifest.method["name"]
+                    raise UserError(f"{spec.name} of {method}: {error}", code=error.code) from error
+                self.notes[spec.name] = [*remedies, *notes]
+                size = sum(file.stat().st_size for file in self.work.iterdir() if file.stem == spec.name)
+                self.progress(f"{spec.name:<16}{time.perf_counter() - start:7.1f} s {size / 1e6:9.1f} MB")
+
+    def write(self, self_test: dict[str, Any]) -> Plan:
+        files = {
+            file.name: {"size": file.stat().st_size, "sha256": hash_file(file)}
+            for file in sorted(self.work.iterdir())
+            if file.name != "engine.json"
+        }
+        plan = Plan(
+            self.work,
+            self.machine["target"],
+            self.machine,
+            self.dialect,
+            self.options,
+            sources(self.bundle, self.dialect),
+            self.notes,
+            files,
+            self_test,
+        )
+        plan.write()
+        return plan
+
+    def prove(self) -> None:
+        """Run the self-test; while it fails, compile again with the next remedy. Raises UserError when none is left."""
+        if reason := self._untestable():
+            self.progress(f"self-test not run: {reason}")
+            self.write({"not_run": reason})
+            return
+        remedies = list(getattr(self.module, "remedies", ()))
+        while wrong := self._first_wrong():
+            self.progress(
+                f"{wrong.graph} is wrong: {wrong.answer}, cosine {wrong.cosine:.6f}, error {wrong.error:.2g}"
+            )
+            while remedies and remedies[0].dialect and not self._takes(remedies[0].dialect):
+                remedies.pop(0)
+            if not remedies:
+                raise UserError(
+                    f"the graph {wrong.graph} is wrong on this machine | {wrong.answer}: cosine {wrong.cosine:.6f}, "
+                    f"error {wrong.error:.2g}, after {sum(map(len, self.applied.values())) or 'no'} remedies "
+                    "| nothing was written; compile for another target, or report it with `foveate doctor`"
+                )
+            self._apply(remedies.pop(0), wrong.graph)
+
+    def _untestable(self) -> str | None:
+        if "golden.npz" not in self.bundle.manifest.files:
+            return "the bundle has no golden.npz"
+        return cannot_run(self.machine["target"])
+
+    def _first_wrong(self) -> check.Finding | None:
+        plan = self.write({})
+        findings = []
+        for finding in check.replay(self.bundle, plan):
+            findings.append(finding)
+            if not finding.ok:
+                return finding
+        self.write({"ok": True, "findings": [asdict(finding) for finding in findings]})
+        return None
+
+    def _takes(self, dialect: str) -> bool:
+        return (
+            dialect != self.dialect
+            and dialect in self.module.DIALECTS
+            and dialect in self.bundle.manifest.dialects
+        )
+
+    def _apply(self, remedy: Any, graph: str) -> None:
+        self.progress(f"trying: {remedy.name} ({remedy.source})")
+        if remedy.dialect:
+            self.dialect = remedy.dialect
+            self.applied = {name: [remedy.name] for name in self.bundle.manifest.stages}
+            self.compile(self.bundle.manifest.stages)
+        else:
+            self.applied.setdefault(graph, []).append(remedy.name)
+            self.compile((graph,))

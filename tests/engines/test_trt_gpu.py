@@ -1,0 +1,86 @@
+"""Plans at work: for machines with an NVIDIA GPU, cuda-bindings and one of the TensorRT bindings. See scripts/gpu_check.sh."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveate.engines.trt_build import MODULES
+from foveate.engines.trt_cuda import find_gpu
+from foveate.export import methods
+from foveate.export.build import build
+from foveate.export.models import llava
+from foveate.runtime import plans
+from foveate.runtime.bundle import load
+from foveate.runtime.compile import compile_bundle
+from foveate.runtime.decode import Decoder
+from foveate.runtime.plans import load_engines
+
+TARGETS = [target for target, module in MODULES.items() if importlib.util.find_spec(module)]
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(isinstance(find_gpu(), str), reason=str(find_gpu())),
+    pytest.mark.skipif(not TARGETS, reason="neither tensorrt nor tensorrt_rtx is installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("gpu") / "bundle"
+    build(llava.tiny(layers=4), methods.load("fastv"), out, precision="fp16")
+    compile_bundle(out, "onnxruntime")
+    return out
+
+
+@pytest.fixture(
+    scope="module", params=[(t, d) for t in TARGETS for d in ("native", "primitive")], ids="-".join
+)
+def plan(root: Path, request: pytest.FixtureRequest) -> plans.Plan:
+    """Compiled, and proved by the self-test."""
+    target, dialect = request.param
+    if dialect not in plans.backend(target).DIALECTS:
+        pytest.skip(f"{target} is too old for the dialect {dialect}")
+    folder = compile_bundle(root, target, dialect=dialect, options={"max_context": 128}, force=True)
+    return plans.choose(load(root), folder.name)
+
+
+def test_the_self_test_passes_without_a_remedy(plan: plans.Plan) -> None:
+    assert plan.self_test["ok"]
+    assert not any(plan.remedies.values())
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_the_same_tokens_as_onnx_runtime(root: Path, plan: plans.Plan, cuda_graphs: bool) -> None:
+    """Prefill and 24 steps, in both engines after the same tokens."""
+    bundle = load(root)
+    settings = {"threads": 1, "cuda_graphs": cuda_graphs}
+    engines = [
+        load_engines(bundle, chosen, settings) for chosen in (plans.choose(bundle, "onnxruntime"), plan)
+    ]
+    one, other = (Decoder(each, bundle.embeddings(), bundle.manifest) for each in engines)
+    prompt = list(range(5, 40))
+    logits = [decoder.prefill(prompt, 25) for decoder in (one, other)]
+    for _ in range(24):
+        cosine = np.dot(*logits) / np.prod([np.linalg.norm(x) for x in logits])
+        assert cosine > 0.999
+        token = int(logits[0].argmax())
+        logits = [decoder.step(token).astype(np.float32) for decoder in (one, other)]
+
+
+def test_a_buffer_outlives_the_next_run_of_its_engine(root: Path, plan: plans.Plan) -> None:
+    engine = load_engines(load(root), plan, {})["vision_encoder"]
+    shape = engine.spec.input("pixel_values").shape
+    first, second = (np.full(shape, value, "float16") for value in (0.1, 0.9))
+    held = engine.run({"pixel_values": first})["projected"]
+    before = held.numpy()
+    engine.run({"pixel_values": second})
+    np.testing.assert_array_equal(held.numpy(), before)
+
+
+def test_inspect_tells_the_memory_on_the_gpu(plan: plans.Plan) -> None:
+    made = plans.backend(plan.target)
+    assert made.describe(plan.path, "vision_encoder")["device_bytes"] >= 0

@@ -1,0 +1,257 @@
+"""``foveate compile`` proves what it made: remedies are tried in order, recorded, and nothing wrong is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from foveate.engines import ort
+from foveate.engines.errors import UserError
+from foveate.engines.spec import GraphSpec
+from foveate.runtime import compile as module
+from foveate.runtime import compile_job, plans
+from foveate.runtime.bundle import load
+from foveate.runtime.compile import compile_bundle
+
+
+@dataclass(frozen=True)
+class Remedy:
+    name: str
+    source: str = "a thread"
+    dialect: str | None = None
+
+
+class Miscompiler:
+    """ONNX Runtime that compiles ``llm`` from the file ``wrong`` unless a remedy of the name ``cure`` is applied."""
+
+    DIALECTS = ort.DIALECTS
+
+    def __init__(self, wrong: Path, cure: str, remedies: tuple[Remedy, ...]) -> None:
+        self.wrong, self.cure, self.remedies = wrong, cure, remedies
+        self.machine, self.key, self.load = ort.machine, ort.key, ort.load
+
+    def compile_graph(
+        self, source: Path, folder: Path, spec: GraphSpec, options: Mapping[str, Any]
+    ) -> list[str]:
+        if spec.name == "llm" and self.cure not in options.get("remedies", ()):
+            source = self.wrong
+        return ort.compile_graph(source, folder, spec, options)
+
+
+@pytest.fixture
+def sick(make_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A bundle, and a target whose compiler makes a wrong cache of it unless it is cured."""
+    root, wrong = make_bundle(), make_bundle(fault="stale")
+
+    def make(cure: str, *remedies: Remedy) -> Path:
+        found = Miscompiler(wrong / "llm.ort.onnx", cure, remedies)
+        monkeypatch.setattr(module, "backend", lambda target: found)
+        return root
+
+    return make
+
+
+def test_remedies_are_tried_in_order_and_recorded(sick: Any) -> None:
+    root = sick("second", Remedy("first"), Remedy("spelt out", dialect="elsewhere"), Remedy("second"))
+    said: list[str] = []
+    compile_bundle(root, progress=said.append)
+    (plan,) = plans.plans(load(root))
+    assert plan.remedies["llm"] == ["first", "second"]
+    assert plan.remedies["vision_encoder"] == []
+    assert plan.self_test["ok"] and len(plan.self_test["findings"]) == 8
+    assert sum("llm is wrong" in line for line in said) == 2
+    assert sum("trying" in line for line in said) == 2
+
+
+def test_where_nothing_helps_nothing_is_written_and_the_graph_is_named(sick: Any) -> None:
+    root = sick("none", Remedy("first"))
+    with pytest.raises(UserError, match=r"the graph llm is wrong .* after 1 remedies .* nothing was written"):
+        compile_bundle(root)
+    assert not list(plans.plans(load(root)))
+    compile_bundle(root, self_test=False)
+    (plan,) = plans.plans(load(root))
+    assert "not_run" in plan.self_test
+
+
+def test_what_cannot_be_executed_here_is_compiled_and_says_so(
+    make_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_bundle()
+    monkeypatch.setattr(compile_job, "cannot_run", lambda target: "no GPU")
+    said: list[str] = []
+    compile_bundle(root, progress=said.append)
+    (plan,) = plans.plans(load(root))
+    assert plan.self_test == {"not_run": "no GPU"}
+    assert said[-1] == "self-test not run: no GPU"
+
+
+def test_an_engine_that_cannot_run_here_is_passed_over(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "cannot_run", lambda target: "no GPU can be used")
+    with pytest.raises(UserError, match=r"does not fit \| no GPU can be used"):
+        plans.choose(load(bundle))
+
+
+def test_a_graph_that_is_refused_is_named_with_its_method(
+    make_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, *rest: object) -> None:
+        raise UserError(f"cannot parse {source.name} | Unique node_7 | take another dialect")
+
+    monkeypatch.setattr(ort, "compile_graph", refuse)
+    with pytest.raises(
+        UserError, match=r"vision_encoder of tap: cannot parse vision_encoder\.ort\.onnx \| Unique"
+    ):
+        compile_bundle(make_bundle())
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "words"),
+    [
+        ("onnxruntime", {"capability": ["SM86"]}, "--capability is not an option of onnxruntime"),
+        (
+            "tensorrt-rtx",
+            {"hardware_compatible": True},
+            "--hardware-compatible is not an option of tensorrt-rtx",
+        ),
+        ("tensorrt-rtx", {"optimization_level": 6}, "wrong optimization level"),
+        ("tensorrt-rtx", {"max_context": 0}, "wrong max context"),
+        ("tensorrt-rtx", {"capability": ["SM87"]}, "SM87 is not a target .* --target tensorrt"),
+    ],
+)
+def test_options_that_a_target_has_not(target: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        compile_bundle("nowhere", target, options=options)
+    assert error.value.code == 2
+
+
+def test_a_dialect_that_the_bundle_lacks(bundle: Path) -> None:
+    with pytest.raises(UserError, match=r"lacks the dialect native .* --dialects native"):
+        compile_bundle(bundle, "tensorrt-rtx")
+    with pytest.raises(UserError, match="unknown dialect of this target 'nativ'"):
+        compile_bundle(bundle, "tensorrt-rtx", dialect="nativ")
+
+
+@pytest.fixture
+def planned(make_bundle: Any) -> Path:
+    """A bundle that TensorRT-RTX compiled: its vision encoder alone, in float32."""
+    root = make_bundle(prune=False)
+    data = json.loads((root / "bundle.json").read_text())
+    data["dialects"] = {"native": data["dialects"].pop("ort")}
+    data["stages"] = ["vision_encoder"]
+    (root / "bundle.json").write_text(json.dumps(data))
+    compile_bundle(root, "tensorrt-rtx", options={"capability": ["SM86"], "max_context": 64})
+    return root
+
+
+def test_a_plan_of_tensorrt_rtx(planned: Path) -> None:
+    (plan,) = plans.plans(load(planned))
+    assert plan.machine["gpu"] == "SM86" and plan.key.endswith("-SM86")
+    assert plan.options["max_context"] == 64
+    assert plan.fault(load(planned), full=True) is None
+    for name, value in (("version", "1.2.3"), ("gpu", "SM120"), ("platform", "linux-aarch64")):
+        record = json.loads((plan.path / "engine.json").read_text())
+        changed = plans.Plan(plan.path, **{**record, "machine": {**record["machine"], name: value}})
+        assert f"made for {name} {value}, this machine has" in changed.fault(load(planned))
+    command = plans.compile_command(load(planned), plan)
+    assert command.endswith("--target tensorrt-rtx --max-context 64 --capability SM86")
+
+
+def test_inspect_shows_the_key_and_what_the_engine_tells(
+    planned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from foveate.runtime.inspect_bundle import _engine, _engine_lines
+
+    (plan,) = plans.plans(load(planned))
+    text = "\n".join(_engine_lines(_engine(load(planned), plan)))
+    assert "gpu SM86" in text and "max_context 64" in text and "self-test" in text
+    assert "layers: " in text and "float" in text
+
+
+def test_a_compilation_killed_half_way_leaves_no_engine(make_bundle: Any, tmp_path: Path) -> None:
+    root = make_bundle()
+    child = subprocess.Popen([sys.executable, "-m", "foveate.runtime.cli", "compile", str(root)])
+    deadline = time.monotonic() + 60
+    while not list((root / "engines").glob(".compiling-*/*.onnx")):
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not list(plans.plans(load(root)))
+    compile_bundle(root)
+    assert plans.choose(load(root)).self_test["ok"]
+
+
+def test_the_dialect_primitive_in_onnx_runtime(bundle: Path, tmp_path: Path) -> None:
+    """Its new rows are copied into the cache: the same answers as from the dialect that writes in place."""
+    engine = ort.load(tmp_path, appending(tmp_path), {})
+    buffer = engine.allocate("past.0.key", {"cache": 6})
+    for start in (0, 2):
+        rows = np.full((1, 2, 2, 4), start + 1, "float32")
+        feeds = {"rows": rows, "write_index": np.array([start]), "past.0.key": buffer}
+        outputs = engine.run(feeds)
+        assert outputs["present.0.key"] is buffer
+    assert buffer.numpy()[0, 0, :, 0].tolist() == [1, 1, 3, 3, 0, 0]
+    assert outputs["total"].numpy()[0] == 2 * 4 * 2  # what was in the cache before: 1 in the first two rows
+
+
+def appending(folder: Path) -> GraphSpec:
+    import onnx
+    from onnx import TensorProto, helper
+
+    from foveate.engines.spec import Symbol, TensorSpec
+
+    tokens, cache = Symbol("tokens", 1, 2, 8), Symbol("cache", 1, 6, 8)
+    rows, past = (1, 2, tokens, 4), (1, 2, cache, 4)
+    spec = GraphSpec(
+        "llm",
+        (
+            TensorSpec("rows", "float32", rows),
+            TensorSpec("write_index", "int64", (1,)),
+            TensorSpec("past.0.key", "float32", past),
+        ),
+        (TensorSpec("total", "float32", (1,)), TensorSpec("present.0.key", "float32", rows)),
+        (("present.0.key", "past.0.key"),),
+    )
+    info = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("ReduceSum", ["past.0.key"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["write_index"], ["float_index"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["float_index", "float_index"], ["zero"]),
+        helper.make_node("Add", ["zero", "sum"], ["total"]),
+        helper.make_node("Identity", ["rows"], ["present.0.key"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "llm",
+        [
+            info("rows", TensorProto.FLOAT, [1, 2, "tokens", 4]),
+            info("write_index", TensorProto.INT64, [1]),
+            info("past.0.key", TensorProto.FLOAT, [1, 2, "cache", 4]),
+        ],
+        [
+            info("total", TensorProto.FLOAT, [1]),
+            info("present.0.key", TensorProto.FLOAT, [1, 2, "tokens", 4]),
+        ],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9),
+        folder / "llm.onnx",
+    )
+    return spec
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx", "onnxruntime"])
+def test_every_option_has_a_flag(target: str) -> None:
+    flags = {action.dest for action in module._parser()._actions}
+    assert set(module.OPTIONS[target]) <= flags
