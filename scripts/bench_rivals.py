@@ -169,6 +169,7 @@ def measure(names: Sequence[str], tokens: Sequence[int], rounds: int) -> dict[st
             for n in tokens:
                 for name, server in servers.items():
                     answer = ask(server, n)
+                    print(f"round {number} {n} {name} {answer}", file=sys.stderr, flush=True)
                     if number >= 0:
                         found[name][str(n)].append(answer)
     finally:
@@ -212,7 +213,7 @@ def print_table(found: dict[str, dict[str, Any]], tokens: Sequence[int]) -> None
                 times = [row[what] * scale for row in rows[str(n)]]
                 ends = f"{min(times):.{digits}f}..{max(times):.{digits}f}"
                 cells.append(f"{statistics.median(times):.{digits}f} ({ends})")
-        most = max(row["resident"] for n in tokens for row in rows[str(n)])
+        most = max(sum(row["resident"].values()) for n in tokens for row in rows[str(n)])
         print(f"| {Path(name).name} | {' | '.join(cells)} | {most / 1e9:.2f} |")
 
 
