@@ -141,11 +141,17 @@ class TensorRT:
             "spec": spec.to_json(),
             "options": dict(options),
             "plan": str(plan),
-            "cache": str(folder.parent / f".timings-{self.key(self.machine(options))}.cache"),
+            "cache": str(cache) if (cache := self.timings(folder, options)) else None,
         }
         facts = self._build_apart(source, job, _environment(options.get("remedies", ())))
         plan.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return facts["notes"]
+
+    def timings(self, folder: Path, options: Mapping[str, Any]) -> Path | None:
+        """The file of the timing cache, beside the engines; TensorRT-RTX has none: since 1.2 its own does nothing."""
+        if self.target == "tensorrt-rtx":
+            return None
+        return folder.parent / f".timings-{self.key(self.machine(options))}.cache"
 
     def _build_apart(
         self, source: Path, job: Mapping[str, Any], environment: Mapping[str, str]

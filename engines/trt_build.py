@@ -283,7 +283,8 @@ def _main(job: Mapping[str, Any]) -> dict[str, Any]:
     trt = importlib.import_module(MODULES[job["target"]])
     spec = GraphSpec.from_json(job["spec"])
     try:
-        plan, facts = build(trt, Path(job["source"]), spec, job["options"], Path(job["cache"]))
+        cache = Path(job["cache"]) if job["cache"] else None
+        plan, facts = build(trt, Path(job["source"]), spec, job["options"], cache)
     except UserError as error:
         return {"error": str(error)}
     with Path(job["plan"]).open("wb") as file:

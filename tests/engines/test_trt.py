@@ -168,22 +168,31 @@ def test_a_plan_with_its_facts(rtx: trt.TensorRT, negation: tuple[Path, GraphSpe
     assert 20 << 20 < facts["peak_bytes"] < 4 << 30
 
 
-def timings(folder: Path) -> Path:
-    (file,) = folder.parent.glob(".timings-*")
-    return file
-
-
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # TensorRT-RTX has the calls, and does nothing in them
 def test_a_timing_cache_is_made_used_and_begun_anew_when_it_is_damaged(
     rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path
 ) -> None:
-    path, spec = negation
-    folder = tmp_path / "engines" / "work"
-    assert rtx.compile_graph(path, folder, spec, OPTIONS) == []
-    assert rtx.compile_graph(path, folder, spec, OPTIONS) == []
-    timings(folder).write_bytes(b"nonsense" * 40)
-    (note,) = rtx.compile_graph(path, folder, spec, OPTIONS)
-    assert "damaged" in note
-    assert rtx.compile_graph(path, folder, spec, OPTIONS) == []
+    cache = tmp_path / "timings.cache"
+
+    def notes() -> list[str]:
+        return trt_build.build(rtx.trt, *negation, OPTIONS, cache)[1]["notes"]
+
+    assert notes() == []
+    assert cache.is_file()
+    assert notes() == []
+    cache.write_bytes(b"nonsense" * 40)
+    (note,) = notes()
+    assert "timings.cache is damaged" in note
+    assert notes() == []
+
+
+def test_only_full_tensorrt_keeps_a_timing_cache(rtx: trt.TensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rtx.timings(Path("engines/work"), OPTIONS) is None
+    monkeypatch.setattr(trt, "find_gpu", lambda: trt_cuda.Gpu("some", 87, 8 << 30))
+    rtx.target, rtx.version = "tensorrt", "10.3.0"
+    assert rtx.timings(Path("engines/work"), OPTIONS) == Path("engines/.timings-tensorrt-10.3.0-SM87.cache")
 
 
 def test_a_build_that_is_killed_says_so(
@@ -334,7 +343,7 @@ def test_the_process_answers_an_error_in_words(negation: tuple[Path, GraphSpec],
         [tensor("y", ["some"])],
     )
     job = {"target": "tensorrt-rtx", "source": str(path), "spec": negation[1].to_json(), "options": OPTIONS}
-    places = {"plan": str(tmp_path / "p"), "cache": str(tmp_path / "c")}
+    places = {"plan": str(tmp_path / "p"), "cache": None}
     command = [sys.executable, "-m", "foveate.engines.trt_build"]
     done = subprocess.run(command, input=json.dumps(job | places), capture_output=True, text=True, check=True)
     assert "Unique culprit" in json.loads(done.stdout.splitlines()[-1])["error"]
