@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "quantization_error.py"
 
 def test_calibration_helps_where_there_are_outliers():
     command = [sys.executable, str(SCRIPT), "--hidden", "256", "--intermediate", "512", "--heads", "4"]
-    command += ["--rows", "64", "--factor", "1", "60"]
+    command += ["--rows", "64", "--channels", "2", "--factor", "1", "60"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout.splitlines()[-1])["errors"]
@@ -21,5 +21,5 @@ def test_calibration_helps_where_there_are_outliers():
     assert plain["int4, AWQ"] < 1.02 * plain["int4, to nearest"]
     assert max(plain["int8, static"], plain["int8, dynamic"]) < 0.1 and plain["fp8"] < 0.15
     assert loud["int4, AWQ"] < 0.8 * loud["int4, to nearest"]
-    for kind in ("static", "dynamic"):
-        assert loud[f"int8, {kind}, SmoothQuant"] < 0.6 * loud[f"int8, {kind}"]
+    for kind, share in (("static", 0.7), ("dynamic", 0.5)):
+        assert loud[f"int8, {kind}, SmoothQuant"] < share * loud[f"int8, {kind}"]
