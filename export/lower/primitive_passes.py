@@ -238,8 +238,9 @@ class DocumentedTypes(_Rewrite):
     kinds = ("Clip", "CumSum", "Equal")
 
     def takes(self, node: ir.Node) -> bool:
-        refused = (ir.DataType.BOOL,) if node.op_type == "Equal" else (ir.DataType.INT64, ir.DataType.INT32)
-        return node.inputs[0].dtype in refused
+        if node.op_type == "Equal":
+            return any(_is_truth(value) for value in node.inputs)
+        return node.inputs[0].dtype in (ir.DataType.INT64, ir.DataType.INT32)
 
     def write(self, before: _Before, node: ir.Node) -> ir.Value:
         x, *others = node.inputs
@@ -252,6 +253,17 @@ class DocumentedTypes(_Rewrite):
         for kind, bound in zip(("Max", "Min"), others, strict=False):
             x = x if bound is None else before(kind, x, bound)
         return x
+
+
+def _is_truth(value: ir.Value) -> bool:
+    """Whether it is boolean. Tracing names no type of what it compares in between."""
+    producer = value.producer()
+    return value.dtype == ir.DataType.BOOL or (producer is not None and producer.op_type in _TRUTHS)
+
+
+_TRUTHS = frozenset(
+    ("And", "Equal", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor")
+)
 
 
 class Older(ir.passes.InPlacePass):

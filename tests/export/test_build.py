@@ -38,7 +38,7 @@ def test_the_bundle_is_whole_and_alone(checkpoint, tmp_path):
     assert build(checkpoint, tmp_path / "b", "--set", "rho=0.25") == 0
     bundle = load(tmp_path / "b", full=True)
     assert bundle.manifest.method["options"]["rho"] == 0.25
-    assert set(bundle.manifest.dialects) == {"ort", "native"}
+    assert set(bundle.manifest.dialects) == {"native", "ort", "primitive"}
     assert not leftovers(tmp_path)
     text = (tmp_path / "b" / "bundle.json").read_text()
     assert str(tmp_path) not in text.replace(json.dumps(str(checkpoint)), "")
