@@ -1,6 +1,6 @@
 # make demo    a small model, built, asked and looked at, from nothing
 # make test    every test but the slow ones, in an environment of its own
-# make matrix  every method on every family, in every dialect, which takes a while
+# make matrix  every method on every family, in every dialect, which takes a while; writes docs/engines-matrix.md
 # make lint    ruff: check and format
 # make clean   removes the environment and what was built
 
@@ -28,6 +28,7 @@ test: $(VENV)/.dev
 
 matrix: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/matrix.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

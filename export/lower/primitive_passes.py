@@ -171,7 +171,7 @@ class AppendRows(_Rewrite):
         length = before.length(past_keys, 2)
         seen = self._seen(before, length, before.length(query, 2), write_index)
         scores = _masked(before, before("Concat", *parts, axis=-1), seen, query.dtype)
-        weights = _grouped(before, before("Softmax", scores, axis=-1), past_values, 0)
+        weights = before("Softmax", scores, axis=-1)
         zero, end, axis = before.constant([0]), before.constant([_ALL]), before.constant([3])
         old = before("Slice", weights, zero, length, axis)
         new = before("Slice", weights, length, end, axis)
@@ -204,15 +204,22 @@ def _scaled(before: _Before, attention: ir.Node) -> ir.Value:
 def _scores(before: _Before, scaled: ir.Value, query: ir.Value, keys: ir.Value) -> ir.Value:
     """[B,H,T,S]. Query heads that share keys stand as rows of one product, so that keys are never repeated."""
     columns = before("Transpose", keys, perm=(0, 1, 3, 2))
-    product = before("MatMul", _grouped(before, scaled, keys, query.shape[3]), columns)
-    if query.shape[1] == keys.shape[1]:
-        return product
-    return before("Reshape", product, before.constant([1, query.shape[1], -1, 0]))
+    product = before("MatMul", _grouped(before, scaled, query, keys), columns)
+    return _heads(before, product, query, keys)
 
 
-def _grouped(before: _Before, x: ir.Value, keys: ir.Value, width: int) -> ir.Value:
-    """``x [1,H,T,width]`` as [1,Hkv,H/Hkv*T,width]; ``width`` 0 for the one that it has."""
-    return before("Reshape", x, before.constant([1, keys.shape[1], -1, width]))
+def _grouped(before: _Before, x: ir.Value, query: ir.Value, keys: ir.Value) -> ir.Value:
+    """``x [B,H,T,W]``, with the heads of ``query``, as [B,Hkv,H/Hkv*T,W]."""
+    return _rows_of(before, x, keys.shape[1]) if query.shape[1] != keys.shape[1] else x
+
+
+def _heads(before: _Before, x: ir.Value, query: ir.Value, keys: ir.Value) -> ir.Value:
+    """``_grouped`` undone."""
+    return _rows_of(before, x, query.shape[1]) if query.shape[1] != keys.shape[1] else x
+
+
+def _rows_of(before: _Before, x: ir.Value, heads: int) -> ir.Value:
+    return before("Reshape", x, before.constant([0, heads, -1, 0]))  # 0: as it is
 
 
 def _masked(before: _Before, scores: ir.Value, seen: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -223,9 +230,9 @@ def _mixed(
     before: _Before, parts: list[tuple[ir.Value, ir.Value]], query: ir.Value, values: ir.Value
 ) -> ir.Value:
     """The sum of weights times values, [B,H,T,Dh]."""
-    products = [before("MatMul", _grouped(before, weights, values, 0), rows) for weights, rows in parts]
+    products = [before("MatMul", _grouped(before, weights, query, values), rows) for weights, rows in parts]
     total = products[0] if len(products) == 1 else before("Add", *products)
-    return before("Reshape", total, before.constant([1, query.shape[1], -1, values.shape[3]]))
+    return _heads(before, total, query, values)
 
 
 class DocumentedTypes(_Rewrite):
@@ -245,6 +252,8 @@ class DocumentedTypes(_Rewrite):
     def write(self, before: _Before, node: ir.Node) -> ir.Value:
         x, *others = node.inputs
         if node.op_type == "Equal":
+            for value in (*node.inputs, *node.outputs):
+                value.dtype = ir.DataType.BOOL
             return before("Not", before("Xor", x, *others))
         if node.op_type == "CumSum":
             wide = before.cast(x, ir.DataType.FLOAT)

@@ -69,6 +69,16 @@ def test_attention(heads: int, kv_heads: int, mask: str) -> None:
     assert "Attention" not in kinds
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_attention_of_several_windows_at_once(kv_heads: int) -> None:
+    shapes = {"q": (3, 4, 5, 16), "k": (3, kv_heads, 7, 16), "v": (3, kv_heads, 7, 16)}
+    inputs: dict[str, np.ndarray | None] = {name: normal(*shape) for name, shape in shapes.items()}
+    inputs["mask"] = RANDOM.integers(0, 2, (3, 1, 5, 7)) > 0
+    inputs["mask"][..., 0] = True
+    before, now, _ = rewritten("Attention", inputs, (TensorProto.FLOAT, 4), passes.Attend())
+    np.testing.assert_allclose(now, before, atol=1e-5)
+
+
 def test_attention_has_its_own_scale_and_float16_stays_float16() -> None:
     inputs = {name: normal(1, 2, 7, 16, dtype="float16") for name in "qkv"}
     before, now, _ = rewritten("Attention", inputs, (TensorProto.FLOAT16, 4), passes.Attend(), scale=0.7)

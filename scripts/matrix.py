@@ -1,0 +1,190 @@
+"""``make matrix``: every method on every family, in every dialect: its numbers, and whether NVIDIA's compiler takes it.
+
+In: nothing. Out: ``build/matrix.json``, results by family, method, precision and dialect, so that a run that is broken off
+goes on where it stood (``make clean`` forgets them); and ``docs/engines-matrix.md``, written from these results and nothing else. Numbers are the self-test of
+``foveate compile`` with ONNX Runtime, which knows the operators of every dialect; compilation is TensorRT for RTX's, each
+distinct graph once. Models are tiny and random, of four decoder layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from foveate.engines import ort, trt
+from foveate.engines.errors import UserError
+from foveate.export import lower, methods
+from foveate.export.build import build
+from foveate.export.models import llava, llava_next, qwen2_5_vl
+from foveate.export.parts import Parts
+from foveate.runtime.bundle import Bundle, load
+from foveate.runtime.compile_job import Job
+
+FAMILIES = {"llava": llava, "llava_next": llava_next, "qwen2_5_vl": qwen2_5_vl}
+OPTIONS = {("llava_next", "tome"): {"keep": "16"}}  # of a tile
+TARGETS = ["SM80", "SM86", "SM89", "SM120"]
+OLD_TARGETS = ["SM75"]  # no loops, no int4, no bfloat16
+ACCURACY = 1  # int4 products in float32
+
+HEAD = """# What compiles, and whether its numbers are right
+
+Written by `make matrix` (`scripts/matrix.py`), never by hand: tiny random models of each family, with four decoder layers.
+A number is the largest relative error of any recorded answer, graph by graph, in ONNX Runtime {ort} against torch in
+float32. **Bold**: TensorRT for RTX {rtx} compiled every graph for {targets}; with a plus, for {old} as well. `native` is
+for TensorRT from 10.15 on, `primitive` for older ones. **No plan has been run on a GPU**, and full TensorRT has compiled
+none of these: it cannot without one."""
+
+Results = dict[str, dict[str, Any]]
+"""``family/method/precision`` -> {"refused": why} or {dialect: {"error": ..., "compiled": ..., "old": ...}}."""
+
+
+def cases() -> Iterator[tuple[str, str, str]]:
+    """Methods change no weights of the decoder: they are tried in float16, other precisions without a method."""
+    for family in FAMILIES:
+        yield from ((family, "none", precision) for precision in ("fp16", "int4", "fp32"))
+        yield from ((family, method, "fp16") for method in methods.names() if method != "none")
+
+
+def examine(
+    parts: Parts, family: str, method: str, precision: str, compiled: dict[str, str]
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "bundle"
+        try:
+            build(parts, methods.load(method, OPTIONS.get((family, method), {})), out, precision=precision)
+        except UserError as error:
+            return {"refused": str(error).partition(" | ")[0]}
+        bundle = load(out)
+        return {dialect: in_dialect(bundle, dialect, compiled) for dialect in bundle.manifest.dialects}
+
+
+def in_dialect(bundle: Bundle, dialect: str, compiled: dict[str, str]) -> dict[str, Any]:
+    found = {"error": numbers(bundle, dialect)}
+    if dialect != "ort":
+        found["compiled"] = takes(bundle, dialect, TARGETS, compiled)
+        found["old"] = takes(bundle, dialect, OLD_TARGETS, compiled)
+    return found
+
+
+def numbers(bundle: Bundle, dialect: str) -> float | str:
+    """The largest relative error of any answer, or what is wrong."""
+    options = {"provider": "cpu", "accuracy_level": ACCURACY}
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(bundle, ort, ort.machine(options), options, Path(folder), dialect, lambda line: None)
+        try:
+            job.compile(bundle.manifest.stages)
+            job.prove()
+        except UserError as error:
+            return str(error)
+        tested = json.loads((Path(folder) / "engine.json").read_text(encoding="utf-8"))["self_test"]
+    return max(finding["error"] for finding in tested["findings"])
+
+
+def takes(bundle: Bundle, dialect: str, targets: list[str], compiled: dict[str, str]) -> str:
+    """ "yes", or which graph TensorRT for RTX refuses for these GPUs, and why."""
+    backend = trt.backend("tensorrt-rtx")
+    for name in bundle.manifest.stages:
+        for spec, file in bundle.manifest.forms(name, dialect):
+            source = bundle.file(file)
+            key = hashlib.sha256(source.read_bytes()).hexdigest() + "+".join(targets)
+            if key not in compiled:
+                with tempfile.TemporaryDirectory() as folder:
+                    try:
+                        backend.compile_graph(
+                            source, Path(folder), spec, {"max_context": 256, "capability": targets}
+                        )
+                        compiled[key] = "yes"
+                    except UserError as error:
+                        compiled[key] = f"{name}: {str(error).split(' | ')[1][:160]}"
+            if compiled[key] != "yes":
+                return compiled[key]
+    return "yes"
+
+
+def page(results: Results) -> str:
+    """Markdown. What has not been tried yet says so."""
+    versions = {"ort": onnxruntime.__version__, "rtx": trt.backend("tensorrt-rtx").version}
+    targets = {"targets": ", ".join(TARGETS), "old": ", ".join(OLD_TARGETS)}
+    lines = [HEAD.format(**versions, **targets)]
+    for title, wanted in (("Methods, in float16", "fp16"), ("Precisions, without a method", None)):
+        lines += ["", f"## {title}", ""]
+        lines += table(results, wanted)
+    refused = {key: found["refused"] for key, found in results.items() if "refused" in found}
+    lines += ["", "## Refused when the bundle is built", ""]
+    lines += [f"- {key.replace('/', ', ')}: {why}" for key, why in sorted(refused.items())] or ["nothing"]
+    wrong = sorted(faults(results))
+    return "\n".join([*lines, "", "## What went wrong", "", *(wrong or ["nothing"]), ""])
+
+
+def table(results: Results, precision: str | None) -> Iterator[str]:
+    columns = [(family, dialect) for family in FAMILIES for dialect in lower.names()]
+    first = "method" if precision else "precision"
+    yield f"| {first} | {' | '.join(f'{family} {dialect}' for family, dialect in columns)} |"
+    yield f"|---|{'---|' * len(columns)}"
+    rows = methods.names() if precision else ("fp16", "fp32", "int4")
+    for row in rows:
+        key = "{}/" + (f"{row}/{precision}" if precision else f"none/{row}")
+        yield f"| `{row}` | {' | '.join(cell(results.get(key.format(f)), d) for f, d in columns)} |"
+
+
+def cell(found: dict[str, Any] | None, dialect: str) -> str:
+    if found is None:
+        return "not tried"
+    if "refused" in found:
+        return "refused"
+    if dialect not in found:
+        return "none"
+    entry = found[dialect]
+    text = f"{entry['error']:.0e}" if isinstance(entry["error"], float) else "WRONG"
+    if entry.get("compiled", "yes") != "yes":
+        return f"{text}, not compiled"
+    return text if dialect == "ort" else f"**{text}**{'+' if entry['old'] == 'yes' else ''}"
+
+
+def faults(results: Results) -> Iterator[str]:
+    for key, found in results.items():
+        for dialect, entry in found.items():
+            if dialect == "refused":
+                continue
+            if isinstance(entry["error"], str):
+                yield f"- {key}, {dialect}: {entry['error']}"
+            if entry.get("compiled", "yes") != "yes":
+                yield f"- {key}, {dialect}, not compiled: {entry['compiled']}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=Path("build/matrix.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/engines-matrix.md"))
+    parser.add_argument("--families", default=",".join(FAMILIES), help="comma-separated")
+    parser.add_argument(
+        "--page-only", action="store_true", help="write the page from the results that there are"
+    )
+    args = parser.parse_args()
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    results: Results = json.loads(args.results.read_text()) if args.results.exists() else {}
+    compiled: dict[str, str] = {}
+    parts: dict[str, Parts] = {}
+    for family, method, precision in cases() if not args.page_only else ():
+        key = f"{family}/{method}/{precision}"
+        if family not in args.families.split(",") or key in results:
+            continue
+        start = time.perf_counter()
+        if family not in parts:  # one of each for all: what methods share is traced once
+            parts[family] = FAMILIES[family].tiny(layers=4)
+        results[key] = examine(parts[family], family, method, precision, compiled)
+        args.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(f"{key:<36}{time.perf_counter() - start:7.1f} s  {results[key]}", flush=True)
+    args.page.write_text(page(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
