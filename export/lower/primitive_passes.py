@@ -58,7 +58,7 @@ class _Before:
     def replaces(self, value: ir.Value) -> None:
         """``value`` is what the node gave."""
         (old,) = self._node.outputs
-        value.name, value.dtype, value.shape = old.name, old.dtype, old.shape
+        value.name, value.type, value.shape = old.name, old.type, old.shape  # type None: tracing named none
         old.replace_all_uses_with(value, replace_graph_outputs=True)
         self._node.graph.remove(self._node, safe=True)
 
