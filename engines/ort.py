@@ -39,13 +39,26 @@ import onnxruntime
 
 from foveate.engines.base import Feed, check_feeds, resolve
 from foveate.engines.errors import UserError, unknown
+from foveate.engines.remedies import applicable
 from foveate.engines.spec import GraphSpec
 
-__all__ = ["DIALECTS", "TARGET", "OrtBuffer", "OrtEngine", "compile_graph", "key", "load", "machine"]
+__all__ = [
+    "DIALECTS",
+    "TARGET",
+    "OrtBuffer",
+    "OrtEngine",
+    "compile_graph",
+    "key",
+    "load",
+    "machine",
+    "remedies",
+]
 
 TARGET = "onnxruntime"
 _VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 DIALECTS = ("ort", "primitive") if _VERSION >= (1, 24) else ("primitive",)
+
+remedies = applicable(TARGET, onnxruntime.__version__)
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _OLDEST = 1, 23
@@ -99,23 +112,23 @@ def _instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 
 def compile_graph(source: Path, folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> list[str]:
-    """Write ``folder/<graph>.onnx`` and its data from the ONNX file ``source``; the remedies that it took.
+    """Write ``folder/<graph>.onnx`` and its data from the ONNX file ``source``; what is to be said of it.
 
     ``options``: ``provider``; ``accuracy_level`` of int4 products (4: activations in int8, fast; 1: float32).
     Runs in a process of its own, whose memory goes back whole. Raises UserError with ONNX Runtime's words.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for minimum, prepack, remedies in _ATTEMPTS:
+    for minimum, prepack, notes in _ATTEMPTS:
         for half in (folder / f"{spec.name}.onnx", folder / f"{spec.name}.data"):
             half.unlink(missing_ok=True)
         job = {"source": str(source), "folder": str(folder), "name": spec.name, "options": dict(options)}
         _compile_apart(source, {**job, "minimum": minimum, "prepack": prepack})
         if not _misplaced(folder / f"{spec.name}.onnx"):
-            return list(remedies)
+            return list(notes)
     raise AssertionError("without prepacked weights none is misplaced")
 
 
-# (weights from so many bytes on go to the data file, prepack, remedies)
+# (weights from so many bytes on go to the data file, prepack, what is said of it)
 _ATTEMPTS = (
     (1024, True, ()),
     (1 << 20, True, ("small weights are prepacked at load",)),

@@ -25,9 +25,9 @@ from typing import Any
 from foveate.engines import trt_build
 from foveate.engines.base import Engine
 from foveate.engines.errors import UserError
+from foveate.engines.remedies import FLAGS_VARIABLE, REMEDIES, Remedy, applicable
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt_cuda import Gpu, find_gpu
-from foveate.engines.trt_remedies import FLAGS_VARIABLE, REMEDIES, Remedy, applicable
 
 __all__ = ["TensorRT", "backend", "capabilities", "compile_plan"]
 

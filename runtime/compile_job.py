@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.engines.errors import UserError
+from foveate.engines.remedies import Remedy
 from foveate.runtime import check
 from foveate.runtime.bundle import Bundle, hash_file
 from foveate.runtime.plans import Plan, cannot_run, sources
@@ -33,14 +34,13 @@ class Job:
     work: Path
     dialect: str
     progress: Progress
-    applied: dict[str, list[str]] = field(default_factory=dict)
+    applied: dict[str, list[Remedy]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
 
     def compile(self, graphs: tuple[str, ...]) -> None:
         manifest = self.bundle.manifest
         for name in graphs:
-            remedies = self.applied.get(name, [])
-            options = {**self.options, "remedies": remedies} if remedies else self.options
+            options, remedies = self._options(name)
             for spec, file in manifest.forms(name, self.dialect):
                 start = time.perf_counter()
                 try:
@@ -51,6 +51,14 @@ class Job:
                 self.notes[spec.name] = [*remedies, *notes]
                 size = sum(file.stat().st_size for file in self.work.iterdir() if file.stem == spec.name)
                 self.progress(f"{spec.name:<16}{time.perf_counter() - start:7.1f} s {size / 1e6:9.1f} MB")
+
+    def _options(self, graph: str) -> tuple[dict[str, Any], list[str]]:
+        """Those of this graph's compilation, and the names of the remedies among them."""
+        options, names = dict(self.options), []
+        for remedy in self.applied.get(graph, ()):
+            options |= remedy.options
+            names.append(remedy.name)
+        return {**options, "remedies": names} if names else options, names
 
     def write(self, self_test: dict[str, Any]) -> Plan:
         files = {
@@ -78,20 +86,18 @@ class Job:
             self.progress(f"self-test not run: {reason}")
             self.write({"not_run": reason})
             return
-        remedies = list(getattr(self.module, "remedies", ()))
         while wrong := self._first_wrong():
             self.progress(
                 f"{wrong.graph} is wrong: {wrong.answer}, cosine {wrong.cosine:.6f}, error {wrong.error:.2g}"
             )
-            while remedies and remedies[0].dialect and not self._takes(remedies[0].dialect):
-                remedies.pop(0)
-            if not remedies:
+            remedy = self._remedy(wrong.graph)
+            if remedy is None:
                 raise UserError(
                     f"the graph {wrong.graph} is wrong on this machine | {wrong.answer}: cosine {wrong.cosine:.6f}, "
                     f"error {wrong.error:.2g}, after {sum(map(len, self.applied.values())) or 'no'} remedies "
                     "| nothing was written; compile for another target, or report it with `foveate doctor`"
                 )
-            self._apply(remedies.pop(0), wrong.graph)
+            self._apply(remedy, wrong.graph)
 
     def _untestable(self) -> str | None:
         if "golden.npz" not in self.bundle.manifest.files:
@@ -108,6 +114,15 @@ class Job:
         self.write({"ok": True, "findings": [asdict(finding) for finding in findings]})
         return None
 
+    def _remedy(self, graph: str) -> Remedy | None:
+        """The first that this graph has not had and that can be applied."""
+        for remedy in getattr(self.module, "remedies", ()):
+            if remedy not in self.applied.get(graph, ()) and (
+                remedy.dialect is None or self._takes(remedy.dialect)
+            ):
+                return remedy
+        return None
+
     def _takes(self, dialect: str) -> bool:
         return (
             dialect != self.dialect
@@ -115,12 +130,12 @@ class Job:
             and dialect in self.bundle.manifest.dialects
         )
 
-    def _apply(self, remedy: Any, graph: str) -> None:
+    def _apply(self, remedy: Remedy, graph: str) -> None:
         self.progress(f"trying: {remedy.name} ({remedy.source})")
         if remedy.dialect:
             self.dialect = remedy.dialect
-            self.applied = {name: [remedy.name] for name in self.bundle.manifest.stages}
+            self.applied = {name: [remedy] for name in self.bundle.manifest.stages}
             self.compile(self.bundle.manifest.stages)
         else:
-            self.applied.setdefault(graph, []).append(remedy.name)
+            self.applied.setdefault(graph, []).append(remedy)
             self.compile((graph,))

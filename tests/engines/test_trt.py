@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 from foveate.engines import trt, trt_build, trt_cuda
 from foveate.engines.base import check_feeds
 from foveate.engines.errors import UserError
+from foveate.engines.remedies import FLAGS_VARIABLE, REMEDIES, applicable
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
-from foveate.engines.trt_remedies import FLAGS_VARIABLE, REMEDIES, applicable
 
 ROWS = Symbol("rows", 1, 8, 64)
 
@@ -325,6 +325,7 @@ def test_remedies_are_those_of_target_and_version() -> None:
         "10.13.3": ["-peep:fc_h_fusion=off", "-peep:match_dual_gemm=off", None],
     }
     assert [remedy.dialect for remedy in applicable("tensorrt-rtx", "1.7.1.116")] == ["primitive"]
+    assert [remedy.options for remedy in applicable("onnxruntime", "1.32.0")] == [{"accuracy_level": 1}]
     assert all(remedy.source for remedy in REMEDIES)
 
 

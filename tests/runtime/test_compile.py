@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 
 from foveate.engines import ort
 from foveate.engines.errors import UserError
+from foveate.engines.remedies import Remedy
 from foveate.engines.spec import GraphSpec
 from foveate.runtime import compile as module
 from foveate.runtime import compile_job, plans
@@ -25,11 +25,8 @@ from foveate.runtime.bundle import load
 from foveate.runtime.compile import compile_bundle
 
 
-@dataclass(frozen=True)
-class Remedy:
-    name: str
-    source: str = "a thread"
-    dialect: str | None = None
+def remedy(name: str, **more: Any) -> Remedy:
+    return Remedy(name, "a thread", ("onnxruntime",), **more)
 
 
 class Miscompiler:
@@ -40,12 +37,14 @@ class Miscompiler:
     def __init__(self, wrong: Path, cure: str, remedies: tuple[Remedy, ...]) -> None:
         self.wrong, self.cure, self.remedies = wrong, cure, remedies
         self.machine, self.key, self.load = ort.machine, ort.key, ort.load
+        self.levels: list[int] = []
 
     def compile_graph(
         self, source: Path, folder: Path, spec: GraphSpec, options: Mapping[str, Any]
     ) -> list[str]:
         if spec.name == "llm" and self.cure not in options.get("remedies", ()):
             source = self.wrong
+        self.levels.append(options["accuracy_level"])
         return ort.compile_graph(source, folder, spec, options)
 
 
@@ -54,28 +53,30 @@ def sick(make_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A bundle, and a target whose compiler makes a wrong cache of it unless it is cured."""
     root, wrong = make_bundle(), make_bundle(fault="stale")
 
-    def make(cure: str, *remedies: Remedy) -> Path:
+    def make(cure: str, *remedies: Remedy) -> tuple[Path, Miscompiler]:
         found = Miscompiler(wrong / "llm.ort.onnx", cure, remedies)
         monkeypatch.setattr(module, "backend", lambda target: found)
-        return root
+        return root, found
 
     return make
 
 
 def test_remedies_are_tried_in_order_and_recorded(sick: Any) -> None:
-    root = sick("second", Remedy("first"), Remedy("spelt out", dialect="elsewhere"), Remedy("second"))
+    exact = remedy("second", options={"accuracy_level": 1})
+    root, compiler = sick("second", remedy("first"), remedy("spelt out", dialect="elsewhere"), exact)
     said: list[str] = []
     compile_bundle(root, progress=said.append)
     (plan,) = plans.plans(load(root))
     assert plan.remedies["llm"] == ["first", "second"]
     assert plan.remedies["vision_encoder"] == []
     assert plan.self_test["ok"] and len(plan.self_test["findings"]) == 8
+    assert compiler.levels == [4, 4, 4, 4, 1]  # three graphs, then the wrong one twice more
     assert sum("llm is wrong" in line for line in said) == 2
     assert sum("trying" in line for line in said) == 2
 
 
 def test_where_nothing_helps_nothing_is_written_and_the_graph_is_named(sick: Any) -> None:
-    root = sick("none", Remedy("first"))
+    root, _ = sick("none", remedy("first"))
     with pytest.raises(UserError, match=r"the graph llm is wrong .* after 1 remedies .* nothing was written"):
         compile_bundle(root)
     assert not list(plans.plans(load(root)))

@@ -1,13 +1,15 @@
-"""What is known to help when a TensorRT engine builds and answers wrongly: tried in this order when the self-test fails.
+"""What is known to help when an engine builds and answers wrongly: tried in this order when the self-test fails.
 
 ``flags`` go to Myelin, TensorRT's graph compiler, through the environment of the build; NVIDIA documents neither. No GPU
-run of ours has confirmed any of these. What needs no remedy here: the float16 overflow of vision encoders in weakly typed
-networks (TensorRT-LLM #3223), since every network is strongly typed.
+run of ours has confirmed any of TensorRT's. What needs no remedy here: the float16 overflow of vision encoders in weakly
+typed networks (TensorRT-LLM #3223), since every network is strongly typed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["FLAGS_VARIABLE", "REMEDIES", "Remedy", "applicable"]
 
@@ -16,36 +18,44 @@ FLAGS_VARIABLE = "__LUNOWUD"
 
 @dataclass(frozen=True)
 class Remedy:
-    """For versions from ``since`` to before ``until`` of ``target`` (None: any). Either ``flags`` for the graph that is
+    """For versions from ``since`` to before ``until`` of ``targets``. Either ``flags`` or ``options`` for the graph that is
     wrong, or another ``dialect`` for all of them."""
 
     name: str
     source: str
-    target: str | None = None
+    targets: tuple[str, ...]
     since: tuple[int, ...] = (0,)
     until: tuple[int, ...] = (999,)
     flags: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     dialect: str | None = None
 
 
 REMEDIES = (
     Remedy(
+        "int4 products in float32",
+        "accuracy level 4 rounds activations to int8, which some models amplify: seen on random ones of 64 channels",
+        targets=("onnxruntime",),
+        options={"accuracy_level": 1},
+    ),
+    Remedy(
         "no horizontal fusion of linear layers",
         "NVIDIA/TensorRT-Edge-LLM #151: gate and up projections fused wrongly at batch 1, from 10.13 on",
-        target="tensorrt",
+        targets=("tensorrt",),
         since=(10, 13),
         flags="-peep:fc_h_fusion=off",
     ),
     Remedy(
         "no matching of two products",
         "NVIDIA/TensorRT-Edge-LLM, applyMyelinCompileWorkarounds: 10.13 and 10.14, and 11 on SM12x",
-        target="tensorrt",
+        targets=("tensorrt",),
         since=(10, 13),
         flags="-peep:match_dual_gemm=off",
     ),
     Remedy(
         "operators spelt out",
         "NVIDIA/TensorRT-Model-Connect #955: the cache's own operator fails in Myelin on SM120 and SM121",
+        targets=("tensorrt", "tensorrt-rtx"),
         dialect="primitive",
     ),
 )
@@ -53,4 +63,4 @@ REMEDIES = (
 
 def applicable(target: str, version: str) -> tuple[Remedy, ...]:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    return tuple(r for r in REMEDIES if r.target in (None, target) and r.since <= numbers < r.until)
+    return tuple(r for r in REMEDIES if target in r.targets and r.since <= numbers < r.until)
