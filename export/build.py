@@ -87,6 +87,12 @@ def _parser() -> Parser:
         "--dialects", help=f"comma-separated, of {', '.join(lower.names())}; default: all that can be had"
     )
     parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="of a picture, where pictures are of any size; larger ones are scaled down (default: as many as every dialect takes)",
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method"
     )
     parser.add_argument("--out", type=Path, help="bundle directory; default: bundles/MODEL.METHOD.PRECISION")
@@ -102,10 +108,12 @@ def main(argv: list[str]) -> int:
     if args.calibrate or args.statistics:
         calibration = calibrate.Calibration(args.calibrate, args.calibration_count, args.statistics)
     asked = list(dict.fromkeys(args.dialects.split(","))) if args.dialects else None
-    dialects, left_out = precisions.dialects(precision, asked, calibrated=calibration is not None)
+    precisions.dialects(precision, asked, calibration is not None)  # refused before anything is downloaded
+    parts = models.load(args.model, load_format=args.load_format, clip=args.clip, max_pixels=args.max_pixels)
+    sorts = _sorts(parts, method)
+    dialects, left_out = precisions.dialects(precision, asked, calibration is not None, sorts)
     for name, reason in left_out.items():
         print(f"the dialect {name} is left out: {reason}", file=sys.stderr)
-    parts = models.load(args.model, load_format=args.load_format, clip=args.clip)
     out = args.out or Path("bundles") / f"{Path(args.model).name}.{args.method}.{args.precision}"
     build(
         parts,
@@ -142,7 +150,8 @@ def build(
     something else than a bundle, when there are no such weights, and when the disk is full.
     """
     precision = Precision.of(precision)
-    dialects, _ = precisions.dialects(precision, dialects, calibrated=bool(statistics or calibration))
+    calibrated = bool(statistics or calibration)
+    dialects, _ = precisions.dialects(precision, dialects, calibrated, _sorts(parts, method))
     with _staging(out) as root, _stages() as stage:
         graphs = assemble(parts, method)
         parts = pruner_weights.joined(parts, method, pruner)
@@ -197,6 +206,11 @@ def _manifest(
         "image": parts.image,
         "prompt": parts.prompt,
     }
+
+
+def _sorts(parts: Parts, method: Method | Pair) -> int:
+    """The most tokens that a pruner ranks at once."""
+    return 0 if method.name == "none" else parts.spec.vision.picture_tokens
 
 
 def _position_mode(method: Any, decoder: DecoderSpec) -> str | None:

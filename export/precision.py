@@ -118,14 +118,23 @@ class Precision:
 
 
 def dialects(
-    precision: Precision, asked: list[str] | None, calibrated: bool
+    precision: Precision, asked: list[str] | None, calibrated: bool, sorts: int = 0
 ) -> tuple[list[str], dict[str, str]]:
-    """The dialects of the bundle, and why others are left out. Raises UserError when one is refused that was ``asked`` for,
-    or none is left."""
-    refusals = {name: precision.refusal(name, calibrated) for name in asked or lower.names()}
+    """The dialects of the bundle, and why others are left out. ``sorts``: the most tokens that its pruners sort. Raises
+    UserError when one is refused that was ``asked`` for, or none is left."""
+    refusals = {
+        name: precision.refusal(name, calibrated) or _too_many(name, sorts) for name in asked or lower.names()
+    }
     left_out = {name: reason for name, reason in refusals.items() if reason}
     found = [name for name in refusals if name not in left_out]
     if left_out and (asked or not found):
         name, reason = next(iter(left_out.items()))
-        raise UserError(f"the dialect {name} cannot have this precision | {reason}", code=2)
+        raise UserError(f"this bundle cannot have the dialect {name} | {reason}", code=2)
     return found, left_out
+
+
+def _too_many(name: str, sorts: int) -> str | None:
+    most = lower.dialect(name).LARGEST_SORT
+    if most is None or sorts <= most:
+        return None
+    return f"a picture may have {sorts} tokens, its engines sort at most {most} | build with a smaller --max-pixels"

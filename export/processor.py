@@ -11,10 +11,18 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from foveate.engines.errors import UserError
+from foveate.engines.trt_build import LARGEST_SORT
 from foveate.export import chat
 from foveate.export.checkpoint import Source
 
-__all__ = ["image_settings", "prompt_settings", "tile_settings", "tokenizer_json", "window_settings"]
+__all__ = [
+    "image_settings",
+    "prompt_settings",
+    "refuse_max_pixels",
+    "tile_settings",
+    "tokenizer_json",
+    "window_settings",
+]
 
 _MEAN = [0.48145466, 0.4578275, 0.40821073]
 _STD = [0.26862954, 0.26130258, 0.27577711]
@@ -80,12 +88,20 @@ def tile_settings(source: Source, side: int, pinpoints: list[list[int]]) -> dict
 
 
 def window_settings(
-    source: Source, patch: int, merge: int, frames: int, window: int, tokens_per_second: float
+    source: Source,
+    patch: int,
+    merge: int,
+    frames: int,
+    window: int,
+    tokens_per_second: float,
+    max_pixels: int | None = None,
 ) -> dict[str, Any]:
     """Settings of kind ``windows``, of Qwen2-VL's image processor, for an encoder with such patches and windows. Videos are
     those of its video processor, with what its authors' tools give all frames together: 0.9 of what a picture may have.
+    ``max_pixels`` stands for the processor's own, but no more; by default it is as many tokens as every engine sorts.
 
-    Raises UserError when the checkpoint has no image processor, one of another kind, or one with other patches.
+    Raises UserError when the checkpoint has no image processor, one of another kind, or one with other patches, and for
+    ``max_pixels`` out of the processor's range.
     """
     dummy = source.load_format == "dummy" and source.file("preprocessor_config.json") is None
     found = {} if dummy else _found(source, 0)
@@ -115,6 +131,14 @@ def window_settings(
         )
     )
     video, cell = source.json("video_preprocessor_config.json") or {}, (patch * merge) ** 2
+    least = max(low, 2 * cell)  # a video's frame has half
+    if max_pixels is not None and not least <= max_pixels <= high:
+        raise UserError(
+            f"wrong max-pixels | got {max_pixels}, expected {least} to {high} for {source.label}, "
+            f"{cell} for each visual token | change it or leave it out",
+            code=2,
+        )
+    high = max_pixels or min(high, LARGEST_SORT * cell)
     edges = video.get("size") or {}
     return steps | {
         "kind": "windows",
@@ -134,6 +158,15 @@ def window_settings(
             "tokens_per_second": tokens_per_second,
         },
     }
+
+
+def refuse_max_pixels(source: Source, max_pixels: int | None) -> None:
+    """Raises UserError (code 2) when a limit is asked for where pictures have a fixed size."""
+    if max_pixels is not None:
+        raise UserError(
+            f"pictures of {source.label} have a fixed size | got --max-pixels {max_pixels} | leave it out",
+            code=2,
+        )
 
 
 def _found(source: Source, side: int) -> dict[str, Any]:

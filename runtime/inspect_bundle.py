@@ -52,6 +52,7 @@ def describe(bundle: Bundle, text_tokens: int = costs.TEXT_TOKENS) -> dict[str, 
         "visual_tokens": manifest.num_visual_tokens,
         "grid": list(manifest.grid),
         "image": manifest.image["kind"],
+        "max_pixels": manifest.image.get("max_pixels"),
         "decoder": manifest.decoder,
         "costs": _costs(manifest, text_tokens),
         "stages": [_stage(bundle, name) for name in manifest.stages],
@@ -160,11 +161,11 @@ def _picture(facts: dict[str, Any]) -> str:
     number, (rows, columns) = facts["visual_tokens"], facts["grid"]
     if facts["image"] == "anyres":
         return f"up to {number} visual tokens in tiles of {rows} x {columns}, and newlines"
-    return (
-        f"up to {number} visual tokens"
-        if facts["image"] == "windows"
-        else f"{number} visual tokens, {rows} x {columns}"
-    )
+    if facts["image"] == "windows":
+        return (
+            f"up to {number} visual tokens, larger pictures than {facts['max_pixels']} pixels are scaled down"
+        )
+    return f"{number} visual tokens, {rows} x {columns}"
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:

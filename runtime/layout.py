@@ -227,7 +227,8 @@ def window_order(grid: tuple[int, int], side: int) -> tuple[np.ndarray, np.ndarr
 def fit_pixels(size: Size, settings: dict) -> Size:
     """Width and height, multiples of a token's side, as near to ``size`` as the limits on their product allow.
 
-    Raises UserError for a strip that is more than 200 times as long as it is wide.
+    Raises UserError for a strip that is more than 200 times as long as it is wide, or that is above the limit when it is one
+    token wide.
     """
     if max(size) > 200 * min(size):
         raise UserError(
@@ -243,6 +244,11 @@ def fit_pixels(size: Size, settings: dict) -> Size:
     elif math.prod(fitted) < low:
         grow = math.sqrt(low / area)
         fitted = [math.ceil(edge * grow / cell) * cell for edge in size]
+    if min(fitted) == cell and math.prod(fitted) > high:
+        raise UserError(
+            f"the picture is too narrow | got {size[0]} x {size[1]} pixels, which are {math.prod(fitted)} when it is one token "
+            f"wide, expected at most {high} | crop it, or build with a larger --max-pixels"
+        )
     return fitted[0], fitted[1]
 
 

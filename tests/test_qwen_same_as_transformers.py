@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
+from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
 from foveate.export.dummy import byte_tokenizer
@@ -180,6 +181,26 @@ def compare(pipe, model, given, images) -> None:
     error, scale = np.abs(ours - expected).max(axis=1), np.abs(expected).max(axis=1)
     assert (error <= 1e-3 * scale).all(), f"largest error {error.max():.2e} of {scale.max():.2e}"
     assert ours.argmax(axis=1).tolist() == tokens
+
+
+@pytest.mark.parametrize("most", [512, 1500, 4096])
+def test_pixels_with_another_maximum_are_the_processors(both, most):
+    """`foveate build --max-pixels` against the processor with the same `max_pixels`."""
+    _, _, pipe = both
+    settings = models.load(pipe.manifest.source["model"], max_pixels=most).image
+    processor = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 256, "longest_edge": most})
+    sizes = np.random.default_rng(most).integers(3, 300, (50, 2)).tolist()
+    for height, width in sizes:
+        theirs = processor.get_number_of_image_patches(height, width) // 4
+        if theirs > most // 64:
+            with pytest.raises(UserError, match="too narrow"):
+                layout((width, height), settings, (1, 1))
+            continue
+        assert layout((width, height), settings, (1, 1)).total == theirs, (width, height)
+    for image in pictures([(60, 50), (20, 80), (5, 7), (300, 277), (43, 61)]):
+        expected = processor(image, return_tensors="np")["pixel_values"]
+        got = preprocess(image, settings)[layout(image.size, settings, (1, 1)).order]
+        np.testing.assert_allclose(got.reshape(expected.shape), expected, atol=1e-5)
 
 
 def test_pixels_and_token_counts_are_the_processors(both):

@@ -4,6 +4,7 @@ DTYPES: dict[str, str]      # precision -> the graph's compute dtype; a precisio
 REFUSES: dict[str, str]     # missing precision -> why
 DYNAMIC: bool               # activations are quantized with ranges found at run time, else with calibrated ones
 ZERO_POINTS: bool           # int4 weights may have zero points
+LARGEST_SORT: int | None    # the most numbers that its engines sort; None: any
 passes(spec)                # the rewrites from the canonical graph (opset 24, native operators, explicit mask)
 """
 

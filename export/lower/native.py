@@ -8,8 +8,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from foveate.engines.spec import GraphSpec
+from foveate.engines.trt_build import LARGEST_SORT
 
-__all__ = ["DTYPES", "DYNAMIC", "REFUSES", "ZERO_POINTS", "passes"]
+__all__ = ["DTYPES", "DYNAMIC", "LARGEST_SORT", "REFUSES", "ZERO_POINTS", "passes"]
 
 DTYPES = dict.fromkeys(("fp32", "fp16", "int4", "int8", "fp8"), "float16")
 REFUSES: dict[str, str] = {}

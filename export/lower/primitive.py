@@ -14,9 +14,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from foveate.engines.spec import GraphSpec
+from foveate.engines.trt_build import LARGEST_SORT
 from foveate.export.lower import primitive_passes as passes_of
 
-__all__ = ["DTYPES", "DYNAMIC", "OPERATORS", "REFUSES", "ZERO_POINTS", "passes"]
+__all__ = ["DTYPES", "DYNAMIC", "LARGEST_SORT", "OPERATORS", "REFUSES", "ZERO_POINTS", "passes"]
 
 DTYPES = dict.fromkeys(("fp32", "fp16", "int4", "int8"), "float16")
 REFUSES = {"fp8": "no GPU that needs this dialect computes in fp8"}

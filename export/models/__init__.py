@@ -1,7 +1,7 @@
 """Model families: one file each, named after Hugging Face's ``model_type`` and found by it.
 
 A family has ``CHECKPOINTS`` (CLI name -> hub id), ``CONFIGS`` (CLI name -> config of the true size, for dummies),
-``load(source, *, clip=None) -> Parts`` and ``tiny() -> Parts``.
+``load(source, *, clip=None, max_pixels=None) -> Parts`` and ``tiny() -> Parts``.
 """
 
 from __future__ import annotations
@@ -34,11 +34,14 @@ def checkpoints() -> dict[str, str]:
     return {name: each for each in families() for name in family(each).CHECKPOINTS}
 
 
-def load(model: str, *, load_format: str = "auto", clip: str | None = None) -> Parts:
+def load(
+    model: str, *, load_format: str = "auto", clip: str | None = None, max_pixels: int | None = None
+) -> Parts:
     """The Parts of a CLI name, a directory in Hugging Face's format, or a hub id (``org/name``).
 
     ``load_format`` "dummy" gives random weights of the true size; for a CLI name nothing is downloaded then.
-    ``clip`` names the CLIP checkpoint of the vision tower. Raises UserError.
+    ``clip`` names the CLIP checkpoint of the vision tower, ``max_pixels`` is the most that a picture may have where pictures
+    are of any size (default: as many as every dialect takes). Raises UserError.
     """
     if load_format not in ("auto", "dummy"):
         raise unknown("load format", load_format, ["auto", "dummy"])
@@ -59,7 +62,7 @@ def load(model: str, *, load_format: str = "auto", clip: str | None = None) -> P
             f"{source.label} is of a family that is not supported | got model_type {model_type}, expected "
             f"{' or '.join(families())} | use a checkpoint of one of these"
         )
-    return family(model_type).load(source, clip=clip)
+    return family(model_type).load(source, clip=clip, max_pixels=max_pixels)
 
 
 def _no_such_model(model: str, known: list[str]) -> UserError:

@@ -107,11 +107,12 @@ _REFUSED = {
 }
 
 
-def load(source: Source, *, clip: str | None = None) -> Parts:
+def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> Parts:
     """The Parts of a LLaVA checkpoint. ``clip`` is the CLIP checkpoint of its tower (directory or hub id), by default
     ``clip`` in the checkpoint's directory, or OpenAI's where the tower is theirs; it is opened when a tap of the
     joint space is asked for. Raises UserError for what is missing, does not fit or is not supported.
     """
+    processor.refuse_max_pixels(source, max_pixels)
     return parts(source, *clip_of(source, clip))
 
 

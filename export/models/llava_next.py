@@ -62,8 +62,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 _NEWLINE = ("image_newline", "model.image_newline", "language_model.model.image_newline")
 
 
-def load(source: Source, *, clip: str | None = None) -> Parts:
+def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> Parts:
     """The Parts of a LLaVA-NeXT checkpoint; arguments and errors as those of ``llava.load``."""
+    processor.refuse_max_pixels(source, max_pixels)
     return _parts(source, *llava.clip_of(source, clip))
 
 

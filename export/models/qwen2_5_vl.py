@@ -103,14 +103,15 @@ _HEAD = ("lm_head.", "language_model.lm_head.")
 _TOWER = ("visual.", "model.visual.")
 
 
-def load(source: Source, *, clip: str | None = None) -> Parts:
-    """The Parts of a Qwen2.5-VL checkpoint. Raises UserError for what is missing, does not fit or is not supported."""
+def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> Parts:
+    """The Parts of a Qwen2.5-VL checkpoint, for pictures of ``max_pixels`` at most (``processor.window_settings``). Raises
+    UserError for what is missing, does not fit or is not supported."""
     if clip is not None:
         raise UserError(
             f"{source.label} takes no CLIP | got --clip {clip}, its vision encoder is no CLIP's | leave it out",
             code=2,
         )
-    return _parts(source)
+    return _parts(source, max_pixels=max_pixels)
 
 
 def tiny(*, layers: int = 2, kv_heads: int = 2, tied: bool = False, hidden: int = 64) -> Parts:
@@ -148,13 +149,18 @@ def tiny(*, layers: int = 2, kv_heads: int = 2, tied: bool = False, hidden: int 
     return _parts(Dummy("tiny-qwen2.5-vl", config), special, pixels)
 
 
-def _parts(source: Source, special: dict[str, int] = _SPECIAL, pixels: dict[str, Any] | None = None) -> Parts:
+def _parts(
+    source: Source,
+    special: dict[str, int] = _SPECIAL,
+    pixels: dict[str, Any] | None = None,
+    max_pixels: int | None = None,
+) -> Parts:
     """``special`` are the tokens of a dummy, ``pixels`` its limits."""
     top = Config(source.config, {}, source.label)
     text = top.get("text_config") or {k: v for k, v in source.config.items() if k != "model_type"}
     tied = bool(top.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
     decoder = decoder_spec({**text, "model_type": "qwen2_5_vl_text"}, tied, source.label)
-    vision, image = _vision_spec(source, decoder.hidden_size, pixels or {})
+    vision, image = _vision_spec(source, decoder.hidden_size, pixels or {}, max_pixels)
 
     def build(taps: tuple[str, ...], merging: StartMerging | None = None) -> Vision:
         with torch.device("meta"):
@@ -187,7 +193,9 @@ def _parts(source: Source, special: dict[str, int] = _SPECIAL, pixels: dict[str,
     )
 
 
-def _vision_spec(source: Source, width: int, pixels: dict[str, Any]) -> tuple[WindowSpec, dict[str, Any]]:
+def _vision_spec(
+    source: Source, width: int, pixels: dict[str, Any], max_pixels: int | None
+) -> tuple[WindowSpec, dict[str, Any]]:
     """The encoder, and the settings by which pictures become its patches."""
     where = f"{source.label}: vision_config"
     config = Config(source.config.get("vision_config", {}), _VISION, where)
@@ -197,7 +205,7 @@ def _vision_spec(source: Source, width: int, pixels: dict[str, Any]) -> tuple[Wi
     patch, frames = config.size("patch_size"), config.size("temporal_patch_size")
     window = config.size("window_size") // patch // 2
     seconds = config.number("tokens_per_second")
-    image = processor.window_settings(source, patch, 2, frames, window, seconds) | pixels
+    image = processor.window_settings(source, patch, 2, frames, window, seconds, max_pixels) | pixels
     spec = WindowSpec(
         hidden_size=config.size("hidden_size"),
         intermediate_size=config.size("intermediate_size"),
