@@ -23,11 +23,12 @@ _MAX_WORDS = 512
 _MAX_SEGMENTS = 8
 
 
-def assemble(parts: Parts, method: Method | Pair) -> list[Graph]:
-    """The graphs of ``parts`` pruned by ``method``, in the order in which they run."""
+def assemble(parts: Parts, method: Method | Pair, llm_parts: int = 1) -> list[Graph]:
+    """The graphs of ``parts`` pruned by ``method``, in the order in which they run; the language model in ``llm_parts``
+    at least."""
     if method.encoder:
         _refuse_missing(parts.spec, method.encoder)
-        return [_merging_encoder(parts, method.encoder), *language_graphs(parts, None)]
+        return [_merging_encoder(parts, method.encoder), *language_graphs(parts, None, llm_parts)]
     before = method.before
     taps = before.taps(parts.spec) if before else ()
     if before:
@@ -38,7 +39,7 @@ def assemble(parts: Parts, method: Method | Pair) -> list[Graph]:
         graphs.append(_text_encoder(parts))
     if before:
         graphs.append(_pruner(parts, before, taps))
-    return [*graphs, *language_graphs(parts, method.inside)]
+    return [*graphs, *language_graphs(parts, method.inside, llm_parts)]
 
 
 def _refuse_missing(spec: ModelSpec, method: Method) -> None:

@@ -95,6 +95,13 @@ def _parser() -> Parser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method"
     )
+    parser.add_argument(
+        "--llm-parts",
+        type=int,
+        default=1,
+        metavar="N",
+        help="cut the language model into N graphs that are compiled one after another, for devices with little memory",
+    )
     parser.add_argument("--out", type=Path, help="bundle directory; default: bundles/MODEL.METHOD.PRECISION")
     parser.add_argument("--no-compile", action="store_true", help="do not compile for this machine")
     return parser
@@ -123,6 +130,7 @@ def main(argv: list[str]) -> int:
         dialects=dialects,
         pruner=args.pruner,
         calibration=calibration,
+        llm_parts=args.llm_parts,
     )
     if "ort" in dialects and not args.no_compile:
         from foveate.runtime.compile import compile_bundle
@@ -142,18 +150,20 @@ def build(
     pruner: str | None = None,
     statistics: Statistics | None = None,
     calibration: calibrate.Calibration | None = None,
+    llm_parts: int = 1,
 ) -> None:
     """Write the bundle of ``parts`` pruned by ``method`` to ``out``; an older bundle there is replaced at the end.
 
     ``pruner`` is where the weights of a trained method are (``pruner_weights.joined``). ``statistics`` are those of ``parts``;
-    with ``calibration`` they are collected, and ``parts`` made easier to quantize. Raises UserError when ``out`` is
+    with ``calibration`` they are collected, and ``parts`` made easier to quantize. ``llm_parts``: into how many graphs the
+    language model is cut, of which a compiler then sees one at a time. Raises UserError when ``out`` is
     something else than a bundle, when there are no such weights, and when the disk is full.
     """
     precision = Precision.of(precision)
     calibrated = bool(statistics or calibration)
     dialects, _ = precisions.dialects(precision, dialects, calibrated, _sorts(parts, method))
     with _staging(out) as root, _stages() as stage:
-        graphs = assemble(parts, method)
+        graphs = assemble(parts, method, llm_parts)
         parts = pruner_weights.joined(parts, method, pruner)
         if calibration is not None:
             manifest = _manifest(out.name, parts, method, graphs, precision, {})

@@ -127,13 +127,15 @@ def _language(
     arrays: dict[str, np.ndarray] = {}
     after = chunk.positions[..., -1:] + 1 + np.arange(rows.shape[1] - len(chunk))
     positions, carried, behind = np.concatenate([chunk.positions, after], axis=-1), {}, {}
+    embeds = _half(rows)
     for graph in graphs:
         if graph.spec.in_place:
             entering = _half(rows)
             behind, found = _segment(graph, weights, entering, positions, len(chunk))
             arrays |= found
+            rows = behind["hidden"]
         else:
-            given = {"scored": entering, "inputs_embeds": entering, **behind}
+            given = {"scored": entering, "inputs_embeds": embeds, **behind}
             before = {name: value[:, : len(chunk)] for name, value in given.items()} | carried
             out = _prune(graph, weights, before, chunk, facts, arrays)
             count, forced = int(out["count"]), positions[..., len(chunk) :]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,10 @@ class Stages:
         engines = {f"pruner.{cut}": self._engine(f"pruner.{cut}") for cut in range(self._cuts)}
         segments = {
             name: _Interface(self._bundle.manifest.spec(name, _DIALECT))
-            for name in self._bundle.manifest.segments
+            for name, _ in self._bundle.manifest.segments
         }
         self._decoder = Decoder({**engines, **segments}, table, self._bundle.manifest)
+        self._around = [pair for pair in pairwise(self._decoder.segments) if pair[0].pruner is not None]
 
     def _engine(self, name: str) -> Engine:
         module, options = backend(_TARGET), {"provider": "cpu"}
@@ -134,10 +136,10 @@ class Stages:
         outputs = {"hidden": prompt.hidden.numpy()}
         if prompt.scored is not None:
             outputs["scored"] = prompt.scored.numpy()
-        segment, behind = self._decoder.segments[number : number + 2]
-        rows, chunk, carried = segment.prune(
-            outputs, prompt.entering.numpy(), prompt.chunk, prompt.carried or {}
-        )
+        segment, behind = self._around[number]
+        entering = prompt.entering.numpy()
+        given = {"scored": entering, "inputs_embeds": entering, **outputs}
+        rows, chunk, carried = segment.prune(given, prompt.chunk, prompt.carried or {})
         hidden = torch.from_numpy(rows.numpy().copy())
         chunk = replace(chunk, positions=behind.places(chunk.positions))
         carried = {name: value.numpy().copy() for name, value in carried.items()}

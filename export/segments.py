@@ -1,8 +1,9 @@
 """The graphs of the language model: one decoder, or its segments with the pruners that stand between them.
 
-``llm`` where nothing is pruned inside; else ``llm.0``, ``pruner.0``, ``llm.1``, ... Segments share the decoder's
-weights under its names, and a pruner those of the layer that it scores with. A segment gives out what entered that layer
-as ``scored``, unless it is the segment's own input.
+``llm`` where it is whole; else ``llm.0``, ``pruner.0``, ``llm.1``, ... Pruners are numbered by themselves: where the decoder
+is cut only to be compiled in parts, two segments stand side by side. Segments share the decoder's weights under its names,
+and a pruner those of the layer that it scores with. A segment gives out what entered that layer as ``scored``, unless it
+is the segment's own input.
 """
 
 from __future__ import annotations
@@ -21,13 +22,25 @@ from foveate.export.parts import DecoderSpec, Parts
 __all__ = ["language_graphs"]
 
 
-def language_graphs(parts: Parts, method: Inside | None) -> list[Graph]:
-    """In the order in which they run."""
+def language_graphs(parts: Parts, method: Inside | None, llm_parts: int = 1) -> list[Graph]:
+    """In the order in which they run; ``llm_parts`` segments at least, where the cuts of ``method`` make fewer."""
     decoder: Decoder = parts.decoder
-    if method is None:
-        spec = decoder.spec
+    spec, cuts = decoder.spec, _cuts(method, decoder.spec) if method else ()
+    bounds = _bounds(spec.num_layers, cuts, llm_parts)
+    if len(bounds) == 2:
         return [Graph(_spec("llm", spec, range(spec.num_layers), first=True), decoder)]
-    cuts = method.cuts(decoder.spec)
+    graphs, stages = [], {cut.layer: stage for stage, cut in enumerate(cuts)}
+    for number, (first, end) in enumerate(pairwise(bounds)):
+        stage = stages.get(end)
+        cut = None if stage is None else cuts[stage]
+        graphs.append(_segment(decoder, number, first, end, cut))
+        if cut is not None:
+            graphs.append(_pruner(parts, method, stage, cut))
+    return graphs
+
+
+def _cuts(method: Inside, spec: DecoderSpec) -> tuple[Cut, ...]:
+    cuts = method.cuts(spec)
     layers = [cut.layer for cut in cuts]
     if not layers or any(later <= earlier for earlier, later in pairwise(layers)):
         raise UserError(
@@ -35,20 +48,34 @@ def language_graphs(parts: Parts, method: Inside | None) -> list[Graph]:
             "| set other layers with --set",
             code=2,
         )
-    graphs = []
-    bounds = pairwise((0, *layers, decoder.spec.num_layers))
-    for stage, (first, end) in enumerate(bounds):
-        cut = cuts[stage] if stage < len(cuts) else None
-        graphs.append(_segment(decoder, stage, first, end, cut))
-        if cut is not None:
-            graphs.append(_pruner(parts, method, stage, cut))
-    return graphs
+    return cuts
 
 
-def _segment(decoder: Decoder, stage: int, first: int, end: int, cut: Cut | None) -> Graph:
+def _bounds(layers: int, cuts: tuple[Cut, ...], parts: int) -> list[int]:
+    """Where segments begin, and the end of the last: at the ``cuts`` and, until there are ``parts``, evenly between them, but
+    not between a layer that scores and its cut, which may leave one less."""
+    if not 1 <= parts <= layers:
+        raise UserError(
+            f"the language model cannot be cut into {parts} parts | expected 1 to {layers}, the number of its layers "
+            "| give another --llm-parts",
+            code=2,
+        )
+    stretches = list(pairwise((0, *(cut.layer for cut in cuts), layers)))
+    pieces = [1] * len(stretches)
+    while sum(pieces) < parts:
+        sizes = [(end - first) / count for (first, end), count in zip(stretches, pieces, strict=True)]
+        pieces[sizes.index(max(sizes))] += 1
+    latest, bounds = {cut.layer: cut.scored for cut in cuts}, {layers}
+    for (first, end), count in zip(stretches, pieces, strict=True):
+        starts = (first + (end - first) * piece // count for piece in range(count))
+        bounds |= {min(start, latest.get(end, end)) for start in starts}
+    return sorted(bounds)
+
+
+def _segment(decoder: Decoder, number: int, first: int, end: int, cut: Cut | None) -> Graph:
     assert cut is None or first <= cut.scored, f"layer {cut.scored} lies before the cut at layer {first}"
     scored = cut.scored if cut and first < cut.scored < cut.layer else None
-    spec = _spec(f"llm.{stage}", decoder.spec, range(first, end), stage == 0, scored is not None)
+    spec = _spec(f"llm.{number}", decoder.spec, range(first, end), number == 0, scored is not None)
     return Graph(spec, Segment(decoder, first, end, scored), names=(("decoder.", "llm."),))
 
 

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -86,9 +87,14 @@ class Manifest:
         return self.method.get("position_mode_inside") or "keep"
 
     @property
-    def segments(self) -> list[str]:
-        """The graphs of the language model, in order: ``llm``, or ``llm.0`` and so on."""
-        return [name for name in self.stages if name.partition(".")[0] == "llm"]
+    def segments(self) -> list[tuple[str, str | None]]:
+        """The graphs of the language model in order, ``llm`` or ``llm.0`` and so on, each with the pruner behind it."""
+        following = zip_longest(self.stages, self.stages[1:], fillvalue="")
+        return [
+            (name, behind if behind.startswith("pruner.") else None)
+            for name, behind in following
+            if name.partition(".")[0] == "llm"
+        ]
 
     def spec(self, graph: str, dialect: str) -> GraphSpec:
         """The graph's interface in ``dialect``: in its dtype, and as its graphs treat caches."""

@@ -43,9 +43,9 @@ class Picture:
         found[0, self.kept < 0] = -1
         return found
 
-    def rows(self, segment: int) -> int:
-        """Its rows in a segment; before the pruners ran, the most there can be."""
-        return len(self.left[segment - 1] if 0 < segment <= len(self.left) else self.kept)
+    def rows(self, depth: int) -> int:
+        """Its rows behind ``depth`` pruners inside; before they ran, the most there can be."""
+        return len(self.left[depth - 1] if 0 < depth <= len(self.left) else self.kept)
 
     def patches(self, cut: int) -> np.ndarray:
         """The tokens that are left behind a cut: int64 [R'], -1 for mixtures."""
@@ -77,19 +77,18 @@ class Decoder:
     def __init__(self, engines: Mapping[str, Engine], table: np.ndarray, manifest: Manifest) -> None:
         self._table, self._mode = table, manifest.position_mode
         self._max_positions = manifest.decoder["max_positions"]
-        self.segments = [
-            Segment(
-                engines[name],
-                engines.get(f"pruner.{stage}") if manifest.cuts else None,
-                manifest.budgets.get(f"pruner.{stage}", ()),
-                renumbers=stage > 0
-                and manifest.position_mode_inside == "compact"
-                and axes_of(engines[name].spec) == 1,
-            )
-            for stage, name in enumerate(manifest.segments)
-        ]
-        spec = engines[manifest.segments[0]].spec
+        spec = engines[manifest.segments[0][0]].spec
         self._axes = axes_of(spec)
+        compact = self._axes == 1 and manifest.position_mode_inside == "compact"
+        self.segments: list[Segment] = []
+        depth = 0
+        for name, pruner in manifest.segments:
+            points = manifest.budgets.get(pruner, ())
+            found = Segment(
+                engines[name], engines.get(pruner), points, depth, renumbers=compact and depth > 0
+            )
+            self.segments.append(found)
+            depth += found.pruner is not None
         spec = spec.input("inputs_embeds")
         self._dtype, length = spec.dtype, spec.shape[1]
         self._chunk = length.max if isinstance(length, Symbol) else length
@@ -111,8 +110,9 @@ class Decoder:
         """Bytes of their written rows."""
         return sum(segment.cache.used for segment in self.segments)
 
-    def rows(self, item: Item, segment: int = 0) -> int:
-        return _rows(item, segment)
+    def rows(self, item: Item, depth: int = 0) -> int:
+        """How many rows it takes behind ``depth`` pruners."""
+        return _rows(item, depth)
 
     def span(self, item: Item) -> int:
         """How many positions an item takes: in mode "keep" a picture takes those of its pruned tokens as well."""
@@ -134,8 +134,8 @@ class Decoder:
             same += 1
         del self.items[same:]
         self._position = sum(map(self.span, self.items))
-        for number, segment in enumerate(self.segments):
-            segment.cache.cut(sum(self.rows(item, number) for item in self.items))
+        for segment in self.segments:
+            segment.cache.cut(sum(self.rows(item, segment.depth) for item in self.items))
         return self.length
 
     def prefill(self, items: Sequence[Item], new_tokens: int) -> np.ndarray:
@@ -143,7 +143,7 @@ class Decoder:
         rest = items[len(self.items) :]
         embeds = self.embed(rest)
         pictures = [item for item in rest if isinstance(item, Picture)]
-        if pictures and len(self.segments) > 1:
+        if pictures and any(segment.pruner is not None for segment in self.segments):
             logits = self._shorten(embeds, rest, pictures, new_tokens)
         else:
             for segment in self.segments:
@@ -176,16 +176,20 @@ class Decoder:
         self, embeds: np.ndarray, items: Sequence[Item], pictures: Sequence[Picture], new_tokens: int
     ) -> np.ndarray:
         """``_run`` with the pruners between the segments; tells the ``pictures`` what is left of them."""
-        rows, chunk, carried = embeds[None], self.describe(items), {}
+        chunk, carried = self.describe(items), {}
+        rows: Feed = embeds[None]
         left: list[list[np.ndarray]] = [[] for _ in pictures]
         for segment in self.segments:
             segment.cache.reserve(segment.cache.length + len(chunk) + new_tokens)
             chunk = replace(chunk, positions=segment.places(chunk.positions))
             outputs = segment.run(rows, chunk.positions)
-            if segment.pruner is not None:
-                rows, chunk, carried = segment.prune(outputs, rows, chunk, carried)
-                for number, found in enumerate(left):
-                    found.append(chunk.source[chunk.picture == number])
+            if segment.pruner is None:
+                rows = outputs.get("hidden")
+                continue
+            given = {"scored": rows, "inputs_embeds": embeds[None], **outputs}
+            rows, chunk, carried = segment.prune(given, chunk, carried)
+            for number, found in enumerate(left):
+                found.append(chunk.source[chunk.picture == number])
         for picture, found in zip(pictures, left, strict=True):
             picture.left = found
         return outputs["logits"].numpy()[0, 0]
@@ -235,8 +239,8 @@ def positions_of(items: Sequence[Item], start: int, axes: int = 1, mode: str = "
     return np.concatenate(parts, axis=-1).astype(np.int64)
 
 
-def _rows(item: Item, segment: int = 0) -> int:
-    return item.rows(segment) if isinstance(item, Picture) else 1
+def _rows(item: Item, depth: int = 0) -> int:
+    return item.rows(depth) if isinstance(item, Picture) else 1
 
 
 def _span(item: Item, axes: int, mode: str) -> int:

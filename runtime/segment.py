@@ -67,12 +67,18 @@ class Chunk:
 
 
 class Segment:
-    """``pruner`` is None behind the last segment. ``renumbers``: positions are those of the rows in this cache."""
+    """``pruner`` is None where all rows go on, and behind the last segment. ``depth``: how many pruners stand before it.
+    ``renumbers``: positions are those of the rows in this cache."""
 
     def __init__(
-        self, engine: Engine, pruner: Engine | None = None, points: Points = (), renumbers: bool = False
+        self,
+        engine: Engine,
+        pruner: Engine | None = None,
+        points: Points = (),
+        depth: int = 0,
+        renumbers: bool = False,
     ) -> None:
-        self.engine, self.cache = engine, KVCache(engine)
+        self.engine, self.cache, self.depth = engine, KVCache(engine), depth
         self.pruner, self._points, self._renumbers = pruner, points, renumbers
         self._rows_name = engine.spec.inputs[0].name
         self._last = any(tensor.name == "last" for tensor in engine.spec.inputs)
@@ -98,19 +104,16 @@ class Segment:
 
     def prune(
         self,
-        outputs: Mapping[str, Buffer],
-        entering: Feed,
+        given: Mapping[str, Feed],
         chunk: Chunk,
         carried: Mapping[str, Buffer],
     ) -> tuple[Buffer, Chunk, dict[str, Buffer]]:
         """The rows that go on: ``[1,R,D]``, what is known of them, and what their pruner hands to the next one.
 
-        ``outputs`` are this segment's and ``entering`` the rows it was given.
+        ``given``: ``hidden``, ``scored`` and ``inputs_embeds`` of the rows, see ``export.inside``.
         """
         known = {
-            "hidden": outputs["hidden"],
-            "scored": outputs.get("scored", entering),
-            "inputs_embeds": entering,
+            **given,
             **chunk.feeds(self._points),
             **{f"carried.{name}": value for name, value in carried.items()},
         }

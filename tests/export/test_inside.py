@@ -23,6 +23,7 @@ VARIANTS = {
     "pyramiddrop": {"layers": "1,3"},
     "uniform+pyramiddrop": {"layers": "2", "pyramiddrop.position_mode": "keep"},
 }
+PARTS = {"pyramiddrop": 4, "uniform+pyramiddrop": 3}  # cut between two pruners, and before and behind one
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,10 @@ def pipes(tmp_path_factory):
     def get(name: str) -> Pipeline:
         if name not in found:
             method = methods.load(name, VARIANTS[name])
-            build(llava.tiny(layers=4), method, root / name, precision="fp32", dialects=["ort"])
+            parts = PARTS.get(name, 1)
+            build(
+                llava.tiny(layers=4), method, root / name, precision="fp32", dialects=["ort"], llm_parts=parts
+            )
             compile_bundle(root / name)
             found[name] = Pipeline.load(root / name)
         return found[name]
@@ -154,11 +158,11 @@ def test_pruners_are_told_the_positions_that_their_segment_uses(pipes, name, mon
     if name == "feather":  # its score is without rotary embedding: the three segments alone are told
         assert len(positions) == 3
         assert set(positions[1]) < set(whole) and positions[1][-1] == positions[2][-1] == whole[-1]
-    else:
-        assert len(positions) == 5
+    else:  # two pruners and four segments
+        assert len(positions) == 6
         for each in positions:
             np.testing.assert_array_equal(each, np.arange(len(each)))
-        assert len(positions[2]) == len(positions[3]) < len(whole)
+        assert len(positions[2]) == len(positions[3]) == len(positions[4]) < len(whole)
 
 
 def test_numbers_left_behind_every_cut(pipes):
