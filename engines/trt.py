@@ -18,6 +18,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,10 @@ def compile_plan(
     options = {"max_context": max_context, "capability": [capability] if capability else None}
     made = backend(target)
     made.machine(options)
-    plan, _ = trt_build.build(made.trt, path, spec, options)
-    return bytes(plan)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Path(folder) / f"{spec.name}.plan"
+        trt_build.build(made.trt, path, spec, options, plan)
+        return plan.read_bytes()
 
 
 class TensorRT:

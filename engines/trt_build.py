@@ -2,7 +2,8 @@
 
 In: a job as JSON on stdin (target, source, spec, options, plan, cache). Out: the plan, and facts about it as JSON on
 stdout, or ``{"error": ...}`` in the words of the parser or the builder. Networks are strongly typed: types come from the
-file and nothing else. Progress goes to stderr. Written for TensorRT 10.3 to 11 and TensorRT-RTX; only the last has run here.
+file and nothing else. Where the builder can, it streams the plan into its file, which holds it in memory once less.
+Progress goes to stderr. Written for TensorRT 10.3 to 11 and TensorRT-RTX; only the last has run here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from foveate.engines import trt_plan
 from foveate.engines.errors import UserError
 from foveate.engines.onnx_dims import fix_dimensions
 from foveate.engines.spec import Dim, GraphSpec, Symbol, TensorSpec
@@ -91,13 +93,19 @@ def capabilities(trt: ModuleType) -> list[str]:
 
 
 def build(
-    trt: ModuleType, source: Path, spec: GraphSpec, options: Mapping[str, Any], cache: Path | None = None
-) -> tuple[Any, dict[str, Any]]:
-    """The plan (a buffer) of ``source``, and facts about it. ``spec`` is typed, as its dialect has it.
+    trt: ModuleType,
+    source: Path,
+    spec: GraphSpec,
+    options: Mapping[str, Any],
+    plan: Path,
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """Write the ``plan`` of ``source``; facts about it. ``spec`` is typed, as its dialect has it.
 
     ``options``: see ``engines.trt``. ``cache`` is the file of the timing cache, read where it is there, written at the
     end. Raises UserError with the engine's own words when a node is refused, when memory runs out, and when an input
-    would be ignored (TensorRT drops ``nonpad_kv_seqlen`` with no more than a warning).
+    would be ignored (TensorRT drops ``nonpad_kv_seqlen`` with no more than a warning); and when the disk is full. There
+    is no plan then.
     """
     start, log, notes = time.perf_counter(), _log(trt), []
     spec = settled(spec, options["max_context"])
@@ -110,14 +118,16 @@ def build(
     for each in ranges:
         config.add_optimization_profile(_profile(builder, spec, each))
     timings = _read_timings(config, cache, notes)
-    plan = builder.build_serialized_network(network, config)
-    ignored = [line for line in log.lines if "Unused Input" in line]
-    if plan is None or ignored:
-        raise UserError(_refusal(trt, source, "; ".join(ignored or log.lines[-3:])))
+    with trt_plan.written(plan) as file:
+        built = trt_plan.serialize(trt, builder, network, config, file)
+        ignored = [line for line in log.lines if "Unused Input" in line]
+        if not built or ignored:
+            raise UserError(_refusal(trt, source, "; ".join(ignored or log.lines[-3:])))
     if timings is not None:
         _write_timings(timings, cache)
-    return plan, {
-        "bytes": plan.nbytes,
+    return {
+        "bytes": file.size,
+        "sha256": file.digest.hexdigest(),
         "seconds": round(time.perf_counter() - start, 3),
         "layers": layers,
         "profiles": ranges,
@@ -283,24 +293,21 @@ def _main(job: Mapping[str, Any]) -> dict[str, Any]:
     trt = importlib.import_module(MODULES[job["target"]])
     spec = GraphSpec.from_json(job["spec"])
     try:
-        cache = Path(job["cache"]) if job["cache"] else None
-        plan, facts = build(trt, Path(job["source"]), spec, job["options"], cache)
+        cache, plan = Path(job["cache"]) if job["cache"] else None, Path(job["plan"])
+        facts = build(trt, Path(job["source"]), spec, job["options"], plan, cache)
     except UserError as error:
         return {"error": str(error)}
-    with Path(job["plan"]).open("wb") as file:
-        file.write(plan)
-    facts |= {"sha256": hashlib.sha256(plan).hexdigest(), "peak_bytes": _peak()}
-    return facts | _on_the_gpu(trt, plan, job["options"])
+    return facts | {"peak_bytes": _peak()} | _on_the_gpu(trt, plan, job["options"])
 
 
-def _on_the_gpu(trt: ModuleType, plan: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def _on_the_gpu(trt: ModuleType, plan: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """What the engine itself tells, which takes a GPU: memory besides the weights, and kernels with their types."""
     if isinstance(find_gpu(), str):
         return {}
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     if options.get("version_compatible"):
         runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(plan)
+    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:  # a plan for other GPUs
         return {}
     told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from foveate.engines import trt, trt_build, trt_cuda
+from foveate.engines import trt, trt_build, trt_cuda, trt_plan
 from foveate.engines.base import check_feeds
 from foveate.engines.errors import UserError
 from foveate.engines.remedies import FLAGS_VARIABLE, REMEDIES, applicable
@@ -177,7 +181,7 @@ def test_a_timing_cache_is_made_used_and_begun_anew_when_it_is_damaged(
     cache = tmp_path / "timings.cache"
 
     def notes() -> list[str]:
-        return trt_build.build(rtx.trt, *negation, OPTIONS, cache)[1]["notes"]
+        return trt_build.build(rtx.trt, *negation, OPTIONS, tmp_path / "negation.plan", cache)["notes"]
 
     assert notes() == []
     assert cache.is_file()
@@ -256,6 +260,44 @@ def test_too_little_memory_on_the_gpu(
     rtx.compile_graph(path, tmp_path / "work", spec, OPTIONS)
     with pytest.raises(UserError, match=r"no room for negation\.plan .* close other programs"):
         rtx.load(tmp_path / "work", spec, OPTIONS)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_full_disk_leaves_no_plan(
+    rtx: trt.TensorRT,
+    negation: tuple[Path, GraphSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    streams: bool,
+) -> None:
+    """Whether the builder streams the plan, or gives it as a whole as older ones do."""
+    module, plan = rtx.trt if streams else older(rtx.trt), tmp_path / "negation.plan"
+    facts = trt_build.build(module, *negation, OPTIONS, plan)
+    content = plan.read_bytes()
+    assert facts["bytes"] == len(content) and facts["sha256"] == hashlib.sha256(content).hexdigest()
+    plan.unlink()
+
+    def full(self: object, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(trt_plan.PlanFile, "write", full)
+    with pytest.raises(UserError, match=r"cannot write negation\.plan \| No space left .* free some space"):
+        trt_build.build(module, *negation, OPTIONS, plan)
+    assert not list(tmp_path.glob("*.plan*"))
+
+
+def older(module: Any) -> Any:
+    """The binding with a builder that gives a plan as a whole."""
+
+    class Builder:
+        def __init__(self, log: object) -> None:
+            found = module.Builder(log)
+            for name in ("create_network", "create_builder_config", "create_optimization_profile"):
+                setattr(self, name, getattr(found, name))
+            self.build_serialized_network = found.build_serialized_network
+
+    names = {name: getattr(module, name) for name in dir(module) if not name.startswith("__")}
+    return SimpleNamespace(**{**names, "__name__": module.__name__, "Builder": Builder})
 
 
 def test_memory_that_runs_out_while_compiling_is_told_from_other_refusals(rtx: trt.TensorRT) -> None:
