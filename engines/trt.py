@@ -6,8 +6,9 @@ folder with ``<graph>.plan`` and ``<graph>.json``, the facts of its build.
 
 Options, all recorded with the engine: ``max_context`` (rows of the cache, a number in the plan), ``capability`` (TensorRT-
 RTX: names such as SM86, None for a portable plan), ``optimization_level`` (0 to 5), ``workspace`` (MiB that the builder
-may use on the device), ``version_compatible``, ``hardware_compatible`` (TensorRT: any GPU from Ampere on). What no GPU run
-has confirmed is off by default: both compatibilities, CUDA graphs, the remedies.
+may use on the device), ``version_compatible``, ``hardware_compatible`` (TensorRT: any GPU from Ampere on), ``cuda_graphs``
+(of the engine at work: decoding steps are replayed). What no GPU run has confirmed is off by default: both
+compatibilities, CUDA graphs, the remedies.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import importlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,10 @@ from foveate.engines.trt_cuda import Gpu, find_gpu
 __all__ = ["TensorRT", "backend", "capabilities", "compile_plan"]
 
 _NATIVE_SINCE = 10, 15  # RotaryEmbedding, RMSNormalization and TensorScatter in the parser
+_KINDS = {
+    "fp8": (89, "an Ada GPU"),
+    "int4": (80, "an Ampere GPU"),
+}  # precision -> the first GPUs that have it
 _PORTABLE_SINCE = 80  # documented: a portable plan of TensorRT-RTX is for SM80 and later
 
 
@@ -122,6 +128,14 @@ class TensorRT:
                 return f"SM{gpu.sm}"
         return "+".join(named) if named else "portable"
 
+    def refusal(self, kinds: Collection[str], machine: Mapping[str, Any]) -> str | None:
+        """Why a model with weights of these ``kinds`` has no engine for ``machine``, or None."""
+        gpus = [int(sm) for sm in re.findall(r"SM(\d+)", machine["gpu"])] or [_PORTABLE_SINCE]
+        for kind, (since, name) in _KINDS.items():
+            if kind in kinds and min(gpus) < since:
+                return f"{kind} needs {name} or newer, SM{since}, and this is for {machine['gpu']}"
+        return None
+
     def key(self, machine: Mapping[str, Any]) -> str:
         version, gpu = machine["version"].replace("*", "x"), machine["gpu"].replace(" or later", "-up")
         return f"{self.target}-{version}-{gpu}"
@@ -183,8 +197,7 @@ class TensorRT:
         return json.loads((folder / f"{graph}.json").read_text(encoding="utf-8"))
 
     def load(self, folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> Engine:
-        """The engine of ``folder/<graph>.plan``. ``options``: those of the compilation, and ``cuda_graphs``. Raises
-        UserError when the plan has changed, there is no GPU, or too little memory on it."""
+        """The engine of ``folder/<graph>.plan``. ``options``: those of the compilation. Raises UserError when the plan has changed, there is no GPU, or too little memory on it."""
         from foveate.engines.trt_run import load
 
         return load(

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from foveate.engines import trt_plan
+from foveate.engines import trt_plan, trt_says
 from foveate.engines.errors import UserError
 from foveate.engines.onnx_dims import fix_dimensions
 from foveate.engines.spec import Dim, GraphSpec, Symbol, TensorSpec
@@ -107,7 +107,7 @@ def build(
     would be ignored (TensorRT drops ``nonpad_kv_seqlen`` with no more than a warning); and when the disk is full. There
     is no plan then.
     """
-    start, log, notes = time.perf_counter(), _log(trt), []
+    start, log, notes = time.perf_counter(), trt_says.log(trt), []
     spec = settled(spec, options["max_context"])
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -122,7 +122,7 @@ def build(
         built = trt_plan.serialize(trt, builder, network, config, file)
         ignored = [line for line in log.lines if "Unused Input" in line]
         if not built or ignored:
-            raise UserError(_refusal(trt, source, "; ".join(ignored or log.lines[-3:])))
+            raise UserError(_refusal(trt, source, "; ".join(ignored) or log.said()))
     if timings is not None:
         _write_timings(timings, cache)
     return {
@@ -135,28 +135,13 @@ def build(
     }
 
 
-def _log(trt: ModuleType) -> Any:
-    """A logger that keeps what the parser and the builder say, so that an error can say why."""
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.WARNING:
-                self.lines.append(message)
-
-    return Log()
-
-
 def _parse(trt: ModuleType, network: Any, log: Any, source: Path, max_context: int) -> None:
     parser = trt.OnnxParser(network, log)
     model = fix_dimensions(source.read_bytes(), {"cache": max_context})
     if not parser.parse(model, str(source)):
         errors = [_say(parser.get_error(i)) for i in range(parser.num_errors)]
         raise UserError(
-            f"{trt.__name__} {trt.__version__} cannot parse {source.name} | {'; '.join(errors) or log.lines[-3:]} "
+            f"{trt.__name__} {trt.__version__} cannot parse {source.name} | {'; '.join(errors) or log.said()} "
             "| take another dialect (--dialect), or leave out what needs the operator"
         )
 
@@ -188,7 +173,7 @@ def _layers(network: Any) -> dict[str, int]:
 def _config(trt: ModuleType, builder: Any, options: Mapping[str, Any]) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that an engine can be inspected
-    config.progress_monitor = _monitor(trt)
+    config.progress_monitor = trt_says.monitor(trt)
     if options.get("optimization_level") is not None:
         config.builder_optimization_level = options["optimization_level"]
     if options.get("workspace") is not None:
@@ -212,40 +197,6 @@ def _profile(builder: Any, spec: GraphSpec, ranges: Profile) -> Any:
         else:
             profile.set_shape(name, tuple(least), tuple(usual), tuple(most))
     return profile
-
-
-def _monitor(trt: ModuleType) -> Any:
-    """Phases of the build on stderr: one line that changes on a terminal, else a line every ten seconds."""
-    terminal = sys.stderr.isatty()
-
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._steps: dict[str, int] = {}
-            self._said = time.monotonic()
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._steps[phase_name] = num_steps
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            now = time.monotonic()
-            if now - self._said >= (0.2 if terminal else 10):
-                self._said = now
-                line = f"{phase_name} {step + 1}/{self._steps.get(phase_name, step + 1)}"
-                print(
-                    f"\r\033[K{line}" if terminal else line,
-                    end="" if terminal else "\n",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            return True  # go on
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._steps.pop(phase_name, None)
-            if terminal and not self._steps:
-                print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-    return Monitor()
 
 
 def _read_timings(config: Any, file: Path | None, notes: list[str]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,11 @@ _MOST_GRAPHS = 4  # of one engine: steps alternate between a few sets of buffers
 
 def load(made: TensorRT, file: Path, spec: GraphSpec, options: Mapping[str, Any]) -> TrtEngine:
     """See ``TensorRT.load``."""
-    plan, facts = file.read_bytes(), json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    with file.open(
+        "rb"
+    ) as opened:  # mapped: on a Jetson, weights and the plan's copy of them share one memory
+        plan = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    facts = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
     if hashlib.sha256(plan).hexdigest() != facts["sha256"]:
         raise UserError(
             f"{file.name} has changed since it was compiled | {file} | compile again with --force"
@@ -95,7 +100,8 @@ class TrtEngine:
         context, decoding = self._context(feeds)
         held = {name: self._place(name, feed) for name, feed in feeds.items()}
         for name, place in held.items():
-            context.set_input_shape(name, tuple(feeds[name].shape))
+            if not context.set_input_shape(name, tuple(feeds[name].shape)):
+                raise RuntimeError(f"{self.spec.name}: TensorRT refuses {name} of shape {feeds[name].shape}")
             context.set_tensor_address(name, place.ctypes.data if name in self._hosted else place.address)
         if missing := context.infer_shapes():
             raise RuntimeError(f"{self.spec.name}: TensorRT lacks the shapes of {', '.join(missing)}")

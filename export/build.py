@@ -34,6 +34,7 @@ from foveate.export.precision import Precision, choices
 from foveate.export.weights import packed
 from foveate.runtime import bundle
 from foveate.runtime.cli import Parser
+from foveate.runtime.plans import usable
 
 __all__ = ["build", "main"]
 
@@ -132,10 +133,11 @@ def main(argv: list[str]) -> int:
         calibration=calibration,
         llm_parts=args.llm_parts,
     )
-    if "ort" in dialects and not args.no_compile:
+    if not args.no_compile:
         from foveate.runtime.compile import compile_bundle
 
-        compile_bundle(out, progress=lambda line: print(line, file=sys.stderr))
+        for target in usable(dialects):
+            compile_bundle(out, target, progress=lambda line: print(line, file=sys.stderr))
     _say_what_is_next(out)
     return 0
 

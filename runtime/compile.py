@@ -31,6 +31,7 @@ _TENSORRT = {
     "optimization_level": None,
     "workspace": None,
     "version_compatible": False,
+    "cuda_graphs": False,
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "onnxruntime": {"provider": "cpu", "accuracy_level": 4},
@@ -69,6 +70,7 @@ def compile_bundle(
         chosen["max_context"] = min(chosen["max_context"] or 4096, most)
     machine = module.machine(chosen)
     dialect = _dialect(bundle, module.DIALECTS, dialect)
+    _require_precision(bundle, module, machine)
     folder = bundle.path / "engines" / module.key(machine)
     known = _existing(folder)
     if (
@@ -133,6 +135,16 @@ def _dialect(bundle: Bundle, accepted: tuple[str, ...], asked: str | None) -> st
     )
 
 
+def _require_precision(bundle: Bundle, module: Any, machine: Mapping[str, Any]) -> None:
+    kinds = set(bundle.manifest.precision.values())
+    if hasattr(module, "refusal") and (reason := module.refusal(kinds, machine)):
+        raise UserError(
+            f"{bundle.path} cannot be compiled for this GPU | {reason} | build the bundle with another --precision, or name "
+            "GPUs that have it with --capability",
+            code=2,
+        )
+
+
 def _existing(folder: Path) -> Plan | None:
     try:
         return Plan(path=folder, **json.loads((folder / "engine.json").read_text(encoding="utf-8")))
@@ -195,6 +207,9 @@ def _parser() -> Parser:
     )
     trt.add_argument(
         "--hardware-compatible", action="store_true", help="TensorRT: any GPU from Ampere on (never run)"
+    )
+    trt.add_argument(
+        "--cuda-graphs", action="store_true", help="replay decoding steps as CUDA graphs (never run)"
     )
     trt.add_argument(
         "--capability", metavar="SM86[,SM89]", help="TensorRT for RTX: these GPUs (default: portable)"

@@ -50,7 +50,17 @@ class Job:
                     raise UserError(f"{spec.name} of {method}: {error}", code=error.code) from error
                 self.notes[spec.name] = [*remedies, *notes]
                 size = sum(file.stat().st_size for file in self.work.iterdir() if file.stem == spec.name)
-                self.progress(f"{spec.name:<16}{time.perf_counter() - start:7.1f} s {size / 1e6:9.1f} MB")
+                seconds, told = time.perf_counter() - start, self._told(spec.name)
+                self.progress(f"{spec.name:<16}{seconds:7.1f} s {size / 1e6:9.1f} MB{told}")
+
+    def _told(self, graph: str) -> str:
+        """What the backend knows of a graph that it compiled."""
+        if not hasattr(self.module, "describe"):
+            return ""
+        facts = self.module.describe(self.work, graph)
+        layers = ", ".join(f"{count} {dtype}" for dtype, count in facts["layers"].items())
+        memory = f", built within {facts['peak_bytes'] / 2**30:.2f} GiB" if facts["peak_bytes"] else ""
+        return f"  layers: {layers}{memory}"
 
     def _options(self, graph: str) -> tuple[dict[str, Any], list[str]]:
         """Those of this graph's compilation, and the names of the remedies among them."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ __all__ = [
     "load_engines",
     "plans",
     "sources",
+    "usable",
 ]
 
 TARGETS = {
@@ -166,6 +167,19 @@ def cannot_run(target: str) -> str | None:
     """Why this machine cannot execute engines of a target that it may compile for, or None."""
     found = backend(target)
     return found.cannot_run() if hasattr(found, "cannot_run") else None
+
+
+def usable(dialects: Collection[str]) -> list[str]:
+    """The targets that this machine can compile for and execute, of a bundle that has these ``dialects``."""
+    found = []
+    for target in TARGETS:
+        try:
+            accepted = backend(target).DIALECTS
+        except (UserError, ImportError):  # its library is not installed, or cannot be loaded
+            continue
+        if cannot_run(target) is None and not set(accepted).isdisjoint(dialects):
+            found.append(target)
+    return found
 
 
 def compile_command(bundle: Bundle, plan: Plan) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import Any
 
 import onnx
 import pytest
+from cuda.bindings import runtime as cuda
 from onnx import TensorProto, helper
 
-from foveate.engines import trt, trt_build, trt_cuda, trt_plan
+from foveate.engines import trt, trt_build, trt_cuda, trt_plan, trt_run, trt_says
 from foveate.engines.base import check_feeds
 from foveate.engines.errors import UserError
 from foveate.engines.remedies import FLAGS_VARIABLE, REMEDIES, applicable
@@ -197,6 +200,63 @@ def test_only_full_tensorrt_keeps_a_timing_cache(rtx: trt.TensorRT, monkeypatch:
     monkeypatch.setattr(trt, "find_gpu", lambda: trt_cuda.Gpu("some", 87, 8 << 30))
     rtx.target, rtx.version = "tensorrt", "10.3.0"
     assert rtx.timings(Path("engines/work"), OPTIONS) == Path("engines/.timings-tensorrt-10.3.0-SM87.cache")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_while_building(
+    rtx: trt.TensorRT, terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(trt_says.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monitor = trt_says.monitor(rtx.trt)
+    monitor.phase_start("Tactics", None, 40)
+    for step in range(30):
+        now[0] += 1
+        assert monitor.step_complete("Tactics", step)
+    monitor.phase_finish("Tactics")
+    said = capsys.readouterr().err
+    if terminal:
+        assert said.count("\r\033[K") == 31 and "\n" not in said and "Tactics 30/40" in said
+    else:
+        assert said == "Tactics 10/40\nTactics 20/40\nTactics 30/40\n"
+
+
+def test_the_builder_tells_its_progress(rtx: trt.TensorRT, negation: tuple[Path, GraphSpec]) -> None:
+    """The monitor is TensorRT's own: it is called while a network is built."""
+    config = trt_build._config(rtx.trt, rtx.trt.Builder(trt_says.log(rtx.trt)), OPTIONS)
+    assert isinstance(config.progress_monitor, rtx.trt.IProgressMonitor)
+
+
+BINDING = {  # how the code calls objects of TensorRT -> their class
+    "builder": "Builder",
+    "config": "IBuilderConfig",
+    "context": "IExecutionContext",
+    "engine": "ICudaEngine",
+    "layer": "ILayer",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "profile": "IOptimizationProfile",
+    "runtime": "Runtime",
+}
+
+
+def test_every_call_is_one_that_the_binding_has(rtx: trt.TensorRT) -> None:
+    """The binding comes without stubs, so what is not executed without a GPU is at least looked up."""
+    seen = set()
+    for module in (trt_build, trt_plan, trt_run, trt_cuda):
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+            if isinstance(node, ast.Constant) and re.fullmatch("cuda[A-Z][A-Za-z0-9]+", str(node.value)):
+                assert hasattr(cuda, node.value) or hasattr(cuda.cudaMemcpyKind, node.value), node.value
+            if not isinstance(node, ast.Attribute):
+                continue
+            owner = (
+                node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+            )
+            if name := BINDING.get(owner.lstrip("_")):
+                assert hasattr(getattr(rtx.trt, name), node.attr), f"{module.__name__}: {name}.{node.attr}"
+                seen.add(name)
+    assert seen == {*BINDING.values()}
 
 
 def test_a_build_that_is_killed_says_so(

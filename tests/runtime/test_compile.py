@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,14 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.engines import ort
+from foveate.engines import ort, trt
 from foveate.engines.errors import UserError
 from foveate.engines.remedies import Remedy
 from foveate.engines.spec import GraphSpec
+from foveate.engines.trt_build import settled
 from foveate.runtime import compile as module
 from foveate.runtime import compile_job, plans
 from foveate.runtime.bundle import load
 from foveate.runtime.compile import compile_bundle
+from foveate.runtime.pipeline import Pipeline
 
 
 def remedy(name: str, **more: Any) -> Remedy:
@@ -136,6 +139,59 @@ def test_options_that_a_target_has_not(target: str, options: dict[str, Any], wor
     assert error.value.code == 2
 
 
+def test_a_build_ends_with_what_the_machine_can_execute(monkeypatch: pytest.MonkeyPatch) -> None:
+    can = {"tensorrt-rtx": "no GPU"}
+    monkeypatch.setattr(plans, "cannot_run", can.get)
+    assert plans.usable(["ort", "native"]) == ["onnxruntime"]
+    assert plans.usable(["native"]) == []
+    can.clear()
+    assert plans.usable(["ort", "native"]) == [
+        "tensorrt-rtx",
+        "onnxruntime",
+    ]  # full TensorRT is not installed
+    assert plans.usable(["ort"]) == ["onnxruntime"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "gpus", "words"),
+    [
+        ("fp8", ["SM86", "SM120"], r"fp8 needs an Ada GPU or newer, SM89, and this is for SM86\+SM120"),
+        ("fp8", None, "fp8 needs an Ada GPU or newer, SM89, and this is for portable"),
+        ("int4", ["SM75"], "int4 needs an Ampere GPU or newer, SM80"),
+    ],
+)
+def test_a_precision_that_the_gpu_has_not(
+    planned: Path, kind: str, gpus: list[str] | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trt, "find_gpu", lambda: "none")
+    data = json.loads((planned / "bundle.json").read_text())
+    data["precision"]["decoder"] = kind
+    (planned / "bundle.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match=f"{words}.* --precision") as error:
+        compile_bundle(planned, "tensorrt-rtx", options={"capability": gpus})
+    assert error.value.code == 2
+
+
+def test_an_orin_has_no_fp8() -> None:
+    made = trt.backend("tensorrt-rtx")
+    assert "this is for SM87" in made.refusal({"fp8", "fp16"}, {"gpu": "SM87"})
+    assert made.refusal({"int4", "int8", "fp16"}, {"gpu": "SM87"}) is None
+    assert made.refusal({"fp8"}, {"gpu": "SM89+SM120"}) is None
+
+
+def test_a_prompt_longer_than_the_plan_takes_is_refused_before_anything_runs(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model takes 128 rows, this engine was compiled for 40."""
+    pipe = Pipeline.load(bundle)
+    engine = pipe._engines["llm"]
+    engine.spec = settled(engine.spec, 40)
+    for each in pipe._engines.values():
+        monkeypatch.setattr(each, "run", None)
+    with pytest.raises(UserError, match=r"the prompt is too long \| got 72 tokens .* expected at most 39"):
+        pipe.generate(np.zeros((20, 20, 3), np.uint8), "x" * 60, keep=4)
+
+
 def test_a_dialect_that_the_bundle_lacks(bundle: Path) -> None:
     with pytest.raises(UserError, match=r"lacks the dialect native .* --dialects native"):
         compile_bundle(bundle, "tensorrt-rtx")
@@ -177,6 +233,16 @@ def test_inspect_shows_the_key_and_what_the_engine_tells(
     text = "\n".join(_engine_lines(_engine(load(planned), plan)))
     assert "gpu SM86" in text and "max_context 64" in text and "self-test" in text
     assert "layers: " in text and "float" in text
+
+
+def test_a_compilation_tells_layers_and_memory_of_every_graph(
+    planned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    options = {"capability": ["SM86"], "max_context": 64}
+    compile_bundle(planned, "tensorrt-rtx", options=options, force=True, progress=said.append)
+    (line,) = [line for line in said if line.startswith("vision_encoder")]
+    assert re.search(r" s +[\d.]+ MB  layers: \d+ float.*, built within [\d.]+ GiB$", line)
 
 
 def test_a_compilation_killed_half_way_leaves_no_engine(make_bundle: Any, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""What TensorRT says while it parses and builds: kept for errors, and progress for people."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import ModuleType
+from typing import Any
+
+__all__ = ["log", "monitor"]
+
+
+def log(trt: ModuleType) -> Any:
+    """A logger that keeps what the parser and the builder say, so that an error can say why."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[str] = []  # warnings and errors
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.WARNING:
+                self.lines.append(message)
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(message)
+
+        def said(self) -> str:
+            """The last errors, or where there is none the last warnings."""
+            return "; ".join((self.errors or self.lines)[-3:])
+
+    return Log()
+
+
+def monitor(trt: ModuleType) -> Any:
+    """Phases of the build on stderr: one line that changes on a terminal, else a line every ten seconds."""
+    terminal = sys.stderr.isatty()
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+            self._said = time.monotonic()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            now = time.monotonic()
+            if now - self._said >= (0.2 if terminal else 10):
+                self._said = now
+                line = f"{phase_name} {step + 1}/{self._steps.get(phase_name, step + 1)}"
+                print(
+                    f"\r\033[K{line}" if terminal else line,
+                    end="" if terminal else "\n",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            return True  # go on
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+            if terminal and not self._steps:
+                print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    return Monitor()
