@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,28 +22,42 @@ from foveate.export.methods.ocvtp import vision_layer
 from foveate.export.parts import Parts
 from foveate.export.sources import fill
 from foveate.runtime.image import load_image, preprocess
+from foveate.runtime.layout import layout, single
 
 FIRST_SCENE = 300_000_000
 """Seed of the first scene; scripts/train_shapes.py draws below 200,000,000, and accuracy is measured from HELD_OUT on."""
+
+SIDE = 24
+"""Tokens across a picture of any size. What is trained takes other sizes as well: the network knows no places."""
 
 NOTED = 200  # pictures after which a run that is killed goes on
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def collect(
-    model: str, folder: Path | None, count: int, layer: int | None, work: Path, *, deadline: float
+    model: str,
+    folder: Path | None,
+    count: int,
+    layer: int | None,
+    work: Path,
+    *,
+    deadline: float,
+    side: int | None = None,
 ) -> tuple[np.ndarray | None, tuple[int, int]]:
-    """The features [P,N,D] float16 of P pictures, and the grid of the N patches; None where the time was up before.
+    """The features [P,N,D] float16 of P pictures, and the grid of the N tokens; None where the time was up before.
 
-    P is at most `count`. Kept in `work`, so that a run that is stopped goes on where it was. Raises UserError.
+    P is at most `count`; `side` is `token_grid`'s. Kept in `work`, so that a run that is stopped goes on where it was. Raises
+    UserError.
     """
     parts = models.load(model)
     layer = vision_layer(parts.spec, layer)
     read, names = _pictures(folder, count)
-    vision = parts.spec.vision
+    grid = token_grid(parts, side)
     which = hashlib.sha256("\n".join(names).encode()).hexdigest() if names else f"scenes from {FIRST_SCENE}"
     described = {"model": model, "layer": layer, "pictures": which, "count": len(names) or count}
-    shape = (len(names) or count, vision.num_tokens, vision.hidden_size)
+    if parts.image["kind"] == "windows":
+        described["grid"] = list(grid)
+    shape = (len(names) or count, math.prod(grid), parts.spec.vision.hidden_size)
     file, log = work / "features.npy", work / "features.json"
     done = _done(file, log, described)
     if done is None:
@@ -55,8 +70,8 @@ def collect(
         log.write_text(json.dumps(described | {"done": done}))
 
     if done < len(table):
-        done = _fill(table, done, Encoder(parts, layer), read, deadline, note)
-    return (table if done == len(table) else None), vision.grid
+        done = _fill(table, done, Encoder(parts, layer, grid), read, deadline, note)
+    return (table if done == len(table) else None), grid
 
 
 def _done(file: Path, log: Path, described: dict[str, Any]) -> int | None:
@@ -86,28 +101,60 @@ def _pictures(folder: Path | None, count: int) -> tuple[Callable[[int], Image.Im
     return (lambda number: load_image(found[number])), [str(path.relative_to(folder)) for path in found]
 
 
+def token_grid(parts: Parts, side: int | None = None) -> tuple[int, int]:
+    """Rows and columns of a picture's tokens: the tower's, or `side` of each, by default SIDE, where pictures are of any size.
+
+    Raises UserError (code 2) for a `side` that does not fit.
+    """
+    settings = parts.image
+    if settings["kind"] != "windows":
+        if side is None:
+            return parts.spec.vision.grid
+        raise UserError(
+            f"pictures of {parts.source['model']} have a fixed size | got --side {side} | leave it out",
+            code=2,
+        )
+    side, cell = side or SIDE, cell_of(settings)
+    least, most = (math.sqrt(settings[name]) / cell for name in ("min_pixels", "max_pixels"))
+    if not least <= side <= most:
+        expected = f"{math.ceil(least)} to {int(most)}"
+        raise UserError(f"wrong side | got {side} tokens, expected {expected} | give another --side", code=2)
+    return side, side
+
+
+def cell_of(settings: dict[str, Any]) -> int:
+    """Pixels across a token of a picture of any size."""
+    return settings["patch"] * settings["merge"]
+
+
 class Encoder:
     """What a layer of the model's tower makes of a picture, as the published features were made: squashed, not cropped."""
 
-    def __init__(self, parts: Parts, layer: int) -> None:
-        self.tap = base.tap(parts.spec, "hidden", layer)
-        self.side, self.settings = parts.spec.vision.image_size, parts.image
+    def __init__(self, parts: Parts, layer: int, grid: tuple[int, int]) -> None:
+        self.tap, self.settings, self.grid = base.tap(parts.spec, "hidden", layer), parts.image, grid
+        self.any_size = self.settings["kind"] == "windows"
+        self.side = grid[0] * cell_of(parts.image) if self.any_size else parts.spec.vision.image_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tower = fill(parts.vision((self.tap,)), parts.weights, "vision_encoder.")
         self.tower = tower.eval().to(self.device)
 
     @torch.inference_mode()
     def __call__(self, picture: Image.Image) -> np.ndarray:
-        """[N,D] float32."""
+        """[N,D] float32, in raster order."""
         square = picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(preprocess(square, self.settings)).to(self.device)
-        return self.tower(pixels)[self.tap][0].cpu().numpy()
+        pixels, plan = preprocess(square, self.settings), single(self.grid)
+        if self.any_size:
+            plan = layout(square.size, self.settings, self.grid)
+        else:
+            pixels = pixels[:1]  # of several tiles the first shows the whole picture
+        inputs = (torch.from_numpy(each).to(self.device) for each in (pixels, *plan.feeds.values()))
+        return self.tower(*inputs)[self.tap][0].cpu().numpy()[plan.order]
 
 
 def encode(model: str, pictures: Iterable[Image.Image], layer: int | None = None) -> torch.Tensor:
     """Features [P,N,D] float32 of a few pictures, of the layer that the pruner reads."""
     parts = models.load(model)
-    encoder = Encoder(parts, vision_layer(parts.spec, layer))
+    encoder = Encoder(parts, vision_layer(parts.spec, layer), token_grid(parts))
     return torch.from_numpy(np.stack([encoder(picture) for picture in pictures]))
 
 

@@ -2,6 +2,7 @@
 
     python scripts/train_ocvtp.py --model path/to/checkpoint --pictures path/to/coco/train2017 --out path/to/checkpoint
     python scripts/train_ocvtp.py --model scripts/shapes --out build/ocvtp        # without --pictures: synthetic scenes
+    python scripts/train_ocvtp.py --model qwen2.5-vl-7b --count 20000 --out build/qwen    # for its tower; also for LLaVA-NeXT's
 
 First the tower's features of every picture are written to WORK/features.npy, then the pruner learns, with a decoder, to
 rebuild them from slots. Defaults are the published numbers; the same command goes on where a run was stopped. OUT gets
@@ -59,6 +60,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--count", type=int, default=2000, help="scenes, or at most as many pictures of the folder")
     add("--layer", type=int, help="tower layer to read; default: 8 of CLIP's 23, in proportion for others")
+    add(
+        "--side",
+        type=int,
+        help="tokens across a picture, where pictures are of any size (Qwen2.5-VL); default: 24",
+    )
     add("--work", type=Path, default=Path("build/ocvtp"), help="features and the state of the training")
     add("--out", type=Path, help="where the trained pruner goes (default: WORK)")
     add(
@@ -102,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     for folder in (args.work, args.out):
         folder.mkdir(parents=True, exist_ok=True)
     features, grid = collect(
-        args.model, args.pictures, args.count, args.layer, args.work, deadline=args.deadline
+        args.model, args.pictures, args.count, args.layer, args.work, deadline=args.deadline, side=args.side
     )
     if features is None or not Training(args, features, grid).run():
         print("stopped in time, state saved; the same command goes on", flush=True)
