@@ -260,9 +260,10 @@ class _Stored:
             return torch.from_numpy(self.packed[name]().dequantize())
         tensor, entry = self._places[name]
         value = self._read(tensor)
-        if value.dtype == torch.bfloat16:
-            value = value.float()
-        return value.T.contiguous() if entry.transposed else value
+        dtype = torch.float32 if value.dtype == torch.bfloat16 else value.dtype
+        # transposed and widened in one: a second copy of a large head would be gigabytes
+        value = value.T if entry.transposed else value
+        return value.to(dtype, memory_format=torch.contiguous_format).contiguous()
 
     def _read(self, tensor: _Tensor) -> torch.Tensor:
         if tensor.value is not None:

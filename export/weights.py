@@ -110,14 +110,15 @@ class Store:
         return any(known == name for known, _ in self._places)
 
     def get(self, name: str) -> torch.Tensor:
-        """float32, as the graphs compute with it: dequantized, or widened from what was stored."""
+        """float32, as the graphs compute with it: dequantized, widened from what was stored, or, where that is float32, the
+        file itself, mapped."""
         found = {part: place for (known, part), place in self._places.items() if known == name}
         values = next((part for part in _VALUES if part in found), None)
         if values is None:
             part = next((part for part in ("float32", "float16") if part in found), None)
             if part is None:
                 raise KeyError(name)
-            return torch.from_numpy(self._read(found[part]).astype("float32"))
+            return torch.from_numpy(self._read(found[part]).astype("float32", copy=False))
 
         def read(*kinds: str) -> np.ndarray | None:
             part = next((part for part in sorted(found) if part.partition(".")[0] in kinds), None)
@@ -131,7 +132,7 @@ class Store:
         return torch.from_numpy(weight.dequantize())
 
     def _read(self, place: _Place) -> np.ndarray:
-        raw = np.memmap(self.root / place.file, np.uint8, "r", place.offset, (place.length,))
+        raw = np.memmap(self.root / place.file, np.uint8, "c", place.offset, (place.length,))
         return unpack(raw, place.dtype, place.shape)
 
 

@@ -126,9 +126,14 @@ def _write_weights(
 
 def write_embeddings(root: Path, weights: Weights, precision: Precision) -> np.ndarray:
     """``embed_tokens.npy [V,D]``, float32 in fp32 bundles and else float16; returned as the runtime reads it."""
-    dtype = torch.float32 if precision.decoder == "fp32" else torch.float16
-    np.save(root / "embed_tokens.npy", weights.get("embed_tokens").to(dtype).numpy())
-    return np.load(root / "embed_tokens.npy", mmap_mode="r")
+    dtype = "float32" if precision.decoder == "fp32" else "float16"
+    table, path = weights.get("embed_tokens"), root / "embed_tokens.npy"
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(table.shape)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for rows in table.split(4096):  # a second table beside the first would be gigabytes
+            file.write(rows.to(getattr(torch, dtype)).contiguous().numpy().data)
+    return np.load(path, mmap_mode="r")
 
 
 def write_files(root: Path, parts: Parts, graphs: list[Graph]) -> None:
