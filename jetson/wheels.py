@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import email
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -123,14 +124,23 @@ def _name(requirement: str) -> str:
 
 def _own_wheel(folder: Path) -> Path:
     """Built from the checkout where this is one, else fetched in this version."""
-    root = Path(__file__).parents[1]
-    source = str(root) if (root / "pyproject.toml").is_file() else f"foveate=={version('foveate')}"
-    with tempfile.TemporaryDirectory() as build:
-        _pip("wheel", "--no-deps", "--wheel-dir", build, source)
-        (wheel,) = Path(build).glob("*.whl")
-        place = folder / wheel.name
-        place.write_bytes(wheel.read_bytes())
-    return place
+    root, source = Path(__file__).parents[1], f"foveate=={version('foveate')}"
+    with tempfile.TemporaryDirectory() as work:
+        if (root / "pyproject.toml").is_file():
+            source = f"{work}/source"
+            _copy(root, Path(source))
+        _pip("wheel", "--no-deps", "--wheel-dir", work, source)
+        (wheel,) = Path(work).glob("*.whl")
+        return Path(shutil.copy(wheel, folder))
+
+
+def _copy(root: Path, target: Path) -> None:
+    """What the wheel is built from. Building in place leaves ``build/`` behind, whose files the next wheel would hold."""
+    target.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, target)
+    for package in root.glob("*/__init__.py"):
+        shutil.copytree(package.parent, target / package.parent.name)
 
 
 def _download(target: Target, folder: Path, wanted: list[str]) -> None:
