@@ -215,6 +215,7 @@ def _manifest(
         "budgets": method.budgets(parts.spec),
         "limits": base.sampled(total, lambda keep: method.leaves(parts.spec, keep, total)),
         "decoder": {field: getattr(decoder, field) for field in fields},
+        "vision": parts.spec.vision.sizes,
         "image": parts.image,
         "prompt": parts.prompt,
     }

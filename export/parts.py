@@ -37,6 +37,18 @@ class VisionSpec:
     max_tiles: int = 1  # square pieces of a picture that are encoded together
 
     @property
+    def sizes(self) -> dict[str, Any]:
+        """For bundle.json: its kind, and what ``runtime.costs`` counts it by; ``patches`` of a tile."""
+        return {
+            "kind": "clip",
+            "hidden": self.hidden_size,
+            "intermediate": self.intermediate_size,
+            "layers": self.depth,
+            "patch_size": self.patch_size,
+            "patches": self.num_tokens,
+        }
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What the graph ``vision_encoder`` takes."""
         return (TensorSpec("pixel_values", FLOAT, (self.tiles, 3, self.image_size, self.image_size)),)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,21 @@ class WindowSpec:
     max_tokens: int
     joint_size: None = None
     max_tiles: int = 1
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        return {
+            "kind": "merged",
+            "hidden": self.hidden_size,
+            "intermediate": self.intermediate_size,
+            "layers": self.depth,
+            "patch_size": self.patch_size,
+            "merge": math.isqrt(_GROUP),
+            "mlp_matrices": 3,
+            "full_layers": len(self.full),
+            "window": self.window**2 * _GROUP,
+            "mergers": 1,
+        }
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -1,6 +1,6 @@
 """What a plan must know of a model: a decoder, a vision encoder and a method as plain numbers. No torch, nothing built.
 
-In: a name of ``models.json``, a ``config.json`` in Hugging Face's format, or a bundle; a method of ``methods.json``, which
+In: a bundle, or a name of ``models.json`` or a ``config.json`` in Hugging Face's format; a method of ``methods.json``, which
 ``scripts/plan_methods.py`` writes from the methods themselves. Out: a ``Model``, whose ``manifest`` is what
 ``runtime.costs`` reads: that of the bundle, or one that says as much of a bundle that is not built yet.
 """
@@ -32,13 +32,28 @@ _BYTES = {
 
 @dataclass(frozen=True)
 class Model:
-    """``vision`` None: it sees nothing. ``precision`` is that of the decoder's matrices; head and vision are FP16."""
+    """What ``manifest`` says is in the compute dtype is in FP16."""
 
-    name: str
     manifest: Manifest
-    vision: Mapping[str, Any] | None
-    tied: bool
-    precision: str
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def vision(self) -> Mapping[str, Any] | None:
+        """None: it sees nothing."""
+        return self.manifest.vision
+
+    @property
+    def precision(self) -> str:
+        """Of the decoder's matrices."""
+        found = self.manifest.precision["decoder"]
+        return found if found in _BYTES else "fp16"  # fp32 is the host's form of it
+
+    def _weight(self, part: str) -> float:
+        """Bytes of a weight of "head" or "vision"."""
+        return _BYTES.get(self.manifest.precision[part], _HALF)
 
     @property
     def decoder(self) -> dict[str, int]:
@@ -64,9 +79,12 @@ class Model:
     def vision_flops(self) -> int:
         if self.vision is None:
             return 0
-        sizes = {key: value for key, value in self.vision.items() if key not in ("kind", "patches")}
-        count = costs.vision_flops if self.vision["kind"] == "clip" else costs.merged_vision_flops
-        return count(**sizes, patches=self.patches, projected=self.decoder["hidden_size"])
+        sizes = {key: value for key, value in self.vision.items() if key != "kind"}
+        projected = self.decoder["hidden_size"]
+        if self.vision["kind"] == "merged":
+            return costs.merged_vision_flops(**sizes, patches=self.patches, projected=projected)
+        tiles = max(1, round(self.patches / sizes["patches"]))
+        return tiles * costs.vision_flops(**sizes, projected=projected)
 
     @property
     def layer_bytes(self) -> int:
@@ -78,7 +96,7 @@ class Model:
 
     @property
     def head_bytes(self) -> int:
-        return self.decoder["vocab_size"] * self.decoder["hidden_size"] * _HALF
+        return round(self.decoder["vocab_size"] * self.decoder["hidden_size"] * self._weight("head"))
 
     @property
     def vision_bytes(self) -> int:
@@ -90,7 +108,8 @@ class Model:
         joined = v["hidden"] * v.get("merge", 1) ** 2
         width = self.decoder["hidden_size"]
         inner = joined if v["kind"] == "merged" else width
-        return _HALF * (v["layers"] * row + v.get("mergers", 1) * inner * (joined + width))
+        projectors = v.get("mergers", 1) * inner * (joined + width)
+        return round(self._weight("vision") * v["layers"] * row + _HALF * projectors)
 
 
 @cache
@@ -110,16 +129,16 @@ def methods() -> list[str]:
 def model(
     name: str, method: str = "none", precision: str = "int4", visual_tokens: int | None = None
 ) -> Model:
-    """``name`` is one of ``models.json`` or the path of a ``config.json``, a bundle's directory takes everything else from
-    the bundle. ``visual_tokens`` per picture, where the model takes pictures of any size. Raises UserError."""
+    """``name`` is one of ``models.json`` or the path of a ``config.json``; a bundle's directory brings method and precision
+    along. ``visual_tokens`` per picture, where the model takes pictures of any size. Raises UserError."""
     if precision not in _BYTES:
         raise unknown("precision", precision, _BYTES)
     path = Path(name)
     if path.is_dir() and (path / "bundle.json").is_file():
-        return _of_bundle(path)
-    row = _of_config(path) if path.is_file() else _row(name)
-    vision = row["vision"]
-    return Model(row["name"], _unbuilt(row, method, precision, visual_tokens), vision, row["tied"], precision)
+        manifest = _of_bundle(path)
+    else:
+        manifest = _unbuilt(_of_config(path) if path.is_file() else _row(name), method, precision)
+    return Model(_shown(manifest, visual_tokens) if visual_tokens else manifest)
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -130,19 +149,19 @@ def _row(name: str) -> dict[str, Any]:
     return {"name": name, **row, "vision": table["vision"].get(row["vision"])}
 
 
-def _unbuilt(row: dict[str, Any], method: str, precision: str, visual_tokens: int | None) -> Manifest:
-    """A manifest with no graphs: what ``costs.schedule`` reads is there."""
-    total = visual_tokens or row["visual_tokens"]
-    if (
-        visual_tokens
-        and row["vision"]
-        and row["vision"]["kind"] == "clip"
-        and visual_tokens != row["visual_tokens"]
-    ):
+def _shown(manifest: Manifest, visual_tokens: int) -> Manifest:
+    """With so many of a picture."""
+    known = manifest.num_visual_tokens
+    if manifest.vision and manifest.vision["kind"] == "clip" and visual_tokens != known:
         raise UserError(
-            f"{row['name']} makes {row['visual_tokens']} visual tokens of every picture | got {visual_tokens} | leave it out",
+            f"{manifest.name} makes {known} visual tokens of every picture | got {visual_tokens} | leave it out",
             code=2,
         )
+    return replace(manifest, num_visual_tokens=visual_tokens)
+
+
+def _unbuilt(row: dict[str, Any], method: str, precision: str) -> Manifest:
+    """A manifest with no graphs: what ``costs.schedule`` reads is there."""
     table = _table("methods.json")
     if "+" in method:
         raise UserError(
@@ -158,7 +177,7 @@ def _unbuilt(row: dict[str, Any], method: str, precision: str, visual_tokens: in
         stages += [f"llm.{number}", f"pruner.{number}"]
     stages += [f"llm.{len(cuts)}" if cuts else "llm"]
     return Manifest(
-        name=f"{row['name']}.{method}.{precision}",
+        name=row["name"],
         family="",
         source={"model": row["name"]},
         method={"name": method, "options": {}, "where": facts["where"]},
@@ -166,8 +185,8 @@ def _unbuilt(row: dict[str, Any], method: str, precision: str, visual_tokens: in
         stages=tuple(stages),
         graphs={},
         dialects={},
-        num_visual_tokens=total,
-        grid=(1, total),
+        num_visual_tokens=row["visual_tokens"],
+        grid=(1, row["visual_tokens"]),
         decoder=row["decoder"],
         image={},
         prompt={},
@@ -175,6 +194,7 @@ def _unbuilt(row: dict[str, Any], method: str, precision: str, visual_tokens: in
         cuts=tuple(cuts),
         budgets=facts["budgets"],
         limits=facts["limits"],
+        vision=row["vision"],
     )
 
 
@@ -186,20 +206,25 @@ def _cut(cut: int | str, layers: int) -> int:
     return round(layers * part / whole)
 
 
-def _of_bundle(path: Path) -> Model:
+def _of_bundle(path: Path) -> Manifest:
+    """A bundle whose pictures differ in their tokens is planned for one of 640 x 480."""
     manifest = load(path).manifest
-    source = str(manifest.source.get("model", "")).rpartition("/")[2].lower()
-    names = [name for name in known() if source.startswith(name)]
-    if not names:
+    if manifest.vision is None:
         raise UserError(
-            f"the vision encoder of {path} is not known by its numbers | its model is {source or 'not named'}, "
-            f"known are {', '.join(known())} | foveate plan --model CONFIG.json --method ...",
+            f"{path} does not tell the sizes of its vision encoder | it was built by an older foveate "
+            "| build it again, or foveate plan --model ... --method ...",
             code=2,
         )
-    row = _row(max(names, key=len))
-    decoder = manifest.precision.get("decoder", "")
-    precision = decoder if decoder in _BYTES else "fp16"
-    return Model(manifest.name, manifest, row["vision"], row["tied"], precision)
+    if manifest.vision["kind"] == "merged":
+        tokens = min(_of_photo(manifest.vision), manifest.num_visual_tokens)
+        manifest = replace(manifest, num_visual_tokens=tokens)
+    return manifest
+
+
+def _of_photo(vision: Mapping[str, Any]) -> int:
+    """Visual tokens of a picture of 640 x 480."""
+    side = vision["patch_size"] * vision["merge"]
+    return round(640 / side) * round(480 / side)
 
 
 def _of_config(path: Path) -> dict[str, Any]:
@@ -241,9 +266,8 @@ def _llava(config: Mapping[str, Any]) -> dict[str, Any]:
         "patch_size": v["patch_size"],
         "patches": patches,
     }
-    tied = bool(config.get("tie_word_embeddings", False))
     decoder = _decoder(config["text_config"])
-    return {"name": "llava", "vision": vision, "visual_tokens": patches, "tied": tied, "decoder": decoder}
+    return {"name": "llava", "vision": vision, "visual_tokens": patches, "decoder": decoder}
 
 
 def _qwen(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,11 +286,13 @@ def _qwen(config: Mapping[str, Any]) -> dict[str, Any]:
         "window": (v.get("window_size", 112) // v["patch_size"]) ** 2 if windows else 0,
         "mergers": 1 + len(v.get("deepstack_visual_indexes", ())),
     }
-    side = v["patch_size"] * vision["merge"]
-    tokens = round(640 / side) * round(480 / side)  # of a picture of 640 x 480
-    tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
-    name = config["model_type"]
-    return {"name": name, "vision": vision, "visual_tokens": tokens, "tied": tied, "decoder": _decoder(text)}
+    tokens = _of_photo(vision)
+    return {
+        "name": config["model_type"],
+        "vision": vision,
+        "visual_tokens": tokens,
+        "decoder": _decoder(text),
+    }
 
 
 _CONFIGS = {"llava": _llava, "qwen2_5_vl": _qwen, "qwen3_vl": _qwen}

@@ -58,6 +58,9 @@ class Manifest:
     # by stage, as points of ``runtime.budget``: what it is given, and what it leaves at most where that differs
     budgets: dict[str, list[list[float]]] = field(default_factory=dict)
     limits: dict[str, list[list[float]]] = field(default_factory=dict)
+    vision: dict[str, Any] | None = (
+        None  # sizes of the encoder: its kind, and what ``runtime.costs`` counts it by
+    )
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +71,7 @@ class Manifest:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
         """Fields that this version does not know are left out. Raises KeyError, TypeError or ValueError."""
-        later = ("cuts", "budgets", "limits")  # older bundles have none and need none
+        later = ("cuts", "budgets", "limits", "vision")  # older bundles have none and need none
         values = {
             each.name: data[each.name] for each in fields(cls) if each.name in data or each.name not in later
         }

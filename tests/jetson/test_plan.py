@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from foveate.engines.errors import UserError
+from foveate.export.parts import VisionSpec
+from foveate.export.qwen_vision import WindowSpec
 from foveate.jetson import models, roofline
 from foveate.jetson.devices import device
 from foveate.jetson.memory import memory
@@ -99,7 +101,7 @@ def test_a_config_json_is_as_good_as_a_name(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
     ours, theirs = models.model(str(file), "sppruner"), models.model("llava-1.5-7b", "sppruner")
-    assert replace(ours, name="", manifest=None) == replace(theirs, name="", manifest=None)
+    assert ours.vision == theirs.vision
     got, known = dict(ours.decoder), dict(theirs.decoder)
     assert got | {"max_positions": 0} == known | {"max_positions": 0}
     file.write_text(json.dumps({"model_type": "gpt2"}))
@@ -138,7 +140,7 @@ def test_qwen_configs_as_published(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
     ours, theirs = models.model(str(file)), models.model("qwen3-vl-4b")
-    assert (ours.decoder, ours.vision, ours.tied) == (theirs.decoder, theirs.vision, theirs.tied)
+    assert (ours.decoder, ours.vision) == (theirs.decoder, theirs.vision)
     assert ours.manifest.num_visual_tokens == 300
     flat = {
         "hidden_size": 3584,
@@ -161,7 +163,7 @@ def test_qwen_configs_as_published(tmp_path):
     }
     file.write_text(json.dumps({"model_type": "qwen2_5_vl", **flat, "vision_config": tower}))
     ours, theirs = models.model(str(file)), models.model("qwen2.5-vl-7b")
-    assert (ours.decoder, ours.vision, ours.tied) == (theirs.decoder, theirs.vision, theirs.tied)
+    assert (ours.decoder, ours.vision) == (theirs.decoder, theirs.vision)
 
 
 def test_fewer_tokens_are_sooner_and_smaller():
@@ -229,15 +231,42 @@ def test_wrong_usage(extra, message):
     assert error.value.code == 2
 
 
-def test_a_bundle_plans_itself(tmp_path, monkeypatch):
-    """The manifest's schedule, vision by the name of its model; a model that is not in the table is refused."""
-    m = models.model("llava-1.5-7b", "sppruner")
-    manifest = replace(m.manifest, source={"model": "llava-hf/llava-1.5-7b-hf"})
-    monkeypatch.setattr(models, "load", lambda path: type("Bundle", (), {"manifest": manifest}))
-    (tmp_path / "bundle.json").touch()
-    loaded = models.model(str(tmp_path))
-    assert (loaded.schedule(128), loaded.vision, loaded.precision) == (m.schedule(128), m.vision, "int4")
-    assert costs.of(loaded.manifest, 128).flops == costs.of(m.manifest, 128).flops
-    manifest = replace(manifest, source={"model": "somebody/shapes"})
-    with pytest.raises(UserError, match="not known by its numbers"):
-        models.model(str(tmp_path))
+def test_a_bundle_plans_itself(make_bundle, capsys):
+    """Of any model: by the sizes in its bundle.json. One that was built before they were there is refused."""
+    root = make_bundle()
+    arguments = [str(root), "--device", "orin-nano-8gb", "--keep", "4", "--json"]
+    with pytest.raises(UserError, match="does not tell the sizes of its vision encoder"):
+        main(arguments)
+    manifest = json.loads((root / "bundle.json").read_text())
+    sizes = {"kind": "clip", "hidden": 16, "intermediate": 64, "layers": 2, "patch_size": 2, "patches": 16}
+    (root / "bundle.json").write_text(json.dumps(manifest | {"vision": sizes}))
+    assert main(arguments) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["model"] == manifest["name"] and facts["schedule"] == [[2, 4]]
+    assert models.model(str(root)).vision_flops == costs.vision_flops(
+        **{key: value for key, value in sizes.items() if key != "kind"}, projected=32
+    )
+
+
+def test_an_encoder_tells_its_sizes():
+    """Those of the published towers are the table's, however they are written: a bundle is planned as its model is."""
+    table = json.loads((ROOT / "jetson" / "models.json").read_text())["vision"]
+    clip = VisionSpec(336, 14, 1024, 4096, 16, depth=23, activation="quick_gelu", layer_norm_eps=1e-5)
+    assert clip.sizes == table["clip-l-336"]
+    qwen = WindowSpec(1280, 3420, 16, 32, (7, 15, 23, 31), window=4, patch_size=14, frames=2, max_tokens=4096)
+    assert qwen.sizes == table["qwen2.5"]
+
+
+def test_tiles_are_encoded_one_by_one():
+    """Five tiles cost five times one: pictures of LLaVA-NeXT."""
+    m = models.model("llava-1.5-7b")
+    five = models.Model(replace(m.manifest, num_visual_tokens=5 * 576))
+    assert five.vision_flops == 5 * m.vision_flops and five.vision_bytes == m.vision_bytes
+
+
+def test_what_is_quantized_weighs_less():
+    m = models.model("llava-1.5-7b")
+    parts = {"decoder": "fp32", "head": "int8", "vision": "int8"}
+    less = models.Model(replace(m.manifest, precision=parts))
+    assert less.head_bytes * 2 == m.head_bytes and m.vision_bytes / 2 < less.vision_bytes < m.vision_bytes
+    assert less.layer_bytes == models.model("llava-1.5-7b", precision="fp16").layer_bytes
