@@ -24,10 +24,10 @@ demo: $(VENV)/.export
 
 # A process per core with one thread each: torch's tracing and the builders use one core anyway.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 matrix: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m "slow or not slow"
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/matrix.py
 
 lint: $(VENV)/.dev

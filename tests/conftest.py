@@ -1,6 +1,9 @@
-"""Shared fixtures: random checkpoints in Hugging Face's format."""
+"""Shared fixtures: random checkpoints in Hugging Face's format, tiny bundles of every method; which tests share a process."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,12 +23,41 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from foveate.export import methods
+from foveate.export.build import build
+from foveate.export.models import llava
+
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+
+_SHARING = {"test_chain.py": "bundles of methods", "test_graphs.py": "bundles of methods"}
+
+
+def pytest_collection_modifyitems(items):
+    """For ``--dist loadgroup``: tests of a file run in one process, and files that trace the same graphs do, too."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_SHARING.get(item.path.name, str(item.path))))
+
+
+@pytest.fixture(scope="session")
+def method_bundle(tmp_path_factory) -> Callable[..., Path]:
+    """A bundle of a tiny model of four layers, of every dialect, built when it is first asked for."""
+    root, parts = (
+        tmp_path_factory.mktemp("bundles"),
+        llava.tiny(layers=4),
+    )  # what methods share is traced once
+
+    def get(method: str, precision: str = "fp16", **options: str) -> Path:
+        name = ".".join([method, precision, *(f"{key}={value}" for key, value in options.items())])
+        if not (root / name).exists():
+            build(parts, methods.load(method, options), root / name, precision=precision)
+        return root / name
+
+    return get
 
 
 @pytest.fixture(scope="session")

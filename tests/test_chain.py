@@ -10,34 +10,24 @@ from PIL import Image
 
 from foveate.engines.errors import UserError
 from foveate.export import methods
-from foveate.export.build import build
-from foveate.export.models import llava
 from foveate.runtime import check, costs, inspect_bundle
 from foveate.runtime.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
-PARTS = llava.tiny(layers=4)  # one for all: what methods share is traced once
 QUESTION = "What is left of the bus?"
 FIXED = {"tome": {"keep": "64"}}  # methods whose budget is decided when a bundle is built
 
 
 @pytest.fixture(scope="module")
-def pipes(tmp_path_factory):
-    root, found = tmp_path_factory.mktemp("chain"), {}
+def pipes(method_bundle):
+    found = {}
 
     def get(method: str, **options: str) -> Pipeline:
-        key = "-".join([method, *options.values()])
-        if key not in found:
-            build(
-                PARTS,
-                methods.load(method, options),
-                root / key,
-                precision="fp32",
-                dialects=["ort"],
-            )
-            compile_bundle(root / key)
-            found[key] = Pipeline.load(root / key)
-        return found[key]
+        path = method_bundle(method, **options)
+        if path not in found:
+            compile_bundle(path)
+            found[path] = Pipeline.load(path)
+        return found[path]
 
     return get
 
@@ -117,7 +107,7 @@ def test_relevance_from_clip_runs_the_text_tower(pipes, picture):
 def test_cache_is_sized_to_prompt_and_answer(pipes, picture):
     pipe = pipes("sppruner")
     spec = pipe.manifest.decoder
-    row = 2 * spec["num_layers"] * spec["num_kv_heads"] * spec["head_dim"] * 4
+    row = 2 * spec["num_layers"] * spec["num_kv_heads"] * spec["head_dim"] * 2  # float16
     few = pipe.generate(picture, QUESTION, keep=2, max_new_tokens=5)
     many = pipe.generate(picture, QUESTION, keep=pipe.manifest.num_visual_tokens, max_new_tokens=5)
     for answer in (few, many):

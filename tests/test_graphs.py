@@ -15,9 +15,7 @@ import pytest
 
 from foveate.engines import trt
 from foveate.export import lower, methods
-from foveate.export.build import build
 from foveate.export.lower import primitive
-from foveate.export.models import llava
 from foveate.runtime.bundle import Manifest
 
 VARIANTS = {
@@ -38,20 +36,13 @@ TYPES = {
     6: "INT32",
     9: "BOOL",
 }  # of onnx.TensorProto -> of TensorRT's table
-PARTS = llava.tiny(layers=4)  # one for all: what variants share is traced once
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
-    """Built once per variant and precision, when first asked for."""
-    root = tmp_path_factory.mktemp("bundles")
-
+def bundles(method_bundle):
     def get(variant: str, precision: str) -> Path:
-        out = root / f"{variant}.{precision}"
-        if not out.exists():
-            name, options = VARIANTS[variant]
-            build(PARTS, methods.load(name, options), out, precision=precision)
-        return out
+        method, options = VARIANTS[variant]
+        return method_bundle(method, precision, **options)
 
     return get
 
