@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines.errors import UserError
-from foveate.runtime import options
+from foveate.runtime import costs, options
 from foveate.runtime.answer import Answer
 from foveate.runtime.budget import Keep
 from foveate.runtime.bundle import Manifest, load
@@ -35,7 +35,7 @@ __all__ = ["STAGES", "environment", "main", "measure", "resident_bytes", "run", 
 
 STAGES = ("preprocess", "vision", "prune", "prefill", "first_token")
 _BUDGETS = ("100%", "33.3%", "22.2%", "11.1%")
-_PICTURE = 480, 640, 3
+_PICTURE = 640, 480
 
 
 def main(argv: list[str]) -> int:
@@ -55,6 +55,14 @@ def run(argv: list[str]) -> dict[str, Any]:
     parser.add_argument(
         "--text-tokens", type=int, default=40, help="of the prompt, the chat format's included"
     )
+    parser.add_argument(
+        "--picture",
+        type=int,
+        nargs=2,
+        default=_PICTURE,
+        metavar=("WIDTH", "HEIGHT"),
+        help="its size in pixels, on which the number of visual tokens may depend (default: 640 480)",
+    )
     parser.add_argument("--new-tokens", type=int, default=16, help="decoded per round")
     parser.add_argument("--rounds", type=int, default=5)
     options.add_engine(parser)
@@ -65,9 +73,12 @@ def run(argv: list[str]) -> dict[str, Any]:
             raise UserError(
                 f"wrong {wrong} | got {getattr(args, name)}, expected 1 or more | leave it out", code=2
             )
+    if min(args.picture) < 1:
+        raise UserError(f"wrong picture | got {args.picture}, expected pixels | leave it out", code=2)
     found = measure(
         args.bundle,
         args.keep,
+        picture=args.picture,
         text_tokens=args.text_tokens,
         new_tokens=args.new_tokens,
         rounds=args.rounds,
@@ -82,14 +93,15 @@ def measure(
     path: str | os.PathLike[str],
     keep: Sequence[Keep] | None = None,
     *,
+    picture: Sequence[int] = _PICTURE,
     text_tokens: int = 40,
     new_tokens: int = 16,
     rounds: int = 5,
     threads: int | None = None,
     engine: str | None = None,
 ) -> dict[str, Any]:
-    """Times in seconds, sizes in bytes. A row per budget of ``keep`` (None: the usual ones, where the bundle leaves a choice);
-    every time is [median, fastest, slowest].
+    """Times in seconds, sizes in bytes, FLOPs of the prefill (``runtime.costs``) for a ``picture`` of that width and height. A
+    row per budget of ``keep`` (None: the usual ones, where the bundle leaves a choice); every time is [median, fastest, slowest].
 
     Raises UserError as ``Pipeline.load`` and ``Pipeline.generate`` do.
     """
@@ -99,12 +111,13 @@ def measure(
     loading = time.perf_counter() - start
     plan = choose(pipe.bundle, engine)
     budgets = keep or _choice(pipe.manifest)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, _PICTURE, np.uint8))
+    width, height = picture
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
     question = _question(pipe, text_tokens)
     answers: list[list[Answer]] = [[] for _ in budgets]
     for number in range(-1, rounds):  # the first round is the warm-up
         for budget, mine in zip(budgets, answers, strict=True):
-            answer = pipe.generate(picture, question, keep=budget, max_new_tokens=new_tokens + 1)
+            answer = pipe.generate(noise, question, keep=budget, max_new_tokens=new_tokens + 1)
             if number >= 0:
                 mine.append(answer)
     return {
@@ -116,9 +129,10 @@ def measure(
         "bundle_bytes": sum(entry["size"] for entry in pipe.manifest.files.values()),
         "engine_bytes": sum(entry["size"] for entry in plan.files.values()),
         "resident": resident_bytes(),
+        "picture": [width, height],
         "text_tokens": _text_tokens(pipe, question),
         "rounds": rounds,
-        "rows": [_row(mine, answers[0]) for mine in answers],
+        "rows": [_row(pipe.manifest, mine, answers[0]) for mine in answers],
     }
 
 
@@ -140,19 +154,22 @@ def _text_tokens(pipe: Pipeline, text: str) -> int:
     return sum(len(segment) for segment in segments if isinstance(segment, np.ndarray))
 
 
-def _row(mine: Sequence[Answer], whole: Sequence[Answer]) -> dict[str, Any]:
+def _row(manifest: Manifest, mine: Sequence[Answer], whole: Sequence[Answer]) -> dict[str, Any]:
     def times(answers: Sequence[Answer], name: str) -> list[float]:
         return [getattr(answer.timings, name) for answer in answers]
 
     def ratio(name: str) -> float:
         return statistics.median(times(whole, name)) / statistics.median(times(mine, name))
 
+    plan = costs.measured(manifest, mine[0].stages[0], mine[0].layouts[0].total)
+    rows = mine[0].timings.prompt_rows
     speeds = [speed for speed in times(mine, "tokens_per_second") if speed]
     return {
         "keep": len(mine[0].kept[0]),
         **{stage: _spread(times(mine, stage)) for stage in STAGES},
         "step": _spread([1 / speed for speed in speeds]) if speeds else None,
-        "prompt_rows": mine[0].timings.prompt_rows,
+        "prompt_rows": rows,
+        "flops": costs.prefill_flops(manifest.decoder, plan, rows - plan[0][1]),
         "cache_bytes": mine[0].timings.cache_bytes_allocated,
         "prefill_ratio": ratio("prefill"),
         "first_token_ratio": ratio("first_token"),
@@ -210,14 +227,15 @@ def table(found: dict[str, Any]) -> list[str]:
         f"{found['bundle']} in {found['engine']} on {env['machine']}, {env['threads']} threads",
         f"loaded in {found['load']:.2f} s{memory}; {sizes}",
         "",
-        f"| keep | rows | {' | '.join(f'{stage} s' for stage in STAGES)} | ms per token | cache MB | prefill x | first token x |",
-        "|---|" + "---|" * (len(STAGES) + 5),
+        f"| keep | rows | {' | '.join(f'{stage} s' for stage in STAGES)} | ms per token | cache MB | TFLOPs | prefill x | first token x |",
+        "|---|" + "---|" * (len(STAGES) + 6),
     ]
     for row in found["rows"]:
         cells = [_cell(row[stage], 1, 3) for stage in STAGES]
         cells.append(_cell(row["step"], 1e3, 1) if row["step"] else "-")
         cells += [
             f"{row['cache_bytes'] / 1e6:.1f}",
+            f"{row['flops'] / 1e12:.2f}",
             f"{row['prefill_ratio']:.2f}",
             f"{row['first_token_ratio']:.2f}",
         ]

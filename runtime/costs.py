@@ -101,9 +101,10 @@ def schedule(manifest: Manifest, keep: Keep = None) -> Schedule:
     return tuple(plan)
 
 
-def measured(manifest: Manifest, stages: Mapping[str, Sized]) -> Schedule:
-    """The schedule as it was for a picture of which ``stages`` left this (``Answer.stages``)."""
-    left, plan = manifest.num_visual_tokens, []
+def measured(manifest: Manifest, stages: Mapping[str, Sized], total: int | None = None) -> Schedule:
+    """The schedule as it was for a picture of which ``stages`` left this (``Answer.stages``); it had ``total`` tokens, by
+    default as many as a picture can have."""
+    left, plan = manifest.num_visual_tokens if total is None else total, []
     for stage, layers in segments(manifest):
         left = len(stages[stage]) if stage in stages else left
         plan.append((layers, left))

@@ -18,7 +18,7 @@ def test_the_last_line_is_one_document(bundle, capsys):
     assert sum(line.startswith(("| 16 |", "| 4 |")) for line in table) == 2
     whole, pruned = found["rows"]
     assert whole["prompt_rows"] - pruned["prompt_rows"] == 12
-    assert whole["cache_bytes"] > pruned["cache_bytes"]
+    assert whole["cache_bytes"] > pruned["cache_bytes"] and whole["flops"] > pruned["flops"]
     for row in found["rows"]:
         for stage in STAGES:
             middle, fastest, slowest = row[stage]
@@ -51,6 +51,7 @@ def test_memory_is_told_apart():
     ("arguments", "words"),
     [
         (["--rounds", "0"], "wrong rounds"),
+        (["--picture", "0", "480"], "wrong picture"),
         (["--new-tokens", "-1"], "wrong new-tokens"),
         (["--keep", "99"], "wrong keep"),
     ],
