@@ -1,8 +1,9 @@
 """``foveate bench``: what a compiled bundle costs on this machine: loading, memory, and every stage at several budgets.
 
 Budgets are measured in turn, round by round in one process after a warm-up, so that ratios hold on a busy machine, too.
-Medians with the fastest and the slowest round; the last line is one JSON document. The picture is noise, which costs a
-model what any other picture of its size does.
+Medians with the least and the most of all rounds; the last line is one JSON document. The picture is noise, which costs a
+model what any other picture of its size does. Where the board has monitors (``runtime.power``), energy is measured too:
+the whole machine's, from the question to the end of the answer, and of it what decoding took per token.
 """
 
 from __future__ import annotations
@@ -29,13 +30,18 @@ from foveate.runtime.bundle import Manifest, load
 from foveate.runtime.cli import Parser
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.plans import choose
+from foveate.runtime.power import Sampler
 from foveate.runtime.prompt import Turn
 
-__all__ = ["STAGES", "environment", "main", "measure", "resident_bytes", "run", "table"]
+__all__ = ["STAGES", "environment", "main", "measure", "question", "resident_bytes", "run", "table"]
 
 STAGES = ("preprocess", "vision", "prune", "prefill", "first_token")
 _BUDGETS = ("100%", "33.3%", "22.2%", "11.1%")
 _PICTURE = 640, 480
+_JOULES = {"joules": "J per answer", "joules_per_token": "J per token"}
+
+Energy = tuple[float | None, float | None]
+"""Joules of an answer, and of decoding per token; None where nothing tells."""
 
 
 def main(argv: list[str]) -> int:
@@ -101,7 +107,7 @@ def measure(
     engine: str | None = None,
 ) -> dict[str, Any]:
     """Times in seconds, sizes in bytes, FLOPs of the prefill (``runtime.costs``) for a ``picture`` of that width and height. A
-    row per budget of ``keep`` (None: the usual ones, where the bundle leaves a choice); every time is [median, fastest, slowest].
+    row per budget of ``keep`` (None: the usual ones, where the bundle leaves a choice); every time is [median, fastest, slowest], and so are joules, which are None where nothing tells them.
 
     Raises UserError as ``Pipeline.load`` and ``Pipeline.generate`` do.
     """
@@ -113,13 +119,18 @@ def measure(
     budgets = keep or _choice(pipe.manifest)
     width, height = picture
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
-    question = _question(pipe, text_tokens)
+    text = question(pipe, text_tokens)
     answers: list[list[Answer]] = [[] for _ in budgets]
+    energies: list[list[Energy]] = [[] for _ in budgets]
+    sampler = Sampler()
     for number in range(-1, rounds):  # the first round is the warm-up
-        for budget, mine in zip(budgets, answers, strict=True):
-            answer = pipe.generate(noise, question, keep=budget, max_new_tokens=new_tokens + 1)
+        for budget, mine, energy in zip(budgets, answers, energies, strict=True):
+            with sampler:
+                begin = time.perf_counter()
+                answer = pipe.generate(noise, text, keep=budget, max_new_tokens=new_tokens + 1)
             if number >= 0:
                 mine.append(answer)
+                energy.append(_energy(sampler, begin, answer))
     return {
         "bundle": pipe.manifest.name,
         "precision": pipe.manifest.precision,
@@ -130,9 +141,12 @@ def measure(
         "engine_bytes": sum(entry["size"] for entry in plan.files.values()),
         "resident": resident_bytes(),
         "picture": [width, height],
-        "text_tokens": _text_tokens(pipe, question),
+        "text_tokens": _text_tokens(pipe, text),
         "rounds": rounds,
-        "rows": [_row(pipe.manifest, mine, answers[0]) for mine in answers],
+        "rows": [
+            _row(pipe.manifest, mine, answers[0]) | _joules(energy)
+            for mine, energy in zip(answers, energies, strict=True)
+        ],
     }
 
 
@@ -141,7 +155,7 @@ def _choice(manifest: Manifest) -> list[Keep]:
     return [None] if fixed else list(_BUDGETS)
 
 
-def _question(pipe: Pipeline, tokens: int) -> str:
+def question(pipe: Pipeline, tokens: int) -> str:
     """A text with which the prompt has at least so many text tokens, as near as words allow."""
     text = "What"
     while _text_tokens(pipe, text) < tokens:
@@ -174,6 +188,18 @@ def _row(manifest: Manifest, mine: Sequence[Answer], whole: Sequence[Answer]) ->
         "prefill_ratio": ratio("prefill"),
         "first_token_ratio": ratio("first_token"),
     }
+
+
+def _energy(sampler: Sampler, begin: float, answer: Answer) -> Energy:
+    """What ``sampler`` saw of ``answer``, which was asked for at ``begin``."""
+    steps = answer.timings.decode * answer.timings.tokens_per_second
+    decoding = sampler.since(begin + answer.timings.first_token).get("total")
+    return sampler.joules, decoding / steps if decoding is not None and steps else None
+
+
+def _joules(energies: Sequence[Energy]) -> dict[str, Any]:
+    kinds = zip(_JOULES, zip(*energies, strict=True), strict=True)
+    return {name: None if None in values else _spread(values) for name, values in kinds}
 
 
 def _spread(values: Sequence[float]) -> list[float]:
@@ -223,12 +249,15 @@ def table(found: dict[str, Any]) -> list[str]:
         else ""
     )
     sizes = f"bundle {found['bundle_bytes'] / 1e9:.2f} GB, engine {found['engine_bytes'] / 1e9:.2f} GB"
+    energy = {name: title for name, title in _JOULES.items() if any(row[name] for row in found["rows"])}
+    titles = [*(f"{stage} s" for stage in STAGES), "ms per token", "cache MB", "TFLOPs", "prefill x"]
+    titles += ["first token x", *energy.values()]
     lines = [
         f"{found['bundle']} in {found['engine']} on {env['machine']}, {env['threads']} threads",
         f"loaded in {found['load']:.2f} s{memory}; {sizes}",
         "",
-        f"| keep | rows | {' | '.join(f'{stage} s' for stage in STAGES)} | ms per token | cache MB | TFLOPs | prefill x | first token x |",
-        "|---|" + "---|" * (len(STAGES) + 6),
+        f"| keep | rows | {' | '.join(titles)} |",
+        "|---|---|" + "---|" * len(titles),
     ]
     for row in found["rows"]:
         cells = [_cell(row[stage], 1, 3) for stage in STAGES]
@@ -239,6 +268,7 @@ def table(found: dict[str, Any]) -> list[str]:
             f"{row['prefill_ratio']:.2f}",
             f"{row['first_token_ratio']:.2f}",
         ]
+        cells += [_cell(row[name], 1, 3) if row[name] else "-" for name in energy]
         lines.append(f"| {row['keep']} | {row['prompt_rows']} | {' | '.join(cells)} |")
     return lines
 

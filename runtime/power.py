@@ -19,6 +19,7 @@ import importlib
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 __all__ = ["Rails", "Sampler", "find"]
@@ -72,6 +73,7 @@ def _jetson_stats() -> Read | None:
     """Through jtop, where it is installed and its service answers."""
     try:
         board = importlib.import_module("jtop").jtop()
+        board.daemon = True  # a thread, which would keep the process from ending
         board.start()
     except Exception:  # noqa: BLE001  its own kinds, and whatever a broken service raises
         return None
@@ -144,10 +146,17 @@ class Sampler:
     @property
     def rail_joules(self) -> dict[str, float]:
         """Joules by rail and by "total"; empty where nothing tells."""
-        pairs = list(zip(self._samples, self._samples[1:], strict=False))
+        return self.since(0.0)
+
+    def since(self, moment: float) -> dict[str, float]:
+        """The same from ``moment`` on, which is ``time.perf_counter``'s; between two samples power is a straight line."""
+        pairs = [pair for pair in pairwise(self._samples) if pair[1][0] > moment]
         if not pairs:
             return {}
+        (t0, w0), (t1, w1) = pairs[0]
+        if t0 < moment:
+            share = (moment - t0) / (t1 - t0)
+            pairs[0] = (moment, {name: w0[name] + share * (w1[name] - w0[name]) for name in w0}), (t1, w1)
         return {
-            name: sum((t1 - t0) * (w0[name] + w1[name]) / 2 for (t0, w0), (t1, w1) in pairs)
-            for name in self._samples[0][1]
+            name: sum((t1 - t0) * (w0[name] + w1[name]) / 2 for (t0, w0), (t1, w1) in pairs) for name in w0
         }

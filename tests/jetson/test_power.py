@@ -10,6 +10,8 @@ import pytest
 
 from foveate.engines.errors import UserError
 from foveate.jetson import power
+from foveate.runtime import bench
+from foveate.runtime.compile import compile_bundle
 from foveate.runtime.power import Rails, Sampler, find
 
 
@@ -47,6 +49,8 @@ def test_power_that_rises_is_integrated(monkeypatch):
     with sampler:
         sampler._sample()
     assert sampler.joules == pytest.approx(5.0) and sampler.watts == pytest.approx(5.0)
+    assert sampler.since(0.5)["total"] == pytest.approx(3.75)  # 5 W to 10 W in half a second
+    assert sampler.since(0.1)["total"] == pytest.approx(4.95) and sampler.since(1.0) == {}
 
 
 def test_a_monitor_that_is_busy_is_bridged(recorded):
@@ -59,8 +63,9 @@ def test_a_monitor_that_is_busy_is_bridged(recorded):
         return rails()
 
     with Sampler(read, every=0.01) as energy:
-        time.sleep(0.1)
-    assert len(calls) > 4 and energy.joules == pytest.approx(6.0 * energy.seconds)
+        while len(calls) < 5:
+            time.sleep(0.01)
+    assert energy.joules == pytest.approx(6.0 * energy.seconds)
 
 
 def test_nothing_is_made_up_where_nothing_tells(tmp_path, monkeypatch):
@@ -82,12 +87,29 @@ def test_jetson_stats_where_there_is_no_ina3221(tmp_path, monkeypatch):
     board = types.SimpleNamespace(start=lambda: None, power=reading)
     monkeypatch.setitem(sys.modules, "jtop", types.SimpleNamespace(jtop=lambda: board))
     assert find(tmp_path)() == {"VDD_GPU": 2.0, "total": 9.5}
+    assert board.daemon  # jtop is a thread; no process of ours waits for it
 
     def refused():
         raise RuntimeError("The jtop.service is not active")
 
     monkeypatch.setitem(sys.modules, "jtop", types.SimpleNamespace(jtop=refused))
     assert find(tmp_path) is None
+
+
+def test_bench_tells_joules(recorded, make_bundle, monkeypatch, capsys):
+    """The board takes 6 W all the time: six times the seconds at least, and an answer more than its tokens."""
+    root = make_bundle()
+    compile_bundle(root)
+    monkeypatch.setattr("foveate.runtime.power.find", lambda: Rails(recorded("nano").root))
+    found = bench.run([str(root), "--keep", "16", "4", "--new-tokens", "24", "--rounds", "2"])
+    for row in found["rows"]:
+        for whole, token, seconds in zip(row["joules"], row["joules_per_token"], row["step"], strict=True):
+            assert whole > 24 * token > 24 * 6 * seconds
+        assert row["joules"][1] > 6 * (row["first_token"][1] + 24 * row["step"][1])
+    assert "| J per answer | J per token |" in capsys.readouterr().out
+    monkeypatch.setattr("foveate.runtime.power.find", lambda: None)
+    (row,) = bench.run([str(root), "--keep", "4", "--rounds", "1"])["rows"]
+    assert row["joules"] is row["joules_per_token"] is None and "J per" not in capsys.readouterr().out
 
 
 def done(system, mode, clocks):
