@@ -32,6 +32,7 @@ from foveate.runtime.bundle import load
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 KILLS = int(os.environ.get("FOVEATE_KILLS", "2"))
+STEPS = ("sending the runtime", "installing the runtime", "sending 20", "installing the bundle", "compiling")
 needs_ssh = pytest.mark.skipif(
     not (SSHD and shutil.which("ssh") and shutil.which("rsync")), reason="needs sshd, ssh and rsync"
 )
@@ -171,39 +172,52 @@ def test_from_a_bundle_to_an_answer(source: Path, sshd: str, device: Path, wheel
 
 @needs_ssh
 def test_killed_at_random_moments(source: Path, sshd: str, tmp_path: Path, wheels: Path) -> None:
-    """kill -9 of everything that runs, here and there: what is in its place is whole each time, and the next run completes."""
-    device = tmp_path / "device"
-    name = load(source).manifest.name
-    place, chance = device / "bundles" / name, random.Random(7)
+    """kill -9 of everything that runs, here and there, in each step in turn: what is in its place is whole each time, and the
+    next run completes, the last one on a device that was cut off in every step."""
+    steps, chance = STEPS if len(STEPS) <= KILLS else STEPS[2::2], random.Random(7)
+    for first in range(0, KILLS, len(steps)):
+        device = tmp_path / f"device{first}"
+        for step in steps[: KILLS - first]:
+            after = chance.uniform(0, 0.5)
+            cut_off(step, after, source, sshd, device, wheels)
+            print(f"cut off {after:.2f} s after: {step}")
+            intact(device, load(source).manifest.name)
+        assert bring(source, sshd, device, wheels)
+        intact(device, load(source).manifest.name)
+
+
+def cut_off(step: str, after: float, source: Path, sshd: str, device: Path, wheels: Path) -> None:
+    """Deploy, and kill everything so many seconds after ``step`` began."""
     script = (
         "import sys; from pathlib import Path; from foveate.jetson.deploy import *; "
         "deploy(Path(sys.argv[1]), Remote('127.0.0.1', sys.argv[2]), root=sys.argv[3], python=sys.executable, "
         "wheels_in=Path(sys.argv[4]))"
     )
     command = [sys.executable, "-c", script, source, f"{sshd} -o ServerAliveInterval=1", device, wheels]
-    cut = 0
-    for _ in range(KILLS):
-        run = subprocess.Popen(
-            list(map(str, command)),
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        time.sleep(chance.uniform(0.5, 4))
-        cut += run.poll() is None
-        os.killpg(run.pid, signal.SIGKILL)
-        for process in remains(device):
-            os.kill(process, signal.SIGKILL)
-        run.wait()
-        if place.exists():
-            load(place, full=True)
-            for engine in (place / "engines").glob("[!.]*"):
-                assert (engine / "engine.json").is_file()
-        if (device / "runtime").exists():
-            assert (device / "runtime" / "complete").is_file()
-    assert cut
-    assert bring(source, sshd, device, wheels)
-    assert load(place, full=True)
+    run = subprocess.Popen(
+        list(map(str, command)),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert any(line.startswith(step) for line in run.stderr)
+    time.sleep(after)
+    assert run.poll() is None
+    os.killpg(run.pid, signal.SIGKILL)
+    for process in remains(device):
+        os.kill(process, signal.SIGKILL)
+    run.wait()
+
+
+def intact(device: Path, name: str) -> None:
+    place = device / "bundles" / name
+    if place.exists():
+        load(place, full=True)
+        for engine in (place / "engines").glob("[!.]*"):
+            assert (engine / "engine.json").is_file()
+    if (device / "runtime").exists():
+        assert (device / "runtime" / "complete").is_file()
 
 
 def remains(device: Path) -> list[int]:
