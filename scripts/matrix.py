@@ -11,9 +11,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from foveate.engines import ort, trt
 from foveate.engines.errors import UserError
 from foveate.export import lower, methods
 from foveate.export.build import build
+from foveate.export.calibrate import Calibration
 from foveate.export.models import llava, llava_next, qwen2_5_vl
 from foveate.export.parts import Parts
 from foveate.runtime.bundle import Bundle, load
@@ -30,7 +34,10 @@ from foveate.runtime.compile_job import Job
 
 FAMILIES = {"llava": llava, "llava_next": llava_next, "qwen2_5_vl": qwen2_5_vl}
 OPTIONS = {("llava_next", "tome"): {"keep": "16"}}  # of a tile
+PRECISIONS = ("fp16", "fp32", "int8", "int4", "fp8")
+CALIBRATED = ("int8", "fp8")
 TARGETS = ["SM80", "SM86", "SM89", "SM120"]
+FP8_TARGETS = ["SM89", "SM120"]
 OLD_TARGETS = ["SM75"]  # no loops, no int4, no bfloat16
 ACCURACY = 1  # int4 products in float32
 
@@ -38,7 +45,8 @@ HEAD = """# What compiles, and whether its numbers are right
 
 Written by `make matrix` (`scripts/matrix.py`), never by hand: tiny random models of each family, with four decoder layers.
 A number is the largest relative error of any recorded answer, graph by graph, in ONNX Runtime {ort} against torch in
-float32. **Bold**: TensorRT for RTX {rtx} compiled every graph for {targets}; with a plus, for {old} as well. `native` is
+float32. **Bold**: TensorRT for RTX {rtx} compiled every graph for {targets} (fp8: {fp8});
+with a plus, for {old} as well. `native` is
 for TensorRT from 10.15 on, `primitive` for older ones. **No plan has been run on a GPU**, and full TensorRT has compiled
 none of these: it cannot without one."""
 
@@ -49,7 +57,7 @@ Results = dict[str, dict[str, Any]]
 def cases() -> Iterator[tuple[str, str, str]]:
     """Methods change no weights of the decoder: they are tried in float16, other precisions without a method."""
     for family in FAMILIES:
-        yield from ((family, "none", precision) for precision in ("fp16", "int4", "fp32"))
+        yield from ((family, "none", precision) for precision in PRECISIONS)
         yield from ((family, method, "fp16") for method in methods.names() if method != "none")
 
 
@@ -59,17 +67,22 @@ def examine(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
         try:
-            build(parts, methods.load(method, OPTIONS.get((family, method), {})), out, precision=precision)
+            chosen = methods.load(method, OPTIONS.get((family, method), {}))
+            calibration = Calibration("scenes", 2) if precision in CALIBRATED else None
+            build(parts, chosen, out, precision=precision, calibration=calibration)
         except UserError as error:
             return {"refused": str(error).partition(" | ")[0]}
         bundle = load(out)
-        return {dialect: in_dialect(bundle, dialect, compiled) for dialect in bundle.manifest.dialects}
+        targets = FP8_TARGETS if precision == "fp8" else TARGETS
+        return {
+            dialect: in_dialect(bundle, dialect, targets, compiled) for dialect in bundle.manifest.dialects
+        }
 
 
-def in_dialect(bundle: Bundle, dialect: str, compiled: dict[str, str]) -> dict[str, Any]:
+def in_dialect(bundle: Bundle, dialect: str, targets: list[str], compiled: dict[str, str]) -> dict[str, Any]:
     found = {"error": numbers(bundle, dialect)}
     if dialect != "ort":
-        found["compiled"] = takes(bundle, dialect, TARGETS, compiled)
+        found["compiled"] = takes(bundle, dialect, targets, compiled)
         found["old"] = takes(bundle, dialect, OLD_TARGETS, compiled)
     return found
 
@@ -112,7 +125,8 @@ def takes(bundle: Bundle, dialect: str, targets: list[str], compiled: dict[str, 
 def page(results: Results) -> str:
     """Markdown. What has not been tried yet says so."""
     versions = {"ort": onnxruntime.__version__, "rtx": trt.backend("tensorrt-rtx").version}
-    targets = {"targets": ", ".join(TARGETS), "old": ", ".join(OLD_TARGETS)}
+    lists = {"targets": TARGETS, "old": OLD_TARGETS, "fp8": FP8_TARGETS}
+    targets = {name: ", ".join(names) for name, names in lists.items()}
     lines = [HEAD.format(**versions, **targets)]
     for title, wanted in (("Methods, in float16", "fp16"), ("Precisions, without a method", None)):
         lines += ["", f"## {title}", ""]
@@ -129,7 +143,7 @@ def table(results: Results, precision: str | None) -> Iterator[str]:
     first = "method" if precision else "precision"
     yield f"| {first} | {' | '.join(f'{family} {dialect}' for family, dialect in columns)} |"
     yield f"|---|{'---|' * len(columns)}"
-    rows = methods.names() if precision else ("fp16", "fp32", "int4")
+    rows = methods.names() if precision else PRECISIONS
     for row in rows:
         key = "{}/" + (f"{row}/{precision}" if precision else f"none/{row}")
         yield f"| `{row}` | {' | '.join(cell(results.get(key.format(f)), d) for f, d in columns)} |"
@@ -165,25 +179,43 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("build/matrix.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/engines-matrix.md"))
     parser.add_argument("--families", default=",".join(FAMILIES), help="comma-separated")
+    parser.add_argument("--methods", default=",".join(methods.names()), help="comma-separated")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; default: one per core")
     parser.add_argument(
         "--page-only", action="store_true", help="write the page from the results that there are"
     )
     args = parser.parse_args()
     args.results.parent.mkdir(parents=True, exist_ok=True)
     results: Results = json.loads(args.results.read_text()) if args.results.exists() else {}
-    compiled: dict[str, str] = {}
-    parts: dict[str, Parts] = {}
-    for family, method, precision in cases() if not args.page_only else ():
-        key = f"{family}/{method}/{precision}"
-        if family not in args.families.split(",") or key in results:
-            continue
-        start = time.perf_counter()
-        if family not in parts:  # one of each for all: what methods share is traced once
-            parts[family] = FAMILIES[family].tiny(layers=4)
-        results[key] = examine(parts[family], family, method, precision, compiled)
-        args.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(f"{key:<36}{time.perf_counter() - start:7.1f} s  {results[key]}", flush=True)
+    families, chosen = args.families.split(","), args.methods.split(",")
+    wanted = [
+        case
+        for case in cases()
+        if case[0] in families and case[1] in chosen and "/".join(case) not in results and not args.page_only
+    ]
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(timed, case) for case in wanted]):
+            key, results[key], seconds = done.result()
+            args.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            print(f"{key:<36}{seconds:7.1f} s  {line(results[key])}", flush=True)
     args.page.write_text(page(results), encoding="utf-8")
+
+
+def line(found: dict[str, Any]) -> str:
+    return ", ".join(f"{dialect} {cell(found, dialect)}" for dialect in sorted(found))
+
+
+PARTS: dict[str, Parts] = {}  # of a process, one of each family for all: what methods share is traced once
+COMPILED: dict[str, str] = {}  # likewise
+
+
+def timed(case: tuple[str, str, str]) -> tuple[str, dict[str, Any], float]:
+    """The key of a case, its result, and how many seconds it took."""
+    start, (family, method, precision) = time.perf_counter(), case
+    if family not in PARTS:
+        PARTS[family] = FAMILIES[family].tiny(layers=4)
+    found = examine(PARTS[family], family, method, precision, COMPILED)
+    return "/".join(case), found, time.perf_counter() - start
 
 
 if __name__ == "__main__":

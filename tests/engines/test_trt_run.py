@@ -1,0 +1,248 @@
+"""How a plan is executed, with CUDA and an engine that stand in for the real ones in host memory: what is bound where, what is
+allocated, which profile runs, what a CUDA graph replays. Whether TensorRT does its part, ``test_trt_gpu`` asks."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from foveate.engines import trt_cuda
+from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
+from foveate.engines.trt_cuda import Device
+from foveate.engines.trt_run import TrtEngine
+
+ROWS, CACHE, HEADS, WIDTH = Symbol("tokens", 1, 4, 8), 8, 2, 3
+PAST = 1, HEADS, CACHE, WIDTH
+
+
+class Names:
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+class Cuda:
+    """The runtime's functions that are used, on host memory. What is captured runs when its graph is launched."""
+
+    cudaError_t = SimpleNamespace(cudaErrorMemoryAllocation=2)  # noqa: N815, CUDA's name
+    cudaMemcpyKind = cudaStreamCaptureMode = Names()  # noqa: N815
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.memory: dict[int, np.ndarray] = {}
+        self.captured: list[Callable[[], None]] | None = None
+
+    def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            self.calls[name] += 1
+            found = getattr(self, f"_{name}", lambda *rest: None)(*arguments)
+            return (0,) if found is None else (0, found)
+
+        if not name.startswith("cuda"):
+            raise AttributeError(name)
+        return call
+
+    def _cudaStreamCreate(self) -> int:  # noqa: N802
+        return 7
+
+    def _cudaMalloc(self, size: int) -> int:  # noqa: N802
+        block = np.full(size, 255, np.uint8)
+        self.memory[block.ctypes.data] = block
+        return block.ctypes.data
+
+    def _cudaMemcpyAsync(self, to: int, source: int, size: int, *rest: Any) -> None:  # noqa: N802
+        ctypes.memmove(to, source, size)
+
+    def _cudaMemcpy2DAsync(  # noqa: N802
+        self, to: int, pitch: int, source: int, step: int, width: int, height: int, *rest: Any
+    ) -> None:
+        for row in range(height):
+            ctypes.memmove(to + row * pitch, source + row * step, width)
+
+    def _cudaMemsetAsync(self, to: int, value: int, size: int, stream: int) -> None:  # noqa: N802
+        ctypes.memset(to, value, size)
+
+    def _cudaStreamBeginCapture(self, *rest: Any) -> None:  # noqa: N802
+        self.captured = []
+
+    def _cudaStreamEndCapture(self, stream: int) -> list[Callable[[], None]]:  # noqa: N802
+        found, self.captured = self.captured, None
+        return found
+
+    def _cudaGraphInstantiate(self, graph: Any, flags: int) -> Any:  # noqa: N802
+        return graph
+
+    def _cudaGraphLaunch(self, graph: list[Callable[[], None]], stream: int) -> None:  # noqa: N802
+        for work in graph:
+            work()
+
+
+class Context:
+    """Writes the rows that it is given, plus one, to the cache, and answers the sum of the cache."""
+
+    def __init__(self, engine: Plan) -> None:
+        self.engine, self.shapes, self.places, self.runs = engine, {}, {}, 0
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.profile = profile
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return name != self.engine.refuses
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.places[name] = address
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size >= self.engine.device_memory_size_v2
+
+    def infer_shapes(self) -> list[str]:
+        return []
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (1,) if name == "total" else (1, HEADS, self.shapes["rows"][1], WIDTH)
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == 7
+        shapes, places = dict(self.shapes), dict(self.places)
+        if self.engine.cuda.captured is not None:
+            self.engine.cuda.captured.append(lambda: self.compute(shapes, places))
+        else:
+            self.compute(shapes, places)
+        return True
+
+    def compute(self, shapes: dict[str, tuple[int, ...]], places: dict[str, int]) -> None:
+        self.runs += 1
+        rows = at(places["rows"], shapes["rows"], np.float32)
+        start = int(at(places["write_index"], (1,), np.int64)[0])
+        past = at(places["past.0.key"], PAST, np.float32)
+        new = at(places["present.0.key"], self.get_tensor_shape("new"), np.float32)
+        if places["present.0.key"] == places["past.0.key"]:
+            new = past[:, :, start : start + rows.shape[1]]
+        new[:] = rows[:, None] + 1
+        at(places["total"], (1,), np.float32)[0] = past.sum()
+
+
+class Plan:
+    """Two profiles, as of a language model. ``refuses``: an input whose shape is not taken."""
+
+    num_optimization_profiles, device_memory_size_v2 = 2, 100
+
+    def __init__(self, cuda: Cuda, hosted: tuple[str, ...] = (), refuses: str | None = None) -> None:
+        self.cuda, self.hosted, self.refuses = cuda, hosted, refuses
+        self.contexts: list[Context] = []
+
+    def create_execution_context(self, strategy: str) -> Context:
+        assert strategy == "USER_MANAGED"
+        self.contexts.append(Context(self))
+        return self.contexts[-1]
+
+    def get_tensor_location(self, name: str) -> str:
+        return "HOST" if name in self.hosted else "DEVICE"
+
+
+def at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+def spec(appending: bool = False) -> GraphSpec:
+    past = TensorSpec("past.0.key", "float32", PAST)
+    found = GraphSpec(
+        "llm.0",
+        (TensorSpec("rows", "float32", (1, ROWS, WIDTH)), TensorSpec("write_index", "int64", (1,)), past),
+        (TensorSpec("total", "float32", (1,)), TensorSpec("present.0.key", "float32", PAST)),
+        (("present.0.key", "past.0.key"),),
+    )
+    return found.appending() if appending else found
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    found = Cuda()
+    monkeypatch.setattr(trt_cuda, "_runtime", lambda: found)
+    return found
+
+
+TRT = SimpleNamespace(
+    ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="USER_MANAGED"),
+    TensorLocation=SimpleNamespace(HOST="HOST"),
+)
+
+
+def steps(engine: TrtEngine, cuda: Cuda) -> tuple[list[float], list[Counter[str]]]:
+    """A prompt of three rows and four steps: the answers, and the calls of CUDA that each took."""
+    past, start, answers, calls = engine.allocate("past.0.key", {}), 0, [], []
+    for count in (3, 1, 1, 1, 1):
+        cuda.calls.clear()
+        feeds = {"rows": np.full((1, count, WIDTH), start, "float32"), "write_index": np.array([start])}
+        outputs = engine.run({**feeds, "past.0.key": past})
+        assert outputs["present.0.key"] is past
+        answers.append(float(outputs["total"].numpy()[0]))
+        calls.append(Counter(cuda.calls))
+        start += count
+    return answers, calls
+
+
+def expected(before: bool) -> list[float]:
+    """The sums of the cache behind each step, or ``before`` the step's rows are in it."""
+    ends = np.cumsum([3 * 1, 4, 5, 6, 7]) * HEADS * WIDTH
+    return [0.0, *ends[:-1].tolist()] if before else ends.tolist()
+
+
+def test_the_cache_is_bound_in_place_and_steps_allocate_nothing(cuda: Cuda) -> None:
+    plan = Plan(cuda)
+    answers, calls = steps(TrtEngine(TRT, plan, spec(), Device(), cuda_graphs=False), cuda)
+    assert answers == expected(before=False)
+    prefill, decode = plan.contexts
+    assert (prefill.profile, decode.profile) == (0, 1) and (prefill.runs, decode.runs) == (1, 4)
+    assert prefill.places["present.0.key"] == prefill.places["past.0.key"]
+    assert [each["cudaMalloc"] for each in calls[2:]] == [0, 0, 0]
+    assert not any(each["cudaMemcpy2DAsync"] for each in calls)
+
+
+def test_new_rows_are_appended_where_the_graph_gives_them_out(cuda: Cuda) -> None:
+    plan = Plan(cuda)
+    answers, calls = steps(TrtEngine(TRT, plan, spec(appending=True), Device(), cuda_graphs=False), cuda)
+    assert answers == expected(before=True)
+    assert [each["cudaMemcpy2DAsync"] for each in calls] == [1] * 5
+
+
+def test_steps_are_replayed_as_cuda_graphs_where_that_is_asked_for(cuda: Cuda) -> None:
+    plan = Plan(cuda)
+    answers, calls = steps(TrtEngine(TRT, plan, spec(), Device(), cuda_graphs=True), cuda)
+    assert answers == expected(before=False)
+    launched = [each["cudaGraphLaunch"] for each in calls]
+    captured = [each["cudaStreamBeginCapture"] for each in calls]
+    assert launched[0] == captured[0] == 0  # the prompt
+    assert sum(captured) >= 1 and launched[-1] == 1
+    assert all(one != other for one, other in zip(launched[1:], captured[1:], strict=True))
+
+
+def test_values_that_shape_the_graph_stay_on_the_host(cuda: Cuda) -> None:
+    plan = Plan(cuda, hosted=("write_index",))
+    engine = TrtEngine(TRT, plan, spec(), Device(), cuda_graphs=False)
+    answers, _calls = steps(engine, cuda)
+    assert answers == expected(before=False)
+    assert plan.contexts[0].places["write_index"] not in cuda.memory
+
+
+def test_a_shape_that_tensorrt_does_not_take_ends_before_anything_runs(cuda: Cuda) -> None:
+    plan = Plan(cuda, refuses="rows")
+    engine = TrtEngine(TRT, plan, spec(), Device(), cuda_graphs=False)
+    with pytest.raises(RuntimeError, match="TensorRT refuses rows of shape"):
+        steps(engine, cuda)
+    assert not any(context.runs for context in plan.contexts)
+
+
+def test_memory_that_runs_out_is_a_memory_error(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TrtEngine(TRT, Plan(cuda), spec(), Device(), cuda_graphs=False)
+    monkeypatch.setattr(Cuda, "cudaMalloc", lambda self, size: (2, None), raising=False)
+    with pytest.raises(MemoryError):
+        engine.allocate("past.0.key", {})
