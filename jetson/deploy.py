@@ -25,6 +25,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from foveate.engines.errors import UserError
+from foveate.jetson.devices import jetpack_of
+from foveate.jetson.inventory import l4t_of
 from foveate.jetson.pack import add_wheels, contents, gather, installer
 from foveate.jetson.wheels import Target
 from foveate.runtime import options
@@ -35,8 +37,10 @@ __all__ = ["Remote", "deploy", "main"]
 
 _PROBE = (
     "import json, os, platform, sys; print(json.dumps({'machine': platform.machine(), 'glibc': platform.libc_ver()[1], "
-    "'python': '%d.%d' % sys.version_info[:2], 'root': os.path.expanduser(sys.argv[1])}))"
+    "'python': '%d.%d' % sys.version_info[:2], 'root': os.path.expanduser(sys.argv[1]), "
+    "'release': open(sys.argv[2]).read() if os.path.exists(sys.argv[2]) else ''}))"
 )
+_RELEASE = "/etc/nv_tegra_release"
 _ENGINES = (
     1.8  # compiled engines take this much of the bundle's size besides it (measured: 10.6 GB for 6.2 GB)
 )
@@ -112,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ssh", default="ssh", metavar="COMMAND", help='with options, e.g. "ssh -p 2222"')
     parser.add_argument("--python", default="python3", help="on the device (default python3)")
     parser.add_argument(
-        "--target", default="onnxruntime", help="what to compile for (foveate compile --help)"
+        "--target", help="what to compile for (default: tensorrt on a Jetson, onnxruntime elsewhere)"
     )
     parser.add_argument("--image", type=Path, help="for the first answer (default: one that is drawn)")
     parser.add_argument("--prompt", default="What is in the picture?", help="for the first answer")
@@ -127,7 +131,7 @@ def deploy(
     *,
     root: str = "~/foveate",
     python: str = "python3",
-    target: str = "onnxruntime",
+    target: str | None = None,
     image: Path | None = None,
     prompt: str = "What is in the picture?",
     wheels_in: Path | None = None,
@@ -135,10 +139,12 @@ def deploy(
     force: bool = False,
     say: Callable[[str], None] = options.say,
 ) -> str:
-    """The first answer. Raises UserError with the step that failed."""
+    """The first answer. ``target`` None: JetPack's TensorRT on a Jetson, elsewhere ONNX Runtime. Raises UserError with the
+    step that failed."""
     manifest = load(bundle, full=True, progress=lambda name: say(f"checking {name}")).manifest
     there = _probe(remote, python, root)
-    system, root = Target(there["machine"], there["python"], there["glibc"]), there["root"]
+    system, root = _target(there), there["root"]
+    target = target or ("tensorrt" if system.cuda else "onnxruntime")
     say(f"{remote.host}: {system.machine}, Python {system.python}, glibc {system.glibc}")
     incoming, place = f"{root}/incoming/{manifest.name}", f"{root}/bundles/{manifest.name}"
     foveate = f"{root}/runtime/bin/foveate"
@@ -158,7 +164,7 @@ def deploy(
         ]
         remote.send(f"{bundle}/", f"{incoming}/bundle/", "--delete", "--exclude=/engines", *known)
     _step(remote, "installing the bundle", say, *install, "--only", "bundle")
-    _step(remote, "compiling", say, foveate, "compile", place, "--target", target)
+    _step(remote, f"compiling for {target}", say, foveate, "compile", place, "--target", target)
     _step(remote, "checking", say, foveate, "check", place)
     answer = remote.run(
         foveate, "run", place, prompt, "--image", f"{incoming}/first{_suffix(image)}", "--timings"
@@ -172,13 +178,20 @@ def deploy(
 
 
 def _probe(remote: Remote, python: str, root: str) -> dict[str, Any]:
-    done = remote.run(python, "-c", _PROBE, root)
+    done = remote.run(python, "-c", _PROBE, root, _RELEASE)
     try:
         return json.loads(done.stdout)
     except ValueError as error:
         raise UserError(
             f"there is no usable {python} on {remote.host} | {_said(done)} | name one with --python"
         ) from error
+
+
+def _target(there: dict[str, Any]) -> Target:
+    """What a device is; the CUDA of its JetPack where it is a Jetson of the table."""
+    l4t = l4t_of(there["release"])
+    jetpack = jetpack_of(l4t) if l4t else None
+    return Target(there["machine"], there["python"], there["glibc"], jetpack and jetpack.cuda)
 
 
 def _payload(

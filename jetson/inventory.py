@@ -15,7 +15,7 @@ from pathlib import Path
 from foveate.jetson.devices import JetPack, jetpack_of
 from foveate.jetson.system import System
 
-__all__ = ["Inventory", "PowerMode", "look", "power_mode", "power_modes"]
+__all__ = ["Inventory", "PowerMode", "l4t_of", "look", "power_mode", "power_modes"]
 
 _PROVIDERS = "import onnxruntime as o, json; print(json.dumps([o.__version__, o.get_available_providers()]))"
 _TENSORRT = "import tensorrt; print(tensorrt.__version__)"
@@ -68,7 +68,7 @@ class Inventory:
 
 def look(system: System, disk: Path) -> Inventory:
     """Everything; ``disk`` is where bundles will lie."""
-    l4t, info = _l4t(system), _meminfo(system)
+    l4t, info = l4t_of(system.read("/etc/nv_tegra_release")), _meminfo(system)
     smi = _smi(system)
     version, providers = _json(system.run(sys.executable, "-c", _PROVIDERS)) or (None, [])
     target = system.root / "etc/systemd/system/default.target"
@@ -115,11 +115,9 @@ def power_modes(system: System) -> list[PowerMode]:
     return [PowerMode(int(number), name) for number, name in found]
 
 
-def _l4t(system: System) -> str | None:
-    """``# R36 (release), REVISION: 4.3, GCID: ...`` is 36.4.3."""
-    found = re.match(
-        r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", system.read("/etc/nv_tegra_release") or ""
-    )
+def l4t_of(release: str | None) -> str | None:
+    """``/etc/nv_tegra_release``: "# R36 (release), REVISION: 4.3, GCID: ..." is 36.4.3. None: no Jetson."""
+    found = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", release or "")
     return f"{found[1]}.{found[2]}" if found else None
 
 

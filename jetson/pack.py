@@ -25,6 +25,7 @@ from foveate.runtime.cli import Parser
 __all__ = ["add_wheels", "contents", "gather", "installer", "main", "pack"]
 
 _VIDEO = "opencv-python-headless"  # the extra ``video``
+_EXTRAS = (_VIDEO, "cuda-bindings")  # installed where there is a wheel of it
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     if args.jetpack not in jetpacks:
         raise unknown("JetPack", args.jetpack, jetpacks)
     system = jetpacks[args.jetpack]
-    target = Target("aarch64", system.python, system.glibc)
+    target = Target("aarch64", system.python, system.glibc, system.cuda)
     out = args.out or Path(f"{Path(args.bundle).absolute().name}.jetpack{args.jetpack}.pyz")
     pack(Path(args.bundle), target, out, args.wheels, args.video)
     print(f"{out}\nnext: copy it to the device and run: python3 {out.name} --to ~/foveate")
@@ -79,7 +80,7 @@ def add_wheels(parser: argparse.ArgumentParser) -> None:
 def gather(target: Target, folder: Path, video: bool) -> Path:
     """``folder`` with the wheels for ``target``. Raises UserError."""
     options.say(f"collecting wheels for {target.machine}, Python {target.python}")
-    wheels.collect(target, folder, [_VIDEO] if video else [])
+    wheels.collect(target, folder, [*target.extras, *([_VIDEO] if video else [])])
     return folder
 
 
@@ -102,10 +103,7 @@ def contents(bundle: Path, name: str, wheels_in: Path, target: Target) -> dict[s
         "machine": target.machine,
         "python": target.python,
         "runtime": runtime,
-        "install": [
-            "foveate",
-            *([_VIDEO] if any(_VIDEO.replace("-", "_") in each for each in names) else []),
-        ],
+        "install": ["foveate", *(e for e in _EXTRAS if any(e.replace("-", "_") in name for name in names))],
         "files": files,
     }
 

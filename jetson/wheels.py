@@ -26,10 +26,15 @@ _GLIBC = (17, 24, 26, 27, 28, 31, 34, 35, 38, 39)  # minor versions that manylin
 
 
 class Target:
-    """``machine`` as ``uname -m`` says it, ``python`` "3.10", ``glibc`` "2.35"."""
+    """``machine`` as ``uname -m`` says it, ``python`` "3.10", ``glibc`` "2.35"; ``cuda`` "12.6", where its TensorRT is to be used."""
 
-    def __init__(self, machine: str, python: str, glibc: str) -> None:
-        self.machine, self.python, self.glibc = machine, python, glibc
+    def __init__(self, machine: str, python: str, glibc: str, cuda: str | None = None) -> None:
+        self.machine, self.python, self.glibc, self.cuda = machine, python, glibc, cuda
+
+    @property
+    def extras(self) -> list[str]:
+        """What TensorRT's engines need besides (``engines.trt_cuda``): the bindings of its CUDA's major number."""
+        return [f"cuda-bindings=={self.cuda.partition('.')[0]}.*"] if self.cuda else []
 
     @property
     def platforms(self) -> list[str]:

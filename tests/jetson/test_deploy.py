@@ -26,7 +26,7 @@ import pytest
 from foveate.engines.errors import UserError
 from foveate.jetson import deploy as deploying
 from foveate.jetson.deploy import Remote, deploy
-from foveate.jetson.pack import pack
+from foveate.jetson.pack import contents, pack
 from foveate.jetson.wheels import Target, holds, requirements
 from foveate.runtime.bundle import load
 
@@ -331,3 +331,18 @@ def test_requirements_of_a_wheel(tmp_path: Path) -> None:
     assert requirements(wheel, Target("aarch64", "3.10", "2.35")) == ["numpy>=1.24", "tomli", "x-y (>=2)"]
     assert requirements(wheel, Target("aarch64", "3.12", "2.39")) == ["numpy>=1.24", "x-y (>=2)"]
     assert Target("aarch64", "3.10", "2.35").platforms[0] == "manylinux_2_35_aarch64"
+
+
+@pytest.mark.parametrize(
+    ("device", "extras"), (("nano", ["cuda-bindings==12.*"]), ("agx", ["cuda-bindings==13.*"]), ("", []))
+)
+def test_a_jetson_gets_the_bindings_of_its_cuda(recorded, device: str, extras: list[str]) -> None:
+    release = recorded(device).read("/etc/nv_tegra_release") or ""
+    there = {"machine": "aarch64", "python": "3.10", "glibc": "2.35", "release": release}
+    assert deploying._target(there).extras == extras
+
+
+def test_what_has_a_wheel_is_installed(source: Path, tmp_path: Path) -> None:
+    for name in ("foveate", "cuda_bindings"):
+        make_wheel(tmp_path, name, {})
+    assert contents(source, "it", tmp_path, HERE)["install"] == ["foveate", "cuda-bindings"]
