@@ -40,10 +40,13 @@ LIMITS = {
     "float32": Limits(cosine=0.99999, error=1e-3, swaps=0.01),
     "float16": Limits(cosine=0.999, error=0.03, swaps=0.05),
     "int8 activations": Limits(cosine=0.995, error=0.1, swaps=0.01),
+    "fixed ranges": Limits(cosine=0.97, error=0.15, swaps=0.05),
 }
-"""By dtype, and for products that round activations to 8 bits: those of int4 weights at accuracy level 4, of int8 and of fp8.
+"""By dtype, and for products that round activations to 8 bits, by their range at run time (int4 weights at accuracy level 4, and
+int8, in ONNX Runtime) or by one that calibration fixed (int8 and fp8 elsewhere): the recorded picture is noise and goes beyond it.
 int4 costs a random LLaVA-1.5-7B in ONNX Runtime a cosine of 0.99976 and an error of 0.033, a random one of two layers 0.99943
-and 0.034; float32 stays below 3e-4, the rounding of the recorded cache to float16. float16 has not been run on a GPU yet."""
+and 0.034; float32 stays below 3e-4, the rounding of the recorded cache to float16. `scripts/shapes` in int8 with 48 samples, fixed ranges in ONNX Runtime: 0.986 and 0.069, every token
+the same; with 8 samples 0.856, which is refused. float16 has not been run on a GPU yet."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,9 @@ def _limits(bundle: Bundle, plan: Plan, graph: str) -> Limits:
     read = next((names for start, names in parts.items() if graph.startswith(start)), ())
     kinds = {bundle.manifest.precision[name] for name in read}
     int4 = "int4" in kinds and plan.options.get("accuracy_level") == 4 and dtype == "float32"
-    return LIMITS["int8 activations" if int4 or kinds & {"int8", "fp8"} else dtype]
+    if kinds & {"int8", "fp8"}:
+        return LIMITS["int8 activations" if dtype == "float32" else "fixed ranges"]
+    return LIMITS["int8 activations" if int4 else dtype]
 
 
 Golden = Any  # a mapping of names to arrays

@@ -36,6 +36,7 @@ FAMILIES = {"llava": llava, "llava_next": llava_next, "qwen2_5_vl": qwen2_5_vl}
 OPTIONS = {("llava_next", "tome"): {"keep": "16"}}  # of a tile
 PRECISIONS = ("fp16", "fp32", "int8", "int4", "fp8")
 CALIBRATED = ("int8", "fp8")
+SAMPLES = 48
 TARGETS = ["SM80", "SM86", "SM89", "SM120"]
 FP8_TARGETS = ["SM89", "SM120"]
 OLD_TARGETS = ["SM75"]  # no loops, no int4, no bfloat16
@@ -68,7 +69,7 @@ def examine(
         out = Path(folder) / "bundle"
         try:
             chosen = methods.load(method, OPTIONS.get((family, method), {}))
-            calibration = Calibration("scenes", 2) if precision in CALIBRATED else None
+            calibration = Calibration("scenes", SAMPLES) if precision in CALIBRATED else None
             build(parts, chosen, out, precision=precision, calibration=calibration)
         except UserError as error:
             return {"refused": str(error).partition(" | ")[0]}
