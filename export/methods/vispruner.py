@@ -22,7 +22,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.export import picking
@@ -30,6 +29,9 @@ from foveate.export.methods import base
 from foveate.export.parts import ModelSpec
 
 __all__ = ["Method"]
+
+_GONE = 2.0**20
+"""Above every place in the list: that of tokens that are not in it."""
 
 
 @dataclass(frozen=True)
@@ -49,47 +51,37 @@ class Method(base.Method):
     def reduce(
         self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        size = tokens.shape[1]
         budget = torch.full((1,), keep, dtype=torch.int64, device=tokens.device)
         important = budget * round(self.ratio * 10**6) // 10**6
         place = base.rank(next(iter(taps.values())).float())
         chosen = place < important
-        key = torch.where(chosen, place + size, place - important)
-        queue = (-key).topk(size, dim=1).indices  # of distinct keys, so no engine has to break ties
+        listed = torch.where(chosen, _GONE, place - important)
+        length, wanted = (each.float() for each in ((~chosen).sum(1), budget - important))
         similar = picking.cosines(taps["features"])
-        diverse = self.thin_out(similar, queue, size - important, budget - important)
-        kept = base.marked(chosen | diverse, keep)
+        kept = base.marked(chosen | self.thin_out(similar, listed, length, wanted), keep)
         return base.gather(tokens, kept), kept, base.count(kept)
 
-    def thin_out(self, similar: Tensor, queue: Tensor, length: Tensor, wanted: Tensor) -> Tensor:
-        """The ``wanted [1]`` tokens that stay of the first ``length [1]`` of ``queue [B,N]``: a mask ``[B,N]``."""
-        size = queue.shape[1]
-        queue = F.pad(queue, (0, size % 2))
-        half = torch.arange(queue.shape[1] // 2, device=queue.device)
-        behind = 4 * size  # places of what has left, distinct
+    def thin_out(self, similar: Tensor, place: Tensor, length: Tensor, wanted: Tensor) -> Tensor:
+        """The ``wanted [1]`` tokens that stay of ``length [1]``, whose ``place [B,N]`` in the list is known: a mask ``[B,N]``.
 
-        def more(length: Tensor, queue: Tensor) -> Tensor:
+        The list is never written down: TensorRT refuses loops that carry tensors of a run-time size through slices of them.
+        """
+
+        def more(length: Tensor, place: Tensor) -> Tensor:
             return ((wanted > 0) & (length > wanted)).any()
 
-        def turn(length: Tensor, queue: Tensor) -> tuple[Tensor, ...]:
-            even, odd = queue[:, 0::2], queue[:, 1::2]
-            alike = torch.where(2 * half + 1 < length, _pairs(similar, even, odd), -2.0).amax(-1)
-            evens = (length + 1) // 2
-            leave = torch.minimum(torch.minimum(length - wanted, evens), torch.full_like(evens, self.step))
-            place = base.rank(torch.where(half < evens, alike, -4.0)).to(torch.int64)
-            stays = (place >= leave) & (half < evens)
-            place = torch.where(stays, place - leave, behind + half)
-            places = torch.cat([place, (evens - leave + half).expand_as(place)], 1)
-            order = (-places).to(torch.float32).topk(places.shape[1], dim=1).indices
-            return length - leave, torch.cat([even, odd], 1).gather(1, order)
+        def turn(length: Tensor, place: Tensor) -> tuple[Tensor, ...]:
+            pair = (place / 2).floor()
+            there, even = place < length, pair * 2 == place
+            alike = torch.where((there & ~even)[:, None, :], similar, -2.0).amax(-1)
+            alike = torch.where(there & even, alike, -4.0)
+            mine, other = alike[:, :, None], alike[:, None, :]
+            ahead = (other > mine) | ((other == mine) & (place[:, None, :] < place[:, :, None]))
+            rank = ahead.float().sum(-1)
+            evens = ((length + 1) / 2).floor()
+            leave = torch.minimum(length - wanted, evens).clamp(max=self.step)
+            left = torch.where(rank < leave, _GONE, rank - leave)
+            moved = torch.where(even, left, evens - leave + pair)
+            return length - leave, torch.where(there, moved, _GONE)
 
-        queue = picking.loop(more, turn, (length, queue))[1]
-        stays = torch.arange(queue.shape[1], device=queue.device) < wanted
-        index = torch.arange(size, device=queue.device)
-        return ((queue[:, :, None] == index) & stays[:, None]).any(1)
-
-
-def _pairs(similar: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """``similar [B,N,N]`` at ``rows [B,R]`` and ``columns [B,C]``: ``[B,R,C]``."""
-    found = base.gather(similar, rows)
-    return found.gather(2, columns[:, None, :].expand(-1, rows.shape[1], -1))
+        return picking.loop(more, turn, (length, place))[1] < wanted
