@@ -26,7 +26,8 @@ _GLIBC = (17, 24, 26, 27, 28, 31, 34, 35, 38, 39)  # minor versions that manylin
 
 
 class Target:
-    """``machine`` as ``uname -m`` says it, ``python`` "3.10", ``glibc`` "2.35"; ``cuda`` "12.6", where its TensorRT is to be used."""
+    """``machine`` as ``uname -m`` says it, ``python`` "3.10", ``glibc`` "2.35"; ``cuda`` "12.6", where its
+    TensorRT is to be used."""
 
     def __init__(self, machine: str, python: str, glibc: str, cuda: str | None = None) -> None:
         self.machine, self.python, self.glibc, self.cuda = machine, python, glibc, cuda

@@ -107,7 +107,8 @@ def measure(
     engine: str | None = None,
 ) -> dict[str, Any]:
     """Times in seconds, sizes in bytes, FLOPs of the prefill (``runtime.costs``) for a ``picture`` of that width and height. A
-    row per budget of ``keep`` (None: the usual ones, where the bundle leaves a choice); every time is [median, fastest, slowest], and so are joules, which are None where nothing tells them.
+    row per budget of ``keep`` (None: the usual ones, where the bundle leaves a choice); every time is [median, fastest,
+    slowest], and so are joules, which are None where nothing tells them.
 
     Raises UserError as ``Pipeline.load`` and ``Pipeline.generate`` do.
     """
