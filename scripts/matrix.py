@@ -13,6 +13,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -195,11 +196,18 @@ def main() -> None:
         if case[0] in families and case[1] in chosen and "/".join(case) not in results and not args.page_only
     ]
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(timed, case) for case in wanted]):
+        waiting = {pool.submit(timed, case): "/".join(case) for case in wanted}
+        for done in as_completed(waiting):
+            if (
+                error := done.exception()
+            ):  # a fault of ours: the others go on, and this one is tried again next time
+                print(f"{waiting[done]:<36}FAILED  {error!r}", flush=True)
+                continue
             key, results[key], seconds = done.result()
             args.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             print(f"{key:<36}{seconds:7.1f} s  {line(results[key])}", flush=True)
     args.page.write_text(page(results), encoding="utf-8")
+    sys.exit(any(done.exception() for done in waiting))
 
 
 def line(found: dict[str, Any]) -> str:
