@@ -1,4 +1,5 @@
-"""Random language models of LLaMA's form in the rivals' formats, for ``bench_rivals``: a GGUF file, an OpenVINO model."""
+"""Random models of LLaVA's form in the rivals' formats, for ``bench_rivals`` and ``bench_first_token``: GGUF files, an OpenVINO
+model."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["gguf_file", "openvino_file"]
+__all__ = ["gguf_file", "openvino_file", "projector_file"]
 
 _BLOCK, _BLOCK_BYTES = 32, 18  # of Q4_0: a float16 scale and 32 nibbles
 
@@ -59,11 +60,74 @@ def gguf_file(sizes: dict[str, Any], work: Path) -> Path:
             matrix(f"blk.{layer}.{name}.weight", rows, columns)
         norm(f"blk.{layer}.attn_norm.weight")
         norm(f"blk.{layer}.ffn_norm.weight")
+    _finish(writer)
+    return unfinished.rename(path)
+
+
+def projector_file(hidden_size: int, work: Path) -> Path:
+    """A GGUF file with LLaVA-1.5's vision tower, CLIP ViT-L/14 at 336 pixels, and its projector to ``hidden_size``; matrices in
+    float16, as they are published. Written once."""
+    from gguf import GGUFWriter
+
+    path = work / f"clip-{hidden_size}.gguf"
+    if path.exists():
+        return path
+    width, inner, layers, patch, side = 1024, 4096, 24, 14, 24
+    unfinished = path.with_suffix(".part")
+    writer = GGUFWriter(unfinished, "clip")
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_string("clip.projector_type", "mlp")
+    writer.add_bool("clip.use_gelu", False)
+    writer.add_array("clip.vision.image_mean", [0.48145466, 0.4578275, 0.40821073])
+    writer.add_array("clip.vision.image_std", [0.26862954, 0.26130258, 0.27577711])
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
+    for name, value in (
+        ("image_size", patch * side),
+        ("patch_size", patch),
+        ("embedding_length", width),
+        ("feed_forward_length", inner),
+        ("projection_dim", 768),
+        ("block_count", layers),
+        ("attention.head_count", 16),
+    ):
+        writer.add_uint32(f"clip.vision.{name}", value)
+    random = np.random.default_rng(0)
+
+    def values(name: str, shape: tuple[int, ...], dtype: type = np.float32) -> None:
+        found = random.standard_normal(shape, np.float32) * shape[-1] ** -0.5
+        writer.add_tensor(name, found.astype(dtype))
+
+    def linear(name: str, inputs: int, outputs: int) -> None:
+        values(f"{name}.weight", (outputs, inputs), np.float16)
+        values(f"{name}.bias", (outputs,))
+
+    def norm(name: str) -> None:
+        writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
+        values(f"{name}.bias", (width,))
+
+    values("v.class_embd", (width,))
+    values("v.patch_embd.weight", (width, 3, patch, patch), np.float16)
+    values("v.position_embd.weight", (side * side + 1, width))
+    norm("v.pre_ln")
+    for layer in range(layers):
+        block = f"v.blk.{layer}"
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            linear(f"{block}.{name}", width, width)
+        linear(f"{block}.ffn_up", width, inner)
+        linear(f"{block}.ffn_down", inner, width)
+        norm(f"{block}.ln1")
+        norm(f"{block}.ln2")
+    linear("mm.0", width, hidden_size)
+    linear("mm.2", hidden_size, hidden_size)
+    _finish(writer)
+    return unfinished.rename(path)
+
+
+def _finish(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return unfinished.rename(path)
 
 
 def _add_tokens(writer: Any, size: int) -> None:

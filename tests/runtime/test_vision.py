@@ -166,7 +166,7 @@ def test_prefill_in_chunks_is_prefill_at_once(bundle: Path) -> None:
     """For engines whose profile is shorter than the prompt."""
     items = np.random.default_rng(0).integers(0, 256, 50).tolist()
     decoders = [Pipeline.load(bundle).decoder() for _ in range(2)]
-    decoders[1]._chunk = 7
+    decoders[1]._most = 7
     whole, chunked = (decoder.prefill(items, 4) for decoder in decoders)
     np.testing.assert_allclose(chunked, whole, atol=1e-5)
     np.testing.assert_allclose(decoders[1].step(9), decoders[0].step(9), atol=1e-5)

@@ -1,0 +1,145 @@
+"""From the picture to the first word: bundles at several budgets beside llama.cpp, which cannot prune, at the same sizes.
+
+    pip install gguf && pip install --no-binary llama-cpp-python llama-cpp-python
+    python scripts/bench_first_token.py BUNDLE [BUNDLE ...] --keep 64 576 --threads 2
+
+llama.cpp gets random weights of the first bundle's sizes: the language model in Q4_0, the vision tower (LLaVA-1.5's) in float16.
+Everybody reads the same picture and ``--text-tokens`` tokens of text, the chat format's included, and answers with one token.
+Every contender is a process of its own, measured in turn, round by round. Medians with the fastest and slowest; the last line
+is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_rivals import ask, start
+from PIL import Image
+from rivals import gguf_file, projector_file
+
+from foveate.runtime.bench import environment, question
+from foveate.runtime.bundle import load
+from foveate.runtime.pipeline import Pipeline
+
+LLAMA = "llama.cpp-q4_0"
+_SIDES = 480, 640, 3
+
+
+def ours(bundle: str, picture: Image.Image, args: argparse.Namespace) -> Callable[[str], int]:
+    pipe = Pipeline.load(bundle, threads=args.threads)
+    text = question(pipe, args.text_tokens)
+
+    def answer(keep: str) -> int:
+        return pipe.generate(picture, text, keep=keep, max_new_tokens=1).timings.prompt_rows
+
+    return answer
+
+
+def llama(picture: Image.Image, args: argparse.Namespace) -> Callable[[str], int]:
+    from llama_cpp import Llama
+    from llama_cpp.llama_chat_format import Llava15ChatHandler
+
+    sizes = load(args.bundles[0]).manifest.decoder
+    model = Llama(
+        str(gguf_file(sizes, args.work)),
+        chat_handler=Llava15ChatHandler(str(projector_file(sizes["hidden_size"], args.work)), verbose=False),
+        n_ctx=1024,
+        n_batch=1024,
+        n_ubatch=1024,
+        n_threads=args.threads,
+        n_threads_batch=args.threads,
+        verbose=False,
+    )
+    packed = io.BytesIO()
+    picture.save(packed, "BMP")  # which takes next to no time to read
+    url = "data:image/bmp;base64," + base64.b64encode(packed.getvalue()).decode()
+    text = ""
+
+    def answer(keep: str) -> int:
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+        messages = [{"role": "system", "content": " "}, {"role": "user", "content": content}]
+        done = model.create_chat_completion(messages=messages, max_tokens=1, temperature=0)
+        return done["usage"]["prompt_tokens"]
+
+    pictured = 576
+    while (rows := answer("all") - pictured) < args.text_tokens:  # its vocabulary is of bytes
+        text += "?" * (args.text_tokens - rows)
+    return answer
+
+
+def serve(name: str, args: argparse.Namespace) -> None:
+    """A contender's process: for each budget on stdin a line of JSON."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, _SIDES, np.uint8))
+    answer = llama(picture, args) if name == LLAMA else ours(name, picture, args)
+    print("{}", flush=True)
+    for line in sys.stdin:
+        begin = time.perf_counter()
+        rows = answer(line.strip())
+        print(json.dumps({"seconds": time.perf_counter() - begin, "rows": rows}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundles", nargs="+", help="compiled bundles; the first gives the sizes")
+    parser.add_argument("--keep", nargs="+", default=["64", "576"])
+    parser.add_argument("--text-tokens", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/foveate-rivals"))
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.serve:
+        serve(args.serve, args)
+        return
+    found = measure(args)
+    print_table(found)
+    print(json.dumps({"environment": environment(args.threads), "contenders": found}))
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """By contender and budget: tokens of the prompt, and seconds of every round."""
+    servers = {name: start(name) for name in [*args.bundles, LLAMA]}
+    asked = [(name, keep) for name in args.bundles for keep in args.keep] + [(LLAMA, "all")]
+    found: dict[str, dict[str, Any]] = {f"{Path(name).name}, {keep}": {"seconds": []} for name, keep in asked}
+    try:
+        for number in range(-1, args.rounds):  # the first round is the warm-up
+            for (name, keep), row in zip(asked, found.values(), strict=True):
+                answer = ask(servers[name], keep)
+                print(f"round {number} {name} {keep} {answer}", file=sys.stderr, flush=True)
+                row["rows"] = answer["rows"]
+                if number >= 0:
+                    row["seconds"].append(answer["seconds"])
+    finally:
+        for server in servers.values():
+            server.kill()
+            server.wait()
+    return found
+
+
+def print_table(found: dict[str, dict[str, Any]]) -> None:
+    whole = statistics.median(found[f"{LLAMA}, all"]["seconds"])
+    print(
+        "| contender, visual tokens | tokens of the prompt | first token, s | llama.cpp takes times as long |"
+    )
+    print("|---|---|---|---|")
+    for name, row in found.items():
+        times = row["seconds"]
+        middle = statistics.median(times)
+        print(
+            f"| {name} | {row['rows']} | {middle:.2f} ({min(times):.2f}..{max(times):.2f}) | {whole / middle:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
