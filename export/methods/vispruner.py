@@ -56,13 +56,13 @@ class Method(base.Method):
         place = base.rank(next(iter(taps.values())).float())
         chosen = place < important
         listed = torch.where(chosen, _GONE, place - important)
-        length, wanted = (each.float() for each in ((~chosen).sum(1), budget - important))
+        length, wanted = (each.float() for each in ((~chosen).sum(1, keepdim=True), budget - important))
         similar = picking.cosines(taps["features"])
         kept = base.marked(chosen | self.thin_out(similar, listed, length, wanted), keep)
         return base.gather(tokens, kept), kept, base.count(kept)
 
     def thin_out(self, similar: Tensor, place: Tensor, length: Tensor, wanted: Tensor) -> Tensor:
-        """The ``wanted [1]`` tokens that stay of ``length [1]``, whose ``place [B,N]`` in the list is known: a mask ``[B,N]``.
+        """The ``wanted [1]`` tokens that stay of ``length [B,1]``, whose ``place [B,N]`` in the list is known: a mask ``[B,N]``.
 
         The list is never written down: TensorRT refuses loops that carry tensors of a run-time size through slices of them.
         """
