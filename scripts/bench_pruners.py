@@ -1,0 +1,171 @@
+"""What every pruner costs by itself: its graph at LLaVA-1.5-7B's widths in ONNX Runtime, at 576 and at 2,880 visual tokens.
+
+    python scripts/bench_pruners.py --keep 128 --threads 2
+
+Weights and inputs are random (attention rows are probabilities). 2,880 tokens are one picture of 48 x 60 patches. Pruners
+inside the language model are given 64 tokens of text besides; a method's stages are added up. Methods that merge inside the
+vision encoder have no graph of their own and are left out. Medians with the fastest and slowest run; the last line is one
+JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate.engines import ort
+from foveate.engines.base import Engine
+from foveate.engines.errors import UserError
+from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
+from foveate.export import methods, models, pruner_weights
+from foveate.export.assemble import assemble
+from foveate.export.parts import Parts, VisionSpec
+from foveate.export.precision import Precision
+from foveate.export.write import write_graphs
+from foveate.runtime.bench import environment
+from foveate.runtime.segment import Chunk
+
+GRIDS = {576: (24, 24), 2880: (48, 60)}
+TEXT, WORDS = 64, 12
+
+
+@dataclass(frozen=True)
+class Wide(VisionSpec):
+    """A tile of patches with sides of one's choice."""
+
+    sides: tuple[int, int] = (24, 24)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.sides
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", default=methods.names())
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(GRIDS), choices=list(GRIDS))
+    parser.add_argument("--keep", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="where graphs are kept for the next time")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        args.work = args.work or Path(folder)
+        built = {
+            (name, tokens): stages
+            for name in args.methods
+            for tokens in args.tokens
+            if (stages := build(name, tokens, args.work))
+        }
+        rows = {
+            f"{name} {tokens}": measure(name, tokens, stages, args)
+            for (name, tokens), stages in built.items()
+        }
+    print_table(rows, args.methods, args.tokens)
+    print(json.dumps({"environment": environment(args.threads), "keep": args.keep, "seconds": rows}))
+
+
+def build(name: str, tokens: int, work: Path) -> list[GraphSpec]:
+    """The specs of the method's compiled pruners in ``work/<name>-<tokens>``; none where it has none or they do not fit."""
+    try:
+        parts = model(tokens)
+        graphs = [
+            graph for graph in assemble(parts, methods.load(name)) if graph.spec.name.startswith("pruner")
+        ]
+    except UserError as error:
+        print(f"{name} at {tokens} tokens is left out: {error}", file=sys.stderr)
+        return []
+    specs = [graph.spec.typed("float32") for graph in graphs]
+    root = work / f"{name}-{tokens}"
+    if graphs and not root.exists():
+        root.mkdir(parents=True)
+        parts = pruner_weights.joined(parts, methods.load(name), None)
+        write_graphs(root, parts, graphs, Precision("fp32"), ["ort"], lambda what, done, total: None)
+        for spec in specs:
+            ort.compile_graph(root / f"{spec.name}.ort.onnx", root / "engine", spec, {})
+    return specs
+
+
+def model(tokens: int) -> Parts:
+    parts = models.load("llava-1.5-7b", load_format="dummy")
+    vision = parts.spec.vision
+    wide = Wide(
+        **{field.name: getattr(vision, field.name) for field in fields(VisionSpec)}, sides=GRIDS[tokens]
+    )
+    return replace(parts, spec=replace(parts.spec, vision=wide))
+
+
+def measure(name: str, tokens: int, stages: Sequence[GraphSpec], args: argparse.Namespace) -> list[float]:
+    """Seconds of a run through all stages: [median, fastest, slowest]."""
+    folder = args.work / f"{name}-{tokens}" / "engine"
+    loaded = [ort.load(folder, spec, {"threads": args.threads}) for spec in stages]
+    given = [feeds(engine, tokens, args.keep) for engine in loaded]
+    seconds = []
+    for number in range(-2, args.rounds):
+        start = time.perf_counter()
+        for engine, values in zip(loaded, given, strict=True):
+            engine.run(values)
+        if number >= 0:
+            seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds), min(seconds), max(seconds)]
+
+
+def feeds(engine: Engine, tokens: int, keep: int) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    known = facts(tokens, keep)
+
+    def values(tensor: TensorSpec) -> np.ndarray:
+        if tensor.value is not None:
+            return np.array(keep)
+        sizes = {"words": WORDS, "segments": 1, "tokens": tokens + TEXT}
+        shape = [sizes[d.name] if isinstance(d, Symbol) else d for d in tensor.shape]
+        if tensor.name in known:
+            return known[tensor.name].reshape(shape)
+        found = random.standard_normal(shape, np.float32)
+        if "attention" in tensor.name:
+            found = np.exp(found) / np.exp(found).sum(-1, keepdims=True)
+        return found
+
+    return {tensor.name: values(tensor) for tensor in engine.spec.inputs}
+
+
+def facts(tokens: int, keep: int) -> dict[str, np.ndarray]:
+    """A prompt with the picture before the text."""
+    rows, columns = GRIDS[tokens]
+    seen, text = np.ones(tokens, np.int64), np.ones(TEXT, np.int64)
+
+    def both(picture: Any, words: int) -> np.ndarray:
+        return np.concatenate([seen * picture, text * words])
+
+    place = both(np.arange(tokens), -1)
+    chunk = Chunk(
+        both(0, -1), place, place, both(rows, 1), both(columns, 1), both(tokens, 0), both(tokens, 0), both(keep, 0),
+        np.arange(tokens + TEXT),
+    )  # fmt: skip
+    return chunk.feeds(())
+
+
+def print_table(rows: dict[str, list[float]], names: Sequence[str], tokens: Sequence[int]) -> None:
+    print("| method | " + " | ".join(f"{n} tokens, ms" for n in tokens) + " |")
+    print("|---|" + "---|" * len(tokens))
+    for name in names:
+        found = [rows.get(f"{name} {n}") for n in tokens]
+        if any(found):
+            cells = (
+                "-" if f is None else f"{f[0] * 1e3:.1f} ({f[1] * 1e3:.1f}..{f[2] * 1e3:.1f})" for f in found
+            )
+            print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""``scripts/bench_pruners.py`` at full width, with the cheapest of methods and one inside the language model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.mark.slow
+def test_methods_before_and_inside_the_language_model(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import bench_pruners
+
+    command = [
+        "bench_pruners.py",
+        "--methods",
+        "uniform",
+        "fastv",
+        "tome",
+        "--tokens",
+        "576",
+        "--rounds",
+        "2",
+    ]
+    monkeypatch.setattr("sys.argv", [*command, "--work", str(tmp_path)])
+    bench_pruners.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    middle, fastest, slowest = found["seconds"]["fastv 576"]
+    assert set(found["seconds"]) == {"fastv 576", "uniform 576"}
+    assert 0 < found["seconds"]["uniform 576"][1] < fastest <= middle <= slowest
