@@ -95,6 +95,13 @@ class Model:
         return round(d["num_layers"] * each * _BYTES[self.precision])
 
     @property
+    def most_layers(self) -> int:
+        """Of the decoder in one graph: of a bundle as it was cut, of one that is not built yet between the cuts of its method."""
+        graphs = self.manifest.graphs
+        built = [len(graphs[name].in_place) // 2 for name, _ in self.manifest.segments if name in graphs]
+        return max(built or [layers for _, layers in costs.segments(self.manifest)])
+
+    @property
     def head_bytes(self) -> int:
         return round(self.decoder["vocab_size"] * self.decoder["hidden_size"] * self._weight("head"))
 

@@ -36,10 +36,16 @@ def plan(
     new_tokens: int = 64,
     desktop: bool = True,
 ) -> dict[str, Any]:
-    """The plan as plain data. ``ttft`` is a wanted time to first token in seconds. Raises UserError for a wrong ``keep``."""
+    """The plan as plain data. Where compiling does not fit, ``memory`` says into how few parts the language model must be cut for it to,
+    None where no number helps. ``ttft`` is a wanted time to first token in seconds. Raises UserError for a wrong ``keep``."""
     schedule = model.schedule(keep)
     speed = times(model, device, schedule, text_tokens, new_tokens)
-    needs = memory(model, device, schedule, text_tokens, new_tokens, desktop)
+    sizes = model, device, schedule, text_tokens, new_tokens, desktop
+    needs = memory(*sizes).to_json()
+    if not needs["builds"]:
+        layers = model.decoder["num_layers"]
+        fitting = (n for n in range(2, layers + 1) if memory(*sizes, n).build <= device.memory)
+        needs["llm_parts"] = next(fitting, None)
     facts = {
         "model": model.name,
         "precision": model.precision,
@@ -56,7 +62,7 @@ def plan(
         "new_tokens": new_tokens,
         "seconds": asdict(speed) | {"first_token": speed.first_token},
         "tokens_per_second": speed.tokens_per_second,
-        "memory": needs.to_json(),
+        "memory": needs,
     }
     if ttft is not None:
         facts["ttft"] = {"wanted": ttft, "keep": best_keep(model, device, ttft, text_tokens)}
@@ -156,6 +162,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _verdict(needs: dict[str, Any]) -> list[str]:
+    parts = needs.get("llm_parts")
+    whole = "a smaller model or a larger module (swap does not help the builder)"
     lines = []
     for fits, need, what, remedy in (
         ("fits", "run", "answering", "lower --precision, a smaller model or --headless"),
@@ -163,7 +171,7 @@ def _verdict(needs: dict[str, Any]) -> list[str]:
             "builds",
             "build",
             "compiling",
-            "a smaller model or a larger module (swap does not help the builder)",
+            f"it does with `foveate build --llm-parts {parts}`" if parts else whole,
         ),
     ):
         lack = (needs[need] - needs["total"]) / 1e9

@@ -177,6 +177,19 @@ def test_fewer_tokens_are_sooner_and_smaller():
     assert large.weights == small.weights
 
 
+def test_what_does_not_compile_as_a_whole_may_in_parts(capsys):
+    m = models.model("llava-1.5-7b", "sppruner")
+    needs = plan(m, NANO)["memory"]
+    schedule, parts = m.schedule(None), needs["llm_parts"]
+    assert needs["fits"] and not needs["builds"] and parts > 1
+    whole, more, fewer = (memory(m, NANO, schedule, llm_parts=n) for n in (1, parts, parts - 1))
+    assert whole.build == needs["build"] and more.build <= NANO.memory < fewer.build
+    assert main(["--model", "llava-1.5-7b", "--method", "sppruner", "--device", "orin-nano-8gb"]) == 0
+    assert f"it does with `foveate build --llm-parts {parts}`" in capsys.readouterr().out
+    assert plan(models.model("llava-1.5-13b"), device("orin-nano-4gb"))["memory"]["llm_parts"] is None
+    assert models.model("llava-1.5-7b", "fastv").most_layers == 30  # behind its cut
+
+
 @pytest.mark.parametrize("method", ("sppruner", "pyramiddrop", "tome"))
 def test_the_best_budget_is_the_largest_in_time(method):
     m = models.model("llava-1.5-7b", method)
