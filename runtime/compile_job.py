@@ -125,13 +125,15 @@ class Job:
         return None
 
     def _remedy(self, graph: str) -> Remedy | None:
-        """The first that this graph has not had and that can be applied."""
-        for remedy in getattr(self.module, "remedies", ()):
-            if remedy not in self.applied.get(graph, ()) and (
-                remedy.dialect is None or self._takes(remedy.dialect)
-            ):
-                return remedy
-        return None
+        """The first that this graph has not had and that changes something."""
+        tried = self.applied.get(graph, ())
+        known = getattr(self.module, "remedies", ())
+        return next((remedy for remedy in known if remedy not in tried and self._changes(remedy)), None)
+
+    def _changes(self, remedy: Remedy) -> bool:
+        if remedy.dialect:
+            return self._takes(remedy.dialect)
+        return bool(remedy.flags) or not remedy.options.items() <= self.options.items()
 
     def _takes(self, dialect: str) -> bool:
         return (

@@ -3,9 +3,9 @@
     python scripts/bench_pruners.py --keep 128 --threads 2
 
 Weights and inputs are random (attention rows are probabilities). 2,880 tokens are one picture of 48 x 60 patches. Pruners
-inside the language model are given 64 tokens of text besides; a method's stages are added up. Methods that merge inside the
-vision encoder have no graph of their own and are left out. Medians with the fastest and slowest run; the last line is one
-JSON document.
+inside the language model are given 64 tokens of text besides, and read their layer's weights in int4, as bundles have them; a
+method's stages are added up. Methods that merge inside the vision encoder have no graph of their own and are left out. Medians
+with the fastest and slowest run; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def build(name: str, tokens: int, work: Path) -> list[GraphSpec]:
     if graphs and not root.exists():
         root.mkdir(parents=True)
         parts = pruner_weights.joined(parts, methods.load(name), None)
-        write_graphs(root, parts, graphs, Precision("fp32"), ["ort"], lambda what, done, total: None)
+        write_graphs(root, parts, graphs, Precision("int4"), ["ort"], lambda what, done, total: None)
         for spec in specs:
             ort.compile_graph(root / f"{spec.name}.ort.onnx", root / "engine", spec, {})
     return specs

@@ -29,7 +29,7 @@ from foveate.runtime.pipeline import Pipeline
 
 
 def remedy(name: str, **more: Any) -> Remedy:
-    return Remedy(name, "a thread", ("onnxruntime",), **more)
+    return Remedy(name, "a thread", ("onnxruntime",), **(more or {"flags": "-some"}))
 
 
 class Miscompiler:
@@ -65,8 +65,10 @@ def sick(make_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_remedies_are_tried_in_order_and_recorded(sick: Any) -> None:
-    exact = remedy("second", options={"accuracy_level": 1})
-    root, compiler = sick("second", remedy("first"), remedy("spelt out", dialect="elsewhere"), exact)
+    exact, idle = (
+        remedy(name, options={"accuracy_level": n}) for name, n in (("second", 1), ("as it is", 4))
+    )
+    root, compiler = sick("second", remedy("first"), remedy("spelt out", dialect="elsewhere"), idle, exact)
     said: list[str] = []
     compile_bundle(root, progress=said.append)
     (plan,) = plans.plans(load(root))
