@@ -197,7 +197,8 @@ class TensorRT:
         return json.loads((folder / f"{graph}.json").read_text(encoding="utf-8"))
 
     def load(self, folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> Engine:
-        """The engine of ``folder/<graph>.plan``. ``options``: those of the compilation. Raises UserError when the plan has changed, there is no GPU, or too little memory on it."""
+        """The engine of ``folder/<graph>.plan``. ``options``: those of the compilation. Raises UserError when the plan
+        has changed, there is no GPU, or too little memory on it."""
         from foveate.engines.trt_run import load
 
         return load(

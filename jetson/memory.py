@@ -5,8 +5,8 @@ Weights and cache are counted. What the system takes and what an engine needs be
 * The firmware keeps 4 % on a Jetson: of 65,536 MB an AGX Orin shows 62,817 (a tegrastats line of JetPack 7.2).
 * The system without a desktop: 0.8 GB, which is our assumption. NVIDIA says of the desktop that it takes up to 865 MB.
 * Activations: every matrix's input and output of one layer at once, the widest graph's.
-* A build takes 3.9 times the weights of the largest graph, which it maps, included: TensorRT for RTX 1.7 with LLaVA-1.5-7B's language
-  model in int4 took 3.85 times its plan as a whole, 4.2 for a quarter without the head, 3.9 for the one with it.
+* A build takes 3.9 times the weights of the largest graph, which it maps, included: TensorRT for RTX 1.7 with LLaVA-1.5-7B's
+  language model in int4 took 3.85 times its plan as a whole, 4.2 for a quarter without the head, 3.9 for the one with it.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ def plan(
     new_tokens: int = 64,
     desktop: bool = True,
 ) -> dict[str, Any]:
-    """The plan as plain data. Where compiling does not fit, ``memory`` says into how few parts the language model must be cut for it to,
-    None where no number helps. ``ttft`` is a wanted time to first token in seconds. Raises UserError for a wrong ``keep``."""
+    """The plan as plain data. Where compiling does not fit, ``memory`` says into how few parts the language model must be cut
+    for it to, None where no number helps. ``ttft`` is a wanted time to first token in seconds. Raises UserError for a wrong ``keep``."""
     schedule = model.schedule(keep)
     speed = times(model, device, schedule, text_tokens, new_tokens)
     sizes = model, device, schedule, text_tokens, new_tokens, desktop

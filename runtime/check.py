@@ -45,8 +45,8 @@ LIMITS = {
 """By dtype, and for products that round activations to 8 bits, by their range at run time (int4 weights at accuracy level 4, and
 int8, in ONNX Runtime) or by one that calibration fixed (int8 and fp8 elsewhere): the recorded picture is noise and goes beyond it.
 int4 costs a random LLaVA-1.5-7B in ONNX Runtime a cosine of 0.99976 and an error of 0.033, a random one of two layers 0.99943
-and 0.034; float32 stays below 3e-4, the rounding of the recorded cache to float16. `scripts/shapes` in int8 with 48 samples, fixed ranges in ONNX Runtime: 0.986 and 0.069, every token
-the same; with 8 samples 0.856, which is refused. float16 has not been run on a GPU yet."""
+and 0.034; float32 stays below 3e-4, the rounding of the recorded cache to float16. `scripts/shapes` in int8 with 48 samples,
+fixed ranges in ONNX Runtime: 0.986 and 0.069, every token the same; with 8 samples 0.856, which is refused. float16 has not been run on a GPU yet."""
 
 
 @dataclass(frozen=True)

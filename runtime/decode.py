@@ -21,8 +21,8 @@ from foveate.runtime.segment import Chunk, Segment
 __all__ = ["Decoder", "Item", "Picture", "axes_of", "positions_of", "prompt_items"]
 
 _MOST_ROWS = 1024
-"""Computed together: ONNX Runtime's attention computes what the mask hides, too, so shorter pieces take less. At 7B sizes 2,880
-tokens take a fifth and 4,000 a third less time; products with weights are as fast at 1,024 rows (docs/measurements.md)."""
+"""Computed together: ONNX Runtime's attention computes what the mask hides, too, so pieces take less. At 7B sizes 2,880 tokens
+take a sixth and 4,000 a third less time (docs/measurements.md)."""
 
 
 @dataclass(eq=False)  # two pictures are the same item only when they are the same object

@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from foveate.jetson import models
 from foveate.runtime import costs
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-SIZES = {
-    "num_layers": 4,
-    "num_heads": 32,
-    "num_kv_heads": 32,
-    "head_dim": 128,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "vocab_size": 32064,
-}
+SIZES = models.model("llava-1.5-7b").decoder
+LAYERS = SIZES["num_layers"]
 
 
 @pytest.fixture
@@ -31,8 +25,8 @@ def bench_growth(monkeypatch):
 
 def test_rates_are_those_that_the_times_were_made_of(bench_growth):
     """Times of a machine with 100 GFLOP/s in every product and 10 GB/s."""
-    prefill = {n: [costs.prefill_flops(SIZES, ((4, n),), 0) / 1e11] * 3 for n in (64, 256, 1024, 4096)}
-    row = costs.cache_bytes(SIZES, ((4, 1),), 0, "float32")
+    prefill = {n: [costs.prefill_flops(SIZES, ((LAYERS, n),), 0) / 1e11] * 3 for n in (64, 256, 1024, 4096)}
+    row = costs.cache_bytes(SIZES, ((LAYERS, 1),), 0, "float32")
     step = {n: [0.01 + n * row / 1e10] * 3 for n in (64, 256, 1024, 4096)}
     fits = {"prefill": bench_growth.fit(prefill, 2), "step": bench_growth.fit(step, 1)}
     lines = bench_growth.explain(SIZES, fits)
