@@ -172,11 +172,11 @@ def build(
             parts, statistics = calibrate.calibrated(
                 parts, method, graphs, manifest, calibration, precision, root, out, stage
             )
-        store, index = write.write_graphs(root, parts, graphs, precision, dialects, stage, statistics)
+        readings, index = write.write_graphs(root, parts, graphs, precision, dialects, stage, statistics)
         table = write.write_embeddings(root, parts.weights, precision)
         write.write_files(root, parts, graphs)
         stage("recording golden.npz", 0, 1)
-        write.write_golden(root, parts, method, graphs, store, table)
+        write.write_golden(root, parts, method, graphs, readings, table)
         stage("hashing", 0, 1)
         bundle.write_manifest(root, _manifest(out.name, parts, method, graphs, precision, index))
 

@@ -1,6 +1,7 @@
 """golden.npz: what every graph must answer, recorded by torch in float32 with the bundle's own weights.
 
-The weights are those that were written (dequantized), so a replay tests the engine and not the quantization.
+The weights are those that were written (dequantized), and what a graph rounds of the products' inputs is rounded here as well: a
+replay tests the engine and not the quantization. So dialects that round differently have recordings of their own.
 Modules are filled one at a time, the decoder layer by layer, so a 7B model needs the memory of one layer.
 Inputs are rounded to float16 first: every dialect is fed the same numbers.
 """
@@ -8,8 +9,9 @@ Inputs are rounded to float16 first: every dialect is fed the same numbers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,8 @@ from torch import Tensor, nn
 from foveate.engines.spec import TensorSpec
 from foveate.export.decoder import Decoder, DecoderLayer, Linear, RMSNorm, Segment, rope_of, rope_tables
 from foveate.export.graph import Graph
-from foveate.export.parts import Weights
 from foveate.export.sources import fill
+from foveate.export.weights import Reading, Rounding
 from foveate.runtime.budget import Points
 from foveate.runtime.decode import Picture, axes_of, positions_of
 from foveate.runtime.layout import Layout
@@ -54,7 +56,7 @@ class Facts:
 
 @torch.inference_mode()
 def record(
-    graphs: list[Graph], weights: Weights, embed_tokens: np.ndarray, question: Question, facts: Facts
+    graphs: list[Graph], weights: Reading, embed_tokens: np.ndarray, question: Question, facts: Facts
 ) -> dict[str, np.ndarray]:
     """Run every graph once and return the arrays of golden.npz (names: design section 5, ``runtime.check``)."""
     arrays: dict[str, np.ndarray] = {}
@@ -121,7 +123,7 @@ def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> 
 
 
 def _language(
-    graphs: list[Graph], weights: Weights, rows: Tensor, chunk: Chunk, facts: Facts
+    graphs: list[Graph], weights: Reading, rows: Tensor, chunk: Chunk, facts: Facts
 ) -> dict[str, np.ndarray]:
     """The segments in order, each over the prompt as it is there and the forced tokens; pruners see the prompt alone."""
     arrays: dict[str, np.ndarray] = {}
@@ -151,7 +153,7 @@ def _language(
 
 def _prune(
     graph: Graph,
-    weights: Weights,
+    weights: Reading,
     before: dict[str, Tensor],
     chunk: Chunk,
     facts: Facts,
@@ -162,16 +164,38 @@ def _prune(
     known = chunk.feeds(facts.budgets.get(name, ()))
     values = before | {key: torch.from_numpy(value) for key, value in known.items()}
     inputs = [_half(values[tensor.name]) for tensor in graph.spec.inputs]
-    answer = _filled(graph, weights)(*inputs)
+    answer = _module(graph, weights)(*inputs)
     found = {tensor.name: value for tensor, value in zip(graph.spec.outputs, answer, strict=True)}
     arrays |= {f"{name}.in.{t.name}": _store(v) for t, v in zip(graph.spec.inputs, inputs, strict=True)}
     arrays |= {f"{name}.out.{key}": value.numpy() for key, value in found.items()}
     return found
 
 
-def _filled(graph: Graph, weights: Weights) -> nn.Module:
-    """The graph's module with its weights: a copy, since the module itself may be traced once more."""
-    return fill(copy.deepcopy(graph.module), weights, graph.weight)
+def _module(graph: Graph, weights: Reading) -> nn.Module:
+    """The graph's module at work: a copy, since the module itself may be traced once more."""
+    return _ready(copy.deepcopy(graph.module), weights, graph.weight)
+
+
+def _ready(
+    module: nn.Module, weights: Reading, weight: str | Callable[[str], str], together: int | None = None
+) -> nn.Module:
+    """``module`` filled (``sources.fill``), its products reading what those of the graphs read. Of their rows so many are
+    computed ``together`` and each behind them alone; None: all together."""
+    name_of = weight.__add__ if isinstance(weight, str) else weight
+    for path, part in fill(module, weights, weight).named_modules():
+        if isinstance(part, Linear):
+            rounding = weights.rounding(name_of(f"{path}.weight" if path else "weight"))
+            if rounding is not None:
+                part.register_forward_pre_hook(partial(_round, rounding, together))
+    return module
+
+
+def _round(rounding: Rounding, together: int | None, module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    (x,) = inputs
+    if together is None:
+        return rounding(x)
+    calls = x.split([together, *[1] * (x.shape[1] - together)], dim=1)
+    return torch.cat([rounding(call) for call in calls], dim=1)
 
 
 def _half(x: Tensor) -> Tensor:
@@ -185,7 +209,7 @@ def _embed(table: np.ndarray, ids: np.ndarray) -> Tensor:
 
 def _run(
     graph: Graph,
-    weights: Weights,
+    weights: Reading,
     values: dict[str, Tensor],
     question: Question,
     facts: Facts,
@@ -205,7 +229,7 @@ def _run(
             value = _half(values[tensor.name])
         inputs.append(value)
         arrays[f"{name}.in.{tensor.name}"] = _store(value)
-    answer = _filled(graph, weights)(*inputs)
+    answer = _module(graph, weights)(*inputs)
     outputs = tuple(answer.values()) if isinstance(answer, dict) else answer
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}
@@ -237,7 +261,7 @@ def _picture(shape: tuple[int, ...]) -> Tensor:
 
 
 def _segment(
-    graph: Graph, weights: Weights, rows: Tensor, positions: np.ndarray, prompt: int
+    graph: Graph, weights: Reading, rows: Tensor, positions: np.ndarray, prompt: int
 ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
     """Teacher-forced over prompt and forced tokens in one pass, one decoder layer in memory at a time: the outputs that
     have a row for each (not the logits), and what is recorded."""
@@ -263,7 +287,7 @@ def _segment(
             behind["scored"] = hidden
         with torch.device("meta"):
             layer = DecoderLayer(spec)
-        fill(layer, weights, f"llm.layers.{index}.")
+        _ready(layer, weights, f"llm.layers.{index}.", together=prompt)
         hidden, keys, values = layer(hidden, rope, start, mask, (empty, empty))
         if index in (first, end - 1):
             arrays |= {
@@ -279,7 +303,7 @@ def _segment(
                 Linear(spec.hidden_size, spec.vocab_size),
             )
         last = fill(norm, weights, "llm.norm.")(hidden[:, prompt - 1 :])
-        answers = {"logits": fill(head, weights, "llm.lm_head.")(last)}
+        answers = {"logits": _ready(head, weights, "llm.lm_head.", together=1)(last)}
     for key, value in answers.items():
         arrays[f"{name}.out.{key}"] = value[0, prompt - length - 1 :].numpy()
     return behind, arrays

@@ -7,8 +7,8 @@ of a scheme (``calib/schemes``), or the dtype in which it is stored as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +22,7 @@ from foveate.calib.statistics import InputStatistics, Statistics
 from foveate.engines.errors import UserError
 from foveate.export.parts import Weights
 
-__all__ = ["Store", "attach", "packed", "parts_of", "pending", "require_ranges"]
+__all__ = ["Reading", "Rounding", "Store", "attach", "packed", "parts_of", "pending", "require_ranges"]
 
 _ALIGNMENT = 4096  # a page: engines map the file instead of reading it
 _VALUES = ("int4", "int8", "int7", "float8_e4m3fn")
@@ -109,10 +109,14 @@ class Store:
     def __contains__(self, name: str) -> bool:
         return any(known == name for known, _ in self._places)
 
-    def get(self, name: str) -> torch.Tensor:
+    def get(self, name: str, parts: Collection[str] = ()) -> torch.Tensor:
         """float32, as the graphs compute with it: dequantized, widened from what was stored, or, where that is float32, the
-        file itself, mapped."""
-        found = {part: place for (known, part), place in self._places.items() if known == name}
+        file itself, mapped. Of what ``parts`` hold; without any, of the best that there is."""
+        found = {
+            part: place
+            for (known, part), place in self._places.items()
+            if known == name and (not parts or part in parts)
+        }
         values = next((part for part in _VALUES if part in found), None)
         if values is None:
             part = next((part for part in ("float32", "float16") if part in found), None)
@@ -136,6 +140,44 @@ class Store:
         return unpack(raw, place.dtype, place.shape)
 
 
+Rounding = Callable[[torch.Tensor], torch.Tensor]
+"""What a product reads of an input [..., K] that is computed at once."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the graphs of a ``form`` compute with. ``encodings``: of their weights, by name. Without a form, whatever is stored, and
+    inputs as they are."""
+
+    store: Store
+    form: Form | None = None
+    encodings: Mapping[str, str] = field(default_factory=dict)
+    statistics: Statistics | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.store
+
+    def get(self, name: str) -> torch.Tensor:
+        """See ``Store.get``."""
+        return self.store.get(name, parts_of(self.encodings[name], self.form) if self.form else ())
+
+    def rounding(self, name: str) -> Rounding | None:
+        """What the products with the weight ``name`` make of their input; None: nothing."""
+        encoding = self.encodings.get(name)
+        if encoding is None or not _rounds(encoding):
+            return None
+        seen = _inputs(self.statistics, name)
+        return lambda x: schemes.load(encoding).rounded(x, self.form, seen)
+
+    @property
+    def rounds(self) -> bool:
+        return any(map(_rounds, self.encodings.values()))
+
+
+def _rounds(encoding: str) -> bool:
+    return encoding in schemes.names() and schemes.load(encoding).ROUNDS_ACTIVATIONS
+
+
 def pending(
     model: ir.Model, choose: Callable[[str, tuple[int, ...]], str | None]
 ) -> Iterator[tuple[str, str]]:
@@ -153,10 +195,7 @@ def parts_of(encoding: str, form: Form) -> tuple[str, ...]:
 def require_ranges(needs: Iterable[tuple[str, str]], form: Form, statistics: Statistics | None) -> None:
     """Raise UserError when a graph of that form wants calibrated ranges that there are not."""
     for name, encoding in needs:
-        static = (
-            not form.dynamic and encoding in schemes.names() and schemes.load(encoding).ROUNDS_ACTIVATIONS
-        )
-        if static and _inputs(statistics, name) is None:
+        if not form.dynamic and _rounds(encoding) and _inputs(statistics, name) is None:
             seen = "calibration has not seen it" if statistics else "there was no calibration"
             raise UserError(
                 f"no range is known of what {name} reads | {encoding} rounds it with a range fixed at build time, and {seen} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from foveate.export.methods.base import Method
 from foveate.export.pair import Pair
 from foveate.export.parts import Parts, Weights
 from foveate.export.precision import Precision
-from foveate.export.weights import Store, attach, packed, parts_of, pending, require_ranges
+from foveate.export.weights import Reading, Store, attach, packed, parts_of, pending, require_ranges
 from foveate.runtime.layout import layout
 from foveate.runtime.prompt import ChatTokenizer, ImageSlot, Turn, clip_segments, load_tokenizer
 
@@ -51,6 +51,7 @@ class _WithTables:
 class _Lowered:
     model: ir.Model
     path: Path
+    dialect: str
     form: Form
     needs: list[tuple[str, str]]  # (weight, encoding)
 
@@ -63,8 +64,9 @@ def write_graphs(
     dialects: list[str],
     progress: Progress,
     statistics: Statistics | None = None,
-) -> tuple[Store, dict[str, dict[str, object]]]:
-    """Write every graph in every dialect and their weights; return the store and bundle.json's "dialects".
+) -> tuple[dict[str, Reading], dict[str, dict[str, object]]]:
+    """Write every graph in every dialect and their weights; return what they compute with, by the file in which their answers
+    are to be recorded, and bundle.json's "dialects".
 
     Where ``precision`` has another form for prefill, the language model's graphs are written once more with it. Its
     integers are made of the numbers that the first form holds, so both are one model.
@@ -84,14 +86,14 @@ def write_graphs(
             copy = lower.lower(model, graph.spec, dialect)
             needs = list(pending(copy, choose))
             require_ranges(needs, forms[dialect], statistics)
-            lowered.append(_Lowered(copy, path, forms[dialect], needs))
+            lowered.append(_Lowered(copy, path, dialect, forms[dialect], needs))
             entry = index.setdefault(dialect, {"dtype": dtype, "files": {}})
             entry["files"][name] = path.name
             if precision.prefill and forms[dialect].dynamic and graph.spec.in_place:
                 path = root / f"{name}.prefill.{dialect}.onnx"
                 copy = copy.clone()
                 needs = list(pending(copy, precision.prefilling.choose()))
-                prefill.append(_Lowered(copy, path, forms[dialect], needs))
+                prefill.append(_Lowered(copy, path, dialect, forms[dialect], needs))
                 entry.setdefault("prefill", {})[name] = path.name
     store = Store(root, _WithTables(parts.weights, parts.decoder))
     again = Store(root, store)
@@ -101,7 +103,14 @@ def write_graphs(
         for item in items:
             attach(item.model, source, item.needs, item.form, statistics)
             ir.save(item.model, item.path)
-    return store, index
+    readings = {}
+    for dialect, entry in index.items():
+        mine = dict(pair for item in lowered if item.dialect == dialect for pair in item.needs)
+        reading = Reading(store, forms[dialect], mine, statistics)
+        kind = ("dynamic." if forms[dialect].dynamic else "static.") if reading.rounds else ""
+        entry["golden"] = f"golden.{kind}npz"
+        readings[entry["golden"]] = reading if kind else Reading(store)
+    return readings, index
 
 
 def _write_weights(
@@ -149,16 +158,22 @@ def write_files(root: Path, parts: Parts, graphs: list[Graph]) -> None:
 
 
 def write_golden(
-    root: Path, parts: Parts, method: Method | Pair, graphs: list[Graph], store: Store, table: np.ndarray
+    root: Path,
+    parts: Parts,
+    method: Method | Pair,
+    graphs: list[Graph],
+    readings: Mapping[str, Reading],
+    table: np.ndarray,
 ) -> None:
-    """Record what each graph must answer to a fixed question (see ``golden``)."""
+    """Record what each graph must answer to a fixed question (see ``golden``), in a file for each of ``readings``."""
     one_axis = parts.spec.decoder.position_axes == 1
     renumbers = method.inside is not None and method.inside.position_mode == "compact" and one_axis
     plan = layout(golden.sample_size(parts.image), parts.image, parts.spec.vision.grid)
     whole = method.before is not None and method.before.whole
     facts = golden.Facts(plan, method.budgets(parts.spec), renumbers, whole)
     question = _question(root, parts, graphs)
-    np.savez(root / "golden.npz", **golden.record(graphs, store, table, question, facts))
+    for name, reading in readings.items():
+        np.savez(root / name, **golden.record(graphs, reading, table, question, facts))
 
 
 def _question(root: Path, parts: Parts, graphs: list[Graph]) -> golden.Question:

@@ -47,7 +47,7 @@ class Manifest:
     graphs: dict[str, GraphSpec]
     dialects: dict[
         str, dict[str, Any]
-    ]  # name -> dtype, files {graph: file}, prefill likewise where there is any
+    ]  # name -> dtype, files {graph: file}, prefill likewise where there is any, golden: file of the recorded answers
     num_visual_tokens: int
     grid: tuple[int, int]
     decoder: dict[str, int]
@@ -124,6 +124,10 @@ class Bundle:
 
     def graph_file(self, graph: str, dialect: str) -> Path:
         return self.path / self.manifest.dialects[dialect]["files"][graph]
+
+    def golden(self, dialect: str) -> Path:
+        """What graphs of the dialect must answer."""
+        return self.path / self.manifest.dialects[dialect].get("golden", "golden.npz")
 
     def embeddings(self) -> np.ndarray:
         """The token embedding [V, D], mapped."""

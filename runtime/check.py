@@ -1,6 +1,6 @@
 """``foveate check``: prove a bundle on the machine it stands on, without torch.
 
-Every file is hashed; then each graph is fed what was recorded at build time (``golden.npz``) and its answers are
+Every file is hashed; then each graph is fed what was recorded at build time (``golden*.npz``) and its answers are
 compared with what torch answered in float32: cosine, largest error relative to the largest value, the most likely
 token and the kept patches, where near-ties are excused. The language model is replayed as it is used: the prompt at
 once, then token by token over one cache, whose first and last layer are compared at the end.
@@ -38,15 +38,18 @@ class Limits:
 
 LIMITS = {
     "float32": Limits(cosine=0.99999, error=1e-3, swaps=0.01),
+    "float32, int8": Limits(cosine=0.998, error=0.05, swaps=0.01),
+    "float32, int8 unrecorded": Limits(cosine=0.995, error=0.1, swaps=0.01),
     "float16": Limits(cosine=0.999, error=0.03, swaps=0.05),
-    "int8 activations": Limits(cosine=0.995, error=0.1, swaps=0.01),
-    "fixed ranges": Limits(cosine=0.97, error=0.15, swaps=0.05),
+    "float16, int8": Limits(cosine=0.99, error=0.15, swaps=0.05),
+    "float16, fp8": Limits(cosine=0.97, error=0.2, swaps=0.05),
 }
-"""By dtype, and for products that round activations to 8 bits, by their range at run time (int4 weights at accuracy level 4, and
-int8, in ONNX Runtime) or by one that calibration fixed (int8 and fp8 elsewhere): the recorded picture is noise and goes beyond it.
-int4 costs a random LLaVA-1.5-7B in ONNX Runtime a cosine of 0.99976 and an error of 0.033, a random one of two layers 0.99943
-and 0.034; float32 stays below 3e-4, the rounding of the recorded cache to float16. `scripts/shapes` in int8 with 48 samples,
-fixed ranges in ONNX Runtime: 0.986 and 0.069, every token the same; with 8 samples 0.856, which is refused. float16 has not been run on a GPU yet."""
+"""By dtype, and by what the graph rounds activations to. Recorded answers have been rounded likewise (``export.golden``): what is
+left are values that fall to the other side of a step. What ONNX Runtime rounds by itself (int4 products at accuracy level 4) is not
+recorded, nor are prompts in int8 where words are in int4.
+
+Worst seen in ONNX Runtime, of random tiny models of each family and `scripts/shapes` calibrated with 8 samples: float32, 3e-4; int8 in it 0.9996
+and 0.027; in float16 0.995 and 0.11; fp8 0.98 and 0.17. int4 costs a random LLaVA-1.5-7B 0.99976 and 0.033. No GPU has been asked yet."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,13 @@ def main(argv: list[str]) -> int:
 
 def replay(bundle: Bundle, plan: Plan, threads: int | None = None) -> Iterator[Finding]:
     """Every answer of every graph, in the order of the stages. Raises UserError without ``golden.npz``."""
-    if "golden.npz" not in bundle.manifest.files:
-        raise UserError(f"{bundle.path} cannot be checked | it has no golden.npz | build the bundle again")
+    recorded = bundle.golden(plan.dialect)
+    if not recorded.is_file():
+        raise UserError(
+            f"{bundle.path} cannot be checked | it has no {recorded.name} | build the bundle again"
+        )
     engines = load_engines(bundle, plan, {"threads": threads})
-    with np.load(bundle.file("golden.npz"), allow_pickle=False) as golden:
+    with np.load(recorded, allow_pickle=False) as golden:
         for name in bundle.manifest.stages:
             prunes = f"{name}.out.kept" in golden  # the pruners, and an encoder that merges
             kind = _replay_segment if name.startswith("llm") else _replay_pruner if prunes else _replay_plain
@@ -113,10 +119,12 @@ def _limits(bundle: Bundle, plan: Plan, graph: str) -> Limits:
     parts = {"vision_encoder": ("vision",), "llm": ("decoder", "head"), "pruner.": ("decoder",)}
     read = next((names for start, names in parts.items() if graph.startswith(start)), ())
     kinds = {bundle.manifest.precision[name] for name in read}
-    int4 = "int4" in kinds and plan.options.get("accuracy_level") == 4 and dtype == "float32"
-    if kinds & {"int8", "fp8"}:
-        return LIMITS["int8 activations" if dtype == "float32" else "fixed ranges"]
-    return LIMITS["int8 activations" if int4 else dtype]
+    prompts = graph in bundle.manifest.dialects[plan.dialect].get("prefill", {})
+    products = dtype == "float32" and "int4" in kinds and plan.options.get("accuracy_level") == 4
+    if prompts or products:
+        return LIMITS["float32, int8 unrecorded"]
+    rounded = next((kind for kind in ("fp8", "int8") if kind in kinds), None)
+    return LIMITS[f"{dtype}, {rounded}" if rounded else dtype]
 
 
 Golden = Any  # a mapping of names to arrays

@@ -110,8 +110,9 @@ class Job:
             self._apply(remedy, wrong.graph)
 
     def _untestable(self) -> str | None:
-        if "golden.npz" not in self.bundle.manifest.files:
-            return "the bundle has no golden.npz"
+        recorded = self.bundle.golden(self.dialect)
+        if not recorded.is_file():
+            return f"the bundle has no {recorded.name}"
         return cannot_run(self.machine["target"])
 
     def _first_wrong(self) -> check.Finding | None:

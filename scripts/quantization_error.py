@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 
 import torch
@@ -22,45 +22,24 @@ from torch import Tensor, nn
 from foveate.calib import schemes
 from foveate.calib.collect import LayerWatch
 from foveate.calib.equivalent import GROUPS, Smoothed
+from foveate.calib.schemes.base import Form
 from foveate.calib.statistics import InputStatistics, Statistics
 from foveate.export.decoder import Decoder, DecoderLayer, rope_tables
 from foveate.export.parts import DecoderSpec
 from foveate.export.sources import fill
 
 PREFIX = "llm.layers.0."
-Rounding = Callable[[Tensor, InputStatistics], Tensor]
-"""An activation and what was seen of it in calibration -> the activation as the engine has it."""
+AT_RUN_TIME, FIXED = Form("float32", True, False), Form("float16", False, False)
 
-
-def dynamic(x: Tensor, seen: InputStatistics) -> Tensor:
-    """As ``schemes.int8`` does it in ONNX Runtime: rows divided by their peak, then uint8 from the least to the largest of all."""
-    peak = x.abs().amax(-1, keepdim=True).clamp(min=1e-12)
-    even = x / peak
-    low, high = even.min().clamp(max=0), even.max().clamp(min=0)
-    step = (high - low) / 255
-    zero = (-low / step).round()
-    return ((even / step + zero).round().clamp(0, 255) - zero) * step * peak
-
-
-def static(x: Tensor, seen: InputStatistics) -> Tensor:
-    step = seen.range / 127
-    return (x / step).round().clamp(-127, 127) * step
-
-
-def fp8(x: Tensor, seen: InputStatistics) -> Tensor:
-    step = float(seen.absmax.max()) / 448
-    return (x / step).clamp(-448, 448).to(torch.float8_e4m3fn).float() * step
-
-
-# name -> scheme of the weights, factors in them, rounding of the activations
-VARIANTS: dict[str, tuple[str, str | None, Rounding | None]] = {
+# name -> scheme of the weights, factors in them, and, where activations are rounded, the form in which the graph does it
+VARIANTS: dict[str, tuple[str, str | None, Form | None]] = {
     "int4, to nearest": ("int4", None, None),
     "int4, AWQ": ("int4", "awq", None),
-    "int8, dynamic": ("int8", None, dynamic),
-    "int8, dynamic, SmoothQuant": ("int8", "smoothquant", dynamic),
-    "int8, static": ("int8", None, static),
-    "int8, static, SmoothQuant": ("int8", "smoothquant", static),
-    "fp8": ("fp8", None, fp8),
+    "int8, dynamic": ("int8", None, AT_RUN_TIME),
+    "int8, dynamic, SmoothQuant": ("int8", "smoothquant", AT_RUN_TIME),
+    "int8, static": ("int8", None, FIXED),
+    "int8, static, SmoothQuant": ("int8", "smoothquant", FIXED),
+    "fp8": ("fp8", None, FIXED),
 }
 
 
@@ -99,11 +78,11 @@ def errors(spec: DecoderSpec, rows: int, channels: int, factor: float) -> dict[s
         statistics = Statistics(watch.finish(PREFIX), {})
     exact = run(layer, spec, asked)[0] - asked
     found = {}
-    for name, (scheme, kind, rounding) in VARIANTS.items():
+    for name, (scheme, kind, form) in VARIANTS.items():
         source = weights if kind is None else Smoothed(weights, statistics.factors(kind))
         ranges = statistics if kind is None else statistics.folded(kind)
-        layer = filled(spec, Rounded(source, schemes.load(scheme), narrow=rounding is dynamic))
-        with rounded_inputs(layer, ranges, rounding):
+        layer = filled(spec, Rounded(source, schemes.load(scheme), narrow=form is AT_RUN_TIME))
+        with rounded_inputs(layer, ranges, scheme, form):
             y = run(layer, spec, asked)[0] - asked
         found[name] = float((y - exact).norm() / exact.norm())
     return found
@@ -177,14 +156,16 @@ def run(layer: nn.Module, spec: DecoderSpec, rows: Tensor) -> tuple[Tensor, Tens
 
 
 @contextlib.contextmanager
-def rounded_inputs(layer: nn.Module, statistics: Statistics, rounding: Rounding | None) -> Iterator[None]:
+def rounded_inputs(
+    layer: nn.Module, statistics: Statistics, scheme: str, form: Form | None
+) -> Iterator[None]:
     """The layer's products read rounded inputs, each with its own range."""
     hooks = []
     for path in (path for group in GROUPS for path in group.reads):
         seen = statistics.inputs(f"{PREFIX}{path}.weight")
 
         def hook(module: nn.Module, inputs: tuple[Tensor], seen: InputStatistics = seen) -> tuple[Tensor]:
-            return (inputs[0] if rounding is None else rounding(inputs[0], seen),)
+            return (inputs[0] if form is None else schemes.load(scheme).rounded(inputs[0], form, seen),)
 
         hooks.append(layer.get_submodule(path).register_forward_pre_hook(hook))
     try:

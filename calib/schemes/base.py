@@ -7,6 +7,7 @@ A scheme is a module of this package::
     quantize(weight [K,N] float) -> Quantized
     needs(form) -> tuple[str, ...]                    # the parts that graphs of this form read, see Quantized.part
     place(site) -> None                               # puts them where the site's weight was
+    rounded(x, form, seen) -> Tensor                  # where it rounds: the input x [..., K], computed at once, as products read it
 
 Everything written is standard ONNX (``QuantizeLinear``, ``DequantizeLinear``, ``MatMulInteger``).
 """
@@ -33,6 +34,11 @@ class Form:
     dtype: str
     dynamic: bool
     zero_points: bool
+
+    def step(self, size: float) -> np.floating:
+        """The scale of an activation whose ``size`` is to be one step."""
+        dtype = np.dtype(self.dtype)
+        return np.maximum(size, np.finfo(dtype).smallest_normal).astype(dtype)
 
 
 @dataclass(frozen=True)
@@ -196,9 +202,7 @@ class Site:
 
     def rounded(self, product: ir.Node, step: float, zero: np.generic) -> ir.Value:
         """The product's input through ``QuantizeLinear`` to ``zero``'s dtype and back, one ``step`` for all of it."""
-        dtype = np.dtype(self.form.dtype)
-        scale = np.maximum(step, np.finfo(dtype).smallest_normal).astype(dtype)
-        source = product.inputs[0]
+        scale, source = self.form.step(step), product.inputs[0]
 
         def make() -> ir.Value:
             name = f"{self.weight.name}.input"

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import torch
+from torch import Tensor
 
 from foveate.calib.schemes.base import Form, Quantized, Site
+from foveate.calib.statistics import InputStatistics
 
-__all__ = ["ROUNDS_ACTIVATIONS", "needs", "place", "quantize", "takes"]
+__all__ = ["ROUNDS_ACTIVATIONS", "needs", "place", "quantize", "rounded", "takes"]
 
 ROUNDS_ACTIVATIONS = True
 _DTYPE = ml_dtypes.float8_e4m3fn
@@ -39,7 +42,16 @@ def needs(form: Form) -> tuple[str, ...]:
 def place(site: Site) -> None:
     values, scale = map(site.stored, needs(site.form))
     weight = site.dequantized([values, scale], axis=1)
-    step = site.inputs.absmax.max() / _LIMIT  # its steps grow with the value: nothing is gained by clipping
     for product in site.products:
-        product.replace_input_with(0, site.rounded(product, step, _DTYPE(0)))
+        product.replace_input_with(0, site.rounded(product, _step(site.inputs), _DTYPE(0)))
         product.replace_input_with(1, weight)
+
+
+def rounded(x: Tensor, form: Form, seen: InputStatistics | None) -> Tensor:
+    step = float(form.step(_step(seen)))
+    return (x / step).clamp(-_LIMIT, _LIMIT).to(torch.float8_e4m3fn).float() * step
+
+
+def _step(seen: InputStatistics) -> float:
+    """Its steps grow with the value: nothing is gained by clipping."""
+    return seen.absmax.max() / _LIMIT

@@ -15,10 +15,12 @@ from functools import partial
 
 import numpy as np
 import onnx_ir as ir
+from torch import Tensor
 
 from foveate.calib.schemes.base import Form, Quantized, Site
+from foveate.calib.statistics import InputStatistics
 
-__all__ = ["ROUNDS_ACTIVATIONS", "needs", "place", "quantize", "takes"]
+__all__ = ["ROUNDS_ACTIVATIONS", "needs", "place", "quantize", "rounded", "takes"]
 
 ROUNDS_ACTIVATIONS = True
 _LIMIT = 127  # symmetric: -128 is left unused
@@ -54,10 +56,21 @@ def place(site: Site) -> None:
         return
     values, scale = map(site.stored, needs(site.form))
     weight = site.dequantized([values, scale], axis=1)
-    step = site.inputs.range / _LIMIT
     for product in site.products:
-        product.replace_input_with(0, site.rounded(product, step, np.int8(0)))
+        product.replace_input_with(0, site.rounded(product, site.inputs.range / _LIMIT, np.int8(0)))
         product.replace_input_with(1, weight)
+
+
+def rounded(x: Tensor, form: Form, seen: InputStatistics | None) -> Tensor:
+    if not form.dynamic:
+        step = float(form.step(seen.range / _LIMIT))
+        return (x / step).round().clamp(-128, 127) * step
+    peak = x.abs().amax(-1, keepdim=True).clamp(min=_TINY)
+    even = x / peak
+    low, high = even.min().clamp(max=0), even.max().clamp(min=0)
+    step = (high - low) / 255
+    zero = (-low / step).round()
+    return ((even / step).round() + zero).clamp(0, 255).sub(zero) * step * peak
 
 
 def _dynamic(site: Site, product: ir.Node) -> None:

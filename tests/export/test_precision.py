@@ -10,6 +10,7 @@ from foveate.calib import schemes
 from foveate.engines.errors import UserError
 from foveate.export import lower, methods, models
 from foveate.export.build import build
+from foveate.export.calibrate import Calibration
 from foveate.export.decoder import Linear
 from foveate.export.models import llava
 from foveate.export.precision import SAFE, Precision, dialects
@@ -117,3 +118,21 @@ def test_the_compiled_bundle_answers_as_torch_with_its_weights(tmp_path, precisi
     compile_bundle(tmp_path / "b")
     findings = list(check.replay(bundle, choose(bundle, None)))
     assert findings and not [finding for finding in findings if not finding.ok]
+
+
+def test_dialects_that_round_differently_have_recordings_of_their_own(tmp_path):
+    out, method = tmp_path / "b", methods.load("fastv", {"layer": "1"})
+    build(llava.tiny(layers=3), method, out, precision="int8", calibration=Calibration("scenes", 3))
+    bundle = load(out)
+    recorded = {name: bundle.golden(name) for name in bundle.manifest.dialects}
+    assert recorded["native"] == recorded["primitive"] != recorded["ort"]
+    for dialect, other in (("ort", "native"), ("primitive", "ort")):
+        compile_bundle(out, dialect=dialect, force=True, self_test=False)
+        plan = choose(load(out))
+        assert plan.dialect == dialect
+        findings = list(check.replay(bundle, plan))
+        assert findings and not [finding for finding in findings if not finding.ok]
+        own = max(finding.error for finding in findings)
+        bundle.manifest.dialects[dialect]["golden"] = recorded[other].name
+        assert max(finding.error for finding in check.replay(bundle, plan)) > 1.5 * own
+        bundle.manifest.dialects[dialect]["golden"] = recorded[dialect].name

@@ -43,7 +43,7 @@ def test_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("fault", ["mask", "swap", "stale", "scale", "rope"])
-@pytest.mark.parametrize("limits", ["float32", "int8 activations", "fixed ranges"])
+@pytest.mark.parametrize("limits", LIMITS)
 def test_planted_faults(make_bundle: Any, fault: str, limits: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also under the limits that leave room for rounded activations."""
     root = make_bundle(fault=fault)
