@@ -1,18 +1,60 @@
 """Run a command and print its wall time and the peak resident memory of its largest process.
 
-python scripts/peak.py foveate build --model llava-1.5-7b --method sppruner --load-format dummy
+    python scripts/peak.py foveate build --model llava-1.5-7b --method sppruner --load-format dummy
+    sudo python scripts/peak.py --within 11e9 foveate run BUNDLE "What is this?" --image street.jpg
+
+``--within`` gives it and its children that many bytes in all, mapped files and page cache included, as a smaller machine
+would: a control group, which only root may make. Whoever needs more is killed; whoever maps more than it needs reads again.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def limited(size: int) -> Iterator[Path]:
+    """A control group of at most ``size`` bytes: its file of members. Raises OSError where none can be made."""
+    root = Path("/sys/fs/cgroup")
+    old = (root / "memory").is_dir()  # version 1 has a tree for each resource
+    group = (root / "memory" if old else root) / f"foveate-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(size))
+        yield group / "cgroup.procs"
+        peak = group / ("memory.max_usage_in_bytes" if old else "memory.peak")
+        hits = (group / "memory.failcnt").read_text() if old else (group / "memory.events").read_text()
+        print(
+            f"all together {int(peak.read_text()) / 2**30:.2f} GiB; limit met: {hits.split()}",
+            file=sys.stderr,
+        )
+    finally:
+        group.rmdir()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--within", type=float, metavar="BYTES", help="memory that the command may have")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    args = parser.parse_args()
+    start = time.monotonic()
+    if args.within is None:
+        code = subprocess.call(args.command)
+    else:
+        with limited(int(args.within)) as members:
+            code = subprocess.call(args.command, preexec_fn=lambda: members.write_text(str(os.getpid())))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # kibibytes on Linux
+    print(f"{time.monotonic() - start:.1f} s, peak {peak:.2f} GiB: {' '.join(args.command)}", file=sys.stderr)
+    return code
+
 
 if __name__ == "__main__":
-    start = time.monotonic()
-    code = os.spawnvp(os.P_WAIT, sys.argv[1], sys.argv[1:])
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # kibibytes on Linux
-    print(f"{time.monotonic() - start:.1f} s, peak {peak:.2f} GiB: {' '.join(sys.argv[1:])}", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(main())
