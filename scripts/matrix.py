@@ -50,9 +50,8 @@ A number is the largest relative error of any recorded answer, graph by graph, i
 float32. **Bold**: TensorRT for RTX {rtx} compiled every graph for {targets} (fp8: {fp8});
 with a plus, for {old} as well. `native` is
 for TensorRT from 10.15 on, `primitive` for older ones. **No plan has been run on a GPU**, and full TensorRT has compiled
-none of these: it cannot without one. What is wrong in `int8` and `fp8` is so by the limits of the self-test: random models amplify
-what 8 bits round away from activations. The small trained checkpoint holds them in int8 ([precision.md](precision.md)); fp8 was not
-tried on it."""
+none of these: it cannot without one. What a graph rounds of activations in `int8` and `fp8` the reference rounds as well: what a precision
+costs in accuracy is in [precision.md](precision.md)."""
 
 Results = dict[str, dict[str, Any]]
 """``family/method/precision`` -> {"refused": why} or {dialect: {"error": ..., "compiled": ..., "old": ...}}."""
