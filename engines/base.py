@@ -23,11 +23,14 @@ and where it has them::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from foveate.engines.spec import GraphSpec, Symbol
+
+if TYPE_CHECKING:
+    from foveate.engines.rows import Rows
 
 __all__ = ["Buffer", "Engine", "Feed", "check_feeds", "resolve"]
 
@@ -72,6 +75,14 @@ class Engine(Protocol):
         """A zeroed buffer for the input ``name``, its symbols set by ``sizes``; ``content`` goes to its start.
 
         ``content`` has the rank of the input and at most its extent in every dimension.
+        """
+        ...
+
+    def gather(self, name: str, rows: Rows) -> Feed:
+        """``rows [R,...]`` as the input ``name [1,R,...]``, copied where the engine computes: what lies there already does not
+        pass through the host.
+
+        Rows on the host are cast to the input's dtype. Raises ValueError where rows on the device have another one.
         """
         ...
 

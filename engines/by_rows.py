@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from foveate.engines.base import Buffer, Engine, Feed
+from foveate.engines.rows import Rows
 from foveate.engines.spec import GraphSpec
 
 __all__ = ["MANY", "ByRows"]
@@ -33,6 +34,9 @@ class ByRows:
 
     def allocate(self, name: str, sizes: Mapping[str, int], content: np.ndarray | None = None) -> Buffer:
         return self._few.allocate(name, sizes, content)
+
+    def gather(self, name: str, rows: Rows) -> Feed:
+        return self._few.gather(name, rows)
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Buffer]:
         many = self._rows in feeds and feeds[self._rows].shape[1] >= MANY

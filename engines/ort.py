@@ -40,6 +40,7 @@ import onnxruntime
 from foveate.engines.base import Feed, check_feeds, resolve
 from foveate.engines.errors import UserError, unknown
 from foveate.engines.remedies import applicable
+from foveate.engines.rows import Rows
 from foveate.engines.spec import GraphSpec
 
 __all__ = [
@@ -285,6 +286,9 @@ class OrtEngine:
     def _buffer(self, array: np.ndarray) -> OrtBuffer:
         value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0)
         return OrtBuffer(value, array if self.device == "cpu" else None)
+
+    def gather(self, name: str, rows: Rows) -> np.ndarray:
+        return rows.numpy(self.spec.input(name).dtype)[None]
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, OrtBuffer]:
         check_feeds(self.spec, feeds)

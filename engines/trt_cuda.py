@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from foveate.engines.errors import UserError
+from foveate.engines.rows import Rows
 
 __all__ = ["Device", "Gpu", "TrtBuffer", "device", "find_gpu"]
 
@@ -128,6 +129,21 @@ class Device:
         )
         if host:
             self.call("cudaStreamSynchronize", self.stream)
+
+    def gather(self, address: int, rows: Rows, dtype: str) -> None:
+        """``rows`` one behind the other to ``address``; those on the device, of ``dtype``, in one copy per run of neighbours."""
+        width = int(np.prod(rows.shape[1:])) * np.dtype(dtype).itemsize
+        for number, index in rows.parts():
+            source = rows.sources[number]
+            if isinstance(source, np.ndarray):
+                found = source.reshape(-1, *rows.shape[1:])[index]
+                self.upload(address, np.ascontiguousarray(found, dtype))
+                address += len(index) * width
+                continue
+            for run in np.split(index, np.flatnonzero(np.diff(index) != 1) + 1):
+                place = source.address + int(run[0]) * width
+                self._copy("cudaMemcpyDeviceToDevice", address, place, len(run) * width)
+                address += len(run) * width
 
     def capture(self, work: Any) -> Any:
         """What ``work()`` puts on the stream, as an executable CUDA graph; it is not run."""

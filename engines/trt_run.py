@@ -18,6 +18,7 @@ import numpy as np
 
 from foveate.engines.base import Feed, check_feeds, resolve
 from foveate.engines.errors import UserError
+from foveate.engines.rows import Rows
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt_cuda import Device, TrtBuffer, device
 
@@ -89,6 +90,18 @@ class TrtEngine:
             whole[tuple(slice(n) for n in content.shape)] = content
             self._home.upload(buffer.address, whole)
         return buffer
+
+    def gather(self, name: str, rows: Rows) -> np.ndarray | TrtBuffer:
+        dtype, on_device = self.spec.input(name).dtype, [s for s in rows.sources if isinstance(s, TrtBuffer)]
+        if not on_device:
+            return rows.numpy(dtype)[None]
+        if others := {source.dtype for source in on_device} - {dtype}:
+            raise ValueError(
+                f"{self.spec.name}: rows of {name} on the device are {', '.join(others)} | expected {dtype}"
+            )
+        found = TrtBuffer(self._home, (1, *rows.shape), dtype)
+        self._home.gather(found.address, rows, dtype)
+        return found
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, TrtBuffer]:
         check_feeds(self.spec, feeds)

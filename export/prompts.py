@@ -128,7 +128,7 @@ class Stages:
                 f"a calibration prompt is too long | got {max(rows, positions)} tokens, expected at most "
                 f"{max(rows, positions) + room}: {sample.prompt[:60]!r} | shorten it"
             )
-        hidden = torch.from_numpy(decoder.embed(items))[None]
+        hidden = torch.from_numpy(decoder.embed(items).numpy("float32"))[None]
         return Prompt(hidden, decoder.describe(items), hidden if self._cuts else None)
 
     def cut(self, number: int, prompt: Prompt) -> Prompt:

@@ -135,7 +135,7 @@ class Chat:
         known = [] if reprune else [shown.picture for shown in self._shown]
         most = self._pipe.vision.most_rows
         blank = [
-            Picture(np.empty((0, 0)), np.zeros(most(keep, plan.total)), plan.total, layout=plan)
+            Picture(None, np.zeros(most(keep, plan.total)), plan.total, layout=plan)
             for plan, keep in pictures[len(known) :]
         ]
         items = prompt_items(segments, [*known, *blank])

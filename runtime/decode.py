@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from foveate.engines.base import Engine, Feed
+from foveate.engines.base import Engine
+from foveate.engines.rows import Rows
 from foveate.engines.spec import GraphSpec, Symbol
 from foveate.runtime import prompt
 from foveate.runtime.bundle import Manifest
@@ -27,11 +28,11 @@ take a sixth and 4,000 a third less time (docs/measurements.md)."""
 
 @dataclass(eq=False)  # two pictures are the same item only when they are the same object
 class Picture:
-    """A picture before the language model. ``tokens`` [R,D] in the graph's dtype, ``kept`` [R] int64: which of the picture's
-    ``total`` tokens each is, -1 for mixtures; ``keep`` the budget asked for; ``owner`` [total] int64: the row that each token
+    """A picture before the language model. ``tokens`` [R,D], None where only their number is asked; ``kept`` [R] int64: which of
+    the picture's ``total`` tokens each is, -1 for mixtures; ``keep`` the budget asked for; ``owner`` [total] int64: the row that each token
     went into, or None; ``layout``: where its tokens lie, by default in one row. ``left`` is what pruners inside the language model left, cut by cut: indices [R'] of rows."""
 
-    tokens: np.ndarray
+    tokens: Rows | None
     kept: np.ndarray
     total: int
     keep: int = 0
@@ -79,7 +80,7 @@ class Decoder:
     """
 
     def __init__(self, engines: Mapping[str, Engine], table: np.ndarray, manifest: Manifest) -> None:
-        self._table, self._mode = table, manifest.position_mode
+        self._table, self._mode = Rows(np.asarray(table)[None]), manifest.position_mode
         self._max_positions = manifest.decoder["max_positions"]
         spec = engines[manifest.segments[0][0]].spec
         self._axes = axes_of(spec)
@@ -93,8 +94,7 @@ class Decoder:
             )
             self.segments.append(found)
             depth += found.pruner is not None
-        spec = spec.input("inputs_embeds")
-        self._dtype, length = spec.dtype, spec.shape[1]
+        length = spec.input("inputs_embeds").shape[1]
         self._most = min(length.max if isinstance(length, Symbol) else length, _MOST_ROWS)
         self.items: list[Item] = []  # what is in the cache
         self._position = 0  # of the next row
@@ -154,7 +154,7 @@ class Decoder:
                 segment.cache.reserve(segment.cache.length + len(embeds) + new_tokens)
             positions = self._positions(rest)
             for chunk in np.array_split(np.arange(len(embeds)), -(-len(embeds) // self._most)):
-                logits = self._run(embeds[chunk], positions[..., chunk])
+                logits = self._run(embeds.take(chunk), positions[..., chunk])
         self._append(rest)
         return logits
 
@@ -168,19 +168,19 @@ class Decoder:
         self.items += items
         self._position += sum(map(self.span, items))
 
-    def _run(self, embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        rows: Feed = embeds[None]
+    def _run(self, embeds: Rows, positions: np.ndarray) -> np.ndarray:
+        rows = self.segments[0].gather(embeds)
         for segment in self.segments:
             outputs = segment.run(rows, positions)
             rows = outputs.get("hidden")
         return outputs["logits"].numpy()[0, 0]
 
     def _shorten(
-        self, embeds: np.ndarray, items: Sequence[Item], pictures: Sequence[Picture], new_tokens: int
+        self, embeds: Rows, items: Sequence[Item], pictures: Sequence[Picture], new_tokens: int
     ) -> np.ndarray:
         """``_run`` with the pruners between the segments; tells the ``pictures`` what is left of them."""
         chunk, carried = self.describe(items), {}
-        rows: Feed = embeds[None]
+        rows = entering = self.segments[0].gather(embeds)
         left: list[list[np.ndarray]] = [[] for _ in pictures]
         for segment in self.segments:
             segment.cache.reserve(segment.cache.length + len(chunk) + new_tokens)
@@ -189,7 +189,7 @@ class Decoder:
             if segment.pruner is None:
                 rows = outputs.get("hidden")
                 continue
-            given = {"scored": rows, "inputs_embeds": embeds[None], **outputs}
+            given = {"scored": rows, "inputs_embeds": entering, **outputs}
             rows, chunk, carried = segment.prune(given, chunk, carried)
             for number, found in enumerate(left):
                 found.append(chunk.source[chunk.picture == number])
@@ -210,10 +210,11 @@ class Decoder:
                 parts.append(np.array([[-1], [-1], [-1], [1], [1], [0], [0], [0]]))
         return Chunk(*np.concatenate(parts, axis=1).astype(np.int64), self._positions(items))
 
-    def embed(self, items: Sequence[Item]) -> np.ndarray:
-        """The rows [T,D] of ``items``, in the graph's dtype."""
-        rows = [run.tokens if isinstance(run, Picture) else self._table[run] for run in _runs(items)]
-        return np.concatenate(rows).astype(self._dtype, copy=False)
+    def embed(self, items: Sequence[Item]) -> Rows:
+        """The rows [T,D] of ``items``."""
+        return Rows.join(
+            [run.tokens if isinstance(run, Picture) else self._table.take(run) for run in _runs(items)]
+        )
 
     def _positions(self, items: Sequence[Item]) -> np.ndarray:
         """int64 [rows] of ``items`` behind what is cached, in the first segment; M-RoPE: [3, rows]."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from foveate.engines.base import Buffer, Engine, Feed
+from foveate.engines.rows import Rows
 from foveate.runtime.budget import Points, stage_keep
 from foveate.runtime.cache import KVCache
 
@@ -87,6 +88,10 @@ class Segment:
         """Where rows at ``positions [T]`` (M-RoPE: [3, T]) stand here, behind what is cached: there, or where this segment counts them."""
         start = self.cache.length
         return np.arange(start, start + len(positions)) if self._renumbers else positions
+
+    def gather(self, rows: Rows) -> Feed:
+        """``rows [T,D]`` as ``run`` takes them."""
+        return self.engine.gather(self._rows_name, rows)
 
     def run(self, rows: Feed, positions: np.ndarray) -> dict[str, Buffer]:
         """``rows [1,T,D]`` behind what is cached, at ``places(positions)``."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.engines.base import Engine, Feed
+from foveate.engines.base import Buffer, Engine, Feed
+from foveate.engines.rows import Rows
 from foveate.engines.spec import GraphSpec, Symbol
 from foveate.runtime.answer import Clock
 from foveate.runtime.budget import Keep, resolve_keep, stage_keep
@@ -23,9 +24,10 @@ __all__ = ["Seen", "VisionStages"]
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A picture after the vision encoder: ``projected`` and the taps, where the engine left them."""
+    """A picture after the vision encoder: ``projected`` and the taps, where the engine left them; of a video those of all its
+    steps, as rows."""
 
-    outputs: dict[str, Feed]
+    outputs: dict[str, Buffer] | dict[str, Rows]
     layout: Layout
 
 
@@ -44,7 +46,7 @@ class VisionStages:
         self._tokenizer, self._table = tokenizer, table
         self._clip = load_tokenizer(bundle.file("clip_tokenizer.json")) if self._text else None
         newline = bundle.file("image_newline.npy")
-        self._newline = np.load(newline) if newline.is_file() else None
+        self._newline = Rows(np.load(newline)[None, None]) if newline.is_file() else None
 
     @property
     def merges(self) -> bool:
@@ -88,7 +90,7 @@ class VisionStages:
 
     def see(self, image: ImageSource | Video, clock: Clock) -> Seen:
         plan = self.layout(image)
-        found: list[dict[str, Feed]] = []
+        found: list[dict[str, Buffer]] = []
         steps = film_steps(image.frames, self._image) if isinstance(image, Video) else None
         for _ in range(plan.steps):
             with clock.measure("preprocess"):
@@ -97,7 +99,9 @@ class VisionStages:
                 spec = self._encoder.spec.input("pixel_values")
                 feeds = {"pixel_values": pixels.astype(spec.dtype, copy=False), **plan.feeds}
                 found.append(dict(self._encoder.run(feeds)))
-        return Seen(found[0] if len(found) == 1 else _one_behind_the_other(found), plan)
+        if len(found) == 1:
+            return Seen(found[0], plan)
+        return Seen({name: Rows.join([Rows(each[name]) for each in found]) for name in found[0]}, plan)
 
     def question(self, text: str, clock: Clock) -> dict[str, Feed]:
         """What the pruner reads of the user's words: those of ``text_embeds`` and ``clip_text`` that it asks for."""
@@ -119,10 +123,8 @@ class VisionStages:
             if self.merges:
                 pieces = self._merged(seen)
             elif self._pruner is None:
-                rows = _rows(_host(seen.outputs["projected"]))
-                return Picture(
-                    self._read(rows, plan.order), np.arange(plan.total), plan.total, keep, layout=plan
-                )
+                rows = self._read(_rows(seen.outputs["projected"]), plan.order)
+                return Picture(rows, np.arange(plan.total), plan.total, keep, layout=plan)
             else:
                 pieces = self._pruned(seen, question, self.most_rows(keep, plan.total))
             return self._joined(pieces, plan, keep)
@@ -132,34 +134,38 @@ class VisionStages:
         plan, spec = seen.layout, self._pruner.spec
         pieces = [plan.whole] if self._method.get("whole") else plan.pieces
         shares = split(min(budget, plan.whole.size), [piece.size for piece in pieces])
+        given = {
+            name: self._pruner.gather(name, value) if isinstance(value, Rows) else value
+            for name, value in seen.outputs.items()
+        }
         found = []
         for piece, share in zip(pieces, shares, strict=True):
             if not share:
                 continue
-            known = {**seen.outputs, **question, "keep": np.array(share, np.int64), "view": plan.order[piece]}
+            known = {**given, **question, "keep": np.array(share, np.int64), "view": plan.order[piece]}
             outputs = self._pruner.run({tensor.name: known[tensor.name] for tensor in spec.inputs})
-            found.append(_piece({name: value.numpy()[0] for name, value in outputs.items()}, piece.ravel()))
+            found.append(_piece(*_survivors(outputs)[0], piece.ravel()))
         if budget > plan.whole.size:
             lines = plan.newlines[: budget - plan.whole.size]
-            found.append(_Piece(self._read(np.empty((0, 0)), plan.order[lines]), lines, lines, None))
+            found.append(_Piece(self._newline.take(plan.order[lines]), lines, lines, None))
         return found
 
     def _merged(self, seen: Seen) -> list[_Piece]:
         """What the encoder left of each tile, without what stands in the padding."""
-        plan, outputs = seen.layout, {name: value.numpy() for name, value in seen.outputs.items()}
-        tokens = outputs["owner"].shape[1]
-        place = np.full(plan.tiles * tokens, -1)
+        plan, size = seen.layout, seen.outputs["owner"].shape[1]
+        place = np.full(plan.tiles * size, -1)
         place[plan.order[plan.order >= 0]] = plan.whole[0]
         found = []
-        for tile, where in enumerate(place.reshape(plan.tiles, tokens)):
-            piece = _piece({name: value[tile] for name, value in outputs.items()}, where)
+        for left, where in zip(_survivors(seen.outputs), place.reshape(plan.tiles, size), strict=True):
+            piece = _piece(*left, where)
             found.append(piece.take(piece.kept >= 0))
         return found
 
     def _joined(self, pieces: list[_Piece], plan: Layout, keep: int) -> Picture:
         """The pieces as one picture: rows in the order of its tokens, mixtures that stand apart behind them."""
-        tokens, kept, order = (
-            np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("tokens", "kept", "order")
+        tokens = Rows.join([piece.tokens for piece in pieces])
+        kept, order = (
+            np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("kept", "order")
         )
         rank = np.argsort(order, kind="stable")
         owner = None
@@ -172,16 +178,11 @@ class VisionStages:
                     mine, rows = piece.owner
                     owner[mine] = row[first + rows]
                 first += len(piece.kept)
-        return Picture(tokens[rank], kept[rank], plan.total, keep, owner, layout=plan)
+        return Picture(tokens.take(rank), kept[rank], plan.total, keep, owner, layout=plan)
 
-    def _read(self, rows: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """Tokens [T,D] of the encoder's ``rows`` [N,D]; newlines where ``order`` [T] is -1."""
-        if self._newline is None or (order >= 0).all():
-            return rows[order]
-        newline = self._newline.astype(self._encoder.spec.outputs[0].dtype, copy=False)
-        if not len(rows):
-            return np.repeat(newline[None], len(order), axis=0)
-        return np.where((order < 0)[:, None], newline, rows[order])
+    def _read(self, rows: Rows, order: np.ndarray) -> Rows:
+        """Tokens [T,D] of the encoder's ``rows`` [N,D]; newlines where ``order`` [T] is -1, the last row."""
+        return (rows if self._newline is None else Rows.join([rows, self._newline])).take(order)
 
     def _text_embeds(self, text: str) -> np.ndarray:
         """[1, W, D]: the rows of the words' tokens, at most as many as the graph takes; without any, one zero row."""
@@ -207,7 +208,7 @@ class _Piece:
     """What is left of a piece of a picture. ``tokens`` [R,D]; ``kept`` [R]: their places in the picture, -1 for mixtures without
     one; ``order`` [R]: where they belong among the picture's rows; ``owner``: places and the rows that they went into."""
 
-    tokens: np.ndarray
+    tokens: Rows
     kept: np.ndarray
     order: np.ndarray
     owner: tuple[np.ndarray, np.ndarray] | None
@@ -217,39 +218,44 @@ class _Piece:
         places, row = self.owner
         mine = rows[row]
         owner = places[mine], (np.cumsum(rows) - 1)[row[mine]]
-        return _Piece(self.tokens[rows], self.kept[rows], self.order[rows], owner)
+        return _Piece(self.tokens.take(rows), self.kept[rows], self.order[rows], owner)
 
 
-def _piece(outputs: Mapping[str, np.ndarray], places: np.ndarray) -> _Piece:
-    """``outputs`` of a pruner, without their axis of one, for the tokens at ``places`` of the picture (-1: not in it).
+def _survivors(outputs: Mapping[str, Buffer]) -> list[tuple[Rows, dict[str, np.ndarray]]]:
+    """What a pruner left of each tile: rows, which stay where they are, and on the host the integers that tell of them."""
+    tokens, width = Rows(outputs["tokens"]), outputs["tokens"].shape[1]
+    facts = {name: value.numpy() for name, value in outputs.items() if name != "tokens"}
+    return [
+        (
+            tokens.take(slice(tile * width, (tile + 1) * width)),
+            {name: value[tile] for name, value in facts.items()},
+        )
+        for tile in range(len(facts["count"]))
+    ]
+
+
+def _piece(tokens: Rows, facts: Mapping[str, np.ndarray], places: np.ndarray) -> _Piece:
+    """What is left (``_survivors``) of the tokens at ``places`` of the picture (-1: not in it).
 
     Rows stay in the order of the method among themselves. Where that is not the picture's, as VisionZip's mixtures behind
     its tokens, the rows from there on go behind the picture.
     """
-    count = int(outputs["count"])
-    tokens, index = (outputs[name][:count] for name in ("tokens", "kept"))
+    count = int(facts["count"])
+    index = facts["kept"][:count]
     stand = np.maximum.accumulate(index)
     behind = np.maximum.accumulate((index >= 0) & (index < stand))
     kept = np.where(index < 0, -1, places[index])
     order = np.where(behind, np.iinfo(np.int64).max, places[stand.clip(min=0)])
-    if "owner" not in outputs:
-        return _Piece(tokens, kept, order, None)
-    mine = np.flatnonzero((outputs["owner"] >= 0) & (places >= 0))
-    return _Piece(tokens, kept, order, (places[mine], outputs["owner"][mine]))
+    owner = None
+    if "owner" in facts:
+        mine = np.flatnonzero((facts["owner"] >= 0) & (places >= 0))
+        owner = places[mine], facts["owner"][mine]
+    return _Piece(tokens.take(slice(count)), kept, order, owner)
 
 
-def _host(value: Feed) -> np.ndarray:
-    return value if isinstance(value, np.ndarray) else value.numpy()
-
-
-def _one_behind_the_other(found: list[dict[str, Feed]]) -> dict[str, np.ndarray]:
-    """What the encoder gave of a video's steps, ``[1,N,...]`` each, as tokens of one picture."""
-    return {name: np.concatenate([each[name].numpy() for each in found], axis=1) for name in found[0]}
-
-
-def _rows(projected: np.ndarray) -> np.ndarray:
+def _rows(projected: Buffer | Rows) -> Rows:
     """``[tiles,N,D]`` as rows."""
-    return projected.reshape(-1, projected.shape[-1])
+    return projected if isinstance(projected, Rows) else Rows(projected)
 
 
 def _limit(spec: GraphSpec, name: str, axis: int = 1) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,16 @@ import numpy as np
 import pytest
 
 from foveate.engines import trt_cuda
+from foveate.engines.rows import Rows
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
-from foveate.engines.trt_cuda import Device
+from foveate.engines.trt_cuda import Device, TrtBuffer
 from foveate.engines.trt_run import TrtEngine
+from foveate.runtime.answer import Clock
+from foveate.runtime.decode import Picture
+from foveate.runtime.layout import layout, single
+from foveate.runtime.vision import Seen, VisionStages
+
+Place, Gather = Callable[[np.ndarray], Any], Callable[[str, Rows], Any]
 
 ROWS, CACHE, HEADS, WIDTH = Symbol("tokens", 1, 4, 8), 8, 2, 3
 PAST = 1, HEADS, CACHE, WIDTH
@@ -36,6 +44,7 @@ class Cuda:
         self.calls: Counter[str] = Counter()
         self.memory: dict[int, np.ndarray] = {}
         self.captured: list[Callable[[], None]] | None = None
+        self.copied: list[tuple[str, int]] = []  # directions and bytes
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
         def call(*arguments: Any) -> tuple[Any, ...]:
@@ -55,7 +64,8 @@ class Cuda:
         self.memory[block.ctypes.data] = block
         return block.ctypes.data
 
-    def _cudaMemcpyAsync(self, to: int, source: int, size: int, *rest: Any) -> None:  # noqa: N802
+    def _cudaMemcpyAsync(self, to: int, source: int, size: int, kind: str, stream: int) -> None:  # noqa: N802
+        self.copied.append((kind, size))
         ctypes.memmove(to, source, size)
 
     def _cudaMemcpy2DAsync(  # noqa: N802
@@ -246,3 +256,132 @@ def test_memory_that_runs_out_is_a_memory_error(cuda: Cuda, monkeypatch: pytest.
     monkeypatch.setattr(Cuda, "cudaMalloc", lambda self, size: (2, None), raising=False)
     with pytest.raises(MemoryError):
         engine.allocate("past.0.key", {})
+
+
+def on_device(home: Device, array: np.ndarray) -> TrtBuffer:
+    found = TrtBuffer(home, array.shape, str(array.dtype))
+    home.upload(found.address, array)
+    return found
+
+
+def gathering(home: Device, cuda: Cuda) -> TrtEngine:
+    """An engine whose inputs are rows of WIDTH numbers."""
+    inputs = tuple(TensorSpec(name, "float32", (1, ROWS, WIDTH)) for name in ("rows", "projected"))
+    return TrtEngine(TRT, Plan(cuda), GraphSpec("any", inputs, ()), home, cuda_graphs=False)
+
+
+def test_rows_on_the_device_are_gathered_there_run_by_run(cuda: Cuda) -> None:
+    home, random = Device(), np.random.default_rng(0)
+    engine = gathering(home, cuda)
+    one, other, table = (random.standard_normal((1, 6, WIDTH)).astype("float32") for _ in range(3))
+    rows = Rows.join([Rows(on_device(home, one)), Rows(table), Rows(on_device(home, other))])
+    index = np.array([1, 2, 3, 7, 11, 5, 14, 15, 12])  # 3 neighbours, 2 of the table, 1, then 2 and 1
+    cuda.copied.clear()
+    found = engine.gather("rows", rows.take(index))
+    sizes = [(kind.removeprefix("cudaMemcpy"), size // (4 * WIDTH)) for kind, size in cuda.copied]
+    assert sizes == [
+        ("DeviceToDevice", 3),
+        ("HostToDevice", 2),
+        ("DeviceToDevice", 1),
+        ("DeviceToDevice", 2),
+        ("DeviceToDevice", 1),
+    ]
+    np.testing.assert_array_equal(found.numpy()[0], np.concatenate([one, table, other], axis=1)[0, index])
+
+
+def test_rows_of_the_host_are_cast_and_stay_until_they_are_fed(cuda: Cuda) -> None:
+    engine = gathering(Device(), cuda)
+    found = engine.gather("rows", Rows(np.ones((1, 4, WIDTH), "float16")).take([2]))
+    assert isinstance(found, np.ndarray) and found.dtype == np.float32 and found.shape == (1, 1, WIDTH)
+    assert not cuda.copied
+
+
+def test_rows_on_the_device_have_the_dtype_of_the_input(cuda: Cuda) -> None:
+    home = Device()
+    rows = Rows(on_device(home, np.ones((1, 4, WIDTH), "float16")))
+    with pytest.raises(ValueError, match=r"rows of rows on the device are float16 \| expected float32"):
+        gathering(home, cuda).gather("rows", rows)
+
+
+class Host(np.ndarray):
+    """A buffer of an engine whose memory is the host's."""
+
+    def numpy(self) -> np.ndarray:
+        return np.asarray(self)
+
+
+class Pruner:
+    """An engine that leaves random rows of random tokens. ``place``: where it computes."""
+
+    def __init__(self, place: Place, gather: Gather) -> None:
+        keep = TensorSpec("keep", "int64")
+        self.spec = GraphSpec(
+            "pruner", (keep, *(TensorSpec(n, "float32") for n in ("view", "projected"))), ()
+        )
+        self.place, self.gather, self.random = place, gather, np.random.default_rng(1)
+        self.fed: list[Any] = []
+
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        self.fed.append(feeds["projected"])
+        share, size = int(feeds["keep"]), feeds["view"].size
+        count = max(1, share - 1)  # as of a method that may leave less than its budget
+        kept = np.full((1, share), -1)
+        kept[0, :count] = np.sort(self.random.permutation(size)[:count])
+        tokens = self.random.standard_normal((1, share, WIDTH)).astype("float32")
+        found = {"tokens": tokens, "kept": kept, "count": np.array([count])}
+        return {name: self.place(each) for name, each in found.items()}
+
+
+def after_vision(kind: str, place: Place, gather: Gather, folder: Path) -> tuple[list[Picture], list[Any]]:
+    """Two pictures in tiles, with newlines, or of ``kind`` "steps" encoded in two; and what the pruner was fed."""
+    random, method = np.random.default_rng(2), {"fixed_keep": 5} if kind == "merged" else {}
+    np.save(folder / "image_newline.npy", random.standard_normal(WIDTH).astype("float16"))
+    settings = {"kind": "anyres", "tile": 4, "pinpoints": [[4, 8], [8, 4], [8, 8]]}
+    manifest = SimpleNamespace(image=settings, grid=(4, 4), method=method, num_visual_tokens=16, budgets={})
+    pruner = Pruner(place, gather)
+    engines = {"vision_encoder": None} | ({"pruner": pruner} if kind in ("pruned", "steps") else {})
+    bundle = SimpleNamespace(manifest=manifest, file=lambda name: folder / name)
+    vision, found = VisionStages(bundle, engines, None, None), []
+    for size in ((90, 61), (40, 80)):
+        plan = layout(size, settings, (4, 4))
+        tokens = random.standard_normal((plan.tiles, 16, WIDTH)).astype("float32")
+        outputs: dict[str, Any] = {"projected": place(tokens)}
+        if kind == "steps":
+            plan = single((8, 4))
+            outputs = {"projected": Rows.join([Rows(place(tokens[:1])), Rows(place(tokens[1:2]))])}
+        elif kind == "merged":
+            kept = np.sort(random.permuted(np.tile(np.arange(16), (plan.tiles, 1)), axis=1)[:, :5], axis=1)
+            left = {"tokens": tokens[:, :5].copy(), "kept": kept, "count": np.full(plan.tiles, 5)}
+            owner = random.integers(-1, 5, (plan.tiles, 16))
+            outputs = {name: place(each) for name, each in (left | {"owner": owner}).items()}
+        found.append(vision.prune(Seen(outputs, plan), {}, plan.total - 1, Clock()))
+    return found, pruner.fed
+
+
+@pytest.mark.parametrize("kind", ["whole", "pruned", "merged", "steps"])
+def test_tokens_stay_on_the_device_from_the_encoder_to_the_prompt(
+    kind: str, cuda: Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And they are those that are put together where everything lies in the host's memory."""
+    home, whole = Device(), TrtBuffer.numpy
+    text = Rows(np.random.default_rng(3).standard_normal((1, 9, WIDTH)).astype("float16"))
+
+    def integers(buffer: TrtBuffer) -> np.ndarray:
+        assert buffer.dtype == "int64", "tokens are copied to the host"
+        return whole(buffer)
+
+    def prompt(place: Place, gather: Gather) -> list[Any]:
+        (one, other), fed = after_vision(kind, place, gather, tmp_path)
+        rows = Rows.join([text.take([1, 2]), one.tokens, text.take([4]), other.tokens, text.take([0, 8])])
+        parts = [gather("rows", rows.take(part)) for part in np.array_split(np.arange(len(rows)), 3)]
+        return [*parts, *fed]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrtBuffer, "numpy", integers)
+        got = prompt(lambda array: on_device(home, array), gathering(home, cuda).gather)
+    expected = prompt(
+        lambda array: array.view(Host), lambda name, rows: rows.numpy("float32")[None].view(Host)
+    )
+    assert all(isinstance(each, TrtBuffer) for each in got)
+    for mine, theirs in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(mine.numpy(), theirs)
