@@ -51,6 +51,21 @@ def manifest(bundle: Path) -> dict:
     return json.loads((bundle / "bundle.json").read_text())
 
 
+def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Those of its nodes, and theirs."""
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+            yield from subgraphs(attribute.g)
+
+
+def names_in(graph: onnx.GraphProto) -> Iterator[str]:
+    """Of everything that is given or computed."""
+    for each in (graph, *subgraphs(graph)):
+        yield from (value.name for value in (*each.input, *each.initializer))
+        yield from (name for node in each.node for name in node.output if name)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_graphs_are_standard_onnx(bundles, variant):
     bundle = bundles(variant, "fp16")
@@ -61,6 +76,9 @@ def test_graphs_are_standard_onnx(bundles, variant):
             opset = 20 if dialect == "primitive" else 24
             assert [(o.domain, o.version) for o in model.opset_import] == [("", opset)]
             assert not model.functions and not list(model.metadata_props)
+            names = list(names_in(model.graph))
+            assert len(names) == len(set(names))
+            assert not any(inner.initializer for inner in subgraphs(model.graph))
 
 
 @pytest.mark.parametrize("dialect", lower.names())

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from foveate.calib.schemes.base import Form
 from foveate.engines.errors import unknown
@@ -44,6 +45,9 @@ def form(name: str, precision: str) -> Form:
 def lower(model: ir.Model, spec: GraphSpec, name: str) -> ir.Model:
     """A copy of ``model`` in the dialect ``name``."""
     model = model.clone()
-    for rewrite in dialect(name).passes(spec):
+    # ONNX wants a name once, in subgraphs as well. Constants of loops go out of them: ONNX Runtime 1.23.2 writes those of a
+    # subgraph twice into the model that it optimized, and then refuses it.
+    tidy = (common.LiftSubgraphInitializersToMainGraphPass(), common.NameFixPass())
+    for rewrite in (*dialect(name).passes(spec), *tidy):
         rewrite(model)
     return model

@@ -26,7 +26,9 @@ from foveate.export.methods import base
 
 __all__ = ["Method"]
 
-_UNIT = 2**24  # costs are integers, so that every engine finds the same cells
+_UNIT = (
+    2**14
+)  # costs are integers, so that every engine finds the same cells; ONNX Runtime 1.23.2 compares no larger ones than of 32 bits
 
 
 @dataclass(frozen=True)
