@@ -5,8 +5,8 @@ Weights and cache are counted. What the system takes and what an engine needs be
 * The firmware keeps 4 % on a Jetson: of 65,536 MB an AGX Orin shows 62,817 (a tegrastats line of JetPack 7.2).
 * The system without a desktop: 0.8 GB, which is our assumption. NVIDIA says of the desktop that it takes up to 865 MB.
 * Activations: every matrix's input and output of one layer at once, the widest graph's.
-* A build takes 3.9 times the weights of the largest graph, which it maps, included: TensorRT for RTX 1.7 with LLaVA-1.5-7B's
-  language model in int4 took 3.85 times its plan as a whole, 4.2 for a quarter without the head, 3.9 for the one with it.
+* A build takes 0.5 GiB and 2.7 times the weights of the largest graph: with so much TensorRT for RTX 1.7 compiled LLaVA-1.5-7B's language
+  model in int4, whole and cut in 2 and 4, and with 12 to 17 % less it did not (docs/measurements.md). Full TensorRT may differ.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from foveate.runtime import costs
 __all__ = ["Memory", "memory"]
 
 _FIRMWARE, _SYSTEM, _DESKTOP = 0.04, 800e6, 865e6
-_BUILD = 3.9
+_BUILD, _BUILDER = 2.7, 0.5 * 2**30
 _HALF = 2
 
 
@@ -83,5 +83,5 @@ def memory(
         weights=model.layer_bytes + model.head_bytes + embedding + model.vision_bytes,
         cache=costs.cache_bytes(d, schedule, text_tokens + new_tokens),
         activations=max(activations),
-        build_peak=round(_BUILD * max(largest, model.vision_bytes)),
+        build_peak=round(_BUILD * max(largest, model.vision_bytes) + _BUILDER),
     )

@@ -186,7 +186,7 @@ def test_what_does_not_compile_as_a_whole_may_in_parts(capsys):
     assert whole.build == needs["build"] and more.build <= NANO.memory < fewer.build
     assert main(["--model", "llava-1.5-7b", "--method", "sppruner", "--device", "orin-nano-8gb"]) == 0
     assert f"it does with `foveate build --llm-parts {parts}`" in capsys.readouterr().out
-    assert plan(models.model("llava-1.5-13b"), device("orin-nano-4gb"))["memory"]["llm_parts"] is None
+    assert plan(models.model("qwen3-vl-8b"), device("orin-nano-4gb"))["memory"]["llm_parts"] is None
     assert models.model("llava-1.5-7b", "fastv").most_layers == 30  # behind its cut
 
 
