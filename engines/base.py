@@ -32,7 +32,7 @@ from foveate.engines.spec import GraphSpec, Symbol
 if TYPE_CHECKING:
     from foveate.engines.rows import Rows
 
-__all__ = ["Buffer", "Engine", "Feed", "check_feeds", "resolve"]
+__all__ = ["Buffer", "Engine", "Feed", "check_feeds", "host", "resolve"]
 
 
 class Buffer(Protocol):
@@ -61,6 +61,11 @@ class Buffer(Protocol):
 
 
 Feed = np.ndarray | Buffer
+
+
+def host(feed: Feed) -> np.ndarray:
+    """Its content on the host."""
+    return feed if isinstance(feed, np.ndarray) else feed.numpy()
 
 
 class Engine(Protocol):
@@ -103,8 +108,7 @@ def check_feeds(spec: GraphSpec, feeds: Mapping[str, Feed]) -> None:
     for tensor in spec.inputs:
         if tensor.value is None:
             continue
-        feed = feeds[tensor.name]
-        got = int(feed if isinstance(feed, np.ndarray) else feed.numpy())
+        got = int(host(feeds[tensor.name]))
         if not tensor.value.min <= got <= tensor.value.max:
             raise ValueError(
                 f"{spec.name}: input {tensor.name} is {got} | expected {tensor.value.min}..{tensor.value.max}"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from foveate.engines.base import Feed
+from foveate.engines.base import Feed, host
 
 __all__ = ["Rows"]
 
@@ -68,7 +68,7 @@ class Rows:
 
     def numpy(self, dtype: str | None = None) -> np.ndarray:
         """On the host: [R,...], in ``dtype`` or that of the sources."""
-        hosts = [source if isinstance(source, np.ndarray) else source.numpy() for source in self.sources]
+        hosts = list(map(host, self.sources))
         found = [hosts[number].reshape(-1, *self._rest)[rows] for number, rows in self.parts()]
         whole = found[0] if len(found) == 1 else np.concatenate(found)
         return whole if dtype is None else whole.astype(dtype, copy=False)

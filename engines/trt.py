@@ -7,8 +7,9 @@ folder with ``<graph>.plan`` and ``<graph>.json``, the facts of its build.
 Options, all recorded with the engine: ``max_context`` (rows of the cache, a number in the plan), ``capability`` (TensorRT-
 RTX: names such as SM86, None for a portable plan), ``optimization_level`` (0 to 5), ``workspace`` (MiB that the builder
 may use on the device), ``version_compatible``, ``hardware_compatible`` (TensorRT: any GPU from Ampere on), ``cuda_graphs``
-(of the engine at work: decoding steps are replayed). What no GPU run has confirmed is off by default: both
-compatibilities, CUDA graphs, the remedies.
+(of the engine at work: decoding steps are replayed), ``device_sampling`` (the graph with the logits gives out the likeliest
+tokens as well, see ``engines.candidates``). What no GPU run has confirmed is off by default: both compatibilities, CUDA
+graphs, device sampling, the remedies.
 """
 
 from __future__ import annotations
@@ -185,7 +186,8 @@ class TensorRT:
         if done.returncode or not lines:
             raise UserError(
                 f"{self.target} {self.version} did not finish {source.name} | its process ended with status "
-                f"{done.returncode}, as when memory runs out | a shorter --max-context, or more memory"
+                f"{done.returncode}, as when memory runs out | a shorter --max-context, more memory, or a bundle "
+                "built with --llm-parts"
             )
         facts = json.loads(lines[-1])
         if "error" in facts:
@@ -201,9 +203,7 @@ class TensorRT:
         has changed, there is no GPU, or too little memory on it."""
         from foveate.engines.trt_run import load
 
-        return load(
-            self, folder / f"{spec.name}.plan", trt_build.settled(spec, options["max_context"]), options
-        )
+        return load(self, folder / f"{spec.name}.plan", trt_build.compiled(spec, options), options)
 
 
 def _environment(remedies: tuple[str, ...] | list[str]) -> dict[str, str]:

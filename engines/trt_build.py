@@ -21,13 +21,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from foveate.engines import trt_plan, trt_says
+from foveate.engines import candidates, trt_plan, trt_says
 from foveate.engines.errors import UserError
 from foveate.engines.onnx_dims import fix_dimensions
 from foveate.engines.spec import Dim, GraphSpec, Symbol, TensorSpec
 from foveate.engines.trt_cuda import find_gpu
 
-__all__ = ["MODULES", "build", "capabilities", "profiles", "settled"]
+__all__ = ["MODULES", "build", "capabilities", "compiled", "profiles", "settled"]
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Target -> the Python module of its binding."""
@@ -37,6 +37,12 @@ LARGEST_SORT = 3840
 
 _DIGEST = 32  # bytes of a SHA-256
 _NO_MEMORY = ("out of memory", "outofmemory", "insufficient memory", "cudaerrormemoryallocation")
+
+
+def compiled(spec: GraphSpec, options: Mapping[str, Any]) -> GraphSpec:
+    """The spec of the plan that is made with these options: see ``engines.trt``."""
+    spec = settled(spec, options["max_context"])
+    return candidates.offer(spec) if options.get("device_sampling") else spec
 
 
 def settled(spec: GraphSpec, max_context: int) -> GraphSpec:
@@ -108,10 +114,12 @@ def build(
     is no plan then.
     """
     start, log, notes = time.perf_counter(), trt_says.log(trt), []
-    spec = settled(spec, options["max_context"])
+    spec = compiled(spec, options)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, log, source, options["max_context"])
+    if any(tensor.name == candidates.VALUES for tensor in spec.outputs):
+        _pick_candidates(trt, network, spec.output(candidates.VALUES).shape[-1])
     layers = _layers(network)
     config = _config(trt, builder, options)
     ranges = profiles(spec)
@@ -144,6 +152,17 @@ def _parse(trt: ModuleType, network: Any, log: Any, source: Path, max_context: i
             f"{trt.__name__} {trt.__version__} cannot parse {source.name} | {'; '.join(errors) or log.said()} "
             "| take another dialect (--dialect), or leave out what needs the operator"
         )
+
+
+def _pick_candidates(trt: ModuleType, network: Any, count: int) -> None:
+    """The outputs that ``candidates.offer`` tells of, behind the logits."""
+    outputs = map(network.get_output, range(network.num_outputs))
+    logits = next(output for output in outputs if output.name == "logits")
+    layer = network.add_topk(logits, trt.TopKOperation.MAX, count, 1 << len(logits.shape) - 1)
+    for number, name in enumerate((candidates.VALUES, candidates.IDS)):
+        found = layer.get_output(number)
+        found.name = name
+        network.mark_output(found)
 
 
 def _say(error: Any) -> str:

@@ -1,7 +1,8 @@
 """A plan at work on the GPU: prefill and decoding are two profiles of one engine, so weights are there once.
 
 Written against the documented API of TensorRT 10.3 to 11 and TensorRT-RTX and never run on a GPU by us; ``pytest -m gpu``
-and ``scripts/gpu_check.sh`` are for whoever has one. CUDA graphs (option ``cuda_graphs``) are off by default.
+and ``scripts/gpu_check.sh`` are for whoever has one. CUDA graphs (option ``cuda_graphs``) and the likeliest tokens besides the
+logits (``device_sampling``) are off by default.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foveate.engines.base import Feed, check_feeds, resolve
+from foveate.engines.base import Feed, check_feeds, host, resolve
 from foveate.engines.errors import UserError
 from foveate.engines.rows import Rows
 from foveate.engines.spec import GraphSpec
@@ -135,7 +136,7 @@ class TrtEngine:
     def _place(self, name: str, feed: Feed) -> TrtBuffer | np.ndarray:
         """Where TensorRT reads an input: on the host for values that shape the graph, else on the GPU."""
         if name in self._hosted:
-            return np.array(feed if isinstance(feed, np.ndarray) else feed.numpy(), order="C")
+            return np.array(host(feed), order="C")
         if isinstance(feed, TrtBuffer):
             return feed
         array = np.ascontiguousarray(feed)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from foveate.engines import candidates
 from foveate.engines.base import Engine
 from foveate.engines.errors import UserError
 from foveate.runtime import options
@@ -182,6 +183,9 @@ def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -
                 answers.setdefault(tensor.name, []).append(outputs[tensor.name].numpy()[0, -1])
         copied |= any(outputs[out] is not segment.cache.feeds()[past] for out, past in engine.spec.in_place)
     assert not copied, "the engine answered with another cache than it was given"
+    picked = [np.stack(answers.pop(each)) for each in (candidates.VALUES, candidates.IDS) if each in answers]
+    if picked:
+        yield _compare_candidates(name, np.stack(answers["logits"]), *picked)
     for output, rows in answers.items():
         compare = _compare_logits if output == "logits" else _compare
         yield compare(name, output, np.stack(rows), golden[f"{name}.out.{output}"], limits)
@@ -225,6 +229,15 @@ def _compare_logits(
     tied = other & (behind <= limits.error)
     ok = cosine >= limits.cosine and error <= limits.error and bool((tied == other).all())
     return Finding(graph, answer, cosine, error, float(1 - other.mean()), int(tied.sum()), ok)
+
+
+def _compare_candidates(graph: str, logits: np.ndarray, values: np.ndarray, ids: np.ndarray) -> Finding:
+    """Exactly the largest of the engine's own logits; of equal ones it may choose."""
+    expected = -np.sort(-logits, axis=1)[:, : values.shape[1]]
+    theirs = np.take_along_axis(logits, ids.clip(0, logits.shape[1] - 1), axis=1)
+    distinct = bool(np.diff(np.sort(ids, axis=1), axis=1).all())
+    ok = distinct and np.array_equal(values, expected) and np.array_equal(values, theirs)
+    return Finding(graph, candidates.VALUES, *_distance(values, expected), None, None, ok)
 
 
 def _line(finding: Finding) -> str:

@@ -32,6 +32,7 @@ _TENSORRT = {
     "workspace": None,
     "version_compatible": False,
     "cuda_graphs": False,
+    "device_sampling": False,
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "onnxruntime": {"provider": "cpu", "accuracy_level": 4},
@@ -210,6 +211,11 @@ def _parser() -> Parser:
     )
     trt.add_argument(
         "--cuda-graphs", action="store_true", help="replay decoding steps as CUDA graphs (never run)"
+    )
+    trt.add_argument(
+        "--device-sampling",
+        action="store_true",
+        help="pick the likeliest tokens on the GPU, for greedy decoding and a --top-k below 64 (never run)",
     )
     trt.add_argument(
         "--capability", metavar="SM86[,SM89]", help="TensorRT for RTX: these GPUs (default: portable)"

@@ -169,10 +169,13 @@ class Chat:
         shown = self._look(request, clock)
         items = prompt_items(request.segments, [s.picture for s in shown])
         reused = decoder.reuse(items)
-        with clock.measure("prefill"):
-            logits = decoder.prefill(items, request.most)
+        sampler = Sampler(request.sampling)
+        with clock.measure(
+            "prefill"
+        ):  # with the first token, since what an engine queued is waited for there
+            token = sampler(decoder.prefill(items, request.most))
         prompt_rows = decoder.length
-        text, tokens, first, finish = yield from self._decode(logits, request, clock)
+        text, tokens, first, finish = yield from self._decode(token, sampler, request, clock)
         self._shown, self.turns = shown, [*request.turns, Turn("assistant", text)]
         steps, seconds = decoder.length - prompt_rows, clock.seconds
         timings = Timings(
@@ -197,12 +200,10 @@ class Chat:
         return before | {f"pruner.{cut}": picture.patches(cut) for cut in range(len(picture.left))}
 
     def _decode(
-        self, logits: np.ndarray, request: _Request, clock: Clock
+        self, token: int, sampler: Sampler, request: _Request, clock: Clock
     ) -> Generator[str, None, tuple[str, list[int], float, str]]:
-        """Token after token from the prompt's last ``logits``: text, tokens, seconds to the first one, finish."""
-        sampler, text = Sampler(request.sampling), self._pipe.tokenizer.detokenizer()
-        stop = self._pipe.tokenizer.stop_ids
-        token = sampler(logits)
+        """Token after token from the first one: text, tokens, seconds to the first one, finish."""
+        text, stop = self._pipe.tokenizer.detokenizer(), self._pipe.tokenizer.stop_ids
         first, tokens, said = clock.elapsed, [], []
         while token not in stop:
             tokens.append(token)

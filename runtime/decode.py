@@ -17,6 +17,7 @@ from foveate.engines.spec import GraphSpec, Symbol
 from foveate.runtime import prompt
 from foveate.runtime.bundle import Manifest
 from foveate.runtime.layout import Layout, single
+from foveate.runtime.sampling import Logits
 from foveate.runtime.segment import Chunk, Segment
 
 __all__ = ["Decoder", "Item", "Picture", "axes_of", "positions_of", "prompt_items"]
@@ -142,8 +143,8 @@ class Decoder:
             segment.cache.cut(sum(self.rows(item, segment.depth) for item in self.items))
         return self.length
 
-    def prefill(self, items: Sequence[Item], new_tokens: int) -> np.ndarray:
-        """Logits [V] after ``items``, of which ``reuse`` told what is cached; room for ``new_tokens`` more is made."""
+    def prefill(self, items: Sequence[Item], new_tokens: int) -> Logits:
+        """The logits after ``items``, of which ``reuse`` told what is cached; room for ``new_tokens`` more is made."""
         rest = items[len(self.items) :]
         embeds = self.embed(rest)
         pictures = [item for item in rest if isinstance(item, Picture)]
@@ -158,8 +159,8 @@ class Decoder:
         self._append(rest)
         return logits
 
-    def step(self, token: int) -> np.ndarray:
-        """Logits [V] after one more token."""
+    def step(self, token: int) -> Logits:
+        """The logits after one more token."""
         logits = self._run(self.embed([token]), self._positions([token]))
         self._append([token])
         return logits
@@ -168,16 +169,16 @@ class Decoder:
         self.items += items
         self._position += sum(map(self.span, items))
 
-    def _run(self, embeds: Rows, positions: np.ndarray) -> np.ndarray:
+    def _run(self, embeds: Rows, positions: np.ndarray) -> Logits:
         rows = self.segments[0].gather(embeds)
         for segment in self.segments:
             outputs = segment.run(rows, positions)
             rows = outputs.get("hidden")
-        return outputs["logits"].numpy()[0, 0]
+        return Logits.of(outputs)
 
     def _shorten(
         self, embeds: Rows, items: Sequence[Item], pictures: Sequence[Picture], new_tokens: int
-    ) -> np.ndarray:
+    ) -> Logits:
         """``_run`` with the pruners between the segments; tells the ``pictures`` what is left of them."""
         chunk, carried = self.describe(items), {}
         rows = entering = self.segments[0].gather(embeds)
@@ -195,7 +196,7 @@ class Decoder:
                 found.append(chunk.source[chunk.picture == number])
         for picture, found in zip(pictures, left, strict=True):
             picture.left = found
-        return outputs["logits"].numpy()[0, 0]
+        return Logits.of(outputs)
 
     def describe(self, items: Sequence[Item]) -> Chunk:
         """What is known of the rows of ``items`` behind what is cached, before any pruner inside."""

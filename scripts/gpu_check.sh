@@ -55,8 +55,11 @@ step bench "$VENV/bin/foveate" bench "$BUNDLE" --engine "$TARGET"
 # The same with decoding steps as CUDA graphs, which are off by default until somebody's run of this shows that they work.
 step compile-graphs "$VENV/bin/foveate" compile "$BUNDLE" --target "$TARGET" --cuda-graphs &&
     step bench-graphs "$VENV/bin/foveate" bench "$BUNDLE" --engine "$TARGET"
+# And with the likeliest tokens picked on the GPU, off by default for the same reason; compiling asks for them.
+step compile-sampling "$VENV/bin/foveate" compile "$BUNDLE" --target "$TARGET" --device-sampling &&
+    step bench-sampling "$VENV/bin/foveate" bench "$BUNDLE" --engine "$TARGET"
 say ""
-for name in compile check tests answer bench compile-graphs bench-graphs; do
+for name in compile check tests answer bench compile-graphs bench-graphs compile-sampling bench-sampling; do
     say "== $name"
     tail -n 12 "$OUT/$name.log" 2>/dev/null | tee -a "$OUT/summary.txt"
 done

@@ -177,7 +177,7 @@ def compare(pipe, model, given, images) -> None:
     decoder = pipe.decoder()
     logits = [decoder.prefill(prompt_items(segments, shown), NEW_TOKENS)]
     logits += [decoder.step(token) for token in tokens[:-1]]
-    ours = np.stack([row.reshape(-1) for row in logits])
+    ours = np.stack([row.numpy() for row in logits])
     error, scale = np.abs(ours - expected).max(axis=1), np.abs(expected).max(axis=1)
     assert (error <= 1e-3 * scale).all(), f"largest error {error.max():.2e} of {scale.max():.2e}"
     assert ours.argmax(axis=1).tolist() == tokens

@@ -100,7 +100,7 @@ def compare(pipe, model, processor, pictures) -> list[str]:
     decoder = pipe.decoder()
     logits = [decoder.prefill(prompt_items(segments, shown), NEW_TOKENS)]
     logits += [decoder.step(token) for token in tokens[:-1]]
-    ours = np.stack([row.reshape(-1) for row in logits])
+    ours = np.stack([row.numpy() for row in logits])
 
     error = np.abs(ours - expected).max(axis=1)
     scale = np.abs(expected).max(axis=1)

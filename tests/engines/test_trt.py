@@ -164,6 +164,32 @@ def test_a_prompt_beyond_the_profile_is_refused_before_anything_is_launched() ->
         check_feeds(spec, {"inputs_embeds": Rows(), "past.0.key": Past()})
 
 
+def test_the_likeliest_tokens_are_outputs_where_that_is_asked_for(
+    rtx: trt.TensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(
+        tmp_path / "head.onnx",
+        [helper.make_node("Neg", ["x"], ["logits"])],
+        [tensor("x", [1, 1, 90])],
+        [tensor("logits", [1, 1, 90])],
+    )
+    one = tuple(TensorSpec(name, "float16", (1, 1, 90)) for name in ("x", "logits"))
+    spec, serialize, found = GraphSpec("head", one[:1], one[1:]), trt_plan.serialize, []
+
+    def watched(module: Any, builder: Any, network: Any, *rest: Any) -> bool:
+        outputs = map(network.get_output, range(network.num_outputs))
+        found.append([(each.name, each.dtype.name, tuple(each.shape)) for each in outputs])
+        return serialize(module, builder, network, *rest)
+
+    monkeypatch.setattr(trt_build.trt_plan, "serialize", watched)
+    for options in (OPTIONS, {**OPTIONS, "device_sampling": True}):
+        assert trt_build.build(rtx.trt, path, spec, options, tmp_path / "head.plan")["bytes"] > 100
+        told = trt_build.compiled(spec, options).outputs
+        assert [(name, shape) for name, _, shape in found[-1]] == [(each.name, each.shape) for each in told]
+    assert found[0] == [("logits", "HALF", (1, 1, 90))]
+    assert found[1][1:] == [("top_values", "HALF", (1, 1, 64)), ("top_ids", "INT32", (1, 1, 64))]
+
+
 def test_a_plan_with_its_facts(rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path) -> None:
     path, spec = negation
     folder = tmp_path / "engines" / "work"

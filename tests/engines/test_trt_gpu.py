@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from foveate.runtime import plans
 from foveate.runtime.bundle import load
 from foveate.runtime.compile import compile_bundle
 from foveate.runtime.decode import Decoder
+from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.plans import load_engines
+from foveate.runtime.sampling import Logits
 
 TARGETS = [target for target, module in MODULES.items() if importlib.util.find_spec(module)]
 
@@ -54,7 +57,7 @@ def test_the_self_test_passes_without_a_remedy(plan: plans.Plan) -> None:
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_the_same_tokens_as_onnx_runtime(root: Path, plan: plans.Plan, cuda_graphs: bool) -> None:
+def test_the_same_logits_as_onnx_runtime(root: Path, plan: plans.Plan, cuda_graphs: bool) -> None:
     """Prefill and 24 steps, in both engines after the same tokens."""
     bundle = load(root)
     settings = {"threads": 1, "cuda_graphs": cuda_graphs}
@@ -63,12 +66,35 @@ def test_the_same_tokens_as_onnx_runtime(root: Path, plan: plans.Plan, cuda_grap
     ]
     one, other = (Decoder(each, bundle.embeddings(), bundle.manifest) for each in engines)
     prompt = list(range(5, 40))
-    logits = [decoder.prefill(prompt, 25) for decoder in (one, other)]
+    logits = [decoder.prefill(prompt, 25).numpy() for decoder in (one, other)]
     for _ in range(24):
         cosine = np.dot(*logits) / np.prod([np.linalg.norm(x) for x in logits])
         assert cosine > 0.999
         token = int(logits[0].argmax())
-        logits = [decoder.step(token).astype(np.float32) for decoder in (one, other)]
+        logits = [decoder.step(token).numpy().astype(np.float32) for decoder in (one, other)]
+
+
+def test_the_same_answer_with_device_sampling(
+    root: Path, plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one engine gives it whose candidates nobody looks at; the self-test did."""
+    own = shutil.copytree(root, tmp_path / "own")
+    options = {"max_context": 128, "device_sampling": True}
+    folder = compile_bundle(own, plan.target, dialect=plan.dialect, options=options, force=True)
+    made = plans.choose(load(own), folder.name)
+    assert any(finding["answer"] == "top_values" for finding in made.self_test["findings"])
+    pipe, picture = (
+        Pipeline.load(own, made.key),
+        np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8),
+    )
+
+    def answers() -> list[list[int]]:
+        settings = ({}, {"temperature": 1.2, "top_k": 40, "seed": 5}, {"temperature": 1.2, "seed": 5})
+        return [pipe.generate(picture, "What is it?", max_new_tokens=16, **each).tokens for each in settings]
+
+    found = answers()
+    monkeypatch.setattr(Logits, "of", lambda outputs: Logits(outputs["logits"]))
+    assert answers() == found
 
 
 def test_a_buffer_outlives_the_next_run_of_its_engine(root: Path, plan: plans.Plan) -> None:

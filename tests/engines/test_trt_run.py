@@ -21,6 +21,7 @@ from foveate.engines.trt_run import TrtEngine
 from foveate.runtime.answer import Clock
 from foveate.runtime.decode import Picture
 from foveate.runtime.layout import layout, single
+from foveate.runtime.sampling import Logits, Sampler, Sampling
 from foveate.runtime.vision import Seen, VisionStages
 
 Place, Gather = Callable[[np.ndarray], Any], Callable[[str, Rows], Any]
@@ -385,3 +386,22 @@ def test_tokens_stay_on_the_device_from_the_encoder_to_the_prompt(
     assert all(isinstance(each, TrtBuffer) for each in got)
     for mine, theirs in zip(got, expected, strict=True):
         np.testing.assert_array_equal(mine.numpy(), theirs)
+
+
+def test_of_the_logits_no_more_is_copied_than_the_settings_need(cuda: Cuda) -> None:
+    home, random = Device(), np.random.default_rng(4)
+    values = random.standard_normal((1, 1, 900)).astype("float16")
+    ids = np.argsort(-values, kind="stable")[..., :64]
+    top = on_device(home, np.take_along_axis(values, ids, -1)), on_device(home, ids.astype("int32"))
+    logits = Logits(on_device(home, values), top)
+    for settings, numbers in (
+        ((0.0,), [64, 64]),
+        ((1.0, 0.9, 50), [64, 64]),
+        ((1.0, 0.9), [900]),
+        ((1.0, None, 64), [900]),
+    ):
+        cuda.copied.clear()
+        token = Sampler(Sampling(*settings, seed=1))(logits)
+        assert token == Sampler(Sampling(*settings, seed=1))(Logits(values))
+        copied = [size // width for (_, size), width in zip(cuda.copied, (2, 4), strict=False)]
+        assert copied == numbers and {kind for kind, _ in cuda.copied} == {"cudaMemcpyDeviceToHost"}

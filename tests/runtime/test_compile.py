@@ -209,7 +209,8 @@ def planned(make_bundle: Any) -> Path:
     data["dialects"] = {"native": data["dialects"].pop("ort")}
     data["stages"] = ["vision_encoder"]
     (root / "bundle.json").write_text(json.dumps(data))
-    compile_bundle(root, "tensorrt-rtx", options={"capability": ["SM86"], "max_context": 64})
+    options = {"capability": ["SM86"], "max_context": 64, "device_sampling": True}
+    compile_bundle(root, "tensorrt-rtx", options=options)
     return root
 
 
@@ -223,7 +224,7 @@ def test_a_plan_of_tensorrt_rtx(planned: Path) -> None:
         changed = plans.Plan(plan.path, **{**record, "machine": {**record["machine"], name: value}})
         assert f"made for {name} {value}, this machine has" in changed.fault(load(planned))
     command = plans.compile_command(load(planned), plan)
-    assert command.endswith("--target tensorrt-rtx --max-context 64 --capability SM86")
+    assert command.endswith("--target tensorrt-rtx --max-context 64 --device-sampling --capability SM86")
 
 
 def test_inspect_shows_the_key_and_what_the_engine_tells(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime.sampling import Sampler, Sampling
+from foveate.runtime.sampling import Logits, Sampler, Sampling
 
 LOGITS = np.random.default_rng(0).standard_normal(50).astype(np.float32) * 2
 
@@ -32,7 +32,7 @@ def reference(logits: np.ndarray, temperature: float, top_k: int | None, top_p: 
 @pytest.mark.parametrize("top_p", [None, 0.01, 0.6, 0.95, 1.0])
 def test_distribution(temperature: float, top_k: int | None, top_p: float | None) -> None:
     sampler = Sampler(Sampling(temperature, top_p, top_k))
-    ids, chances = sampler.distribution(LOGITS)
+    ids, chances = sampler.distribution(Logits(LOGITS))
     expected = reference(LOGITS, temperature, top_k, top_p)
     got = np.zeros(len(LOGITS))
     got[ids] = chances
@@ -42,29 +42,29 @@ def test_distribution(temperature: float, top_k: int | None, top_p: float | None
 
 def test_draws_follow_the_distribution() -> None:
     sampler = Sampler(Sampling(1.0, top_k=6, seed=0))
-    counts = np.bincount([sampler(LOGITS) for _ in range(20_000)], minlength=50) / 20_000
+    counts = np.bincount([sampler(Logits(LOGITS)) for _ in range(20_000)], minlength=50) / 20_000
     np.testing.assert_allclose(counts, reference(LOGITS, 1.0, 6, None), atol=0.012)
 
 
 def test_greedy_and_nearly_cold() -> None:
-    assert Sampler(Sampling())(LOGITS) == LOGITS.argmax()
-    assert Sampler(Sampling(1e-6, seed=0))(LOGITS) == LOGITS.argmax()
-    assert Sampler(Sampling(1e-300, seed=0))(LOGITS) == LOGITS.argmax()
+    assert Sampler(Sampling())(Logits(LOGITS)) == LOGITS.argmax()
+    assert Sampler(Sampling(1e-6, seed=0))(Logits(LOGITS)) == LOGITS.argmax()
+    assert Sampler(Sampling(1e-300, seed=0))(Logits(LOGITS)) == LOGITS.argmax()
 
 
 def test_equal_scores_keep_exactly_k() -> None:
-    ids, _ = Sampler(Sampling(1.0, top_k=3)).distribution(np.zeros(9, np.float32))
+    ids, _ = Sampler(Sampling(1.0, top_k=3)).distribution(Logits(np.zeros(9, np.float32)))
     assert len(ids) == 3
 
 
 def test_half_precision_logits() -> None:
-    assert Sampler(Sampling(1.0, seed=3))(LOGITS.astype(np.float16)) in range(50)
+    assert Sampler(Sampling(1.0, seed=3))(Logits(LOGITS.astype(np.float16))) in range(50)
 
 
 def test_seeds() -> None:
     def draws(seed: int | None) -> list[int]:
         sampler = Sampler(Sampling(1.0, seed=seed))
-        return [sampler(LOGITS) for _ in range(30)]
+        return [sampler(Logits(LOGITS)) for _ in range(30)]
 
     assert draws(7) == draws(7)
     assert draws(7) != draws(8)
