@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["OPSET", "TRANSLATIONS", "rms_norm", "rotary_embedding", "tensor_scatter"]
+__all__ = ["OPSET", "TRANSLATIONS", "put", "rms_norm", "rotary_embedding", "tensor_scatter"]
 
 OPSET = 24
 _op = onnxscript.values.Opset("", OPSET)
@@ -41,6 +41,17 @@ def _(x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+@torch.library.custom_op("foveate::put", mutates_args=())
+def put(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """``x [B,K,N]`` with ``rows [R,N]`` written at ``index [R,2]`` int64, distinct (ScatterND-18)."""
+    return x.index_put(tuple(index.unbind(1)), rows)
+
+
+@put.register_fake
+def _(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 @torch.library.custom_op("foveate::tensor_scatter", mutates_args=())
 def tensor_scatter(past: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
     """``past [B,H,S,D]`` with ``update [B,H,T,D]`` written from row ``write_index [B]`` on (TensorScatter-24)."""
@@ -56,6 +67,7 @@ def _(past: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
 
 
 TRANSLATIONS = {
+    torch.ops.foveate.put.default: lambda x, index, rows: _op.ScatterND(x, index, rows),
     torch.ops.foveate.rms_norm.default: lambda x, weight, eps: _op.RMSNormalization(
         x, weight, axis=-1, epsilon=eps
     ),

@@ -22,6 +22,7 @@ __all__ = [
     "closest",
     "coordinates",
     "cosines",
+    "diagonal",
     "first_of",
     "in_order",
     "loop",
@@ -57,6 +58,13 @@ def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
     direction = unit(x)
     other = direction if y is None else unit(y)
     return (torch.matmul(direction, other.transpose(1, 2)) * _FINE).round() / _FINE
+
+
+def diagonal(matrix: Tensor) -> Tensor:
+    """``[B,N,N]`` -> ``[B,N]``."""
+    batch, size, _ = matrix.shape
+    index = torch.arange(size, device=matrix.device)
+    return matrix.gather(2, index[None, :, None].expand(batch, size, 1))[..., 0]
 
 
 def minmax(cue: Tensor) -> Tensor:

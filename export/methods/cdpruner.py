@@ -33,11 +33,16 @@ from torch import Tensor
 
 from foveate.export import picking
 from foveate.export.methods import base
+from foveate.export.ops import put
 from foveate.export.parts import ModelSpec
 
 __all__ = ["Method"]
 
 _EXPLAINED = 1e-4  # squared residual of a unit vector, far above what rounding leaves of 0
+_FAR = 8.0  # puts what is picked below any last resort
+_NEVER = 1e30  # what is divided by its root explains nothing more
+_AT_ONCE = 4
+"""Picks per turn of the loop: each turn copies the factor as a whole."""
 
 
 @dataclass(frozen=True)
@@ -72,29 +77,38 @@ class Method(base.Method):
 
 def _likeliest(similar: Tensor, wanted: Tensor, keep: base.Keep) -> Tensor:
     """The greedy choice of ``keep`` tokens as a mask ``[B,N]``; ``similar [B,N,N]``, ``wanted [B,N]``."""
-    index = torch.arange(wanted.shape[1], device=wanted.device)
-    column = torch.arange(keep, device=wanted.device)
+    batch, size = wanted.shape
+    index = torch.arange(size, device=wanted.device)
     last_resort = wanted / wanted.amax(1, keepdim=True) - 2  # below any gain
-
-    whole = (
-        torch.where(index[:, None] == index, similar, 0.0).sum(-1) > 0.5
-    ).float()  # length 1, or a row of zeros
+    worth = wanted * wanted
+    whole = (picking.diagonal(similar) > 0.5).float()  # length 1, or a row of zeros
+    column = torch.zeros(batch, keep + _AT_ONCE, 1, dtype=torch.int64, device=wanted.device)
+    number = torch.arange(batch * _AT_ONCE, device=wanted.device)
+    place = torch.stack((number // _AT_ONCE, number % _AT_ONCE), 1)  # in the factor, of a turn's picks
+    below = torch.arange(2, device=wanted.device)
+    last = torch.full((), keep, dtype=torch.int64, device=wanted.device)
 
     def more(done: Tensor, explained: Tensor, factor: Tensor, picked: Tensor) -> Tensor:
-        return done < column.shape[0]
+        return done < last
 
     def turn(done: Tensor, explained: Tensor, factor: Tensor, picked: Tensor) -> tuple[Tensor, ...]:
-        left = whole - explained
-        gain = torch.where(left > _EXPLAINED, wanted * wanted * left, last_resort)
-        best = picking.first_of(torch.where(picked > 0, -4.0, gain))
-        rest = left.gather(1, best)
-        known = torch.matmul(factor, picking.row(factor, best)[:, :, None])[..., 0]
-        new = (picking.row(similar, best) - known) / rest.clamp(min=_EXPLAINED).sqrt()
-        new = torch.where(rest > _EXPLAINED, new, 0.0)
-        factor = torch.where(column == done, new[:, :, None], factor)
-        return done + 1, explained + new * new, factor, torch.maximum(picked, (index == best).float())
+        added: list[Tensor] = []
+        for number in range(_AT_ONCE):
+            left = whole - explained
+            gain = torch.where(left > _EXPLAINED, worth * left, last_resort)
+            best = picking.first_of(gain - picked)
+            rest = left.gather(1, best)
+            known = torch.matmul(factor.gather(2, column + best[:, :, None])[..., 0][:, None], factor)[:, 0]
+            new = picking.row(similar, best) - known
+            for other in added:
+                new = new - other.gather(1, best) * other
+            added.append(new / torch.where(rest > _EXPLAINED, rest, _NEVER).sqrt())
+            explained = explained + added[-1] * added[-1]
+            picked = torch.where((index == best) & (done + number < last), _FAR, picked)
+        rows = torch.stack(added, 1).reshape(-1, size)
+        return done + _AT_ONCE, explained, put(factor, place + done * below, rows), picked
 
     nothing = torch.zeros_like(wanted)
-    factor = torch.zeros(*wanted.shape, keep, device=wanted.device)
+    factor = torch.zeros(batch, keep + _AT_ONCE, size, device=wanted.device)
     done = torch.zeros((), dtype=torch.int64, device=wanted.device)
     return picking.loop(more, turn, (done, nothing, factor, nothing.clone()))[3] > 0
