@@ -74,7 +74,8 @@ class Stages:
     ) -> None:
         others = [graph for graph in graphs if not graph.spec.in_place]
         exact = Precision("fp32")
-        self._store, dialects = write.write_graphs(folder, parts, others, exact, [_DIALECT], progress)
+        readings, dialects = write.write_graphs(folder, parts, others, exact, [_DIALECT], progress)
+        (self._weights,) = readings.values()
         write.write_files(folder, parts, graphs)
         table = write.write_embeddings(folder, parts.weights, exact)
         values = manifest | {"dialects": dialects, "files": {}, "format": FORMAT}
@@ -102,7 +103,7 @@ class Stages:
         for layer in range(self._layers):
             for group in GROUPS:
                 maker, *reads = (f"llm.layers.{layer}.{path}.weight" for path in (group.maker, *group.reads))
-                if maker in self._store and not any(name in self._store for name in reads):
+                if maker in self._weights and not any(name in self._weights for name in reads):
                     found.add(maker)
         return found
 

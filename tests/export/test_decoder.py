@@ -58,7 +58,7 @@ def export(directory, precision: str, kv_heads: int = 2, head: str | None = None
     (graph,) = language_graphs(SimpleNamespace(decoder=decoder), None)
     chosen = Precision(precision, head)
     names, _ = dialects(chosen, [only] if only else None, calibrated=True)
-    store, _ = write_graphs(
+    readings, _ = write_graphs(
         directory,
         SimpleNamespace(weights=RandomWeights(decoder), decoder=decoder),
         [graph],
@@ -67,6 +67,7 @@ def export(directory, precision: str, kv_heads: int = 2, head: str | None = None
         lambda *progress: None,
         Ranges(),
     )
+    store = next(iter(readings.values())).store
     reference = Decoder(decoder_spec(kv_heads)).eval()
     for name, parameter in reference.named_parameters():
         parameter.data = store.get(f"llm.{name}")
