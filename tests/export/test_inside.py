@@ -67,7 +67,7 @@ def logits(decoder, pipe: Pipeline, chat: Chat, tokens: list[int]) -> torch.Tens
             embeds.append(table[item])
             source.append(None)
         else:
-            embeds += list(torch.from_numpy(item.tokens))
+            embeds += list(torch.from_numpy(item.tokens.numpy()))
             source += [(item, row) for row in range(len(item.tokens))]
     embeds += [table[token] for token in tokens]
     source += [None] * len(tokens)
