@@ -39,8 +39,9 @@ def pieces(
 ) -> dict[str, Any]:
     """The settings ``before``, ``roles``, ``image``, ``after_text``, ``end``, ``generation`` of ``runtime.prompt``.
 
-    ``default`` is the format of a checkpoint without a template. Where roles end differently from the user's, ``closing`` maps them to what follows their text in place of
-    ``after_text`` and ``end``. Raises UserError when the template cannot be rendered or says more than pieces can.
+    ``default`` is the format of a checkpoint without a template. Where roles end differently from the user's, ``closing`` maps
+    them to what follows their text in place of ``after_text`` and ``end``. Raises UserError when the template cannot be
+    rendered or says more than pieces can.
     """
     template = _find(source)
     if template is None:

@@ -228,8 +228,9 @@ def prompt_settings(
     pad_id: int | None,
     default: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Settings for ``runtime.prompt``. ``default`` is the chat format of a checkpoint that has none; ``eos`` is the config's end id or list of them, which the checkpoint's
-    ``generation_config.json`` overrules. Raises UserError when the chat template cannot be put into pieces."""
+    """Settings for ``runtime.prompt``. ``default`` is the chat format of a checkpoint that has none; ``eos`` is the config's
+    end id or list of them, which the checkpoint's ``generation_config.json`` overrules. Raises UserError when the chat
+    template cannot be put into pieces."""
     try:
         known = Tokenizer.from_str(tokenizer.decode())
     except Exception as error:  # the library raises bare Exception for every fault of the file

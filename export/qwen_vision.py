@@ -259,8 +259,8 @@ class Merger(nn.Module):
 
 
 class Vision(nn.Module):
-    """The graph ``vision_encoder``: ``WindowSpec.inputs`` to ``projected [1,T,D]`` and the taps that were asked for, in the order of
-    the windows. Raises UserError (code 2) for a tap that it does not offer or a layer that does not run."""
+    """The graph ``vision_encoder``: ``WindowSpec.inputs`` to ``projected [1,T,D]`` and the taps that were asked for, in the
+    order of the windows. Raises UserError (code 2) for a tap that it does not offer or a layer that does not run."""
 
     def __init__(self, spec: WindowSpec, projector: Merger, taps: tuple[str, ...] = ()) -> None:
         super().__init__()

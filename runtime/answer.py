@@ -17,8 +17,8 @@ __all__ = ["Answer", "Clock", "Stream", "Timings"]
 @dataclass(frozen=True)
 class Timings:
     """Seconds, except where the name says otherwise. ``first_token`` counts from the first reading of the stream;
-    ``prefill`` has in it what prunes inside the language model, and the first token; ``tokens_per_second`` is of decoding alone and 0 when nothing was decoded after the first token. ``reused_rows`` of
-    ``prompt_rows`` were cached."""
+    ``prefill`` has in it what prunes inside the language model, and the first token; ``tokens_per_second`` is of decoding alone
+    and 0 when nothing was decoded after the first token. ``reused_rows`` of ``prompt_rows`` were cached."""
 
     preprocess: float
     vision: float

@@ -49,8 +49,9 @@ LIMITS = {
 left are values that fall to the other side of a step. What ONNX Runtime rounds by itself (int4 products at accuracy level 4) is not
 recorded, nor are prompts in int8 where words are in int4.
 
-Worst seen in ONNX Runtime, of random tiny models of each family and `scripts/shapes` calibrated with 8 samples: float32, 3e-4; int8 in it 0.9996
-and 0.027; in float16 0.995 and 0.11; fp8 0.98 and 0.17. int4 costs a random LLaVA-1.5-7B 0.99976 and 0.033. No GPU has been asked yet."""
+Worst seen in ONNX Runtime, of random tiny models of each family and `scripts/shapes` calibrated with 8 samples: float32, 3e-4;
+int8 in it 0.9996 and 0.027; in float16 0.995 and 0.11; fp8 0.98 and 0.17. int4 costs a random LLaVA-1.5-7B 0.99976 and 0.033.
+No GPU has been asked yet."""
 
 
 @dataclass(frozen=True)

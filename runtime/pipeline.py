@@ -105,7 +105,8 @@ class Pipeline:
         top_k: int | None = None,
         seed: int | None = None,
     ) -> Answer:
-        """The answer to ``prompt`` about ``images``: one picture (see ``runtime.image``, or ``see``, or ``video``), several, or None.
+        """The answer to ``prompt`` about ``images``: one picture (see ``runtime.image``, or ``see``, or ``video``), several,
+        or None.
 
         ``keep`` is the budget of visual tokens per picture: a count, a percentage ("22.2%"), or None for the bundle's
         default. ``temperature`` 0 is greedy. Raises UserError before anything runs when an argument is out of range or

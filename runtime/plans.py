@@ -48,7 +48,8 @@ TARGETS = {
 
 
 def backend(target: str) -> Any:
-    """The backend of a target: see ``engines.base``. Raises UserError when the target is unknown or its library is not installed."""
+    """The backend of a target: see ``engines.base``. Raises UserError when the target is unknown or its library is not
+    installed."""
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
     module, library, remedy = TARGETS[target]

@@ -3,8 +3,8 @@
     python scripts/accuracy_precision.py --docs docs
 
 All answer the same questions, so each precision is compared with fp32 question by question. A precision is what
-``--precision`` takes, with ``+head-SCHEME``, ``+vision-SCHEME`` and ``+prefill-SCHEME`` where these have their own. Answers are kept in ``--work``
-as ``accuracy.py`` keeps them. Prints a table; the last line is one JSON document.
+``--precision`` takes, with ``+head-SCHEME``, ``+vision-SCHEME`` and ``+prefill-SCHEME`` where these have their own. Answers
+are kept in ``--work`` as ``accuracy.py`` keeps them. Prints a table; the last line is one JSON document.
 """
 
 from __future__ import annotations

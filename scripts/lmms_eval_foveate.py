@@ -2,9 +2,9 @@
 
     python scripts/lmms_eval_foveate.py --model foveate --model_args bundle=bundles/llava,keep=128 --tasks pope,mme
 
-Arguments of the model: ``bundle``, and where wanted ``keep``, ``engine``, ``threads``, ``system`` ("vicuna" is the system turn of LLaVA-1.5's
-evaluation) and ``as_is=True`` (pictures are else padded to squares, as LLaVA-1.5 was evaluated). lmms-eval 0.7 is needed
-beside foveate, which does not depend on it. It sends one question at a time; pictures go before the text.
+Arguments of the model: ``bundle``, and where wanted ``keep``, ``engine``, ``threads``, ``system`` ("vicuna" is the system turn
+of LLaVA-1.5's evaluation) and ``as_is=True`` (pictures are else padded to squares, as LLaVA-1.5 was evaluated). lmms-eval 0.7
+is needed beside foveate, which does not depend on it. It sends one question at a time; pictures go before the text.
 """
 
 from __future__ import annotations

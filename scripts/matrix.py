@@ -1,9 +1,9 @@
 """``make matrix``: every method on every family, in every dialect: its numbers, and whether NVIDIA's compiler takes it.
 
 In: nothing. Out: ``build/matrix.json``, results by family, method, precision and dialect, so that a run that is broken off
-goes on where it stood (``make clean`` forgets them); and ``docs/engines-matrix.md``, written from these results and nothing else. Numbers are the self-test of
-``foveate compile`` with ONNX Runtime, which knows the operators of every dialect; compilation is TensorRT for RTX's, each
-distinct graph once. Models are tiny and random, of four decoder layers.
+goes on where it stood (``make clean`` forgets them); and ``docs/engines-matrix.md``, written from these results and nothing
+else. Numbers are the self-test of ``foveate compile`` with ONNX Runtime, which knows the operators of every dialect;
+compilation is TensorRT for RTX's, each distinct graph once. Models are tiny and random, of four decoder layers.
 """
 
 from __future__ import annotations

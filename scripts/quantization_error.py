@@ -3,9 +3,10 @@
     python scripts/quantization_error.py [--factor 30 100] [--hidden 4096 --intermediate 11008 --heads 32]
 
 Trained models have a few channels whose activations are tens of times as large as the others; random weights have none, so
-they are planted: in ``--channels`` channels of the layer's input, and as many of what o and down read. Statistics and factors come from
-four times ``--rows`` rows, errors from ``--rows`` others. Weights are rounded by the schemes of ``calib/schemes``, activations as the
-engines do it. Error: |y' - y| / |y|, y what the layer adds to its input, Frobenius norms. The last line is one JSON document.
+they are planted: in ``--channels`` channels of the layer's input, and as many of what o and down read. Statistics and factors
+come from four times ``--rows`` rows, errors from ``--rows`` others. Weights are rounded by the schemes of ``calib/schemes``,
+activations as the engines do it. Error: |y' - y| / |y|, y what the layer adds to its input, Frobenius norms. The last line is
+one JSON document.
 """
 
 from __future__ import annotations

@@ -163,7 +163,8 @@ def openvino_file(sizes: dict[str, Any], kind: str, work: Path) -> Path:
 
 
 def _openvino_model(sizes: dict[str, Any]) -> Any:
-    """inputs_embeds [1,T,D], position_ids [1,T], beam_idx [1] (0) -> logits [1,1,V] of the last row; keys and values are its state."""
+    """inputs_embeds [1,T,D], position_ids [1,T], beam_idx [1] (0) -> logits [1,1,V] of the last row; keys and values are its
+    state."""
     import openvino
     from openvino import opset13 as op
     from openvino.op.util import Variable, VariableInfo

@@ -83,8 +83,9 @@ class Quantized:
 
     def part(self, name: str) -> Part | None:
         """``int4``, ``int8``, ``float8_e4m3fn``: the values so stored. ``scale.<dtype>`` [G,N], or ``channel.<dtype>`` [N]
-        where G is 1. ``int7`` and ``channel7.<dtype>``: values (in int8) and scales of ``narrow``. ``zero.int4`` [G,N]; ``shift.<dtype>`` [G,N]: -scales * zeros, what zeros add
-        per sum of a block's inputs; ``order.int64`` [K]. None for zeros and order that there are not."""
+        where G is 1. ``int7`` and ``channel7.<dtype>``: values (in int8) and scales of ``narrow``. ``zero.int4`` [G,N];
+        ``shift.<dtype>`` [G,N]: -scales * zeros, what zeros add per sum of a block's inputs; ``order.int64`` [K]. None for
+        zeros and order that there are not."""
         kind, _, dtype = name.partition(".")
         if kind in ("int7", "channel7"):
             return self._narrowed.part(name.replace("7", "8" if kind == "int7" else "", 1))

@@ -4,8 +4,8 @@ Data: the official .tsv (index, question, hint, A, B, C, D, answer, category, im
 official files the other orders stand as rows with an index higher by multiples of a million; where there are none, they
 are made here by turning the options on, as LLaVA does with ``--all-rounds``.
 
-Scoring: *circular*: a question counts when it is answered rightly in every order; *vanilla*: in the order of the file. The letter is
-found by the rules of the official evaluation, without the language model that it asks where they fail: such answers are
+Scoring: *circular*: a question counts when it is answered rightly in every order; *vanilla*: in the order of the file. The
+letter is found by the rules of the official evaluation, without the language model that it asks where they fail: such answers are
 wrong here. Without an ``answer`` column (the test split) there is only the submission, the .xlsx that the server takes.
 """
 

@@ -3,10 +3,11 @@
 Data: JSON lines (image or img_path, sent or expression, bbox [left, top, right, bottom] in pixels) with COCO's train2014 beside or
 below, or parquet as on the hub (image, bbox [left, top, width, height], answer: one expression or several). Score each split alone.
 
-Scoring: the share of answers whose box overlaps the true one by an IoU of 0.5 or more. LLaVA-1.5 writes [x1, y1, x2, y2] as shares of
-the square picture that it sees. It was trained on pictures padded to squares, so its boxes are shares of the *padded* square, and
-other evaluations that take them for shares of the picture (lmms-eval does) count right boxes of oblong pictures as wrong. Here a
-box is put back into the picture through what the model saw (``meta["seen"]``), padded or cropped; what a crop cut off no box can reach.
+Scoring: the share of answers whose box overlaps the true one by an IoU of 0.5 or more. LLaVA-1.5 writes [x1, y1, x2, y2] as
+shares of the square picture that it sees. It was trained on pictures padded to squares, so its boxes are shares of the
+*padded* square, and other evaluations that take them for shares of the picture (lmms-eval does) count right boxes of oblong
+pictures as wrong. Here a box is put back into the picture through what the model saw (``meta["seen"]``), padded or cropped;
+what a crop cut off no box can reach.
 """
 
 from __future__ import annotations
