@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.export import picking
@@ -29,9 +30,6 @@ from foveate.export.methods import base
 from foveate.export.parts import ModelSpec
 
 __all__ = ["Method"]
-
-_GONE = 2.0**20
-"""Above every place in the list: that of tokens that are not in it."""
 
 
 @dataclass(frozen=True)
@@ -53,35 +51,43 @@ class Method(base.Method):
     ) -> tuple[Tensor, Tensor, Tensor]:
         budget = torch.full((1,), keep, dtype=torch.int64, device=tokens.device)
         important = budget * round(self.ratio * 10**6) // 10**6
-        place = base.rank(next(iter(taps.values())).float())
+        place = base.rank(next(iter(taps.values())).float()).to(torch.int64)
         chosen = place < important
-        listed = torch.where(chosen, _GONE, place - important)
-        length, wanted = (each.float() for each in ((~chosen).sum(1, keepdim=True), budget - important))
+        size = tokens.shape[1]
+        index = torch.arange(size, device=tokens.device)
+        order = _sent(index.expand_as(place), torch.where(chosen, size + place, place) - important)
         similar = picking.cosines(taps["features"])
-        kept = base.marked(chosen | self.thin_out(similar, listed, length, wanted), keep)
+        order = self.thin_out(similar, order, size - important, budget - important)
+        listed = _sent((index < budget - important).to(torch.int64).expand_as(order), order) > 0
+        kept = base.marked(chosen | listed, keep)
         return base.gather(tokens, kept), kept, base.count(kept)
 
-    def thin_out(self, similar: Tensor, place: Tensor, length: Tensor, wanted: Tensor) -> Tensor:
-        """The ``wanted [1]`` tokens that stay of ``length [B,1]``, whose ``place [B,N]`` in the list is known: a mask ``[B,N]``.
+    def thin_out(self, similar: Tensor, order: Tensor, length: Tensor, wanted: Tensor) -> Tensor:
+        """The list ``order [B,N]``, of which the first ``length [1]`` count, when ``wanted [1]`` are left in front."""
+        size = order.shape[1]
+        pair = torch.arange((size + 1) // 2, device=order.device)
+        even, odd = 2 * pair, 2 * pair[: size // 2] + 1
+        rows = similar.reshape(-1, size)
+        first = torch.arange(order.shape[0], device=order.device)[:, None] * size
 
-        The list is never written down: TensorRT refuses loops that carry tensors of a run-time size through slices of them.
-        """
-
-        def more(length: Tensor, place: Tensor) -> Tensor:
+        def more(length: Tensor, order: Tensor) -> Tensor:
             return ((wanted > 0) & (length > wanted)).any()
 
-        def turn(length: Tensor, place: Tensor) -> tuple[Tensor, ...]:
-            pair = (place / 2).floor()
-            there, even = place < length, pair * 2 == place
-            alike = torch.where((there & ~even)[:, None, :], similar, -2.0).amax(-1)
-            alike = torch.where(there & even, alike, -4.0)
-            mine, other = alike[:, :, None], alike[:, None, :]
-            ahead = (other > mine) | ((other == mine) & (place[:, None, :] < place[:, :, None]))
-            rank = ahead.float().sum(-1)
-            evens = ((length + 1) / 2).floor()
-            leave = torch.minimum(length - wanted, evens).clamp(max=self.step)
-            left = torch.where(rank < leave, _GONE, rank - leave)
-            moved = torch.where(even, left, evens - leave + pair)
-            return length - leave, torch.where(there, moved, _GONE)
+        def turn(length: Tensor, order: Tensor) -> tuple[Tensor, ...]:
+            evens, odds = order[:, even], order[:, odd]
+            compared = order[:, torch.where(odd < length, odd, 1)]
+            alike = F.embedding(compared + first, rows).amax(1).gather(1, evens)
+            place = base.rank(torch.where(even < length, alike, -4.0)).to(torch.int64)
+            count = (length + 1) // 2
+            leave = torch.minimum(length - wanted, count).clamp(max=self.step)
+            left = torch.where(place < leave, length + place, place) - leave
+            to_even = torch.where(even < length, left, even)
+            to_odd = torch.where(odd < length, count - leave + odd // 2, odd).expand_as(odds)
+            return length - leave, _sent(torch.cat((evens, odds), 1), torch.cat((to_even, to_odd), 1))
 
-        return picking.loop(more, turn, (length, place))[1] < wanted
+        return picking.loop(more, turn, (length, order))[1]
+
+
+def _sent(values: Tensor, places: Tensor) -> Tensor:
+    """``values [B,N]`` int64 at their ``places [B,N]``, a permutation."""
+    return torch.zeros_like(places).scatter(1, places, values)
