@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from qwen import SPECIAL
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 from foveate.engines.errors import UserError
@@ -23,14 +24,6 @@ from foveate.runtime.prompt import ImageSlot, Turn
 
 NEW_TOKENS = 32
 TEXT = "what is in the picture, and où?"
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-)
 IMAGE_ID = 5
 TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"

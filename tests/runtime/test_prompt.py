@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from qwen import SPECIAL
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -114,15 +115,7 @@ def byte_level() -> Tokenizer:
         vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    names = (
-        "<|endoftext|>",
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|vision_start|>",
-        "<|vision_end|>",
-        "<|image_pad|>",
-    )
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in names])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in SPECIAL])
     return tokenizer
 
 

@@ -8,21 +8,21 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import accuracy
+import accuracy_scenes
+import accuracy_store
 import pytest
+from accuracy_bundles import _builders, at_budgets
+from accuracy_report import by_budget, by_kind, costs_table, rows_of, wilson
+from accuracy_scenes import held_out
+from accuracy_store import Log
 
 from foveate.calib.scenes import HELD_OUT, KINDS
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-
-
 def test_questions_are_numbered_within_their_scene_and_chosen_by_kind():
-    from accuracy_scenes import held_out
-
     every = held_out(20, HELD_OUT, KINDS)
     assert [asked.seed for asked in every] == [HELD_OUT, HELD_OUT + 1, HELD_OUT + 2]
     assert [len(asked.questions) for asked in every] == [7, 7, 6]
@@ -36,8 +36,6 @@ def test_questions_are_numbered_within_their_scene_and_chosen_by_kind():
 
 
 def test_a_log_drops_what_a_crash_cut_short_and_goes_on(tmp_path):
-    from accuracy_store import Log
-
     file = tmp_path / "deep" / "log.jsonl"
     Log(file, ("a", "b")).add([{"a": 1, "b": 2, "c": "x"}, {"a": 1, "b": 3, "c": "y"}])
     with file.open("a") as handle:
@@ -51,8 +49,6 @@ def test_a_log_drops_what_a_crash_cut_short_and_goes_on(tmp_path):
 def test_code_is_the_same_without_its_comments_and_another_when_something_it_imports_changes(
     tmp_path, monkeypatch
 ):
-    import accuracy_store
-
     monkeypatch.setattr(accuracy_store, "ROOT", tmp_path)
     (tmp_path / "runtime").mkdir()
     top, below = tmp_path / "runtime/top.py", tmp_path / "runtime/below.py"
@@ -72,8 +68,6 @@ def test_code_is_the_same_without_its_comments_and_another_when_something_it_imp
 
 
 def test_the_code_of_a_bundle_is_its_own_method_s_and_not_another_s():
-    from accuracy_bundles import _builders
-
     mine = _builders("sppruner")
     assert "foveate.export.methods.sppruner" in mine and "foveate.export.methods.base" in mine
     assert "foveate.export.build" in mine and "foveate.export.methods.uniform" not in mine
@@ -82,8 +76,6 @@ def test_the_code_of_a_bundle_is_its_own_method_s_and_not_another_s():
 
 def test_intervals_are_wilson_s():
     """Against the roots of the quadratic that define it, and a published example."""
-    from accuracy_report import wilson
-
     for right, total in ((0, 10), (10, 10), (933, 1000), (1, 3)):
         z = 1.96
         for bound in wilson(right, total):
@@ -108,8 +100,6 @@ def record(keep: int, kind: str, right: bool, rows: list[int], flops: int) -> di
 
 
 def test_rows_are_means_of_their_records():
-    from accuracy_report import rows_of
-
     records = [
         record(32, "count", True, [32, 8], 100),
         record(32, "count", False, [30, 8], 200),
@@ -125,8 +115,6 @@ def test_rows_are_means_of_their_records():
 
 
 def test_tables_put_the_best_first_and_miss_no_case():
-    from accuracy_report import by_budget, by_kind, costs_table, rows_of
-
     rows = rows_of("none", [record(576, "count", True, [576], 1000)], {})
     rows += rows_of("poor", [record(keep, "count", False, [keep], keep) for keep in (64, 32)], {})
     rows += rows_of("good", [record(keep, "count", True, [keep], 2 * keep) for keep in (64, 32)], {})
@@ -169,8 +157,6 @@ def tiny(tmp_path_factory, save_checkpoint):
 def test_from_a_checkpoint_to_tables(tiny, tmp_path, capsys):
     """Random weights answer at random: what matters is who is asked what, and what is written. One method fails."""
     pytest.importorskip("matplotlib")
-    import accuracy
-
     docs = tmp_path / "docs"
     which = [
         "--methods",
@@ -200,8 +186,6 @@ def test_from_a_checkpoint_to_tables(tiny, tmp_path, capsys):
 
 
 def test_nothing_is_asked_twice_and_nothing_taken_from_another_version(tiny, monkeypatch):
-    import accuracy_scenes
-
     plan = accuracy_scenes.Plan(tiny[1], Path(tiny[3]), ("50%", "3"), 9, tuple(KINDS), HELD_OUT)
     first = accuracy_scenes.answer(plan, "uniform")
     asked, generate = [], accuracy_scenes.Pipeline.generate
@@ -229,8 +213,6 @@ def test_the_script_finds_its_neighbours_when_it_is_run_by_path():
 
 
 def test_a_budget_that_is_fixed_at_build_time_has_a_bundle_each():
-    from accuracy_bundles import at_budgets
-
     model = str(SCRIPTS / "shapes")  # 576 tokens, a tower that can come to 116
     found, missing = at_budgets(model, "tome", ["33.3%", "22.2%", "11.1%"])
     assert found == ["tome:keep=192", "tome:keep=128"]

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from accuracy_bundles import options_of, precision_of
+from accuracy_precision import _cell, table
 
 from foveate.export.precision import Precision
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
 
 
 @pytest.mark.parametrize(
@@ -23,15 +18,11 @@ def scripts(monkeypatch):
     ],
 )
 def test_a_variant_names_its_precision(variant, precision):
-    from accuracy_bundles import options_of, precision_of
-
     assert precision_of(variant) == precision
     assert options_of(variant)[1] == ({"rho": "0.7"} if "rho" in variant else {})
 
 
 def test_changes_are_counted_question_by_question():
-    from accuracy_precision import _cell, table
-
     exact = [{"right": right} for right in (True, True, False, False)]
     other = [{"right": right} for right in (True, False, True, False)]
     cell = _cell(other, exact)

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+import bench_growth
 import pytest
 
 from foveate.jetson import models
 from foveate.runtime import costs
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 SIZES = models.model("llava-1.5-7b").decoder
 LAYERS = SIZES["num_layers"]
 
 
-@pytest.fixture
-def bench_growth(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import bench_growth
-
-    return bench_growth
-
-
-def test_rates_are_those_that_the_times_were_made_of(bench_growth):
+def test_rates_are_those_that_the_times_were_made_of():
     """Times of a machine with 100 GFLOP/s in every product and 10 GB/s."""
     prefill = {n: [costs.prefill_flops(SIZES, ((LAYERS, n),), 0) / 1e11] * 3 for n in (64, 256, 1024, 4096)}
     row = costs.cache_bytes(SIZES, ((LAYERS, 1),), 0, "float32")
@@ -34,7 +25,7 @@ def test_rates_are_those_that_the_times_were_made_of(bench_growth):
     assert lines[2].startswith("step: 10.0 ms") and "10.0 GB/s" in lines[2]
 
 
-def test_a_bundle_is_measured_and_drawn(bench_growth, uniform_bundle, tmp_path, monkeypatch, capsys):
+def test_a_bundle_is_measured_and_drawn(uniform_bundle, tmp_path, monkeypatch, capsys):
     command = ["bench_growth.py", str(uniform_bundle), "--lengths", "8", "16", "32", "64", "--rounds", "2"]
     monkeypatch.setattr("sys.argv", [*command, "--plot", str(tmp_path / "growth.png")])
     bench_growth.main()
@@ -45,6 +36,6 @@ def test_a_bundle_is_measured_and_drawn(bench_growth, uniform_bundle, tmp_path, 
 
 
 @pytest.mark.parametrize("degree", [1, 2])
-def test_a_fit_goes_through_what_it_can(bench_growth, degree):
+def test_a_fit_goes_through_what_it_can(degree):
     times = {n: [sum(0.5 * n**power for power in range(degree + 1))] for n in (1, 2, 5, 9)}
     assert bench_growth.fit(times, degree) == pytest.approx([0.5] * (degree + 1))

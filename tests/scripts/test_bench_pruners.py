@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+import bench_pruners
 import pytest
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.mark.slow
 def test_methods_before_and_inside_the_language_model(monkeypatch, capsys, tmp_path):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import bench_pruners
-
     command = [
         "bench_pruners.py",
         "--methods",

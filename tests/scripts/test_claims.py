@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import claims
 import numpy as np
 import pytest
+from accuracy_bundles import options_of
 
 from foveate.calib.scenes import HELD_OUT, KINDS
 from foveate.export import methods
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-
-@pytest.fixture
-def claims(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import claims
-
-    return claims
-
-
-def test_every_variant_is_a_method_with_options_that_it_has(claims):
-    from accuracy_bundles import options_of
-
+def test_every_variant_is_a_method_with_options_that_it_has():
     for variants in (claims.FEATHER, claims.FSR, claims.SPPRUNER):
         plain = [name for name in variants if ":" not in name]
         for variant in variants:
@@ -34,7 +22,7 @@ def test_every_variant_is_a_method_with_options_that_it_has(claims):
             )  # an option that changes something
 
 
-def test_differences_are_paired(claims):
+def test_differences_are_paired():
     mine = {n: {"right": n in (1, 2, 3, 4)} for n in range(10)}
     theirs = {n: {"right": n in (4, 5)} for n in range(10)}
     difference, low, high = claims.paired(mine, theirs)  # gained 3, lost 1 of 10
@@ -44,13 +32,13 @@ def test_differences_are_paired(claims):
     assert claims.paired(mine, mine) == (0, 0, 0)
 
 
-def test_quarters_are_counted_from_the_top(claims):
+def test_quarters_are_counted_from_the_top():
     assert claims.quarters(np.arange(24 * 24), 24, 24).tolist() == [144] * 4
     assert claims.quarters(np.array([0, 23, 24 * 6, 24 * 23, 24 * 24 - 1]), 24, 24).tolist() == [2, 1, 0, 2]
     assert claims.quarters(np.array([], np.int64), 4, 4).tolist() == [0] * 4
 
 
-def test_an_ablation_is_held_against_its_reference(claims, monkeypatch, capsys, tmp_path):
+def test_an_ablation_is_held_against_its_reference(monkeypatch, capsys, tmp_path):
     """Answers by hand: the part is worth one right answer of four, and half of the FLOPs."""
 
     def records(right: list[bool], flops: int) -> list[dict]:
@@ -75,7 +63,7 @@ def test_an_ablation_is_held_against_its_reference(claims, monkeypatch, capsys, 
     assert "| -25.0 (-67.4..+17.4) | 8.0 | 25.0 |" in lines[6]
 
 
-def test_a_method_that_fails_ends_it(claims, monkeypatch, tmp_path):
+def test_a_method_that_fails_ends_it(monkeypatch, tmp_path):
     monkeypatch.setattr(claims, "answer_all", lambda *_: ({}, {"fsr": "trace"}))
     with pytest.raises(SystemExit):
         claims.ablation(claims.Plan("model", tmp_path, ("50%",), 4, KINDS, HELD_OUT), claims.FSR, "fsr")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import abc
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from benchmarks.base import padded
 from PIL import Image
 
 from foveate.engines.errors import UserError
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 class Lmms(abc.ABC):
@@ -108,7 +106,6 @@ def adapter(monkeypatch):
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.delitem(sys.modules, "lmms_eval_foveate", raising=False)
     import lmms_eval_foveate
 
@@ -127,8 +124,6 @@ def asked(model, context: str, pictures: list, **settings) -> str:
 
 
 def test_answers_are_the_pipeline_s(adapter, uniform_bundle):
-    from benchmarks.base import padded
-
     from foveate.runtime.pipeline import Pipeline
 
     model = adapter.Foveate.create_from_arg_string(

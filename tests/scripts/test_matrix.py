@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import ModuleType
-
-import pytest
+import matrix
 
 from foveate.export import methods
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-
-@pytest.fixture
-def matrix(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import matrix
-
-    return matrix
-
-
-def test_every_method_and_precision_is_a_case_of_every_family(matrix: ModuleType) -> None:
+def test_every_method_and_precision_is_a_case_of_every_family() -> None:
     cases = set(matrix.cases())
     assert len(cases) == len(matrix.FAMILIES) * (len(methods.names()) - 1 + len(matrix.PRECISIONS))
     assert {("qwen2_5_vl", "feather", "fp16"), ("llava", "none", "fp8")} <= cases
 
 
-def test_the_page_says_what_was_found(matrix: ModuleType) -> None:
+def test_the_page_says_what_was_found() -> None:
     good = {"error": 0.0017, "compiled": "yes", "old": "yes"}
     results = {
         "llava/none/fp16": {

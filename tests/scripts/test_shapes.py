@@ -10,20 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
+from shapes_data import TurnBatches, patch_owner
+from shapes_model import PROMPT, accuracy
+from shapes_talk import Talker
 
 from foveate.calib.scenes import HELD_OUT, KINDS, make_scene, questions
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SHAPES = SCRIPTS / "shapes"
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """The scripts are run by path, not shipped: they find each other beside themselves."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +50,15 @@ def test_any_text_has_tokens_and_answers_are_one():
         assert len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]) == 1, answer
 
 
-def test_chat_template_is_the_prompt_it_was_trained_on(scripts):
-    from shapes_model import PROMPT
-
+def test_chat_template_is_the_prompt_it_was_trained_on():
     processor = transformers.AutoProcessor.from_pretrained(SHAPES)
     content = [{"type": "image"}, {"type": "text", "text": "Where is the star?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     assert text == PROMPT.format(question="Where is the star?")
 
 
-def test_it_answers_easy_questions(scripts):
+def test_it_answers_easy_questions():
     """Right more often than guessing could be, on scenes it never saw; how often is in the model card."""
-    from shapes_model import accuracy
-
     table = accuracy(SHAPES, 70)
     right, asked = (sum(row[name] for row in table.values()) for name in ("right", "asked"))
     assert asked == 70 and right >= 49, table
@@ -80,12 +72,8 @@ def test_accuracy_is_recorded_for_every_kind():
     assert all(f"| {kind} |" in card for kind in KINDS)
 
 
-def test_packed_training_computes_what_transformers_computes(scripts, llava):
+def test_packed_training_computes_what_transformers_computes(llava):
     """Many questions behind one picture, with a block mask, give the logits of each asked alone."""
-    from shapes_data import TurnBatches
-    from shapes_model import PROMPT
-    from shapes_talk import Talker
-
     scene = make_scene(HELD_OUT + 1)
     processor = transformers.AutoProcessor.from_pretrained(SHAPES)
     data = TurnBatches(HELD_OUT + 1, 1, SHAPES / "tokenizer.json", turns=4)
@@ -104,10 +92,8 @@ def test_packed_training_computes_what_transformers_computes(scripts, llava):
             assert torch.allclose(packed[number, first], alone, atol=2e-3), question
 
 
-def test_joint_space_finds_what_a_question_is_about(scripts):
+def test_joint_space_finds_what_a_question_is_about():
     """Patches of the thing asked about are closer to the question than the others, pooled at the first end token."""
-    from shapes_data import patch_owner
-
     clip = transformers.CLIPModel.from_pretrained(SHAPES / "clip", dtype=torch.float32).eval()
     words = transformers.AutoTokenizer.from_pretrained(SHAPES / "clip")
     image = transformers.AutoProcessor.from_pretrained(SHAPES).image_processor

@@ -7,11 +7,24 @@ import math
 from pathlib import Path
 
 import numpy as np
+import ocvtp_features
 import pytest
 import torch
+from ocvtp_decoder import (
+    Decoder,
+    _looking_at,
+    area_weighted_loss,
+    draw_seen,
+    load,
+    nearest_error,
+    reconstruction_errors,
+    slot_share,
+)
+from ocvtp_features import FIRST_SCENE, collect, encode
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from train_ocvtp import Training, arguments, learning_rate
 
 from foveate.calib.scenes import HELD_OUT, make_scene
 from foveate.engines.errors import UserError
@@ -23,12 +36,6 @@ SMALL = ["--count", "7", "--epochs", "2", "--batch", "3", "--slots", "3", "5", "
 SMALL += ["--train-share", "0.6", "--decoder-layers", "1", "--decoder-inner", "32", "--threads", "1"]
 
 
-@pytest.fixture
-def scripts(monkeypatch):
-    """The scripts are run by path, not shipped: they find each other beside themselves."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-
-
 def shuffled(decoder, features, slots, order, count):
     """The decoder as published: tokens and positions shuffled, all but the first ``count`` hidden, the result put back."""
     tokens = decoder.project1(features)[:, order].clone()
@@ -37,9 +44,7 @@ def shuffled(decoder, features, slots, order, count):
     return decoder.backbone(query, decoder.project2(slots))[:, order.argsort()]
 
 
-def test_the_decoder_tells_what_the_published_one_tells(scripts):
-    from ocvtp_decoder import Decoder
-
+def test_the_decoder_tells_what_the_published_one_tells():
     torch.manual_seed(0)
     decoder, order = Decoder(16, 30, layers=2, heads=4).eval(), torch.randperm(30)
     features, slots = torch.randn(2, 30, 16), torch.randn(2, 5, 8)
@@ -55,9 +60,7 @@ def test_the_decoder_tells_what_the_published_one_tells(scripts):
     assert isinstance(decoder.backbone.layers[0].norm1, torch.nn.Identity)
 
 
-def test_how_many_tokens_the_decoder_sees(scripts):
-    from ocvtp_decoder import draw_seen
-
+def test_how_many_tokens_the_decoder_sees():
     torch.manual_seed(0)
     numbers = draw_seen(2000, 100).sum(1)
     few = (numbers == 24).float().mean()
@@ -80,9 +83,7 @@ def literal_loss(told: np.ndarray, features: np.ndarray, attention: np.ndarray) 
 
 
 @pytest.mark.parametrize("slots", [3, 30])  # no slot is without a token; most are
-def test_the_loss_is_weighted_by_area(scripts, slots):
-    from ocvtp_decoder import area_weighted_loss
-
+def test_the_loss_is_weighted_by_area(slots):
     rng = np.random.default_rng(slots)
     told, features = rng.normal(size=(2, 2, 12, 4))
     attention = np.exp(3 * rng.normal(size=(2, slots, 12)))
@@ -94,9 +95,7 @@ def test_the_loss_is_weighted_by_area(scripts, slots):
     assert inputs[0].grad is not None and inputs[2].grad is None
 
 
-def test_the_learning_rate(scripts):
-    from train_ocvtp import arguments, learning_rate
-
+def test_the_learning_rate():
     args = arguments([])
     assert (args.epochs, args.warmup, args.batch, args.seed, args.patience) == (30, 4, 12, 42, 5)
     assert args.slots == [16, 32, 64, 128] and (args.decoder_layers, args.decoder_heads) == (4, 4)
@@ -133,7 +132,7 @@ def test_gradients_take_the_bi_level_path():
     torch.testing.assert_close(pruner.attend(features, noise)[1], attention)
 
 
-def test_training_stops_and_goes_on_to_the_same_weights(scripts, tmp_path, capsys):
+def test_training_stops_and_goes_on_to_the_same_weights(tmp_path, capsys):
     from train_ocvtp import main
 
     main([*SMALL, "--work", str(tmp_path / "whole")])
@@ -154,8 +153,6 @@ def test_training_stops_and_goes_on_to_the_same_weights(scripts, tmp_path, capsy
 
 def stop_after(steps: int, main, argv: list[str]) -> None:
     """A run that is told to stop when it has done so many steps."""
-    from train_ocvtp import Training
-
     step = Training.step
 
     def counted(self) -> None:
@@ -170,9 +167,7 @@ def stop_after(steps: int, main, argv: list[str]) -> None:
         Training.step = step
 
 
-def test_held_out_pictures_are_not_trained_on(scripts, tmp_path):
-    from train_ocvtp import Training, arguments
-
+def test_held_out_pictures_are_not_trained_on(tmp_path):
     args = arguments(["--work", str(tmp_path), "--batch", "4"])
     args.deadline = math.inf
     features = np.random.default_rng(0).normal(size=(40, 25, 16)).astype(np.float16)
@@ -191,9 +186,7 @@ def test_held_out_pictures_are_not_trained_on(scripts, tmp_path):
     assert sorted(np.concatenate(seen)) == sorted(training.train)
 
 
-def test_pictures_of_a_folder(scripts, tmp_path):
-    from ocvtp_features import collect
-
+def test_pictures_of_a_folder(tmp_path):
     (tmp_path / "pictures" / "more").mkdir(parents=True)
     for number, size in enumerate([(300, 200), (40, 90)]):
         values = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
@@ -209,10 +202,8 @@ def test_pictures_of_a_folder(scripts, tmp_path):
         collect(str(SHAPES), tmp_path / "pictures" / "none", 100, **options)
 
 
-def test_features_go_on_where_they_stopped(scripts, tmp_path, monkeypatch):
+def test_features_go_on_where_they_stopped(tmp_path, monkeypatch):
     """Also after a run that was killed: what is there is noted as it grows."""
-    import ocvtp_features
-
     options = {"layer": None, "work": tmp_path}
     read = []
 
@@ -231,14 +222,12 @@ def test_features_go_on_where_they_stopped(scripts, tmp_path, monkeypatch):
     assert len(read) == 3 + 2 and json.loads((tmp_path / "features.json").read_text())["done"] == 4
     table = np.load(tmp_path / "features.npy")
     monkeypatch.undo()
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     scene = make_scene(ocvtp_features.FIRST_SCENE + 2)
     again = ocvtp_features.encode(str(SHAPES), [scene.picture])[0].numpy()
     np.testing.assert_allclose(table[2], again, atol=2e-3, rtol=2e-3)
 
 
-def test_features_are_those_of_transformers(scripts, tmp_path):
-    from ocvtp_features import FIRST_SCENE, collect
+def test_features_are_those_of_transformers(tmp_path):
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     table, _ = collect(str(SHAPES), None, 1, layer=None, work=tmp_path, deadline=math.inf)
@@ -251,9 +240,7 @@ def test_features_are_those_of_transformers(scripts, tmp_path):
     assert FIRST_SCENE < HELD_OUT
 
 
-def test_a_slot_that_looks_at_one_token_holds_nothing_of_the_others(scripts):
-    from ocvtp_decoder import _looking_at
-
+def test_a_slot_that_looks_at_one_token_holds_nothing_of_the_others():
     torch.manual_seed(0)
     pruner = SlotPruner(16).reset().eval()
     features, noise = torch.randn(1, 9, 16), torch.randn(1, 3, 8)
@@ -265,7 +252,7 @@ def test_a_slot_that_looks_at_one_token_holds_nothing_of_the_others(scripts):
         assert not torch.allclose(_looking_at(pruner, features, noise, torch.tensor([[0, 5, 4]])), slots)
 
 
-def test_the_published_file_becomes_safetensors(scripts, tmp_path, capsys):
+def test_the_published_file_becomes_safetensors(tmp_path, capsys):
     from convert_ocvtp import main
 
     torch.manual_seed(0)
@@ -283,11 +270,8 @@ def test_the_published_file_becomes_safetensors(scripts, tmp_path, capsys):
         main([str(tmp_path / "weights.pth"), str(tmp_path / "ocvtp.safetensors")])
 
 
-def test_the_shipped_pruner(scripts):
+def test_the_shipped_pruner():
     """It fits, its card tells its recipe, and on scenes it never saw its slots tell more than tokens chosen blindly."""
-    from ocvtp_decoder import load, nearest_error, reconstruction_errors, slot_share
-    from ocvtp_features import encode
-
     with safe_open(SHAPES / "ocvtp.safetensors", "pt") as file:
         recipe = file.metadata()
     assert recipe["slots"] == "[16, 32, 64, 128]" and recipe["seed"] == "42"

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ocvtp_features import FIRST_SCENE, collect
+from qwen import SPECIAL
 from safetensors import safe_open
+from train_ocvtp import main
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 from transformers.vision_utils import get_vision_window_index
 
@@ -23,20 +26,6 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 SMALL = ["--count", "7", "--epochs", "2", "--batch", "3", "--slots", "3", "5", "--validation-slots", "4"]
 SMALL += ["--train-share", "0.6", "--decoder-layers", "1", "--decoder-inner", "32", "--threads", "1"]
 SMALL += ["--side", "6"]
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-)
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    """The scripts are run by path, not shipped: they find each other beside themselves."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +53,10 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def collected(checkpoint: Path, work: Path, **options):
-    from ocvtp_features import collect
-
     return collect(str(checkpoint), None, 2, None, work, deadline=math.inf, **options)
 
 
 def test_features_are_those_of_transformers_in_raster_order(checkpoint, tmp_path):
-    from ocvtp_features import FIRST_SCENE
-
     table, grid = collected(checkpoint, tmp_path, side=6)
     assert table.shape == (2, 36, 32) and grid == (6, 6)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
@@ -97,8 +82,6 @@ def test_a_side_that_does_not_fit_is_refused(checkpoint, tmp_path):
 
 
 def test_what_is_trained_fits_and_without_it_the_method_is_refused(checkpoint, tmp_path):
-    from train_ocvtp import main
-
     parts, method = models.load(str(checkpoint)), methods.load("ocvtp")
     with pytest.raises(UserError, match=r"ocvtp has no pruner for .* train one with scripts/train_ocvtp.py"):
         pruner_weights.joined(parts, method)
@@ -115,8 +98,6 @@ def test_what_is_trained_fits_and_without_it_the_method_is_refused(checkpoint, t
 
 @pytest.mark.slow
 def test_a_bundle_with_it(checkpoint, tmp_path):
-    from train_ocvtp import main
-
     from foveate.runtime.pipeline import Pipeline
 
     main(["--model", str(checkpoint), "--work", str(tmp_path), *SMALL])

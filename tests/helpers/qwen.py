@@ -1,0 +1,10 @@
+"""Qwen's tokens for templates and pictures, which random tokenizers of the tests have, too."""
+
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+)
