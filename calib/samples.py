@@ -63,14 +63,14 @@ def load(source: str, count: int = COUNT) -> Samples:
     if source == SCENES:
         return _hashed(_scene(_FIRST_SCENE + index) for index in range(count))
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         found = _folder(path)
         samples = (_of_folder(image, number) for number, image in _spread(list(enumerate(found)), count))
     elif path.is_file():
         samples = (_of_line(path, number, line) for number, line in _spread(_lines(path), count))
     else:
         raise UserError(
-            f"no calibration samples at {source} | got no such path, expected a folder of pictures, a .jsonl file or "
+            f"no calibration samples at {source!r} | got no such path, expected a folder of pictures, a .jsonl file or "
             f"{SCENES} | --calibrate {SCENES} needs no files"
         )
     return _hashed(samples)

@@ -62,12 +62,13 @@ class Statistics:
                 if metadata.get("format") != _FORMAT:
                     raise UserError(
                         f"{path} holds no statistics of this foveate | got format {metadata.get('format')}, expected "
-                        f"{_FORMAT} | collect them again with foveate build --calibrate"
+                        f"{_FORMAT} | delete it and collect them again with foveate build --calibrate"
                     )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
         except safetensors.SafetensorError as error:
             raise UserError(
-                f"cannot read the statistics {path} | {error} | collect them again with foveate build --calibrate"
+                f"cannot read the statistics {path} | {error} | delete it and collect them again with foveate build "
+                "--calibrate"
             ) from error
         return cls(tensors, json.loads(metadata["identity"]))
 

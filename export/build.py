@@ -113,7 +113,7 @@ def main(argv: list[str]) -> int:
     method = methods.load(args.method, _options(args.set))
     precision = Precision(args.precision, args.head_precision, args.vision_precision, args.prefill_precision)
     calibration = None
-    if args.calibrate or args.statistics:
+    if args.calibrate is not None or args.statistics:
         calibration = calibrate.Calibration(args.calibrate, args.calibration_count, args.statistics)
     asked = list(dict.fromkeys(args.dialects.split(","))) if args.dialects else None
     precisions.dialects(precision, asked, calibration is not None)  # refused before anything is downloaded

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from foveate.calib import samples
 from foveate.calib.collect import ROWS, InputWatch, LayerWatch
 from foveate.calib.equivalent import Smoothed
 from foveate.calib.statistics import Statistics
+from foveate.engines.errors import UserError
 from foveate.export import methods
 from foveate.export.decoder import Decoder, DecoderLayer, RMSNorm, rope_of, rope_tables
 from foveate.export.graph import Graph
@@ -82,6 +84,7 @@ def calibrated(
         identity["samples"] = {"count": len(chosen), "sha256": chosen.digest}
         path = asked.statistics or beside.with_name(f"{beside.name}.statistics.safetensors")
         if (statistics := _known(path, identity, asked.statistics is not None)) is None:
+            _require_room(path)
             folder = root / "calibrating"
             folder.mkdir()
             stages = Stages(folder, parts, graphs, manifest, _prefixed(progress))
@@ -102,6 +105,22 @@ def _known(path: Path, identity: dict[str, Any], named: bool) -> Statistics | No
     if named:
         found.require({key: identity[key] for key in ("model", "method", "samples")}, path)
     return found if found.identity == identity else None
+
+
+def _require_room(path: Path) -> None:
+    """Raises UserError where ``path`` could not be written at the end of what may take hours."""
+    if path.is_dir():
+        got = "it is a folder"
+    elif not path.parent.is_dir():
+        got = f"there is no folder {path.parent}"
+    elif not os.access(path.parent, os.W_OK):
+        got = f"{path.parent} cannot be written to"
+    else:
+        return
+    raise UserError(
+        f"statistics cannot be kept at {path} | {got}, expected a file in a folder that can be written to | name another "
+        "with --statistics"
+    )
 
 
 def _collect(

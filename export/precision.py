@@ -130,6 +130,13 @@ def dialects(
     if left_out and (asked or not found):
         name, reason = next(iter(left_out.items()))
         raise UserError(f"this bundle cannot have the dialect {name} | {reason}", code=2)
+    if precision.prefill and not any(lower.dialect(name).DYNAMIC for name in found):
+        able = [name for name in lower.names() if lower.dialect(name).DYNAMIC]
+        raise UserError(
+            f"--prefill-precision {precision.prefill} has no dialect | it got {', '.join(found)}, expected {', '.join(able)}, "
+            "where ranges are found at run time | leave it out, or add that dialect",
+            code=2,
+        )
     return found, left_out
 
 

@@ -169,20 +169,21 @@ def save_prompts(
 
 
 def load_prompts(path: Path) -> tuple[list[Prompt], dict[str, np.ndarray], dict[str, Any]] | None:
-    """What ``save_prompts`` was given; None where there is no such file, or none that can be read."""
+    """What ``save_prompts`` was given; None where there is no such file, or none that this version can read."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            facts = json.loads(file.metadata()["facts"])
+            facts = json.loads((file.metadata() or {})["facts"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-    except (FileNotFoundError, safetensors.SafetensorError):
+            lengths = arrays["length"]
+            prompts = [
+                _slice(arrays, slice(end - length, end))
+                for end, length in zip(lengths.cumsum(), lengths, strict=True)
+            ]
+    except (FileNotFoundError, safetensors.SafetensorError, KeyError):
         return None
     found = {
         name.removeprefix("found."): value for name, value in arrays.items() if name.startswith("found.")
     }
-    ends = arrays["length"].cumsum()
-    prompts = [
-        _slice(arrays, slice(end - length, end)) for end, length in zip(ends, arrays["length"], strict=True)
-    ]
     return prompts, found, facts
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import statistics
@@ -79,8 +80,12 @@ def run(argv: list[str]) -> dict[str, Any]:
             raise UserError(
                 f"wrong {wrong} | got {getattr(args, name)}, expected 1 or more | leave it out", code=2
             )
-    if min(args.picture) < 1:
-        raise UserError(f"wrong picture | got {args.picture}, expected pixels | leave it out", code=2)
+    largest = Image.MAX_IMAGE_PIXELS or math.inf
+    if min(args.picture) < 1 or math.prod(args.picture) > largest:
+        raise UserError(
+            f"wrong picture | got {args.picture}, expected pixels, {largest:g} in all at most | leave it out",
+            code=2,
+        )
     found = measure(
         args.bundle,
         args.keep,
@@ -116,6 +121,11 @@ def measure(
     start = time.perf_counter()
     pipe = Pipeline.load(path, engine, threads=threads)
     loading = time.perf_counter() - start
+    if text_tokens > (most := pipe.manifest.decoder["max_positions"]):
+        raise UserError(
+            f"wrong text-tokens | got {text_tokens}, expected at most the model's {most} | leave it out",
+            code=2,
+        )
     plan = choose(pipe.bundle, engine)
     budgets = keep or _choice(pipe.manifest)
     width, height = picture

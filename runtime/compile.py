@@ -82,9 +82,15 @@ def compile_bundle(
     ):
         progress(f"{folder} is up to date")
         return folder
-    folder.parent.mkdir(exist_ok=True)
-    _sweep(folder.parent)
-    work = Path(tempfile.mkdtemp(prefix=".compiling-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        _sweep(folder.parent)
+        work = Path(tempfile.mkdtemp(prefix=".compiling-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"cannot write engines to {bundle.path} | {error.strerror} | free some space, or copy the bundle to where it can "
+            "be written"
+        ) from error
     try:
         job = Job(bundle, module, machine, chosen, work, dialect, progress)
         job.compile(bundle.manifest.stages)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from foveate.calib import samples
 from foveate.calib.equivalent import Smoothed
@@ -21,7 +22,7 @@ from foveate.export.calibrate import Calibration, calibrated
 from foveate.export.decoder import Decoder
 from foveate.export.models import llava
 from foveate.export.precision import Precision
-from foveate.export.prompts import Stages
+from foveate.export.prompts import Stages, load_prompts
 from foveate.export.sources import fill
 from foveate.runtime import Pipeline
 from foveate.runtime.cli import main
@@ -159,6 +160,17 @@ def test_statistics_that_fit_are_used_again_and_others_refused(folder, collected
             collect(parts, method, folder / words.split()[-1], asked=Calibration(statistics=path))
     with pytest.raises(UserError, match="of another samples"):
         collect(tiny(), pair(), folder / "samples", asked=Calibration("scenes", COUNT - 1, path))
+    for number, (place, words) in enumerate(
+        ((folder / "none" / "kept", "there is no folder"), (folder, "it is a folder"))
+    ):
+        with pytest.raises(UserError, match=words):
+            collect(tiny(), pair(), folder / f"place{number}", asked=Calibration("scenes", COUNT, place))
+
+
+@pytest.mark.parametrize("facts", [None, {"facts": "{}"}])
+def test_what_another_version_left_of_a_killed_run_is_not_read(tmp_path, facts):
+    save_file({"length": np.array([1]), "hidden": np.zeros((1, 8), np.float32)}, tmp_path / "partial", facts)
+    assert load_prompts(tmp_path / "partial") is None
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -201,6 +213,7 @@ def test_the_verb_takes_samples_and_statistics(folder, collected, save_checkpoin
         (["--statistics", str(kept)], "of another model"),
         (["--statistics", str(folder / "none")], "no such file"),
         (["--calibrate", str(folder / "nowhere")], "no calibration samples"),
+        (["--calibrate", ""], "no calibration samples"),
     ):
         assert main([*command, *more]) == 1
         assert words in capsys.readouterr().err

@@ -84,6 +84,7 @@ def test_dialects_that_can_have_it(precision, asked, calibrated, found):
         (Precision("int8"), ["native"], False, "--calibrate"),
         (Precision("fp16", head="int8"), ["ort"], False, "--precision fp32"),
         (Precision("int4"), ["nativ"], False, "did you mean native"),
+        (Precision("int4", prefill="int8"), ["native"], False, "--prefill-precision int8 has no dialect"),
     ],
 )
 def test_dialects_that_cannot_say_why(precision, asked, calibrated, words):

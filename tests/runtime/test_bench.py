@@ -52,6 +52,8 @@ def test_memory_is_told_apart():
     [
         (["--rounds", "0"], "wrong rounds"),
         (["--picture", "0", "480"], "wrong picture"),
+        (["--picture", "1000000", "1000000"], "wrong picture"),
+        (["--text-tokens", "100000000"], "wrong text-tokens"),
         (["--new-tokens", "-1"], "wrong new-tokens"),
         (["--keep", "99"], "wrong keep"),
     ],

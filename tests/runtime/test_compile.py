@@ -325,3 +325,10 @@ def appending(folder: Path) -> GraphSpec:
 def test_every_option_has_a_flag(target: str) -> None:
     flags = {action.dest for action in module._parser()._actions}
     assert set(module.OPTIONS[target]) <= flags
+
+
+def test_a_bundle_that_cannot_be_written_to(make_bundle) -> None:
+    root = make_bundle()
+    (root / "engines").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write engines to"):
+        compile_bundle(root)
