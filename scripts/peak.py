@@ -5,6 +5,7 @@
 
 ``--within`` gives it and its children that many bytes in all, mapped files and page cache included, as a smaller machine
 would: a control group, which only root may make. Whoever needs more is killed; whoever maps more than it needs reads again.
+Files that are in the page cache already do not count: empty it before (``echo 3 > /proc/sys/vm/drop_caches``).
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from pathlib import Path
 
 @contextmanager
 def limited(size: int) -> Iterator[Path]:
-    """A control group of at most ``size`` bytes: its file of members. Raises OSError where none can be made."""
+    """A control group of at most ``size`` bytes: its file of members. Ends the program where none can be made."""
     root = Path("/sys/fs/cgroup")
     old = (root / "memory").is_dir()  # version 1 has a tree for each resource
     group = (root / "memory" if old else root) / f"foveate-{os.getpid()}"
-    group.mkdir()
+    try:
+        group.mkdir()
+    except OSError as error:
+        sys.exit(f"no control group can be made | {group}: {error.strerror} | run as root, on Linux")
     try:
         (group / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(size))
         yield group / "cgroup.procs"
