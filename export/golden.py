@@ -142,7 +142,7 @@ def _language(
         else:
             given = {"scored": entering, "inputs_embeds": embeds, **behind}
             before = {name: value[:, : len(chunk)] for name, value in given.items()} | carried
-            out = _prune(graph, weights, before, chunk, facts, arrays)
+            out = _prune(graph, weights.pruning or weights, before, chunk, facts, arrays)
             count, forced = int(out["count"]), positions[..., len(chunk) :]
             rows = torch.cat([out["tokens"][:, :count], behind["hidden"][:, len(chunk) :]], dim=1)
             carried = {f"carried.{n[6:]}": v[:, :count] for n, v in out.items() if n.startswith("carry.")}

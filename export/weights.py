@@ -117,6 +117,8 @@ class Store:
             for (known, part), place in self._places.items()
             if known == name and (not parts or part in parts)
         }
+        if not found and isinstance(self.source, Store):
+            return self.source.get(name, parts)
         values = next((part for part in _VALUES if part in found), None)
         if values is None:
             part = next((part for part in ("float32", "float16") if part in found), None)
@@ -147,19 +149,21 @@ Rounding = Callable[[torch.Tensor], torch.Tensor]
 @dataclass(frozen=True)
 class Reading:
     """What the graphs of a ``form`` compute with. ``encodings``: of their weights, by name. Without a form, whatever is stored, and
-    inputs as they are."""
+    inputs as they are. ``pruning``: what pruners inside the language model compute with where that is something else."""
 
     store: Store
     form: Form | None = None
     encodings: Mapping[str, str] = field(default_factory=dict)
     statistics: Statistics | None = None
+    pruning: Reading | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self.store
 
     def get(self, name: str) -> torch.Tensor:
-        """See ``Store.get``."""
-        return self.store.get(name, parts_of(self.encodings[name], self.form) if self.form else ())
+        """See ``Store.get``. A module may have weights that its graph does not read."""
+        read = self.form is not None and name in self.encodings
+        return self.store.get(name, parts_of(self.encodings[name], self.form) if read else ())
 
     def rounding(self, name: str) -> Rounding | None:
         """What the products with the weight ``name`` make of their input; None: nothing."""
@@ -171,7 +175,9 @@ class Reading:
 
     @property
     def rounds(self) -> bool:
-        return any(map(_rounds, self.encodings.values()))
+        return any(map(_rounds, self.encodings.values())) or (
+            self.pruning is not None and self.pruning.rounds
+        )
 
 
 def _rounds(encoding: str) -> bool:

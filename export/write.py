@@ -68,45 +68,52 @@ def write_graphs(
     """Write every graph in every dialect and their weights; return what they compute with, by the file in which their answers
     are to be recorded, and bundle.json's "dialects".
 
-    Where ``precision`` has another form for prefill, the language model's graphs are written once more with it. Its
-    integers are made of the numbers that the first form holds, so both are one model.
+    Where ``precision`` has another form for prefill, the language model's graphs are written once more with it, and pruners
+    between them, which see nothing but prompts, in it alone. Its integers are made of the numbers that the first form holds,
+    so both are one model.
     """
     lowered: list[_Lowered] = []
     prefill: list[_Lowered] = []
     index: dict[str, dict[str, object]] = {}
     forms = {name: lower.form(name, precision.decoder) for name in dialects}
     jobs = [(graph, dtype) for graph in graphs for dtype in sorted({form.dtype for form in forms.values()})]
-    choose = precision.choose(packed(parts.weights))
+    schemes = precision.choose(packed(parts.weights)), precision.prefilling.choose()
+
+    def keep(model: ir.Model, name: str, dialect: str, again: bool) -> str:
+        needs = list(pending(model, schemes[again]))
+        require_ranges(needs, forms[dialect], statistics)
+        path = root / f"{name}.{dialect}.onnx"
+        (prefill if again else lowered).append(_Lowered(model, path, dialect, forms[dialect], needs))
+        return path.name
+
     for done, (graph, dtype) in enumerate(jobs):
         name = graph.spec.name
         progress(f"tracing {name} in {dtype}", done, len(jobs))
         model = to_onnx.trace(graph, dtype)
         for dialect in (d for d in dialects if forms[d].dtype == dtype):
-            path = root / f"{name}.{dialect}.onnx"
             copy = lower.lower(model, graph.spec, dialect)
-            needs = list(pending(copy, choose))
-            require_ranges(needs, forms[dialect], statistics)
-            lowered.append(_Lowered(copy, path, dialect, forms[dialect], needs))
+            twice = precision.prefill is not None and forms[dialect].dynamic
             entry = index.setdefault(dialect, {"dtype": dtype, "files": {}})
-            entry["files"][name] = path.name
-            if precision.prefill and forms[dialect].dynamic and graph.spec.in_place:
-                path = root / f"{name}.prefill.{dialect}.onnx"
-                copy = copy.clone()
-                needs = list(pending(copy, precision.prefilling.choose()))
-                prefill.append(_Lowered(copy, path, dialect, forms[dialect], needs))
-                entry.setdefault("prefill", {})[name] = path.name
+            entry["files"][name] = keep(copy, name, dialect, twice and name.startswith("pruner."))
+            if twice and graph.spec.in_place:
+                again = keep(copy.clone(), f"{name}.prefill", dialect, True)
+                entry.setdefault("prefill", {})[name] = again
     store = Store(root, _WithTables(parts.weights, parts.decoder))
-    again = Store(root, store)
+    second = Store(root, store)
     known = _write_weights(store, lowered, progress)
-    _write_weights(again, prefill, progress, known)
-    for items, source in ((lowered, store), (prefill, again)):
+    _write_weights(second, prefill, progress, known)
+    for items, source in ((lowered, store), (prefill, second)):
         for item in items:
             attach(item.model, source, item.needs, item.form, statistics)
             ir.save(item.model, item.path)
     readings = {}
     for dialect, entry in index.items():
-        mine = dict(pair for item in lowered if item.dialect == dialect for pair in item.needs)
-        reading = Reading(store, forms[dialect], mine, statistics)
+        mine, again = (
+            dict(pair for item in items if item.path.name in entry["files"].values() for pair in item.needs)
+            for items in (lowered, prefill)
+        )
+        pruning = Reading(second, forms[dialect], again, statistics) if again else None
+        reading = Reading(store, forms[dialect], mine, statistics, pruning)
         kind = ("dynamic." if forms[dialect].dynamic else "static.") if reading.rounds else ""
         entry["golden"] = f"golden.{kind}npz"
         readings[entry["golden"]] = reading if kind else Reading(store)

@@ -117,13 +117,14 @@ def replay(bundle: Bundle, plan: Plan, threads: int | None = None) -> Iterator[F
 
 
 def _limits(bundle: Bundle, plan: Plan, graph: str) -> Limits:
-    dtype = bundle.manifest.dialects[plan.dialect]["dtype"]
-    parts = {"vision_encoder": ("vision",), "llm": ("decoder", "head"), "pruner.": ("decoder",)}
+    dialect = bundle.manifest.dialects[plan.dialect]
+    dtype, prompts = dialect["dtype"], dialect.get("prefill", {})
+    pruning = "prefill" if prompts else "decoder"
+    parts = {"vision_encoder": ("vision",), "llm": ("decoder", "head"), "pruner.": (pruning,)}
     read = next((names for start, names in parts.items() if graph.startswith(start)), ())
     kinds = {bundle.manifest.precision[name] for name in read}
-    prompts = graph in bundle.manifest.dialects[plan.dialect].get("prefill", {})
     products = dtype == "float32" and "int4" in kinds and plan.options.get("accuracy_level") == 4
-    if prompts or products:
+    if graph in prompts or products:
         return LIMITS["float32, int8 unrecorded"]
     rounded = next((kind for kind in ("fp8", "int8") if kind in kinds), None)
     return LIMITS[f"{dtype}, {rounded}" if rounded else dtype]

@@ -44,6 +44,15 @@ def feeds(engine, rows: int, seed: int = 0, start: int = 0):
     return given | {"position_ids": np.arange(start, start + rows)[None], "write_index": np.array([start])}
 
 
+def places(model: onnx.ModelProto) -> dict[str, list[tuple[str, str]]]:
+    """Where each initializer is stored."""
+    return {
+        t.name: [(e.key, e.value) for e in t.external_data]
+        for t in model.graph.initializer
+        if t.external_data
+    }
+
+
 def test_prompts_are_computed_in_int8_and_steps_in_int4(bundle):
     opened = load(bundle)
     engine = load_engine(opened, choose(opened), "llm.0", {})
@@ -56,6 +65,17 @@ def test_prompts_are_computed_in_int8_and_steps_in_int4(bundle):
     for rows, name in ((1, "few"), (MANY - 1, "few"), (MANY, "many"), (40, "many")):
         got = engine.run(feeds(engine, rows))["hidden"].numpy()
         np.testing.assert_array_equal(got, alone[name].run(feeds(engine, rows))["hidden"].numpy())
+
+
+def test_what_prunes_between_segments_sees_prompts_alone_and_is_in_int8(bundle):
+    assert not (bundle / "pruner.0.prefill.ort.onnx").exists()
+    pruner = onnx.load(bundle / "pruner.0.ort.onnx", load_external_data=False)
+    assert "MatMulInteger" in {node.op_type for node in pruner.graph.node}
+    prompts = places(onnx.load(bundle / "llm.0.prefill.ort.onnx", load_external_data=False))
+    own = places(pruner)
+    integers = [name for name in own if "self_attn.k_proj.weight.int" in name]
+    assert integers
+    assert all(own[name] == prompts[name] for name in integers)
 
 
 def test_both_forms_are_one_model(bundle):
@@ -94,13 +114,6 @@ def test_the_check_replays_both(bundle):
 def test_what_both_need_is_stored_once(bundle):
     shared = onnx.load(bundle / "llm.0.prefill.ort.onnx", load_external_data=False)
     own = onnx.load(bundle / "llm.0.ort.onnx", load_external_data=False)
-
-    def places(model: onnx.ModelProto) -> dict[str, list[tuple[str, str]]]:
-        return {
-            t.name: [(e.key, e.value) for e in t.external_data]
-            for t in model.graph.initializer
-            if t.external_data
-        }
 
     name = "llm.layers.0.input_layernorm.weight"
     assert places(shared)[name] == places(own)[name]
