@@ -37,6 +37,9 @@ __all__ = [
     "share_of",
 ]
 
+_HEADS = 4
+"""Heads of which attention is computed at once: ONNX Runtime holds ``[heads,T,T]``."""
+
 Extra = Literal["position_ids", "patch", "rows", "columns", "entered", "inputs_embeds"]
 
 
@@ -200,8 +203,10 @@ class Rows:
         """What enters the MLP of the scoring layer: ``[1,T,D]``."""
         layer, length = self.layer, self.scored.shape[1]
         values = layer.values(self.normed()).repeat_interleave(layer.heads // layer.kv_heads, dim=1)
-        mixed = F.scaled_dot_product_attention(
-            self.queries(rotated=True), self.keys(rotated=True), values, attn_mask=causal(length, self.scored)
+        sees = causal(length, self.scored)
+        parts = (x.split(_HEADS, 1) for x in (self.queries(rotated=True), self.keys(rotated=True), values))
+        mixed = torch.cat(
+            [F.scaled_dot_product_attention(*part, attn_mask=sees) for part in zip(*parts, strict=True)], 1
         )
         mixed = mixed.transpose(1, 2).reshape(1, length, -1)
         return layer.post_attention_layernorm(self.scored + layer.self_attn.o_proj(mixed))

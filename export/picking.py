@@ -159,9 +159,9 @@ def closest(similar: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     size = among.shape[1]
     found = torch.where(among[:, None, :], similar, -2.0)
     best = found.amax(-1)
-    index = torch.arange(size, device=among.device)
-    first = torch.where((found == best[:, :, None]) & among[:, None, :], index, size).amin(-1)
-    return best, first
+    index = torch.arange(size, device=among.device).float()
+    first = torch.where((found == best[:, :, None]) & among[:, None, :], index, float(size)).amin(-1)
+    return best, first.to(torch.int64)
 
 
 def mix(rows: Tensor, own: Tensor, tokens: Tensor, share: Tensor) -> Tensor:
@@ -197,17 +197,16 @@ def pick_farthest(distance: Tensor, taken: Tensor, picks: Tensor) -> Tensor:
     picked tokens ``[B,N]`` bool, without those taken.
     """
     index = torch.arange(taken.shape[1], device=taken.device)
-    first = torch.where(taken[:, None, :], distance, FAR).amin(-1)
+    first = torch.where(taken, -FAR, torch.where(taken[:, None, :], distance, FAR).amin(-1))
     most = picks.amax((0, 1))
 
-    def more(done: Tensor, gap: Tensor, picked: Tensor) -> Tensor:
+    def more(done: Tensor, gap: Tensor) -> Tensor:
         return done < most
 
-    def turn(done: Tensor, gap: Tensor, picked: Tensor) -> tuple[Tensor, ...]:
-        free = torch.where(taken | (picked > 0), -FAR, torch.minimum(first, gap))
-        farthest = first_of(free)
+    def turn(done: Tensor, gap: Tensor) -> tuple[Tensor, ...]:
+        farthest = first_of(torch.minimum(first, gap))
         hit = (index == farthest) & (done < picks)
-        return done + 1, torch.minimum(gap, row(distance, farthest)), torch.maximum(picked, hit.float())
+        return done + 1, torch.where(hit, -FAR, torch.minimum(gap, row(distance, farthest)))
 
     done = torch.zeros((), dtype=torch.int64, device=first.device)
-    return loop(more, turn, (done, torch.full_like(first, FAR), torch.zeros_like(first)))[2] > 0
+    return loop(more, turn, (done, torch.full_like(first, FAR)))[1] == -FAR

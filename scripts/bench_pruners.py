@@ -3,9 +3,10 @@
     python scripts/bench_pruners.py --keep 128 --threads 2
 
 Weights and inputs are random (attention rows are probabilities). 2,880 tokens are one picture of 48 x 60 patches. Pruners
-inside the language model are given 64 tokens of text besides, and read their layer's weights in int4, as bundles have them; a
-method's stages are added up. Methods that merge inside the vision encoder have no graph of their own and are left out. Medians
-with the fastest and slowest run; the last line is one JSON document.
+inside the language model are given 64 tokens of text besides, and read their layer's weights in ``--precision``, int8 as bundles
+with ``--prefill-precision int8`` have them; a method's stages are added up, each with the rows that those before it leave. Methods
+that merge inside the vision encoder have no graph of their own and are left out. Medians with the fastest and slowest run; the
+last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from foveate.export.parts import Parts, VisionSpec
 from foveate.export.precision import Precision
 from foveate.export.write import write_graphs
 from foveate.runtime.bench import environment
+from foveate.runtime.budget import Points
 from foveate.runtime.segment import Chunk
 
 GRIDS = {576: (24, 24), 2880: (48, 60)}
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=methods.names())
     parser.add_argument("--tokens", type=int, nargs="+", default=list(GRIDS), choices=list(GRIDS))
     parser.add_argument("--keep", type=int, default=128)
+    parser.add_argument("--precision", default="int8", choices=["fp32", "int8", "int4"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, help="where graphs are kept for the next time")
@@ -65,18 +68,19 @@ def main() -> None:
             (name, tokens): stages
             for name in args.methods
             for tokens in args.tokens
-            if (stages := build(name, tokens, args.work))
+            if (stages := build(name, tokens, args.precision, args.work))
         }
         rows = {
             f"{name} {tokens}": measure(name, tokens, stages, args)
             for (name, tokens), stages in built.items()
         }
     print_table(rows, args.methods, args.tokens)
-    print(json.dumps({"environment": environment(args.threads), "keep": args.keep, "seconds": rows}))
+    about = {"environment": environment(args.threads), "keep": args.keep, "precision": args.precision}
+    print(json.dumps(about | {"seconds": rows}))
 
 
-def build(name: str, tokens: int, work: Path) -> list[GraphSpec]:
-    """The specs of the method's compiled pruners in ``work/<name>-<tokens>``; none where it has none or they do not fit."""
+def build(name: str, tokens: int, precision: str, work: Path) -> list[GraphSpec]:
+    """The specs of the method's pruners, compiled in ``work``; none where it has none or they do not fit."""
     try:
         parts = model(tokens)
         graphs = [
@@ -86,11 +90,11 @@ def build(name: str, tokens: int, work: Path) -> list[GraphSpec]:
         print(f"{name} at {tokens} tokens is left out: {error}", file=sys.stderr)
         return []
     specs = [graph.spec.typed("float32") for graph in graphs]
-    root = work / f"{name}-{tokens}"
+    root = work / f"{name}-{tokens}-{precision}"
     if graphs and not root.exists():
         root.mkdir(parents=True)
         parts = pruner_weights.joined(parts, methods.load(name), None)
-        write_graphs(root, parts, graphs, Precision("int4"), ["ort"], lambda what, done, total: None)
+        write_graphs(root, parts, graphs, Precision(precision), ["ort"], lambda what, done, total: None)
         for spec in specs:
             ort.compile_graph(root / f"{spec.name}.ort.onnx", root / "engine", spec, {})
     return specs
@@ -107,9 +111,10 @@ def model(tokens: int) -> Parts:
 
 def measure(name: str, tokens: int, stages: Sequence[GraphSpec], args: argparse.Namespace) -> list[float]:
     """Seconds of a run through all stages: [median, fastest, slowest]."""
-    folder = args.work / f"{name}-{tokens}" / "engine"
+    folder = args.work / f"{name}-{tokens}-{args.precision}" / "engine"
     loaded = [ort.load(folder, spec, {"threads": args.threads}) for spec in stages]
-    given = [feeds(engine, tokens, args.keep) for engine in loaded]
+    points = methods.load(name).budgets(model(tokens).spec)
+    given = list(chained(loaded, points, tokens, args.keep))
     seconds = []
     for number in range(-2, args.rounds):
         start = time.perf_counter()
@@ -120,14 +125,28 @@ def measure(name: str, tokens: int, stages: Sequence[GraphSpec], args: argparse.
     return [statistics.median(seconds), min(seconds), max(seconds)]
 
 
-def feeds(engine: Engine, tokens: int, keep: int) -> dict[str, Any]:
+def chained(
+    stages: Sequence[Engine], points: Mapping[str, Points], tokens: int, keep: int
+) -> Iterator[dict[str, Any]]:
+    """What each stage is given: of the prompt the rows that the stages before it leave."""
+    rows, carried = prompt(tokens, keep), {}
+    for engine in stages:
+        values = feeds(engine, len(rows), keep, rows.feeds(points.get(engine.spec.name, ())) | carried)
+        yield values
+        answers = {name: buffer.numpy() for name, buffer in engine.run(values).items()}
+        count = answers["count"][0]
+        carried = {f"carried.{n[6:]}": v[:, :count] for n, v in answers.items() if n.startswith("carry.")}
+        rows = rows.take(answers["kept"][0, :count])
+
+
+def feeds(engine: Engine, rows: int, keep: int, known: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Random numbers for what is not ``known``."""
     random = np.random.default_rng(0)
-    known = facts(tokens, keep)
+    sizes = {"words": WORDS, "segments": 1, "tokens": rows}
 
     def values(tensor: TensorSpec) -> np.ndarray:
         if tensor.value is not None:
             return np.array(keep)
-        sizes = {"words": WORDS, "segments": 1, "tokens": tokens + TEXT}
         shape = [sizes[d.name] if isinstance(d, Symbol) else d for d in tensor.shape]
         if tensor.name in known:
             return known[tensor.name].reshape(shape)
@@ -139,8 +158,8 @@ def feeds(engine: Engine, tokens: int, keep: int) -> dict[str, Any]:
     return {tensor.name: values(tensor) for tensor in engine.spec.inputs}
 
 
-def facts(tokens: int, keep: int) -> dict[str, np.ndarray]:
-    """A prompt with the picture before the text."""
+def prompt(tokens: int, keep: int) -> Chunk:
+    """A picture before the text."""
     rows, columns = GRIDS[tokens]
     seen, text = np.ones(tokens, np.int64), np.ones(TEXT, np.int64)
 
@@ -148,11 +167,10 @@ def facts(tokens: int, keep: int) -> dict[str, np.ndarray]:
         return np.concatenate([seen * picture, text * words])
 
     place = both(np.arange(tokens), -1)
-    chunk = Chunk(
+    return Chunk(
         both(0, -1), place, place, both(rows, 1), both(columns, 1), both(tokens, 0), both(tokens, 0), both(keep, 0),
         np.arange(tokens + TEXT),
     )  # fmt: skip
-    return chunk.feeds(())
 
 
 def print_table(rows: dict[str, list[float]], names: Sequence[str], tokens: Sequence[int]) -> None:

@@ -41,8 +41,9 @@ from torch import Tensor
 from foveate.engines.errors import UserError
 from foveate.export import picking
 from foveate.export.decoder import rope_of
-from foveate.export.inside import Cut, Inside, Rows, best_of_picture, causal, in_proportion
+from foveate.export.inside import Cut, Inside, Rows, best_of_picture, in_proportion, packed
 from foveate.export.methods import base
+from foveate.export.ops import put
 from foveate.export.parts import DecoderSpec, ModelSpec
 from foveate.runtime.budget import stage_keep
 
@@ -50,6 +51,8 @@ __all__ = ["Method"]
 
 _LEAST = 2.0**-20
 _FAR = 1e18  # its square is still a number
+_AT_ONCE = 64
+"""Raters per turn of the loop."""
 _LISTS = {
     "1": {64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110)},
     "2": {64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118)},
@@ -135,7 +138,7 @@ class Method(Inside):
 
     def _score(self, rows: Rows) -> Tensor:
         """``[1,T]`` float32."""
-        received = _received(rows, _raters(rows).float(), _rotary_bias(rows) if self.version == "2" else None)
+        received = _received(rows, _raters(rows), biased=self.version == "2")
         if self.version == "1":
             return received.mean(1)
         seen = torch.where(rows.visual[:, None], received, 0.0).sum(-1)
@@ -158,56 +161,72 @@ def _raters(rows: Rows) -> Tensor:
     return telling | ((index == index[-1]) & ~telling.any(1, keepdim=True))
 
 
-def _received(rows: Rows, raters: Tensor, bias: Tensor | None) -> Tensor:
-    """What each row receives from the ``raters [1,T]`` in each head, their mean: ``[1,H,T]`` float32. Attention is divided by
-    ``bias [1,T,T]``. Head by head, so that one ``[T,T]`` is held at a time."""
+def _received(rows: Rows, raters: Tensor, biased: bool) -> Tensor:
+    """What each row receives from the ``raters [1,T]`` in each head, their mean: ``[1,H,T]`` float32. ``biased``: attention is
+    divided by what rotary embedding alone gives. A few raters at a time, since no shape may tell how many there are."""
+    order, number = packed(raters)[0], raters.to(torch.int64).sum(1)
     scale = rows.layer.head_dim**-0.5
-    queries, keys = rows.queries(rotated=True).float() * scale, rows.keys(rotated=True).float()
-    sees = causal(raters.shape[1], raters)
-    weight = (raters / raters.sum(1, keepdim=True))[:, None]
-    index = torch.arange(rows.layer.heads, device=raters.device)[:, None]
+    queries, keys = (
+        rows.queries(rotated=True).float() * scale,
+        rows.keys(rotated=True).float().transpose(2, 3),
+    )
+    turned = _turned_ones(rows) * scale**0.5 if biased else None
+    index = torch.arange(raters.shape[1], device=raters.device)
+    some = torch.arange(_AT_ONCE, device=raters.device)
 
-    def more(head: Tensor, received: Tensor) -> Tensor:
-        return head < rows.layer.heads
+    def more(done: Tensor, received: Tensor) -> Tensor:
+        return (done < number).any()
 
-    def listen(head: Tensor, received: Tensor) -> tuple[Tensor, ...]:
-        query, key = (each.index_select(1, head.reshape(1))[:, 0] for each in (queries, keys))
-        scores = torch.where(sees, torch.matmul(query, key.transpose(1, 2)), -_FAR)
-        attention = scores.softmax(-1) if bias is None else scores.softmax(-1) / bias
-        return head + 1, torch.where(index == head, torch.matmul(weight, attention), received)
+    def listen(done: Tensor, received: Tensor) -> tuple[Tensor, ...]:
+        row = order.gather(1, torch.minimum(done + some, index.amax(0))[None])
+        scores = torch.matmul(queries.index_select(2, row[0]), keys)
+        attention = torch.where(index <= row[:, None, :, None], scores, -_FAR).softmax(-1)
+        if biased:
+            bias = torch.matmul(base.gather(turned, row), turned.transpose(1, 2))[:, None]
+            attention = attention / torch.where(bias.abs() < 1e-6, 1e-6, bias)
+        share = (done + some < number).float() / number
+        return done + _AT_ONCE, received + torch.matmul(share[None, None, None], attention)[:, :, 0]
 
-    head = torch.zeros((), dtype=torch.int64, device=raters.device)
+    done = torch.zeros((), dtype=torch.int64, device=raters.device)
     nothing = torch.zeros(1, rows.layer.heads, raters.shape[1], device=raters.device)
-    return picking.loop(more, listen, (head, nothing))[1]
+    return picking.loop(more, listen, (done, nothing))[1]
 
 
-def _rotary_bias(rows: Rows) -> Tensor:
-    """q k / sqrt(d) of queries and keys that are all ones before they are rotated: ``[1,T,T]`` float32."""
+def _turned_ones(rows: Rows) -> Tensor:
+    """Rows of ones behind rotary embedding, in another order: ``[1,T,Dh]`` float32."""
     *tables, index = rope_of(rows.layer.spec, *rows.rope, rows.position_ids)
     cos, sin = (F.embedding(index, table).float() for table in tables)
-    near = torch.matmul(cos, cos.transpose(1, 2)) + torch.matmul(sin, sin.transpose(1, 2))
-    bias = 2 * rows.layer.head_dim**-0.5 * near
-    return torch.where(bias.abs() < 1e-6, 1e-6, bias)
+    return torch.cat((cos - sin, cos + sin), -1)
 
 
 def _recycled(rows: Rows, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The clusters of each picture's ``dropped [1,T]``: the number of each peak's cluster ``[1,T]`` float32, the peaks ``[1,T]``
-    bool, and ``hidden [1,T,D]`` with the means of the clusters in the peaks' rows."""
-    size = score.shape[1]
-    lost = (rows.same & dropped[:, None]).to(torch.int64).sum(-1)
+    bool, and ``hidden [1,T,D]`` with the means of the clusters in the peaks' rows.
+
+    What is recycled is at most half of each picture, since one token stays: M = T // 2 + 1 rows hold all of it.
+    """
+    lost = (rows.same & dropped[:, None]).float().sum(-1).to(torch.int64)
     among = dropped & (_places(score, rows.same & dropped[:, None]) < _taken(lost))
-    clusters = _clusters(lost)
-    pairs = rows.same & among[:, :, None] & among[:, None]
-    distance = torch.where(pairs, _distances(rows), _FAR)
-    number = _places(_standing(distance, rows.same, clusters), pairs)
-    peak = among & (number < clusters)
+    order, count = packed(among)
+    index = torch.arange(score.shape[1] // 2 + 1, device=score.device)
+    some, there = order[:, index], index < count[:, None]
+    picture, clusters = rows.picture.gather(1, some), _clusters(lost.gather(1, some))
+    same = picture[:, None] == picture[:, :, None]
+    pairs = same & there[:, :, None] & there[:, None]
+    before = base.gather(rows.hidden, some)
+    distance = torch.where(pairs, _distances(before.float(), there), _FAR)
+    number = _places(_standing(distance, same, clusters, (3 * score.shape[1] + 10) // 100 + 1), pairs)
+    peak = there & (number < clusters)
     to_peak = torch.where(peak[:, None], distance, _FAR)
     closest = pairs & peak[:, None] & (to_peak == to_peak.amin(-1, keepdim=True))
-    goes = torch.where(closest, number[:, None], 1.0 * size).amin(-1)
+    goes = torch.where(closest, number[:, None], _FAR).amin(-1)
     goes = torch.where(peak, number, goes)
     member = (pairs & peak[:, :, None] & (goes[:, None] == number[:, :, None])).float()
-    mean = torch.matmul(member, rows.hidden.float()) / member.sum(-1, keepdim=True).clamp(min=1)
-    return number, peak, torch.where(peak[:, :, None], mean.to(rows.hidden.dtype), rows.hidden)
+    mean = torch.matmul(member, before.float()) / member.sum(-1, keepdim=True).clamp(min=1)
+    after = torch.where(peak[:, :, None], mean.to(before.dtype), before)
+    nothing = torch.zeros_like(score)
+    hidden = put(rows.hidden, torch.stack((torch.zeros_like(some), some), 2)[0], after[0])
+    return nothing.scatter(1, some, number), nothing.scatter(1, some, peak.float()) > 0, hidden
 
 
 def _taken(lost: int | Tensor) -> int | Tensor:
@@ -219,16 +238,14 @@ def _clusters(lost: int | Tensor) -> int | Tensor:
     return _taken(lost) // 10 + 1
 
 
-def _standing(distance: Tensor, same: Tensor, clusters: Tensor) -> Tensor:
-    """How much of a peak each row is, ``[1,T]``: its density times its distance to the next denser row, the densest one's to
-    the farthest. ``distance [1,T,T]`` is ``_FAR`` between rows that are not compared; ``same`` are those of one picture."""
-    size = distance.shape[1]
-    nearest = distance.topk(
-        (3 * size + 10) // 100 + 1, largest=False
-    ).values  # enough for any number of clusters
-    counts = torch.arange(nearest.shape[2], device=distance.device) < clusters[:, :, None]
+def _standing(distance: Tensor, same: Tensor, clusters: Tensor, most: base.Keep) -> Tensor:
+    """How much of a peak each row is, ``[1,M]``: its density times its distance to the next denser row, the densest one's to
+    the farthest. ``distance [1,M,M]`` is ``_FAR`` between rows that are not compared; ``same`` are those of one picture,
+    ``clusters [1,M]`` at most ``most``."""
+    nearest = distance.topk(most, largest=False).values
+    counts = torch.arange(most, device=distance.device) < clusters[:, :, None]
     sparse = torch.where(counts, nearest * nearest, 0.0).sum(-1) / clusters
-    index = torch.arange(size, device=distance.device)
+    index = torch.arange(distance.shape[1], device=distance.device)
     mine, other = sparse[:, :, None], sparse[:, None]
     compared = distance < _FAR
     denser = compared & ((other < mine) | ((other == mine) & (index < index[:, None])))
@@ -237,14 +254,14 @@ def _standing(distance: Tensor, same: Tensor, clusters: Tensor) -> Tensor:
     return torch.where(denser, distance, farthest).amin(-1) * (-sparse).exp()
 
 
-def _distances(rows: Rows) -> Tensor:
-    """Of hidden states, divided by sqrt(D), 0 between copies, the same in both directions: ``[1,T,T]`` float32."""
-    x = rows.hidden.float()
-    seen = rows.visual.float()[:, :, None]
-    x = (x - (x * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp(min=1)) * seen
+def _distances(x: Tensor, there: Tensor) -> Tensor:
+    """Of the rows of ``x [1,M,D]`` that are ``there [1,M]``, divided by sqrt(D), 0 between copies, the same in both directions:
+    ``[1,M,M]`` float32."""
+    seen = there.float()
+    mean = torch.matmul(seen[:, None], x) / seen.sum(1).clamp(min=1)
+    x = (x - mean) * seen[:, :, None]
     products = torch.matmul(x, x.transpose(1, 2))
-    index = torch.arange(x.shape[1], device=x.device)
-    length = torch.where(index == index[:, None], products, 0.0).sum(-1)
+    length = picking.diagonal(products)
     squared = length[:, :, None] + length[:, None] - (products + products.transpose(1, 2))
     squared = torch.where(squared > 1e-6 * length.amax(1)[:, None, None], squared, 0.0)
     return (squared / x.shape[2]).sqrt()

@@ -42,6 +42,7 @@ __all__ = ["Method"]
 _FINE = 2.0**16
 _FLAT = 1e-4  # a cost that varies by less than this share of itself is rounding, and constant
 _NONE = 1e-30
+_FAR = 1e30
 
 
 @dataclass(frozen=True)
@@ -67,29 +68,43 @@ class Method(Inside):
     def stays(self, stage: int, rows: Rows) -> Tensor:
         size = share_of(rows)
         among = rows.same & rows.visual[:, None]
-        importance = self._given(self._cost(rows, among), among, size.float())
+        importance = self._given(self._kernel(rows, among), size.float())
         back = rows.keep * round(self.recovered * 10**6) // 10**6
         top = best_of_picture((importance * _FINE).round(), rows, rows.keep - back)
         return top | _evenly(rows.visual & ~top, among, back)
 
-    def _cost(self, rows: Rows, among: Tensor) -> Tensor:
-        """``[1,T,T]``, sources down, targets across; ``among`` tells the pairs of one picture."""
-        source, target = rows.scored.float(), rows.attended().float()
-        lengths = (source * source).sum(-1)[:, :, None] + (target * target).sum(-1)[:, None]
-        feature = lengths - 2 * torch.matmul(source, target.transpose(1, 2))
-        middle = (rows.rows - 1).float() / 2, (rows.columns - 1).float() / 2
-        here = rows.patch >= 0
-        y = torch.where(here, (rows.patch // rows.columns).float(), middle[0])
-        x = torch.where(here, (rows.patch % rows.columns).float(), middle[1])
-        apart = (y[:, :, None] - y[:, None]) ** 2 + (x[:, :, None] - x[:, None]) ** 2
-        relative = 1 - (apart * (-0.5 / self.sigma**2)).exp()
-        central = ((y - middle[0]) ** 2 + (x - middle[1]) ** 2).sqrt()[:, :, None].expand_as(apart)
-        parts = (self.alpha, feature), (self.beta, relative), (self.gamma, central)
-        return sum(weight * _scaled(part, rows.same, among) for weight, part in parts)
+    def _kernel(self, rows: Rows, among: Tensor) -> Tensor:
+        """exp(-C / epsilon) ``[1,T,T]``, sources down, targets across, 0 but for ``among``, the pairs of one picture.
 
-    def _given(self, cost: Tensor, among: Tensor, size: Tensor) -> Tensor:
+        What is the same for all targets is kept out of the pairs as long as may be.
+        """
+        source, target = rows.scored.float(), rows.attended().float()
+        length = (source * source).sum(-1, keepdim=True)
+        feature = (target * target).sum(-1)[:, None] + torch.matmul(-2 * source, target.transpose(1, 2))
+        low = _least(torch.where(among, feature, _FAR).amin(-1, keepdim=True) + length, rows.same)
+        high = _most(torch.where(among, feature, -_FAR).amax(-1, keepdim=True) + length, rows.same)
+        y, x = self._place(rows)
+        down, across = y[:, :, None] - y[:, None], x[:, :, None] - x[:, None]
+        apart = down * down + across * across
+        farthest = _most(torch.where(among, apart, 0.0).amax(-1, keepdim=True), rows.same)
+        bend = -0.5 / self.sigma**2
+        central = (y * y + x * x).sqrt()[:, :, None]
+        central_low, central_high = _least(central, rows.same), _most(central, rows.same)
+        fixed = self.gamma * (central - central_low) * _share(central_low, central_high)
+        cost = (feature + (length - low)) * (self.alpha * _share(low, high))
+        relative = self.beta * _share(torch.zeros_like(low), 1 - (farthest * bend).exp())
+        cost = cost + (1 - (apart * bend).exp()) * relative + fixed
+        return torch.where(among, (cost * (-1 / self.epsilon)).exp(), 0.0)
+
+    def _place(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Down and across from the middle of the grid, where rows without a place stand: ``[1,T]`` each."""
+        here = rows.patch >= 0
+        y = (rows.patch // rows.columns).float() - (rows.rows - 1).float() / 2
+        x = (rows.patch % rows.columns).float() - (rows.columns - 1).float() / 2
+        return torch.where(here, y, 0.0), torch.where(here, x, 0.0)
+
+    def _given(self, kernel: Tensor, size: Tensor) -> Tensor:
         """What each source gives, ``[1,T]``, 1 on average over a picture of ``size [1,T]`` tokens."""
-        kernel = torch.where(among, (cost * (-1 / self.epsilon)).exp(), 0.0)
         across = torch.ones_like(size)
         for _ in range(self.iterations):
             down = 1 / size / torch.matmul(kernel, across[:, :, None])[..., 0].clamp(min=_NONE)
@@ -97,26 +112,27 @@ class Method(Inside):
         return down * torch.matmul(kernel, across[:, :, None])[..., 0] * size
 
 
-def _scaled(part: Tensor, same: Tensor, among: Tensor) -> Tensor:
-    """To 0..1 over the pairs of each picture; 0 where it is constant."""
-    low = -_most(-part, same, among)
-    high = _most(part, same, among)
+def _share(low: Tensor, high: Tensor) -> Tensor:
+    """1 / (high - low), with which a part of the cost goes to 0..1; 0 where that part is constant."""
     spread = high - low
     flat = spread <= _FLAT * torch.maximum(high.abs(), low.abs())
-    return torch.where(flat, 0.0, (part - low) / torch.where(flat, 1.0, spread))
+    return torch.where(flat, 0.0, 1 / torch.where(flat, 1.0, spread))
 
 
-def _most(part: Tensor, same: Tensor, among: Tensor) -> Tensor:
-    """The highest of ``part [1,T,T]`` over the pairs of each row's picture: ``[1,T,1]``."""
-    row = torch.where(among, part, -1e30).amax(-1)
-    return torch.where(same, row[:, None], -1e30).amax(-1, keepdim=True)
+def _most(row: Tensor, same: Tensor) -> Tensor:
+    """The highest of ``row [1,T,1]`` in each row's picture: ``[1,T,1]``."""
+    return torch.where(same, row.transpose(1, 2), -_FAR).amax(-1, keepdim=True)
+
+
+def _least(row: Tensor, same: Tensor) -> Tensor:
+    return -_most(-row, same)
 
 
 def _evenly(rest: Tensor, among: Tensor, number: Tensor) -> Tensor:
     """``number [1,T]`` at even distances of each picture's ``rest [1,T]``, the first of them first: ``[1,T]`` bool."""
     index = torch.arange(rest.shape[1], device=rest.device)
-    others = among & rest[:, None]
-    size = others.to(torch.int64).sum(-1).clamp(min=1)
-    before = (others & (index < index[:, None])).to(torch.int64).sum(-1)
+    others = (among & rest[:, None]).float()
+    size = others.sum(-1).to(torch.int64).clamp(min=1)
+    before = torch.where(index < index[:, None], others, 0.0).sum(-1).to(torch.int64)
     reached = (before * number + size - 1) // size
     return rest & ((before * number + number + size - 1) // size > reached)
