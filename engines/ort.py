@@ -261,8 +261,8 @@ _NUMPY = {
 
 
 _LARGE = 256 << 10
-"""Bytes of host inputs from which on the arena is given back after a run. Prefill is large and then come many small
-decoding steps, during which its activations would stay allocated."""
+"""Bytes of inputs, caches not counted, from which on the arena is given back after a run. Prefill is large and then come many
+small decoding steps, during which its activations would stay allocated."""
 
 
 def _run_options(give_back: bool) -> onnxruntime.RunOptions | None:
@@ -314,7 +314,7 @@ class OrtEngine:
                 binding.bind_ortvalue_output(tensor.name, feeds[shared[tensor.name]].value)
             else:
                 binding.bind_output(tensor.name, self.device)
-        large = sum(feed.nbytes for feed in feeds.values() if not isinstance(feed, OrtBuffer)) > _LARGE
+        large = sum(feed.nbytes for name, feed in feeds.items() if name not in shared.values()) > _LARGE
         self.session.run_with_iobinding(binding, _run_options(large and self.device == "cpu"))
         values = {t.name: v for t, v in zip(self.spec.outputs, binding.get_outputs(), strict=True)}
         if appends:

@@ -259,6 +259,10 @@ def test_large_runs_give_their_memory_back(tmp_path: Path, monkeypatch: pytest.M
     y, _ = stepped(engine, x, first=20)
     assert given == ["cpu:0", None, None]
     np.testing.assert_allclose(y, attention(x, weight), atol=2e-5)
+    rows = engine.allocate("x", {"tokens": 20}, x[:, :20])  # as the stage before would hand it on
+    cache = engine.allocate("past", {"cache": ROWS})
+    engine.run({"x": rows, "write_index": np.array([0]), "past": cache})
+    assert given[3:] == ["cpu:0"]
 
 
 def test_an_engine_at_rest_leaves_the_processor_to_others(tmp_path: Path) -> None:
