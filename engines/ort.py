@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from foveate.engines import pages
 from foveate.engines.base import Feed, check_feeds, resolve
 from foveate.engines.errors import UserError, unknown
 from foveate.engines.remedies import applicable
@@ -205,6 +206,7 @@ def load(folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> OrtEngine
         raise UserError(
             f"ONNX Runtime cannot load {spec.name} | {reason} | compile the bundle again"
         ) from error
+    pages.release(folder / f"{spec.name}.data")
     return OrtEngine(session, spec, options.get("provider") or "cpu")
 
 

@@ -1,0 +1,57 @@
+"""Pages of mapped files: let go, unless they were written to."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from pathlib import Path
+
+import pytest
+
+from foveate.engines import pages
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+SIZE = 64 * mmap.PAGESIZE
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights of a model.data"
+    path.write_bytes(bytes(range(256)) * (SIZE // 256))
+    return path
+
+
+def resident(file: Path) -> int:
+    """Bytes of it that this process has in memory."""
+    ours, total = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            ours = line.endswith(str(file))
+        elif ours and line.startswith("Rss:"):
+            total += int(line.split()[1]) << 10
+    return total
+
+
+def test_what_was_read_is_let_go_and_comes_back(file: Path) -> None:
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        before = mapped[:]
+        assert resident(file) == SIZE
+        pages.release(file)
+        assert resident(file) == 0
+        assert mapped[:] == before
+
+
+def test_what_was_written_stays(file: Path) -> None:
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        mapped[100:104] = b"mine"
+        pages.release(file)
+        assert mapped[100:104] == b"mine"
+
+
+def test_other_files_stay(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.data"
+    other.write_bytes(b"")
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert len(mapped[:]) == SIZE
+        pages.release(other)
+        assert resident(file) == SIZE
