@@ -50,7 +50,7 @@ _LIGHT = 1e-30  # a weight that is none
 def unit(x: Tensor) -> Tensor:
     """Rows of length 1 in float32, rows of zeros as they are: ``[B,N,d]`` -> ``[B,N,d]``."""
     x = x.float()
-    return x / (x * x).sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -155,13 +155,19 @@ def in_order(tier: Tensor, keep: base.Keep) -> Tensor:
 
 
 def closest(similar: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest of ``similar [B,N,N]`` to one of ``among [B,N]`` (bool), and the first token that has it: ``[B,N]``."""
+    """The highest of the cosines ``similar [B,N,N]`` to one of ``among [B,N]`` (bool), and the first token that has it, N where
+    there is none: ``[B,N]``."""
     size = among.shape[1]
-    found = torch.where(among[:, None, :], similar, -2.0)
+    found = similar - _unless(among, FAR)
     best = found.amax(-1)
     index = torch.arange(size, device=among.device).float()
-    first = torch.where((found == best[:, :, None]) & among[:, None, :], index, float(size)).amin(-1)
-    return best, first.to(torch.int64)
+    first = torch.where(found == best[:, :, None], index, float(size)).amin(-1)
+    return best, torch.where(among.any(1, keepdim=True), first.to(torch.int64), size)
+
+
+def _unless(among: Tensor, far: float) -> Tensor:
+    """0 in the columns of ``among [B,N]``, else ``far``, ``[B,1,N]``: to be added, which engines do faster than they choose."""
+    return torch.where(among, 0.0, far)[:, None]
 
 
 def mix(rows: Tensor, own: Tensor, tokens: Tensor, share: Tensor) -> Tensor:
@@ -170,9 +176,10 @@ def mix(rows: Tensor, own: Tensor, tokens: Tensor, share: Tensor) -> Tensor:
     A row into which nothing goes stays bit for bit.
     """
     added = share.sum(-1, keepdim=True)
-    total = own[:, :, None] * rows.float() + torch.matmul(share, tokens.float())
-    mean = total / (own[:, :, None] + added).clamp(min=_LIGHT)
-    return torch.where(added > _LIGHT, mean.to(rows.dtype), rows)
+    mixed = added > _LIGHT
+    own, added = torch.where(mixed, own[:, :, None], 1.0), torch.where(mixed, added, 0.0)
+    total = own * rows.float() + torch.matmul(torch.where(mixed, share, 0.0), tokens.float())
+    return (total / (own + added)).to(rows.dtype)
 
 
 def loop(
@@ -197,7 +204,7 @@ def pick_farthest(distance: Tensor, taken: Tensor, picks: Tensor) -> Tensor:
     picked tokens ``[B,N]`` bool, without those taken.
     """
     index = torch.arange(taken.shape[1], device=taken.device)
-    first = torch.where(taken, -FAR, torch.where(taken[:, None, :], distance, FAR).amin(-1))
+    first = torch.where(taken, -FAR, (distance + _unless(taken, FAR)).amin(-1))
     most = picks.amax((0, 1))
 
     def more(done: Tensor, gap: Tensor) -> Tensor:
