@@ -113,6 +113,12 @@ def main(argv: list[str]) -> int:
     method = methods.load(args.method, _options(args.set))
     precision = Precision(args.precision, args.head_precision, args.vision_precision, args.prefill_precision)
     calibration = None
+    if args.calibrate is not None and not args.statistics and not precision.schemes:
+        raise UserError(
+            f"there is nothing to calibrate | nothing is quantized with --precision {args.precision} | leave out --calibrate, "
+            "or say with --statistics where to keep what it finds for other builds",
+            code=2,
+        )
     if args.calibrate is not None or args.statistics:
         calibration = calibrate.Calibration(args.calibrate, args.calibration_count, args.statistics)
     asked = list(dict.fromkeys(args.dialects.split(","))) if args.dialects else None

@@ -217,6 +217,8 @@ def test_the_verb_takes_samples_and_statistics(folder, collected, save_checkpoin
     ):
         assert main([*command, *more]) == 1
         assert words in capsys.readouterr().err
+    assert main([*command, "--calibrate", "scenes", "--precision", "fp32"]) == 2
+    assert "nothing to calibrate" in capsys.readouterr().err
     assert not (folder / "cli").exists()
     given = []
     monkeypatch.setattr(building, "build", lambda *parts, **options: given.append(options["calibration"]))
