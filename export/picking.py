@@ -49,15 +49,23 @@ _LIGHT = 1e-30  # a weight that is none
 
 def unit(x: Tensor) -> Tensor:
     """Rows of length 1 in float32, rows of zeros as they are: ``[B,N,d]`` -> ``[B,N,d]``."""
-    x = x.float()
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
+    return x.float() * _shrinking(x)
+
+
+def _shrinking(x: Tensor) -> Tensor:
+    """What makes a row as long as 1: ``[B,N,d]`` -> ``[B,N,1]`` float32."""
+    return 1 / torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Cosine of every row of ``x [B,N,d]`` and every row of ``y [B,M,d]``, by default ``x``: ``[B,N,M]`` float32."""
-    direction = unit(x)
-    other = direction if y is None else unit(y)
-    return (torch.matmul(direction, other.transpose(1, 2)) * _FINE).round() / _FINE
+    """Cosine of every row of ``x [B,N,d]`` and every row of ``y [B,M,d]``, by default ``x``: ``[B,N,M]`` float32.
+
+    The products are made shorter, not the rows, of which there is more.
+    """
+    mine = _shrinking(x)
+    others, theirs = (x, mine) if y is None else (y, _shrinking(y))
+    products = torch.matmul(x.float(), others.float().transpose(1, 2))
+    return (products * mine * theirs.transpose(1, 2) * _FINE).round() / _FINE
 
 
 def diagonal(matrix: Tensor) -> Tensor:
@@ -98,7 +106,7 @@ def question_relevance(tokens: Tensor, taps: dict[str, Tensor], sign: str) -> tu
     patches, text = (taps["clip_image"], taps["clip_text"]) if clip else (tokens, taps["text_embeds"])
     words = (text.float().abs().amax(-1) > 0).float().sum(1, keepdim=True)
     direction = unit(text).sum(1) / words.clamp(min=1)
-    cosine = torch.matmul(unit(patches), direction[:, :, None])[..., 0]
+    cosine = torch.matmul(patches.float(), direction[:, :, None])[..., 0] * _shrinking(patches)[..., 0]
     negative = sign == "negative" or (sign == "auto" and clip)
     return -cosine if negative else cosine, words > 0
 
