@@ -166,10 +166,8 @@ def _received(rows: Rows, raters: Tensor, biased: bool) -> Tensor:
     divided by what rotary embedding alone gives. A few raters at a time, since no shape may tell how many there are."""
     order, number = packed(raters)[0], raters.to(torch.int64).sum(1)
     scale = rows.layer.head_dim**-0.5
-    queries, keys = (
-        rows.queries(rotated=True).float() * scale,
-        rows.keys(rotated=True).float().transpose(2, 3),
-    )
+    queries = rows.queries(rotated=True).float() * scale
+    keys = rows.keys(rotated=True).float().transpose(2, 3)
     turned = _turned_ones(rows) * scale**0.5 if biased else None
     index = torch.arange(raters.shape[1], device=raters.device)
     some = torch.arange(_AT_ONCE, device=raters.device)

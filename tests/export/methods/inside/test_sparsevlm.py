@@ -128,14 +128,15 @@ def carried(feeds, rate: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("options", [{}, {"version": "2", "heads": "2"}, {"version": "2"}], ids=str)
-@pytest.mark.parametrize("layout", [(5, -64, 9), (3, -30, 4, -64, 6), (0, -40, 12)], ids=str)
+@pytest.mark.parametrize("layout", [(5, -64, 9), (3, -30, 4, -64, 6), (0, -40, 12), (2, -30, 190)], ids=str)
 def test_equals_the_transcription(model, options, layout):
     method = methods.load("sparsevlm", options)
     here, compared = model(method), 0
     for seed, keep in enumerate((1, 6, 15, 23, 29)):
         for stage in (0, 1):
             feeds = here.prompt(10 * seed + stage, keep, layout)
-            rate = [len(feeds["picture"][0]) - 2, len(feeds["picture"][0]) - 1] if stage else None
+            size = feeds["picture"].shape[1]
+            rate = list(range(size - max(2, layout[-1] - 90), size)) if stage else None
             feeds["carried.raters"] = carried(feeds, rate or [])
             expected = pruned(method, here, feeds, method.cuts(here.spec)[stage].scored, rate)
             if expected.margin < 2e-5:
