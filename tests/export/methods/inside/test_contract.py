@@ -18,7 +18,7 @@ CASES = [
     ("star", {}, 0),
     ("topv", {}, 0),
 ]
-LAYOUTS = [(5, -64, 9), (3, -30, 4, -64, 6), (-9, 1)]
+LAYOUTS = [(5, -64, 9), (3, -30, 4, -64, 6), (-9, 1), (2, -20, 150)]
 each_case = pytest.mark.parametrize(("name", "options", "stage"), CASES, ids=str)
 exported = pytest.mark.parametrize(("name", "options", "stage"), [*CASES[:3], *CASES[4:]], ids=str)
 first_cut = pytest.mark.parametrize("name", ["dart", "greedyprune", "sparsevlm", "star", "topv"])
@@ -31,9 +31,10 @@ def load(name: str, options: dict[str, str]) -> Inside:
 def prompts(here, seeds, **changes):
     for seed in seeds:
         keep = (1, 2, 9, 16, 40, 64)[seed % 6]
-        feeds = here.prompt(seed, keep, LAYOUTS[seed % 3], **changes)
+        layout = LAYOUTS[seed % len(LAYOUTS)]
+        feeds = here.prompt(seed, keep, layout, **changes)
         feeds["carried.raters"] = torch.zeros_like(feeds["hidden"][..., 0])
-        feeds["carried.raters"][:, -1:] = 1
+        feeds["carried.raters"][:, -layout[-1] :] = 1
         yield keep, feeds
 
 
