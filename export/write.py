@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,7 @@ class _Lowered:
     dialect: str
     form: Form
     needs: list[tuple[str, str]]  # (weight, encoding)
+    store: Store
 
 
 def write_graphs(
@@ -73,17 +74,18 @@ def write_graphs(
     so both are one model.
     """
     lowered: list[_Lowered] = []
-    prefill: list[_Lowered] = []
     index: dict[str, dict[str, object]] = {}
     forms = {name: lower.form(name, precision.decoder) for name in dialects}
     jobs = [(graph, dtype) for graph in graphs for dtype in sorted({form.dtype for form in forms.values()})]
-    schemes = precision.choose(packed(parts.weights)), precision.prefilling.choose()
+    first = Store(root, _WithTables(parts.weights, parts.decoder))
+    second = Store(root, first)
+    schemes = {first: precision.choose(packed(parts.weights)), second: precision.prefilling.choose()}
 
-    def keep(model: ir.Model, name: str, dialect: str, again: bool) -> str:
-        needs = list(pending(model, schemes[again]))
+    def keep(model: ir.Model, name: str, dialect: str, store: Store) -> str:
+        needs = list(pending(model, schemes[store]))
         require_ranges(needs, forms[dialect], statistics)
         path = root / f"{name}.{dialect}.onnx"
-        (prefill if again else lowered).append(_Lowered(model, path, dialect, forms[dialect], needs))
+        lowered.append(_Lowered(model, path, dialect, forms[dialect], needs, store))
         return path.name
 
     for done, (graph, dtype) in enumerate(jobs):
@@ -94,38 +96,44 @@ def write_graphs(
             copy = lower.lower(model, graph.spec, dialect)
             twice = precision.prefill is not None and forms[dialect].dynamic
             entry = index.setdefault(dialect, {"dtype": dtype, "files": {}})
-            entry["files"][name] = keep(copy, name, dialect, twice and name.startswith("pruner."))
+            prompts_alone = twice and name.startswith("pruner.")
+            entry["files"][name] = keep(copy, name, dialect, second if prompts_alone else first)
             if twice and graph.spec.in_place:
-                again = keep(copy.clone(), f"{name}.prefill", dialect, True)
+                again = keep(copy.clone(), f"{name}.prefill", dialect, second)
                 entry.setdefault("prefill", {})[name] = again
-    store = Store(root, _WithTables(parts.weights, parts.decoder))
-    second = Store(root, store)
-    known = _write_weights(store, lowered, progress)
-    _write_weights(second, prefill, progress, known)
-    for items, source in ((lowered, store), (prefill, second)):
-        for item in items:
-            attach(item.model, source, item.needs, item.form, statistics)
-            ir.save(item.model, item.path)
+    known = _write_weights(first, lowered, progress)
+    _write_weights(second, lowered, progress, known)
+    for item in lowered:
+        attach(item.model, item.store, item.needs, item.form, statistics)
+        ir.save(item.model, item.path)
     readings = {}
-    for dialect, entry in index.items():
-        mine, again = (
-            dict(pair for item in items if item.path.name in entry["files"].values() for pair in item.needs)
-            for items in (lowered, prefill)
-        )
-        pruning = Reading(second, forms[dialect], again, statistics) if again else None
-        reading = Reading(store, forms[dialect], mine, statistics, pruning)
-        kind = ("dynamic." if forms[dialect].dynamic else "static.") if reading.rounds else ""
+    for entry in index.values():
+        mine = [item for item in lowered if item.path.name in entry["files"].values()]
+        reading = _reading(mine, first, statistics)
+        kind = ("dynamic." if reading.form.dynamic else "static.") if reading.rounds else ""
         entry["golden"] = f"golden.{kind}npz"
-        readings[entry["golden"]] = reading if kind else Reading(store)
+        readings[entry["golden"]] = reading if kind else Reading(first)
     return readings, index
+
+
+def _reading(lowered: list[_Lowered], first: Store, statistics: Statistics | None) -> Reading:
+    """What the graphs of a dialect compute with; what is ``lowered`` with another store than the ``first`` are pruners."""
+
+    def of(items: list[_Lowered]) -> Reading:
+        needs = dict(pair for item in items for pair in item.needs)
+        return Reading(items[0].store, items[0].form, needs, statistics)
+
+    pruners = [item for item in lowered if item.store is not first]
+    found = of([item for item in lowered if item.store is first])
+    return replace(found, pruning=of(pruners)) if pruners else found
 
 
 def _write_weights(
     store: Store, lowered: list[_Lowered], progress: Progress, known: Container[tuple[str, str]] = ()
 ) -> Container[tuple[str, str]]:
-    """Write what is needed and not ``known``: (weight, encoding) pairs; those that were written."""
+    """Write what is needed of ``store`` and not ``known``: (weight, encoding) pairs; those that were written."""
     wanted: dict[tuple[str, str], set[str]] = {}
-    for item in lowered:
+    for item in (item for item in lowered if item.store is store):
         for name, encoding in item.needs:
             if (name, encoding) not in known:
                 wanted.setdefault((name, encoding), set()).update(parts_of(encoding, item.form))
