@@ -16,15 +16,17 @@ def release(file: Path) -> None:
     """Take the pages of ``file`` out of this process' memory; those that are read again come back from the page cache.
 
     Loading an engine touches all that it maps, scales of int4 weights too, which stand in the prepacked weights once more.
-    Mappings that were written to are left alone, and so is everything on systems other than Linux.
+    Mappings that were written to are left alone, and so is everything on systems that do not tell what is mapped.
     """
-    if not _MAPS.exists():
+    try:
+        maps = _MAPS.read_text("utf-8", "surrogateescape")
+    except OSError:
         return
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     name = re.escape(str(file.resolve()))
     mapping = rf"^([0-9a-f]+)-([0-9a-f]+) .* {name}\n(?:\w+: .*\n)*?Anonymous: +(\d+) kB$"
-    for found in re.finditer(mapping, _MAPS.read_text("utf-8", "surrogateescape"), re.MULTILINE):
+    for found in re.finditer(mapping, maps, re.MULTILINE):
         start, end, own = int(found[1], 16), int(found[2], 16), int(found[3])
         if not own:
             advise(start, end - start, mmap.MADV_DONTNEED)

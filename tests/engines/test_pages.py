@@ -55,3 +55,11 @@ def test_other_files_stay(file: Path, tmp_path: Path) -> None:
         assert len(mapped[:]) == SIZE
         pages.release(other)
         assert resident(file) == SIZE
+
+
+def test_systems_that_do_not_tell_are_left_alone(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_MAPS", file.with_name("none"))
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert len(mapped[:]) == SIZE
+        pages.release(file)
+        assert resident(file) == SIZE
