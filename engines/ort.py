@@ -184,6 +184,10 @@ def _providers(options: Mapping[str, Any]) -> list[str]:
     return [_PROVIDERS[provider]] if provider == "cpu" else [_PROVIDERS[provider], _PROVIDERS["cpu"]]
 
 
+_SMALL = 8 << 20
+"""Bytes of a tensor up to which its pages leave memory behind loading. Matrices are larger, and bringing them back takes time."""
+
+
 def load(folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> OrtEngine:
     """The engine of ``folder/<graph>.onnx``. ``options``: those of the compilation, and ``threads`` (None: all cores)."""
     if spec.appends and options.get("provider") == "cuda":
@@ -206,7 +210,7 @@ def load(folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> OrtEngine
         raise UserError(
             f"ONNX Runtime cannot load {spec.name} | {reason} | compile the bundle again"
         ) from error
-    pages.release(folder / f"{spec.name}.data")
+    pages.release(folder / f"{spec.name}.data", _SMALL)
     return OrtEngine(session, spec, options.get("provider") or "cpu")
 
 

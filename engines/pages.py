@@ -12,11 +12,12 @@ __all__ = ["release"]
 _MAPS = Path("/proc/self/smaps")
 
 
-def release(file: Path) -> None:
-    """Take the pages of ``file`` out of this process' memory; those that are read again come back from the page cache.
+def release(file: Path, most: int) -> None:
+    """Take what is mapped of ``file`` in pieces of at most ``most`` bytes out of this process' memory; what is read again comes
+    back from the page cache.
 
     Loading an engine touches all that it maps, scales of int4 weights too, which stand in the prepacked weights once more.
-    Mappings that were written to are left alone, and so is everything on systems that do not tell what is mapped.
+    Pieces that were written to are left alone, and so is everything on systems that do not tell what is mapped.
     """
     try:
         maps = _MAPS.read_text("utf-8", "surrogateescape")
@@ -28,5 +29,5 @@ def release(file: Path) -> None:
     mapping = rf"^([0-9a-f]+)-([0-9a-f]+) .* {name}\n(?:\w+: .*\n)*?Anonymous: +(\d+) kB$"
     for found in re.finditer(mapping, maps, re.MULTILINE):
         start, end, own = int(found[1], 16), int(found[2], 16), int(found[3])
-        if not own:
+        if not own and end - start <= most:
             advise(start, end - start, mmap.MADV_DONTNEED)
