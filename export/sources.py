@@ -16,11 +16,11 @@ from torch import nn
 
 from foveate.engines.errors import UserError
 from foveate.export.checkpoint import Directory, Entry, Source
-from foveate.export.decoder import Linear, rope_tables
+from foveate.export.decoder import Decoder, Linear, rope_tables
 from foveate.export.hub import INSTEAD, download
 from foveate.export.parts import Weights
 
-__all__ = ["entries", "fill", "find", "is_path_or_id"]
+__all__ = ["entries", "fill", "find", "is_path_or_id", "language_entries", "under"]
 
 
 def is_path_or_id(name: str) -> bool:
@@ -60,6 +60,22 @@ def entries(
         names = tuple(there + path.removeprefix(start) for there in stored)
         found[prefix + path] = Entry(tuple(parameter.shape), names, path in linear)
     return found
+
+
+def language_entries(decoder: Decoder, starts: tuple[str, ...], head: tuple[str, ...]) -> dict[str, Entry]:
+    """What a language model needs: the table of its embeddings, ``decoder``'s layers, stored behind one of ``starts``, and its
+    ``head``, which may be that table."""
+    spec, table = decoder.spec, under(starts, "embed_tokens.weight")
+    found = {"embed_tokens": Entry((spec.vocab_size, spec.hidden_size), table)}
+    found |= entries(decoder, "llm.", [("lm_head.", head), ("", starts)])
+    if spec.tied:
+        found["llm.lm_head.weight"] = Entry((spec.hidden_size, spec.vocab_size), table, transposed=True)
+    return found
+
+
+def under(starts: tuple[str, ...], path: str) -> tuple[str, ...]:
+    """The possible names in a checkpoint of what is at ``path`` behind one of ``starts``."""
+    return tuple(start + path for start in starts)
 
 
 def fill(module: nn.Module, weights: Weights, weight: str | Callable[[str], str]) -> nn.Module:

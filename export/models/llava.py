@@ -19,7 +19,7 @@ from foveate.export.decoder import Decoder
 from foveate.export.dummy import Dummy, byte_tokenizer
 from foveate.export.joint import JointSpace, joint_size
 from foveate.export.parts import DecoderSpec, ModelSpec, Parts, StartMerging, VisionSpec, Weights
-from foveate.export.sources import entries
+from foveate.export.sources import entries, language_entries, under
 from foveate.export.weights import packed
 
 __all__ = [
@@ -271,9 +271,6 @@ def _specs(source: Source, clip: dict[str, Any] | None) -> tuple[VisionSpec, Dec
 
 
 def _entries(vision: Vision, decoder: Decoder) -> dict[str, Entry]:
-    def under(starts: tuple[str, ...], path: str) -> tuple[str, ...]:
-        return tuple(start + path for start in starts)
-
     position = "embeddings.position_embedding"
     tower = [
         (f"tower.{position}", under(_TOWER, f"{position}.weight")),
@@ -282,14 +279,7 @@ def _entries(vision: Vision, decoder: Decoder) -> dict[str, Entry]:
         ("tower.", _TOWER),
         ("projector.", _PROJECTOR),
     ]
-    found = entries(vision, "vision_encoder.", tower)
-    spec = decoder.spec
-    table = under(_DECODER, "embed_tokens.weight")
-    found["embed_tokens"] = Entry((spec.vocab_size, spec.hidden_size), table)
-    found |= entries(decoder, "llm.", [("lm_head.", _HEAD), ("", _DECODER)])
-    if spec.tied:
-        found["llm.lm_head.weight"] = Entry((spec.hidden_size, spec.vocab_size), table, transposed=True)
-    return found
+    return entries(vision, "vision_encoder.", tower) | language_entries(decoder, _DECODER, _HEAD)
 
 
 def _tokenizer(source: Source, decoder: DecoderSpec, top: Config) -> bytes:

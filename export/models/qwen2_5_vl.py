@@ -22,7 +22,7 @@ from foveate.export.decoder import Decoder
 from foveate.export.dummy import Dummy, byte_tokenizer
 from foveate.export.parts import ModelSpec, Parts, StartMerging
 from foveate.export.qwen_vision import TAPS, Merger, Vision, WindowSpec
-from foveate.export.sources import entries
+from foveate.export.sources import entries, language_entries, under
 
 __all__ = ["CHECKPOINTS", "CONFIGS", "load", "tiny"]
 
@@ -221,9 +221,6 @@ def _vision_spec(
 
 
 def _entries(vision: Vision, decoder: Decoder) -> dict[str, Entry]:
-    def under(starts: tuple[str, ...], path: str) -> tuple[str, ...]:
-        return tuple(start + path for start in starts)
-
     found = entries(
         vision,
         "vision_encoder.",
@@ -235,10 +232,4 @@ def _entries(vision: Vision, decoder: Decoder) -> dict[str, Entry]:
             ("", _TOWER),
         ],
     )
-    spec = decoder.spec
-    table = under(_DECODER, "embed_tokens.weight")
-    found["embed_tokens"] = Entry((spec.vocab_size, spec.hidden_size), table)
-    found |= entries(decoder, "llm.", [("lm_head.", _HEAD), ("", _DECODER)])
-    if spec.tied:
-        found["llm.lm_head.weight"] = Entry((spec.hidden_size, spec.vocab_size), table, transposed=True)
-    return found
+    return found | language_entries(decoder, _DECODER, _HEAD)
