@@ -320,7 +320,8 @@ class OrtEngine:
                 binding.bind_ortvalue_output(tensor.name, feeds[shared[tensor.name]].value)
             else:
                 binding.bind_output(tensor.name, self.device)
-        large = sum(feed.nbytes for name, feed in feeds.items() if name not in shared.values()) > _LARGE
+        caches = set(shared.values())
+        large = sum(feed.nbytes for name, feed in feeds.items() if name not in caches) > _LARGE
         self.session.run_with_iobinding(binding, _run_options(large and self.device == "cpu"))
         values = {t.name: v for t, v in zip(self.spec.outputs, binding.get_outputs(), strict=True)}
         if appends:

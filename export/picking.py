@@ -169,7 +169,8 @@ def closest(similar: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     found = similar - _unless(among, FAR)
     best = found.amax(-1)
     index = torch.arange(size, device=among.device).float()
-    first = torch.where(found == best[:, :, None], index, 1.0 * size).amin(-1)
+    beyond = 1.0 * size  # float(size) would be the size of the example that is traced
+    first = torch.where(found == best[:, :, None], index, beyond).amin(-1)
     return best, torch.where(among.any(1, keepdim=True), first.to(torch.int64), size)
 
 
