@@ -59,6 +59,11 @@ class Source(Protocol):
         """The path of a file of the checkpoint; None where it has none."""
         ...
 
+    def names(self) -> frozenset[str]:
+        """The tensors that the checkpoint stores, by the names that an ``Entry`` uses; a dummy stores none. Raises
+        UserError."""
+        ...
+
     def weights(self, entries: Mapping[str, Entry]) -> Weights:
         """The tensors that ``entries`` name. Raises UserError when one is missing or has another shape."""
         ...
@@ -101,6 +106,9 @@ class Directory:
     def file(self, name: str) -> Path | None:
         path = self.path / name
         return path if path.is_file() else None
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._tensors())
 
     def weights(self, entries: Mapping[str, Entry]) -> Weights:
         tensors = self._tensors()

@@ -37,6 +37,9 @@ class Dummy:
     def file(self, name: str) -> Path | None:
         return self._checkpoint.file(name) if self._checkpoint else None
 
+    def names(self) -> frozenset[str]:
+        return frozenset()
+
     def weights(self, entries: Mapping[str, Entry]) -> Weights:
         return DummyWeights(entries)
 

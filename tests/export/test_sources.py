@@ -207,3 +207,7 @@ def test_fill_gives_every_parameter_its_value_and_the_decoder_its_tables():
     decoder: Decoder = sources.fill(parts.decoder, parts.weights, "llm.")
     assert not any(value.is_meta for value in (*decoder.parameters(), *decoder.buffers()))
     assert torch.equal(decoder.rope_sin, rope_tables(decoder.spec)[1])
+
+
+def test_a_source_names_the_tensors_that_it_stores(copy):
+    assert Directory(copy).names() == set(load_file(copy / "model.safetensors"))
