@@ -47,14 +47,16 @@ class Dummy:
 class DummyWeights:
     """Random Weights in float32: matrices of deviation 1 / sqrt(inputs), norms around 1, small biases.
 
-    Entries that name the same stored tensor get the same values.
+    Entries that may be the same stored tensor get the same values: those of the first that names it.
     """
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self._entries = dict(entries)
         self._owners: dict[str, str] = {}  # stored name -> the entry that decides values and layout
         for name, entry in self._entries.items():
-            self._owners.setdefault(entry.names[0], name)
+            owner = next((self._owners[there] for there in entry.names if there in self._owners), name)
+            for there in entry.names:
+                self._owners.setdefault(there, owner)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries

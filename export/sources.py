@@ -64,12 +64,16 @@ def entries(
 
 def language_entries(decoder: Decoder, starts: tuple[str, ...], head: tuple[str, ...]) -> dict[str, Entry]:
     """What a language model needs: the table of its embeddings, ``decoder``'s layers, stored behind one of ``starts``, and its
-    ``head``, which may be that table."""
-    spec, table = decoder.spec, under(starts, "embed_tokens.weight")
-    found = {"embed_tokens": Entry((spec.vocab_size, spec.hidden_size), table)}
+    ``head``.
+
+    Tied, as transformers 5 ties: where only one of table and head is stored it serves as both. Where both are stored each
+    is itself, whether they are equal or not.
+    """
+    spec, table, own = decoder.spec, under(starts, "embed_tokens.weight"), under(head, "weight")
+    found = {"embed_tokens": Entry((spec.vocab_size, spec.hidden_size), table + (own if spec.tied else ()))}
     found |= entries(decoder, "llm.", [("lm_head.", head), ("", starts)])
-    if spec.tied:
-        found["llm.lm_head.weight"] = Entry((spec.hidden_size, spec.vocab_size), table, transposed=True)
+    names = own + (table if spec.tied else ())
+    found["llm.lm_head.weight"] = Entry((spec.hidden_size, spec.vocab_size), names, transposed=True)
     return found
 
 

@@ -265,9 +265,14 @@ def _specs(source: Source, clip: dict[str, Any] | None) -> tuple[VisionSpec, Dec
     tower = top.get("vision_config", CLIP_TOWER)
     vision = clip_vision_spec(tower, feature_layer, clip and joint_size(clip), source.label)
     text = top.get("text_config", {})
-    # transformers ties when either place says so.
-    tied = bool(top.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-    return vision, decoder_spec(text, tied, source.label), top
+    return vision, decoder_spec(text, _tied(top, text), source.label), top
+
+
+def _tied(top: Config, text: Mapping[str, Any]) -> bool:
+    """Whether the head may be the table of embeddings. transformers 5 asks the outer config, to which LLaVA's hands on what
+    the inner one says. LLaVA-NeXT's does not."""
+    handed_on = top.get("model_type") != "llava_next" and text.get("tie_word_embeddings")
+    return bool(top.get("tie_word_embeddings") or handed_on)
 
 
 def _entries(vision: Vision, decoder: Decoder) -> dict[str, Entry]:
