@@ -19,7 +19,8 @@ import numpy as np
 
 from foveate.calib.scenes import HELD_OUT, make_scene, questions
 from foveate.engines.errors import UserError
-from foveate.runtime.image import ImageSource, load_image
+from foveate.runtime.image_file import load_image
+from foveate.runtime.image_source import ImageSource
 
 __all__ = ["COUNT", "PROMPTS", "SCENES", "Sample", "Samples", "load"]
 

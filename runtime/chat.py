@@ -1,10 +1,12 @@
-"""``foveate chat``: a conversation about pictures, a line per turn, with one cache for all of it.
+"""``foveate chat``: a conversation about images, a line per turn, with one cache for all of it.
 
 Ctrl-C breaks an answer off; that turn is forgotten. At the prompt it ends the program, as does the end of the input.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,32 +14,21 @@ from typing import Any
 from foveate.engines.errors import UserError
 from foveate.runtime import options
 from foveate.runtime.cli import Parser
+from foveate.runtime.image_source import STANDARD_INPUT, ImageSource, read_once
 from foveate.runtime.pipeline import Chat, Pipeline
 
 __all__ = ["main"]
 
-_HELP = (
-    "/image FILE shows a picture with the next question, /reprune prunes again with it in view, /quit ends"
-)
+_HELP = "/image FILE shows an image with the next question, /reprune prunes again with it in view, /quit ends"
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="foveate chat", description=f"Talk about pictures. {_HELP}.")
-    parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="shown with the first turn"
-    )
-    parser.add_argument("--system", help="what the conversation opens with")
-    options.add_generation(parser)
-    options.add_engine(parser)
-    parser.add_argument(
-        "--timings", action="store_true", help="print the tokens kept and the times, to stderr"
-    )
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     generation = options.generation(args)
+    images = [_image(name, args.allow_url) for name in args.image]
     pipe = Pipeline.load(args.bundle, args.engine, threads=args.threads, progress=options.say)
-    chat, images, reprune, code = pipe.chat(args.system), list(args.image), False, 0
-    interactive = sys.stdin.isatty()
+    chat, reprune, code = pipe.chat(args.system), False, 0
+    interactive = sys.stdin is not None and sys.stdin.isatty()
     if interactive:
         options.say(_HELP)
     for line in _lines(interactive):
@@ -52,12 +43,36 @@ def main(argv: list[str]) -> int:
             options.say(f"no such command: {command} ({_HELP})")
         else:
             try:
-                _turn(chat, line, {"image": images, "reprune": reprune, **generation}, args.timings)
+                shown = [_image(each, args.allow_url) for each in images]
+                _turn(chat, _text(line), {"image": shown, "reprune": reprune, **generation}, args.timings)
             except UserError as error:
-                options.say(f"foveate: {error}")
+                options.say(f"foveate: {' '.join(str(error).split())}")
                 code = code if interactive else error.code
             images, reprune = [], False
     return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="foveate chat", description=f"Talk about images. {_HELP}.")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    options.add_images(parser, "shown with the first turn")
+    parser.add_argument("--system", help="what the conversation opens with")
+    options.add_generation(parser)
+    options.add_engine(parser)
+    parser.add_argument(
+        "--timings", action="store_true", help="print the tokens kept and the times, to stderr"
+    )
+    return parser
+
+
+def _image(source: ImageSource, allow_url: bool) -> ImageSource:
+    if isinstance(source, str) and source in STANDARD_INPUT:
+        raise UserError(
+            "the image cannot come from the standard input | chat reads the questions there "
+            '| give a file or, in bash, --image <(COMMAND), or ask with "foveate run"',
+            code=2,
+        )
+    return read_once(source, allow_url=allow_url)
 
 
 def _turn(chat: Chat, text: str, arguments: dict[str, Any], timings: bool) -> None:
@@ -75,6 +90,15 @@ def _turn(chat: Chat, text: str, arguments: dict[str, Any], timings: bool) -> No
 
 
 def _lines(interactive: bool) -> Iterator[str]:
+    """The lines of the standard input without blanks at their ends, none of them empty; nothing where it is closed.
+
+    Bytes that the terminal's encoding cannot decode become lone surrogates: file names keep their meaning, questions are
+    refused by ``_text``.
+    """
+    if sys.stdin is None:
+        return
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input("> " if interactive else "").strip()
@@ -82,3 +106,19 @@ def _lines(interactive: bool) -> Iterator[str]:
             return
         if line:
             yield line
+
+
+def _text(line: str) -> str:
+    """``line``, decoded as UTF-8 where the terminal's encoding failed. Raises UserError where that fails too."""
+    try:
+        line.encode()
+        return line
+    except UnicodeEncodeError:
+        encoding = getattr(sys.stdin, "encoding", None) or "utf-8"
+    try:
+        return line.encode(encoding, "surrogateescape").decode("utf-8")
+    except UnicodeError as error:
+        raise UserError(
+            f"the question is not valid text | its bytes are neither {encoding} nor UTF-8 "
+            "| set the terminal to UTF-8 and ask again"
+        ) from error

@@ -13,7 +13,7 @@ from foveate.runtime.answer import Answer, Clock, Stream, Timings
 from foveate.runtime.budget import Keep
 from foveate.runtime.decode import Picture, prompt_items
 from foveate.runtime.film import Video
-from foveate.runtime.image import ImageSource
+from foveate.runtime.image_source import ImageSource, read_once
 from foveate.runtime.layout import Layout
 from foveate.runtime.prompt import Segment, Turn
 from foveate.runtime.sampling import Sampler, Sampling
@@ -223,7 +223,8 @@ class Chat:
 def _listed(images: Images) -> list[OneImage]:
     if images is None:
         return []
-    return list(images) if isinstance(images, (list, tuple)) else [images]
+    listed = images if isinstance(images, (list, tuple)) else [images]
+    return [each if isinstance(each, (Seen, Video)) else read_once(each) for each in listed]
 
 
 def _opened(said: list[str], piece: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures: a file, PIL image or array goes in; the float32 tensor that the vision encoder takes comes out.
+"""Preprocessing: an image goes in; the float32 tensor that the vision encoder takes comes out.
 
 The steps are those of the Hugging Face image processor of the checkpoint, driven by a settings dict that the family
 writes into the bundle (a key that is absent is a step not done)::
@@ -27,93 +27,26 @@ writes into the bundle (a key that is absent is a step not done)::
                "min_pixels": 100352, "max_pixels": 602112,          # of one of them
                "total_pixels": 11560550,                            # of all steps in time together
                "tokens_per_second": 2}}                             # how fast positions go with time
-
-A picture is turned upright by its EXIF tag, as Hugging Face's ``load_image`` does, and transparency is laid on white, as
-its image processors do (``load_image`` drops the alpha channel instead and shows what lies hidden under it). Everything
-else about colour, 16-bit greyscale clipped at 255 included, is Pillow's ``convert("RGB")``, hence the same there and here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
-from foveate.engines.errors import UserError, unknown
+from foveate.engines.errors import unknown
+from foveate.runtime.image_file import load_image
+from foveate.runtime.image_source import ImageSource
 from foveate.runtime.layout import KINDS, fit_canvas, fit_pixels, of_video, padded, window_order
 
-__all__ = ["ImageSource", "film_steps", "load_image", "patch_boxes", "preprocess", "seen_box", "size_of"]
-
-ImageSource = str | PathLike[str] | Image.Image | np.ndarray
+__all__ = ["film_steps", "patch_boxes", "preprocess", "seen_box"]
 
 _RESIZE_WHOLE = (
     64_000_000  # pixels; thin strips grow beyond all bounds when their short side is brought to 336
 )
-
-
-def load_image(source: ImageSource) -> Image.Image:
-    """The picture, upright, in mode RGB.
-
-    ``source`` is a path, a PIL image, or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGB, alpha last).
-    Raises UserError for what is not there, not a picture, damaged, or so large that decoding it is an attack
-    (Pillow's ``Image.MAX_IMAGE_PIXELS``, 89 megapixels by default).
-    """
-    if isinstance(source, Image.Image):
-        return _rgb(_upright(source))
-    if isinstance(source, np.ndarray):
-        return _rgb(_from_array(source))
-    with _reading(Path(source)) as image:
-        return _rgb(_upright(image))
-
-
-def size_of(source: ImageSource) -> tuple[int, int]:
-    """Width and height of the upright picture, of a file without decoding it. Raises UserError as ``load_image``."""
-    if isinstance(source, np.ndarray):
-        return _from_array(source).size
-    with (
-        contextlib.nullcontext(source) if isinstance(source, Image.Image) else _reading(Path(source)) as image
-    ):
-        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[Image.Image]:
-    """A picture file while it is open; what goes wrong with it becomes a UserError."""
-    if not path.is_file():
-        got = "a directory" if path.is_dir() else "no such file"
-        raise UserError(f"cannot read the picture {path} | got {got} | give the path of a picture file")
-    if path.stat().st_size == 0:
-        raise UserError(
-            f"cannot read the picture {path} | the file is empty (0 bytes) | copy or save it again"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                yield image
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise UserError(
-            f"the picture {path} is too large | expected at most {limit} megapixels | scale it down first"
-        ) from error
-    except Image.UnidentifiedImageError as error:
-        raise UserError(
-            f"cannot read the picture {path} | it is not a picture in a format that Pillow knows | "
-            "give a PNG, JPEG, WebP, TIFF, BMP or GIF"
-        ) from error
-    except PermissionError as error:
-        raise UserError(f"cannot read the picture {path} | permission denied | make it readable") from error
-    except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise UserError(
-            f"cannot read the picture {path} | it is damaged or cut short ({error}) | copy or save it again"
-        ) from error
 
 
 def preprocess(image: ImageSource, settings: dict[str, Any]) -> np.ndarray:
@@ -221,30 +154,6 @@ def _lines_box(
             edge = canvas[1 - axis] / 2 + end * grid[1 - axis] * patch / 2
             box.append((edge - corner[axis]) * size[axis] / fitted[axis])
     return box[0], box[1], box[2], box[3]
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if "A" in image.getbands() or image.mode in ("RGBa", "La") or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
-    if array.dtype != np.uint8 or not fits or array.size == 0:
-        raise UserError(
-            f"this array is no picture | got {array.dtype} {list(array.shape)}, expected uint8 [H, W, 3] (RGB), "
-            "[H, W, 4] (RGBA) or [H, W] | scale it to 0..255 and put the channels last"
-        )
-    return Image.fromarray(
-        np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
-    )
 
 
 def _check_kind(settings: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from foveate.runtime.answer import Answer
 from foveate.runtime.conversation import MAX_NEW_TOKENS
 from foveate.runtime.sampling import Sampling
 
-__all__ = ["add_engine", "add_generation", "generation", "say", "timing_lines"]
+__all__ = ["add_engine", "add_generation", "add_images", "generation", "say", "timing_lines"]
 
 
 def say(line: str) -> None:
@@ -21,6 +21,14 @@ def say(line: str) -> None:
 def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", help="a compiled engine by its key or the beginning of one")
     parser.add_argument("--threads", type=int, help="threads of engines on the CPU (default: every core)")
+
+
+def add_images(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--image`` and ``--allow-url``; ``runtime.image_source.from_command_line`` reads their values."""
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help=f"a file, pipe, data URL or URL; {what}"
+    )
+    parser.add_argument("--allow-url", action="store_true", help="let --image download from http and https")
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:

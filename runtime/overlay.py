@@ -17,7 +17,9 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from foveate.engines.errors import UserError
-from foveate.runtime.image import ImageSource, load_image, patch_boxes
+from foveate.runtime.image import patch_boxes
+from foveate.runtime.image_file import load_image
+from foveate.runtime.image_source import ImageSource
 
 __all__ = ["draw_overlay", "draw_stages", "save_overlay"]
 

@@ -25,7 +25,7 @@ from foveate.runtime.bundle import load as load_bundle
 from foveate.runtime.conversation import MAX_NEW_TOKENS, Chat, Images
 from foveate.runtime.decode import Decoder
 from foveate.runtime.film import Video, load_video
-from foveate.runtime.image import ImageSource
+from foveate.runtime.image_source import ImageSource, read_once
 from foveate.runtime.plans import choose, load_engines
 from foveate.runtime.prompt import ChatTokenizer
 from foveate.runtime.sampling import Sampling
@@ -78,7 +78,7 @@ class Pipeline:
     def see(self, image: ImageSource | Video) -> Seen:
         """The picture after the vision encoder. It stands for the picture in every prompt to this pipeline, whatever
         the question and the budget, and is not encoded again there."""
-        return self.vision.see(image, Clock())
+        return self.vision.see(image if isinstance(image, Video) else read_once(image), Clock())
 
     def video(self, path: str | os.PathLike[str]) -> Video:
         """Frames of a video file, to be given as a picture. Raises UserError where the model takes no videos."""

@@ -11,6 +11,7 @@ from PIL import Image
 from foveate.engines.errors import UserError
 from foveate.runtime import options
 from foveate.runtime.cli import Parser
+from foveate.runtime.image_source import ImageSource, from_command_line
 from foveate.runtime.pipeline import Answer, Pipeline
 
 __all__ = ["main"]
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="foveate run", description="Answer a question about pictures.")
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("prompt", metavar="PROMPT")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="repeat for several")
+    options.add_images(parser, "repeat for several; - is the standard input")
     parser.add_argument(
         "--video",
         action="append",
@@ -40,8 +41,9 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.overlay:
         _can_draw(args.overlay, args.image)
+    images = [from_command_line(name, allow_url=args.allow_url) for name in args.image]
     pipe = Pipeline.load(args.bundle, args.engine, threads=args.threads, progress=options.say)
-    shown = [*args.image, *map(pipe.video, args.video)]
+    shown = [*images, *map(pipe.video, args.video)]
     stream = pipe.stream(shown, args.prompt, **options.generation(args))
     for piece in stream:
         if not args.json:
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> int:
     if args.timings and not args.json:
         options.say("\n".join(options.timing_lines(answer)))
     if args.overlay:
-        _overlay(pipe, args.image, answer, args.overlay)
+        _overlay(pipe, images, answer, args.overlay)
     return 0
 
 
@@ -72,7 +74,7 @@ def _can_draw(target: Path, images: list[str]) -> None:
         )
 
 
-def _overlay(pipe: Pipeline, images: list[str], answer: Answer, target: Path) -> None:
+def _overlay(pipe: Pipeline, images: list[ImageSource], answer: Answer, target: Path) -> None:
     """A file per picture: OUT.png, OUT-2.png, ..."""
     from foveate.runtime.overlay import draw_stages, save_overlay
 

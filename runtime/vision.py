@@ -15,7 +15,9 @@ from foveate.runtime.budget import Keep, resolve_keep, stage_keep
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.decode import Picture
 from foveate.runtime.film import Video
-from foveate.runtime.image import ImageSource, film_steps, preprocess, size_of
+from foveate.runtime.image import film_steps, preprocess
+from foveate.runtime.image_file import size_of
+from foveate.runtime.image_source import ImageSource
 from foveate.runtime.layout import Layout, film, layout, single, split
 from foveate.runtime.prompt import ChatTokenizer, clip_segments, load_tokenizer
 

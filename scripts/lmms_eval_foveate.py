@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from foveate.engines.errors import UserError
 from foveate.runtime.answer import Stream
-from foveate.runtime.image import load_image
+from foveate.runtime.image_file import load_image
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.sampling import Sampling
 

@@ -21,7 +21,8 @@ from foveate.export.methods import base
 from foveate.export.methods.ocvtp import vision_layer
 from foveate.export.parts import Parts
 from foveate.export.sources import fill
-from foveate.runtime.image import load_image, preprocess
+from foveate.runtime.image import preprocess
+from foveate.runtime.image_file import load_image
 from foveate.runtime.layout import layout, single
 
 FIRST_SCENE = 300_000_000

@@ -196,7 +196,7 @@ def test_chat(
     printed = capsys.readouterr()
     assert printed.err.count("first token") == 2
     assert "no such command: /nonsense" in printed.err
-    assert "cannot read the picture nowhere.png" in printed.err
+    assert "cannot read the image nowhere.png" in printed.err
 
 
 def test_chat_ends_with_its_input(

@@ -14,7 +14,8 @@ from transformers import AutoImageProcessor, CLIPImageProcessor
 
 from foveate.engines.errors import UserError
 from foveate.runtime import image as module
-from foveate.runtime.image import load_image, patch_boxes, preprocess, seen_box
+from foveate.runtime.image import patch_boxes, preprocess, seen_box
+from foveate.runtime.image_file import load_image
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 SETTINGS = {
@@ -245,11 +246,11 @@ def png(width: int, height: int) -> bytes:
     [
         ("truncated jpeg", "damaged or cut short"),
         ("truncated png", "damaged or cut short"),
-        ("broken png header", "not a picture|damaged"),
+        ("broken png header", "not an image|damaged"),
         ("zero bytes", "the file is empty"),
         ("bomb", "too large"),
         ("large", "too large"),
-        ("text", "not a picture"),
+        ("text", "not an image"),
         ("directory", "got a directory"),
         ("missing", "no such file"),
     ],
@@ -267,7 +268,7 @@ def test_bad_pictures_are_refused_with_one_sentence(kind, says, tmp_path, recwar
     "array", [np.zeros((5, 5, 3), np.float32), np.zeros((3, 5, 5), np.uint8), np.zeros((0, 5, 3), np.uint8)]
 )
 def test_arrays_that_are_no_pictures(array):
-    with pytest.raises(UserError, match="this array is no picture"):
+    with pytest.raises(UserError, match="this array is no image"):
         preprocess(array, SETTINGS)
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
 
 from foveate.engines.errors import UserError
-from foveate.runtime.image import patch_boxes, preprocess, size_of
+from foveate.runtime.image import patch_boxes, preprocess
+from foveate.runtime.image_file import size_of
 from foveate.runtime.layout import layout, single, split
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]

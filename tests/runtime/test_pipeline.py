@@ -215,7 +215,7 @@ def test_arguments_out_of_range_are_refused_before_anything_runs(
 ) -> None:
     calls = {"prompt": QUESTION, **arguments}
     with pytest.raises(UserError, match=words):
-        pipe.generate("no-such-file.png", **calls)
+        pipe.generate(b"what is no image would be refused when it is encoded", **calls)
 
 
 def test_the_answer_ends_where_the_model_does(pipe: Pipeline, picture: np.ndarray) -> None:

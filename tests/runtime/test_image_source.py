@@ -1,0 +1,309 @@
+"""Images from pipes, the standard input, data URLs, URLs, bytes and open files; each of them read once."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate.engines.errors import UserError
+from foveate.runtime import cli, image_source, image_url
+from foveate.runtime.image_file import load_image, size_of
+from foveate.runtime.image_source import EncodedImage, read_once
+from foveate.runtime.pipeline import Pipeline
+
+
+@pytest.fixture
+def png(picture: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "PNG")
+    return out.getvalue()
+
+
+def fed(path: Path, data: bytes) -> Path:
+    """A named pipe into which ``data`` goes once."""
+    os.mkfifo(path)
+    threading.Thread(target=path.write_bytes, args=(data,), daemon=True).start()
+    return path
+
+
+def data_url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def test_every_source_gives_the_same_pixels(picture, png, tmp_path):
+    (tmp_path / "a.png").write_bytes(png)
+    wrapped = "data:image/png;charset=x;base64," + base64.encodebytes(png).decode().rstrip("=\n")
+    with (tmp_path / "a.png").open("rb") as opened:
+        sources = [
+            *(png, bytearray(png), memoryview(png), io.BytesIO(png), opened, data_url(png), wrapped),
+            *("data:," + quote(png), "DATA:image/png;BASE64," + base64.b64encode(png).decode()),
+            *(
+                fed(tmp_path / "pipe", png),
+                str(tmp_path / "a.png"),
+                tmp_path / "a.png",
+                Image.fromarray(picture),
+            ),
+        ]
+        for source in sources:
+            again = read_once(source)
+            assert size_of(again) == (8, 8)
+            assert np.array_equal(np.asarray(load_image(again)), picture)
+            assert np.array_equal(np.asarray(load_image(again)), picture)
+
+
+@pytest.mark.parametrize("qwen", (False, True))
+def test_a_pipeline_reads_a_pipe_once(bundle, picture, png, tmp_path, qwen, monkeypatch):
+    """A pipe that is opened twice would wait for ever, or be empty; ``varies`` makes the size be asked for first."""
+    pipe = Pipeline.load(bundle)
+    if qwen:
+        monkeypatch.setattr(type(pipe.vision), "varies", True)
+    want = pipe.generate(picture, "Why?", max_new_tokens=5).tokens
+    assert pipe.generate(fed(tmp_path / "one", png), "Why?", max_new_tokens=5).tokens == want
+    assert pipe.generate([io.BytesIO(png)], "Why?", max_new_tokens=5).tokens == want
+    assert pipe.generate(png, "Why?", max_new_tokens=5).tokens == want
+    seen = pipe.see(fed(tmp_path / "two", png))
+    assert pipe.generate(seen, "Why?", max_new_tokens=5).tokens == want
+    assert pipe.chat().ask("Why?", fed(tmp_path / "three", png), max_new_tokens=5).tokens == want
+
+
+def shell(command: str, bundle: Path, png: bytes, tmp_path: Path, stdin=None) -> subprocess.CompletedProcess:
+    (tmp_path / "x.png").write_bytes(png)
+    run = f"{sys.executable} -m foveate.runtime.cli"
+    environment = {**os.environ, "F": run, "B": str(bundle), "D": data_url(png)}
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=stdin,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "image",
+    (
+        '--image "$D"',
+        "--image - < x.png",
+        "--image /dev/stdin < x.png",
+        "--image <(cat x.png) --overlay kept.png",
+    ),
+)
+def test_run_takes_them(image, bundle, png, picture, tmp_path):
+    want = Pipeline.load(bundle).generate(picture, "Why?", max_new_tokens=5).text
+    done = shell(f'$F run "$B" "Why?" --max-new-tokens 5 {image}', bundle, png, tmp_path)
+    assert (done.returncode, done.stdout) == (0, want + "\n"), done.stderr
+    assert ("overlay" in image) == (tmp_path / "kept.png").exists()
+
+
+def test_run_takes_a_pipe_and_a_socket(bundle, png, picture, tmp_path):
+    """Some programs start others with a socket as standard input; /dev/stdin cannot be opened there."""
+    want = Pipeline.load(bundle).generate(picture, "Why?", max_new_tokens=5).text
+    run = '$F run "$B" "Why?" --max-new-tokens 5'
+    for name in ("-", "/dev/stdin"):
+        done = shell(f"cat x.png | {run} --image {name}", bundle, png, tmp_path)
+        assert (done.returncode, done.stdout) == (0, want + "\n"), done.stderr
+        near, far = socket.socketpair()
+        with near, far:
+            far.sendall(png)
+            far.shutdown(socket.SHUT_WR)
+            done = shell(f"{run} --image {name}", bundle, png, tmp_path, stdin=near)
+        assert (done.returncode, done.stdout) == (0, want + "\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "command, says",
+    (
+        ('$F run "$B" "Why?" --image - <&-', "standard input"),
+        ('$F run "$B" "Why?" --image - </dev/null', "image standard input | the file is empty"),
+        ('$F run "$B" "Why?" --image - --image - < x.png', "image standard input | the file is empty"),
+        ('echo "Why?" | $F chat "$B" --image -', "chat reads the questions there"),
+        ('printf "/image -\\nWhy?\\n" | $F chat "$B"', "chat reads the questions there"),
+        ('$F run "$B" "Why?" --image https://127.0.0.1:9/x.png', "add --allow-url"),
+        ('$F run "$B" "Why?" --image /dev/null', "got a device"),
+    ),
+)
+def test_what_cannot_be_an_image_is_one_line(command, says, bundle, png, tmp_path):
+    done = shell(command, bundle, png, tmp_path)
+    assert done.returncode in (1, 2) and says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "source, says",
+    (
+        ("x" * 300 + ".png", "file name too long"),
+        ("a\0b", "null"),
+        ("\ud800.png", "surrogates|no such file"),
+        ("", "a directory|no such file"),
+        (b"", "the file is empty"),
+        (io.BytesIO(), "the file is empty"),
+        (io.StringIO("text"), "open as text"),
+        ("data:image/png;base64", "no comma"),
+        ("data:image/png;base64,a.b", "base64 is damaged"),
+        ("data:image/png;base64,", "the file is empty"),
+        ("data:text/plain,hello", "not an image"),
+        ("file:///etc/passwd", "got a file URL"),
+        ("ftp://host/x.png", "got a ftp URL"),
+        ("https://user:secret@host/x.png?key=secret", "add --allow-url"),
+        (7, "got int"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "it is HEIC"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0", "looks like a video"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
+    ),
+)
+def test_refused_with_one_sentence(source, says):
+    with pytest.raises(UserError, match=says) as caught:
+        load_image(source)
+    message = str(caught.value)
+    assert message.count(" | ") == 2 and "secret" not in message and len(message) < 500
+
+
+def test_other_names(picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "-",
+        "with\nnewline.png",
+        "a b.png",
+        "%20.png",
+        b"\xe9.png".decode("utf-8", "surrogateescape"),
+    ):
+        Image.fromarray(picture).save(name, "PNG")
+        assert np.array_equal(np.asarray(load_image(name)), picture)
+
+
+def test_what_is_read_into_memory_has_a_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr(image_source, "MOST_BYTES", 1000)
+    for source in (
+        bytes(1001),
+        io.BytesIO(bytes(1001)),
+        fed(tmp_path / "pipe", bytes(1001)),
+        data_url(bytes(1001)),
+    ):
+        with pytest.raises(UserError, match="too large"):
+            read_once(source)
+    assert read_once(bytes(1000)) == EncodedImage(bytes(1000), "of 1000 bytes")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """``answers``: by path a function that writes the answer."""
+
+    answers: ClassVar[dict] = {}
+
+    def do_GET(self) -> None:
+        self.answers[self.path](self)
+
+    def log_message(self, *arguments: object) -> None: ...
+
+    def say(self, code: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(code)
+        for name, value in {"Content_Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def server(png, monkeypatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    released = threading.Event()
+
+    def drip(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while not released.wait(0.05):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+
+    Handler.answers = {
+        "/x.png": lambda h: h.say(200, png),
+        "/moved": lambda h: h.say(302, Location="/x.png"),
+        "/away": lambda h: h.say(302, Location="file:///etc/passwd"),
+        "/ftp": lambda h: h.say(302, Location="ftp://127.0.0.1/x.png"),
+        "/round": lambda h: h.say(302, Location="/round"),
+        "/page": lambda h: h.say(200, b"<html>no image</html>"),
+        "/none": lambda h: h.say(404),
+        "/empty": lambda h: h.say(200),
+        "/large": lambda h: h.say(200, bytes(2000)),
+        "/cut": lambda h: h.say(200, png[:-9], Content_Length=str(len(png))),
+        "/slow": drip,
+        "/silent": lambda h: released.wait(5),
+    }
+    serving = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{serving.server_port}"
+    released.set()
+    serving.shutdown()
+    serving.server_close()
+
+
+def test_urls_are_downloaded_when_that_is_allowed(server, picture):
+    for path in ("/x.png", "/moved"):
+        found = read_once(server + path, allow_url=True)
+        assert np.array_equal(np.asarray(load_image(found)), picture)
+
+
+@pytest.mark.parametrize(
+    "path, says",
+    (
+        ("/away", "302 .* is not allowed"),
+        ("/ftp", "redirects from http to ftp"),
+        ("/round", "infinite loop"),
+        ("/page", "not an image"),
+        ("/none", "the server answers 404"),
+        ("/empty", "the file is empty"),
+        ("/large", "larger than"),
+        ("/cut", "the connection ended after"),
+        ("/slow", "nothing came for|took longer"),
+        ("/silent", "nothing came for"),
+    ),
+)
+def test_bad_downloads(path, says, server, monkeypatch):
+    monkeypatch.setattr(image_source, "MOST_BYTES", 1000)
+    monkeypatch.setattr(image_url, "SECONDS", 0.6)
+    monkeypatch.setattr(image_url, "_SILENCE", 0.3)
+    with pytest.raises(UserError, match=says) as caught:
+        load_image(read_once(server + path, allow_url=True))
+    assert str(caught.value).count(" | ") == 2 and path in str(caught.value)
+
+
+def test_bad_addresses(server):
+    for url in (f"http://127.0.0.1:{9}/x", "http://", "http://[::1", "https:x", f"https{server[4:]}/x.png"):
+        with pytest.raises(UserError, match="cannot download the image"):
+            read_once(url, allow_url=True)
+
+
+def test_never_from_https_back_to_http():
+    request = image_url.urllib.request.Request("https://host/x")
+    with pytest.raises(UserError, match="redirects from https to http"):
+        image_url._Redirects().redirect_request(request, None, 302, "", {}, "http://host/x")
+
+
+def test_run_downloads(server, bundle, picture, capsys):
+    want = Pipeline.load(bundle).generate(picture, "Why?", max_new_tokens=5).text
+    arguments = [
+        "run",
+        str(bundle),
+        "Why?",
+        "--max-new-tokens",
+        "5",
+        "--image",
+        server + "/x.png",
+        "--allow-url",
+    ]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == want + "\n"
