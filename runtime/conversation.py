@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +16,9 @@ from foveate.runtime.decode import Picture, prompt_items
 from foveate.runtime.film import Video
 from foveate.runtime.image_source import ImageSource, read_once
 from foveate.runtime.layout import Layout
-from foveate.runtime.prompt import Segment, Turn
+from foveate.runtime.prompt import Segment
 from foveate.runtime.sampling import Sampler, Sampling
+from foveate.runtime.turns import Prompt, Turn, user_turn
 from foveate.runtime.vision import Seen
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class _Request:
     reprune: bool
     most: int
     sampling: Sampling
+    keep_special: bool
 
 
 class Chat:
@@ -60,15 +63,18 @@ class Chat:
     keeps what it has. One answer at a time: use up a stream, or close it, before the next question.
     """
 
-    def __init__(self, pipeline: Pipeline, system: str | None = None) -> None:
+    def __init__(
+        self, pipeline: Pipeline, system: str | None = None, started: datetime | None = None
+    ) -> None:
         self._pipe = pipeline
+        self._started = started or datetime.now()
         self._decoder = pipeline.decoder()
         self._shown: list[_Shown] = []
         self.turns: list[Turn] = [] if system is None else [Turn("system", system)]
 
     def ask(
         self,
-        text: str,
+        text: Prompt,
         image: Images = None,
         *,
         reprune: bool = False,
@@ -78,6 +84,7 @@ class Chat:
         top_p: float | None = None,
         top_k: int | None = None,
         seed: int | None = None,
+        keep_special: bool = False,
     ) -> Answer:
         """The answer to the next turn, ``text`` with any new pictures. Arguments as for ``Pipeline.generate``.
 
@@ -86,45 +93,50 @@ class Chat:
         """
         sampling = Sampling(temperature, top_p, top_k, seed)
         stream = self.stream(
-            text, image, reprune=reprune, keep=keep, max_new_tokens=max_new_tokens, sampling=sampling
+            text,
+            image,
+            reprune=reprune,
+            keep=keep,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            keep_special=keep_special,
         )
         return stream.finish()
 
     def stream(
         self,
-        text: str,
+        text: Prompt,
         image: Images = None,
         *,
         reprune: bool = False,
         keep: Keep = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
         sampling: Sampling | None = None,
+        keep_special: bool = False,
     ) -> Stream:
         """``ask``, piece by piece. Raises UserError here, before anything runs, when an argument is out of range or the
         model has no room for the prompt."""
-        if not text.strip():
-            raise UserError(
-                "the prompt is empty | expected a question or an instruction | give some text", code=2
-            )
+        images = _listed(image)
+        turns = [*self.turns, user_turn(text, len(images))]
         if max_new_tokens < 1:
             raise UserError(
                 f"wrong max-new-tokens | got {max_new_tokens}, expected 1 or more "
                 f"| leave it out for {MAX_NEW_TOKENS}",
                 code=2,
             )
-        images, vision = _listed(image), self._pipe.vision
+        vision = self._pipe.vision
         layouts = [vision.layout(each) for each in images]
         budgets = [vision.budget(keep, plan) for plan in layouts]
         if not images:
             vision.budget(keep)  # refused all the same
-        turns = [*self.turns, Turn("user", text, len(images))]
-        segments = self._pipe.tokenizer.encode_turns(turns)
+        segments = self._pipe.tokenizer.encode_turns(turns, now=self._started)
         again = reprune and keep is not None
         old = [vision.budget(keep, s.seen.layout) if again else s.keep for s in self._shown]
         layouts = [shown.seen.layout for shown in self._shown] + layouts
         room = self._room(segments, list(zip(layouts, old + budgets, strict=True)), reprune)
         most = min(max_new_tokens, room)
-        request = _Request(turns, segments, images, budgets, old, reprune, most, sampling or Sampling())
+        sampling = sampling or Sampling()
+        request = _Request(turns, segments, images, budgets, old, reprune, most, sampling, keep_special)
         return Stream(self._answer(request))
 
     def _room(
@@ -176,7 +188,9 @@ class Chat:
             token = sampler(decoder.prefill(items, request.most))
         prompt_rows = decoder.length
         text, tokens, first, finish = yield from self._decode(token, sampler, request, clock)
-        self._shown, self.turns = shown, [*request.turns, Turn("assistant", text)]
+        # In a later turn special tokens would be ordinary text: the history is without them.
+        words = _opened([], self._pipe.tokenizer.decode(tokens)) if request.keep_special else text
+        self._shown, self.turns = shown, [*request.turns, Turn("assistant", words)]
         steps, seconds = decoder.length - prompt_rows, clock.seconds
         timings = Timings(
             **seconds,
@@ -203,7 +217,8 @@ class Chat:
         self, token: int, sampler: Sampler, request: _Request, clock: Clock
     ) -> Generator[str, None, tuple[str, list[int], float, str]]:
         """Token after token from the first one: text, tokens, seconds to the first one, finish."""
-        text, stop = self._pipe.tokenizer.detokenizer(), self._pipe.tokenizer.stop_ids
+        tokenizer = self._pipe.tokenizer
+        text, stop = tokenizer.detokenizer(keep_special=request.keep_special), tokenizer.stop_ids
         first, tokens, said = clock.elapsed, [], []
         while token not in stop:
             tokens.append(token)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from datetime import datetime
 
 from foveate.engines.base import Engine
 from foveate.engines.errors import UserError
@@ -29,6 +30,7 @@ from foveate.runtime.image_source import ImageSource, read_once
 from foveate.runtime.plans import choose, load_engines
 from foveate.runtime.prompt import ChatTokenizer
 from foveate.runtime.sampling import Sampling
+from foveate.runtime.turns import Prompt
 from foveate.runtime.vision import Seen, VisionStages
 
 __all__ = ["Answer", "Chat", "Pipeline", "Stream", "Timings"]
@@ -89,14 +91,15 @@ class Pipeline:
             )
         return load_video(path, {**self.manifest.image, **self.manifest.image["video"]})
 
-    def chat(self, system: str | None = None) -> Chat:
-        """A conversation. ``system`` opens it, where the model's chat format knows such a turn."""
-        return Chat(self, system)
+    def chat(self, system: str | None = None, *, started: datetime | None = None) -> Chat:
+        """A conversation. ``system`` opens it, where the model's chat format knows such a turn. ``started`` is the
+        date for chat formats that show one, None for this moment's."""
+        return Chat(self, system, started)
 
     def generate(
         self,
         images: Images,
-        prompt: str,
+        prompt: Prompt,
         *,
         keep: Keep = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
@@ -104,23 +107,30 @@ class Pipeline:
         top_p: float | None = None,
         top_k: int | None = None,
         seed: int | None = None,
+        keep_special: bool = False,
     ) -> Answer:
         """The answer to ``prompt`` about ``images``: one picture (see ``runtime.image``, or ``see``, or ``video``), several,
-        or None.
+        or None. They stand before a prompt that is a text; in a sequence of texts and ``IMAGE`` (``runtime.turns``)
+        each stands in its place.
 
         ``keep`` is the budget of visual tokens per picture: a count, a percentage ("22.2%"), or None for the bundle's
-        default. ``temperature`` 0 is greedy. Raises UserError before anything runs when an argument is out of range or
-        the model has no room for the prompt.
+        default. ``temperature`` 0 is greedy. ``keep_special`` leaves special tokens in the text, stop ids aside.
+        Raises UserError before anything runs when an argument is out of range or the model has no room for the prompt.
         """
         sampling = Sampling(temperature, top_p, top_k, seed)
         return self.stream(
-            images, prompt, keep=keep, max_new_tokens=max_new_tokens, sampling=sampling
+            images,
+            prompt,
+            keep=keep,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            keep_special=keep_special,
         ).finish()
 
     def stream(
         self,
         images: Images,
-        prompt: str,
+        prompt: Prompt,
         *,
         keep: Keep = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
@@ -129,7 +139,15 @@ class Pipeline:
         top_k: int | None = None,
         seed: int | None = None,
         sampling: Sampling | None = None,
+        keep_special: bool = False,
     ) -> Stream:
         """``generate``, piece by piece. ``sampling`` stands for the four arguments before it."""
         sampling = sampling or Sampling(temperature, top_p, top_k, seed)
-        return self.chat().stream(prompt, images, keep=keep, max_new_tokens=max_new_tokens, sampling=sampling)
+        return self.chat().stream(
+            prompt,
+            images,
+            keep=keep,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            keep_special=keep_special,
+        )

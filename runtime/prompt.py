@@ -1,20 +1,15 @@
-"""Chat format and tokens: turns of a conversation go in; token ids and places for pictures come out, and text from ids.
+"""Tokens: turns of a conversation go in; token ids and places for images come out, and text from ids.
 
-The device has no template engine: the family writes its chat format as plain pieces into the bundle. For LLaVA-1.5::
+``settings`` are the bundle's: the pieces of ``runtime.chat_format``, and for LLaVA-1.5::
 
-    {"before": "",                                            # opens the prompt unless a system turn does
-     "roles": {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "},   # opens a turn
-     "image": "<image>\\n",                                   # stands for one picture; pictures come before the text
-     "after_text": " ",                                       # follows the text of a turn
-     "end": "",                                               # closes a turn
-     "closing": {"assistant": "</s>"},                        # roles that end otherwise: in place of the two above
-     "generation": "ASSISTANT:",                              # asks for the answer
-     "image_token": "<image>", "image_token_id": 32000,
-     "bos_id": 1, "stop_ids": [2], "pad_id": 32001}           # bos_id and pad_id may be null
+    {"image_token": "<image>", "image_token_id": 32000,
+     "bos_id": 1,                         # before the first piece; null where none is, or where a piece holds it
+     "suffix_ids": [],                    # behind the last piece; may be absent
+     "stop_ids": [2], "pad_id": 32001}    # pad_id may be null
 
-``before``, ``after_text``, ``end`` and ``closing`` may be absent. Special tokens in these pieces become their ids. What users write
-never does: a user's ``<image>`` or ``</s>`` is ordinary text, where Hugging Face's tokenizer would let it add a picture or
-end the answer. Apart from that the ids equal those of ``apply_chat_template(..., tokenize=True)``.
+Special tokens in the pieces become their ids. What users write never does: a user's ``<image>`` or ``</s>`` is ordinary
+text, where Hugging Face's tokenizer would let it add an image or end the answer. Apart from that the ids equal those of
+a processor's ``apply_chat_template(..., tokenize=True)``.
 """
 
 from __future__ import annotations
@@ -22,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -29,29 +25,22 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, pre_tokenizers
 
-from foveate.engines.errors import UserError, unknown
+from foveate.engines.errors import UserError
+from foveate.runtime.chat_format import render
+from foveate.runtime.turns import Turn
 
 __all__ = ["ChatTokenizer", "Detokenizer", "ImageSlot", "Segment", "Turn", "clip_segments", "load_tokenizer"]
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One message. ``text`` None means none at all (a turn of pictures only); ``images`` counts its pictures."""
-
-    role: str
-    text: str | None = None
-    images: int = 0
-
-
-@dataclass(frozen=True)
 class ImageSlot:
-    """The place of a picture in the prompt; ``index`` counts pictures from the start of the conversation."""
+    """The place of an image in the prompt; ``index`` counts images from the start of the conversation."""
 
     index: int
 
 
 Segment = np.ndarray | ImageSlot
-"""int64 [n] token ids, n > 0, or the place of a picture."""
+"""int64 [n] token ids, n > 0, or the place of an image."""
 
 
 class ChatTokenizer:
@@ -68,17 +57,20 @@ class ChatTokenizer:
         names = sorted(map(re.escape, self._special), key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(names)})")
 
-    def encode_turns(self, turns: Sequence[Turn], *, generation: bool = True) -> list[Segment]:
-        """The conversation as alternating ids and pictures, with the opening of the answer when ``generation``.
+    def encode_turns(
+        self, turns: Sequence[Turn], *, generation: bool = True, now: datetime | None = None
+    ) -> list[Segment]:
+        """The conversation as ids and images in order, with the opening of the answer when ``generation``.
 
-        Encode the whole conversation anew for a later turn, and feed what follows the longest common prefix with
-        what is in the cache: token borders need not fall on turn borders. Raises UserError for an unknown role.
+        ``now`` is the date for chat formats that show one, None for this moment's: give a conversation one date, so
+        that its prompts begin alike. Encode the whole conversation anew for a later turn, and feed what follows the
+        longest common prefix with what is in the cache: token borders need not fall on turn borders. Raises UserError
+        for turns that the chat format cannot put.
         """
-        pieces = self._render(turns, generation)
         ids: list[int] = [] if self.settings.get("bos_id") is None else [self.settings["bos_id"]]
         segments: list[Segment] = []
         run, opened, images = "", False, 0
-        for text, special in [*pieces, ("", True)]:
+        for text, special in [*self._pieces(turns, generation, now), ("", True)]:
             if not special:
                 run += text
                 continue
@@ -92,50 +84,44 @@ class ChatTokenizer:
                 ids, images = [], images + 1
             elif text:
                 ids.append(self._special[text])
+        ids += self.settings.get("suffix_ids", [])
         return segments + ([np.array(ids, np.int64)] if ids else [])
 
     def encode_text(self, text: str) -> np.ndarray:
         """int64 [n]: a text alone, without BOS and without special tokens; n may be 0."""
         return np.array(_encode(self._tokenizer, text), np.int64)
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of an answer; special tokens are left out."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+    def decode(self, ids: Sequence[int] | np.ndarray, *, keep_special: bool = False) -> str:
+        """The text of an answer; special tokens are left out unless ``keep_special``."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=not keep_special)
 
-    def detokenizer(self) -> Detokenizer:
+    def detokenizer(self, *, keep_special: bool = False) -> Detokenizer:
         """A fresh Detokenizer for one answer."""
-        return Detokenizer(self._tokenizer)
+        return Detokenizer(self._tokenizer, keep_special=keep_special)
 
-    def _render(self, turns: Sequence[Turn], generation: bool) -> list[tuple[str, bool]]:
+    def _pieces(
+        self, turns: Sequence[Turn], generation: bool, now: datetime | None
+    ) -> list[tuple[str, bool]]:
         """The prompt as (text, is a special token) pieces."""
-        get, pieces = self.settings.get, []
-        if not turns or turns[0].role != "system":
-            pieces += self._template(get("before", ""))
-        for turn in turns:
-            if turn.role not in self.settings["roles"]:
-                raise unknown("role", turn.role, self.settings["roles"])
-            pieces += self._template(self.settings["roles"][turn.role])
-            pieces += self._template(self.settings["image"]) * turn.images
-            if turn.text is not None:
-                pieces.append((turn.text, False))
-            after = get("after_text", "") if turn.text is not None else ""
-            pieces += self._template(get("closing", {}).get(turn.role, after + get("end", "")))
-        return pieces + (self._template(self.settings["generation"]) if generation else [])
-
-    def _template(self, text: str) -> list[tuple[str, bool]]:
-        return [(part, bool(i % 2)) for i, part in enumerate(self._split.split(text)) if part]
+        pieces = []
+        for text, own in render(self.settings, turns, generation=generation, now=now):
+            parts = self._split.split(text) if own else [text]
+            pieces += [(part, bool(i % 2)) for i, part in enumerate(parts) if part]
+        return pieces
 
 
 class Detokenizer:
     """Text of an answer as it grows: the pieces of ``step`` and ``finish`` together are ``decode`` of all ids.
 
+    Special tokens are left out unless ``keep_special``.
+
     Text that a later token can still change is held back: incomplete UTF-8, and byte tokens, whose whole run
     decides together whether it is valid.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, keep_special: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._skipped = frozenset(_special_tokens(tokenizer).values())
+        self._skipped = frozenset(() if keep_special else _special_tokens(tokenizer).values())
         # A window: the tokens whose text may still change, at least one before them, and the characters handed out.
         self._ids: list[int] = []
         self._said = 0
@@ -166,7 +152,8 @@ class Detokenizer:
         return piece
 
     def _text(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        # What is to be skipped never gets into the window.
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:

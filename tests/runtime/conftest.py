@@ -291,6 +291,7 @@ def manifest(
         "prompt": {
             "roles": {"system": "", "user": "U: ", "assistant": "A: "},
             "image": "<image>\n",
+            "order": "given",
             "after_text": " ",
             "generation": "A:",
             "image_token": "<image>",
