@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.export import processor, sources
+from foveate.export import image_processor, processor, sources
 from foveate.export.checkpoint import Entry, Source
 from foveate.export.clip import ACTIVATIONS, TAPS, Projector, Vision
 from foveate.export.config import Config, clip_vision_spec, decoder_spec
@@ -112,7 +112,7 @@ def load(source: Source, *, clip: str | None = None, max_pixels: int | None = No
     ``clip`` in the checkpoint's directory, or OpenAI's where the tower is theirs; it is opened when a tap of the
     joint space is asked for. Raises UserError for what is missing, does not fit or is not supported.
     """
-    processor.refuse_max_pixels(source, max_pixels)
+    image_processor.refuse_max_pixels(source, max_pixels)
     return parts(source, *clip_of(source, clip))
 
 
@@ -231,7 +231,7 @@ def parts(
         projector=projector,
         decoder=language,
         weights=weights if joint is None else _Joined(weights, joint),
-        image=processor.image_settings(source, vision.image_size) if image is None else image,
+        image=image_processor.image_settings(source, vision.image_size) if image is None else image,
         prompt=_prompt(source, files["tokenizer.json"], top),
         files=files,
         text_encoder=joint.text_encoder if joint else None,

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from foveate.engines.errors import UserError
-from foveate.export import processor
+from foveate.export import image_processor
 from foveate.export.checkpoint import Entry, Source
 from foveate.export.dummy import Dummy
 from foveate.export.models import llava
@@ -64,7 +64,7 @@ _NEWLINE = ("image_newline", "model.image_newline", "language_model.model.image_
 
 def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> Parts:
     """The Parts of a LLaVA-NeXT checkpoint; arguments and errors as those of ``llava.load``."""
-    processor.refuse_max_pixels(source, max_pixels)
+    image_processor.refuse_max_pixels(source, max_pixels)
     return _parts(source, *llava.clip_of(source, clip))
 
 
@@ -85,7 +85,7 @@ def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | st
             f"{source.label}: image_grid_pinpoints is not supported | got {canvases}, expected multiples of {side} "
             "| use another checkpoint"
         )
-    image = processor.tile_settings(source, side, canvases)
+    image = image_processor.tile_settings(source, side, canvases)
     width = _width(source)
     parts = llava.parts(source, clip, clip_source, image, {"image_newline": Entry((width,), _NEWLINE)})
     tiles = 1 + max(height * across // side**2 for height, across in canvases)

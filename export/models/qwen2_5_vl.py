@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.export import processor
+from foveate.export import image_processor, processor
 from foveate.export.checkpoint import Entry, Source
 from foveate.export.config import Config, decoder_spec
 from foveate.export.decoder import Decoder
@@ -104,7 +104,7 @@ _TOWER = ("visual.", "model.visual.")
 
 
 def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> Parts:
-    """The Parts of a Qwen2.5-VL checkpoint, for pictures of ``max_pixels`` at most (``processor.window_settings``). Raises
+    """The Parts of a Qwen2.5-VL checkpoint, for pictures of ``max_pixels`` at most (``image_processor.window_settings``). Raises
     UserError for what is missing, does not fit or is not supported."""
     if clip is not None:
         raise UserError(
@@ -205,7 +205,7 @@ def _vision_spec(
     patch, frames = config.size("patch_size"), config.size("temporal_patch_size")
     window = config.size("window_size") // patch // 2
     seconds = config.number("tokens_per_second")
-    image = processor.window_settings(source, patch, 2, frames, window, seconds, max_pixels) | pixels
+    image = image_processor.window_settings(source, patch, 2, frames, window, seconds, max_pixels) | pixels
     spec = WindowSpec(
         hidden_size=config.size("hidden_size"),
         intermediate_size=config.size("intermediate_size"),

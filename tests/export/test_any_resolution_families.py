@@ -9,7 +9,7 @@ import pytest
 
 from foveate.engines.errors import UserError
 from foveate.engines.spec import Symbol
-from foveate.export import methods, models, precision, processor
+from foveate.export import image_processor, methods, models, precision
 from foveate.export.assemble import assemble
 from foveate.export.build import main
 from foveate.export.dummy import Dummy
@@ -162,19 +162,21 @@ def test_a_processor_that_cuts_otherwise_than_the_model_is_refused(change):
         "image_grid_pinpoints": [[336, 672], [672, 336]],
     }
     pinpoints = [[336, 672], [672, 336]]
-    settings = processor.tile_settings(Files(fine), 336, pinpoints)
+    settings = image_processor.tile_settings(Files(fine), 336, pinpoints)
     assert settings["tile"] == 336 and settings["pinpoints"] == pinpoints and "crop" not in settings
     with pytest.raises(UserError, match="image processor and model disagree"):
-        processor.tile_settings(Files(fine | change), 336, pinpoints)
+        image_processor.tile_settings(Files(fine | change), 336, pinpoints)
 
 
 def test_an_image_processor_of_another_kind_is_refused():
     with pytest.raises(UserError, match="got SiglipImageProcessor, expected LlavaNextImageProcessor"):
-        processor.tile_settings(Files({"image_processor_type": "SiglipImageProcessor"}), 336, [[336, 672]])
+        image_processor.tile_settings(
+            Files({"image_processor_type": "SiglipImageProcessor"}), 336, [[336, 672]]
+        )
     with pytest.raises(UserError, match="got CLIPImageProcessor, expected Qwen2VLImageProcessor"):
-        processor.window_settings(Files({"image_processor_type": "CLIPImageProcessor"}), 14, 2, 2, 4, 2)
+        image_processor.window_settings(Files({"image_processor_type": "CLIPImageProcessor"}), 14, 2, 2, 4, 2)
     with pytest.raises(UserError, match="image processor and vision encoder disagree"):
-        processor.window_settings(Files({"patch_size": 16}), 14, 2, 2, 4, 2)
+        image_processor.window_settings(Files({"patch_size": 16}), 14, 2, 2, 4, 2)
 
 
 def test_qwen_takes_no_clip_and_no_layer_that_sees_windows():
