@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from foveate.export.checkpoint import Entry, Source
+from foveate.export.checkpoint import Entry, Source, Unread
 from foveate.export.parts import Weights
 
 __all__ = ["Dummy", "DummyWeights", "byte_tokenizer"]
@@ -40,7 +40,7 @@ class Dummy:
     def names(self) -> frozenset[str]:
         return frozenset()
 
-    def weights(self, entries: Mapping[str, Entry]) -> Weights:
+    def weights(self, entries: Mapping[str, Entry], unread: Unread | None = None) -> Weights:
         return DummyWeights(entries)
 
 

@@ -11,7 +11,6 @@ import errno
 import hashlib
 import re
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,11 @@ from huggingface_hub import errors as hub
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from foveate.engines.errors import UserError
+from foveate.export.checkpoint_files import SETTINGS, weight_files
 
 __all__ = ["INSTEAD", "download", "download_file"]
 
 INSTEAD = "name a checkpoint's directory, or use --load-format dummy (random weights)"
-
-_SETTINGS = [
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "model.safetensors.index.json",
-]
-_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
-_PICKLED = "pytorch_model.bin"  # taken only where a repository has nothing else
 
 
 def download(repo: str, *, weights: bool = True) -> Path:
@@ -50,12 +34,12 @@ def download(repo: str, *, weights: bool = True) -> Path:
     UserError.
     """
     with _explained(repo):
-        path = _snapshot(repo, _SETTINGS)
-        names = _weight_files(repo, path.name) if weights else []
+        path = _snapshot(repo, SETTINGS)
+        names = weight_files(_files(repo, path.name)) if weights else []
         for name in names:
             _fetch(repo, name, path.name)
         if names:  # links them into the snapshot
-            _snapshot(repo, _SETTINGS + names, revision=path.name)
+            _snapshot(repo, (*SETTINGS, *names), revision=path.name)
         return path
 
 
@@ -65,11 +49,11 @@ def download_file(repo: str, names: tuple[str, ...], instead: str) -> Path:
     As ``download``. Raises UserError.
     """
     with _explained(repo, instead):
-        path = _snapshot(repo, _SETTINGS)
+        path = _snapshot(repo, SETTINGS)
         there = _files(repo, path.name)
         for name in [name for name in names if name in there][:1]:
             _fetch(repo, name, path.name)
-            _snapshot(repo, [name], revision=path.name)
+            _snapshot(repo, (name,), revision=path.name)
     for name in names:
         if (path / name).is_file():
             return path / name
@@ -78,8 +62,8 @@ def download_file(repo: str, names: tuple[str, ...], instead: str) -> Path:
     )
 
 
-def _snapshot(repo: str, names: list[str], **options: Any) -> Path:
-    return Path(huggingface_hub.snapshot_download(repo, allow_patterns=names, **options))
+def _snapshot(repo: str, names: tuple[str, ...], **options: Any) -> Path:
+    return Path(huggingface_hub.snapshot_download(repo, allow_patterns=list(names), **options))
 
 
 def _files(repo: str, revision: str) -> list[str]:
@@ -88,12 +72,6 @@ def _files(repo: str, revision: str) -> list[str]:
     except (hub.HTTPError, OSError):
         return []  # no hub: what is missing in the cache is reported by whoever reads it
     return [file.rfilename for file in found]
-
-
-def _weight_files(repo: str, revision: str) -> list[str]:
-    names = _files(repo, revision)
-    wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in _WEIGHTS)]
-    return wanted or [name for name in names if name == _PICKLED]
 
 
 def _fetch(repo: str, name: str, revision: str) -> None:

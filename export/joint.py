@@ -47,6 +47,12 @@ _HEAD_NAMES = (
 )
 
 
+_UNREAD = {
+    r"vision_model\..*": "the tower is the checkpoint's own",
+    r"logit_scale": "methods scale by themselves",
+}
+
+
 def joint_size(config: dict[str, Any]) -> int:
     return config.get("projection_dim") or 512
 
@@ -101,7 +107,7 @@ class JointSpace:
             if isinstance(source, str):
                 source = sources.find(source)
                 check_tower(source, self._vision)
-            self._opened = source.weights(self._entries), self._tokenizer(source)
+            self._opened = source.weights(self._entries, _UNREAD), self._tokenizer(source)
         return self._opened
 
     def _tokenizer(self, source: Source) -> Any:

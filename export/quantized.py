@@ -37,10 +37,12 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Packing(Protocol):
-    """``parts``: the tensors of a module, of which the first one tells that it is quantized."""
+    """``parts``: the tensors of a module, of which the first one tells that it is quantized. ``extra`` ones say nothing that
+    the config does not say."""
 
     name: str
     parts: tuple[str, ...]
+    extra: tuple[str, ...]
 
     def read(self, arrays: Arrays) -> Quantized:
         """Raises ValueError, saying what is wrong, when the arrays do not belong together."""
@@ -52,6 +54,7 @@ class _Gptq:
     stored_less_one: bool
     name: str = "gptq"
     parts: tuple[str, ...] = ("qweight", "qzeros", "scales", "g_idx")
+    extra: tuple[str, ...] = ()
 
     def read(self, arrays: Arrays) -> Quantized:
         values = _nibbles(arrays["qweight"].T).T  # words run down the inputs
@@ -65,6 +68,7 @@ class _Gptq:
 class _Awq:
     name: str = "awq"
     parts: tuple[str, ...] = ("qweight", "qzeros", "scales")
+    extra: tuple[str, ...] = ()
 
     def read(self, arrays: Arrays) -> Quantized:
         columns = np.argsort(_AWQ_COLUMNS)
@@ -80,6 +84,7 @@ class _Awq:
 class _CompressedTensors:
     name: str = "compressed-tensors"
     parts: tuple[str, ...] = ("weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx")
+    extra: tuple[str, ...] = ("weight_shape",)
 
     def read(self, arrays: Arrays) -> Quantized:
         values, zeros = _nibbles(arrays["weight_packed"]).T, arrays.get("weight_zero_point")

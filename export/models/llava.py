@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from foveate.engines.errors import UserError
 from foveate.export import image_processor, processor, sources
-from foveate.export.checkpoint import Entry, Source
+from foveate.export.checkpoint import Entry, Source, Unread
 from foveate.export.clip import ACTIVATIONS, TAPS, Projector, Vision
 from foveate.export.config import Config, clip_vision_spec, decoder_spec
 from foveate.export.decoder import Decoder
@@ -224,7 +225,7 @@ def parts(
     with torch.device("meta"):
         language = Decoder(decoder)
     files: dict[str, Any] = {"tokenizer.json": _tokenizer(source, decoder, top)}
-    weights = source.weights(_entries(build(()), language) | dict(beside or {}))
+    weights = source.weights(_entries(build(()), language) | dict(beside or {}), _unread(vision))
     return Parts(
         spec=ModelSpec("llava", vision, decoder, ("layers", *(TAPS if joint else TAPS[:-1]))),
         vision=build,
@@ -285,6 +286,17 @@ def _entries(vision: Vision, decoder: Decoder) -> dict[str, Entry]:
         ("projector.", _PROJECTOR),
     ]
     return entries(vision, "vision_encoder.", tower) | language_entries(decoder, _DECODER, _HEAD)
+
+
+def _unread(vision: VisionSpec) -> Unread:
+    """What a checkpoint has besides: the tower's layers behind the one whose features are read."""
+    start = f"(?:{'|'.join(map(re.escape, _TOWER))})"
+    read = "|".join(map(str, range(vision.depth)))
+    reason = "behind the layer whose features are read"
+    return {
+        rf"{start}encoder\.layers\.(?!(?:{read})\.)\d+\..*": reason,
+        rf"{start}post_layernorm\..*": reason,
+    }
 
 
 def _tokenizer(source: Source, decoder: DecoderSpec, top: Config) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -157,6 +158,25 @@ def shards(llava_checkpoint: MakeCheckpoint, copy: Path) -> Path:
     (copy / "model.safetensors").unlink()
     llava_checkpoint()[1].save_pretrained(copy, max_shard_size="200KB")
     return copy
+
+
+@pytest.fixture
+def shard_pickled() -> Callable[[Path], None]:
+    """``shard_pickled(path)``: the directory's weights become PyTorch archives with an index, as transformers 4 saves them."""
+
+    def change(path: Path, files: int = 3) -> None:
+        tensors = load_file(path / "model.safetensors")
+        (path / "model.safetensors").unlink()
+        places = {}
+        for number in range(files):
+            name = f"pytorch_model-{number + 1:05}-of-{files:05}.bin"
+            part = {key: tensors[key] for key in sorted(tensors)[number::files]}
+            torch.save(part, path / name)
+            places |= dict.fromkeys(part, name)
+        index = {"metadata": {"total_size": 1}, "weight_map": places}
+        (path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+    return change
 
 
 @pytest.fixture

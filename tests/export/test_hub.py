@@ -19,7 +19,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from foveate.engines.errors import UserError
-from foveate.export import models
+from foveate.export import checkpoint_files, models
+from foveate.export.checkpoint import Directory
 from foveate.export.dummy import Dummy
 from foveate.export.hub import download_file
 from foveate.export.models import llava
@@ -142,13 +143,16 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_a_download_brings_what_is_needed_and_no_more(hub, copy):
-    for name in ("pytorch_model.bin", "model.fp16.safetensors", "README.md", "tf_model.h5"):
+    for name in ("pytorch_model.bin", "model.fp16.safetensors", "notes.md", "tf_model.h5"):
         (copy / name).write_bytes(b"not needed")
+    for name in ("README.md", "LICENSE.txt", "NOTICE"):
+        (copy / name).write_text("of the licence")
     hub.folder = copy
     parts = models.load("some/model")
     assert parts.source == {"model": "some/model", "revision": COMMIT, "load_format": "auto"}
     needed = {"model.safetensors", "config.json", "generation_config.json", "processor_config.json"}
     needed |= {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    needed |= {"README.md", "LICENSE.txt", "NOTICE"}
     assert set(hub.sent) == needed
     truth = models.load(str(copy)).weights.get("embed_tokens")
     assert torch.equal(parts.weights.get("embed_tokens"), truth)
@@ -197,6 +201,28 @@ def test_a_repository_without_safetensors_gives_its_pickled_weights(hub, copy):
     hub.folder = copy
     models.load("some/model")
     assert "pytorch_model.bin" in hub.sent
+
+
+def test_pickled_weights_come_in_shards_too(hub, copy, shard_pickled):
+    shard_pickled(copy)
+    hub.folder = copy
+    models.load("some/model")
+    assert {each.name for each in copy.glob("pytorch_model*")} <= set(hub.sent)
+
+
+def test_every_settings_file_that_is_read_is_downloaded(hub, copy):
+    """``checkpoint_files`` is the one list; a Directory opens nothing that is not in it."""
+    names = [name for name in checkpoint_files.SETTINGS if "*" not in name and "/" not in name]
+    for name in names:
+        if not (copy / name).exists() and name not in ("adapter_config.json", "model.safetensors.index.json"):
+            (copy / name).write_text("{}")
+    hub.folder = copy
+    models.load("some/model", load_format="dummy")
+    there = {name for name in names if (copy / name).exists()}
+    assert "video_preprocessor_config.json" in there
+    assert there <= set(hub.sent)
+    with pytest.raises(AssertionError, match="not in checkpoint_files"):
+        Directory(copy).json("of_my_own.json")
 
 
 @pytest.mark.parametrize(
@@ -259,12 +285,12 @@ def test_a_download_that_was_broken_off_is_told_to_go_on(hub, shards, tmp_path, 
 
 def test_a_pruner_is_one_file_of_its_repository(hub, copy):
     """The first of the names that is there, and nothing else; then from the cache."""
-    for name in ("weights.pth", "README.md"):
+    for name in ("weights.pth", "notes.md"):
         (copy / name).write_bytes(b"a pruner")
     hub.folder = copy
     found = download_file("some/model", ("ocvtp.safetensors", "weights.pth"), "train one")
     assert found.read_bytes() == b"a pruner" and found.name == "weights.pth"
-    assert not {"model.safetensors", "README.md"} & set(hub.sent)
+    assert not {"model.safetensors", "notes.md"} & set(hub.sent)
     hub.folder = None
     assert download_file("some/model", ("ocvtp.safetensors", "weights.pth"), "train one") == found
 

@@ -1,0 +1,74 @@
+"""Which files of a checkpoint are read. The one list: what is not in it is neither downloaded (``hub``) nor opened."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+__all__ = [
+    "ADAPTER",
+    "ADAPTER_CONFIG",
+    "CARD",
+    "INDEX",
+    "LICENCES",
+    "PICKLED",
+    "PICKLED_INDEX",
+    "SETTINGS",
+    "SINGLE",
+    "WEIGHTS",
+    "is_read",
+    "matching",
+    "weight_files",
+]
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
+CARD = "README.md"
+LICENCES = tuple(
+    f"{form}*"
+    for name in ("licence", "license", "notice", "copying", "use_policy")
+    for form in (name, name.upper(), name.capitalize())
+)
+
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    INDEX,
+    PICKLED_INDEX,
+    ADAPTER_CONFIG,
+    CARD,
+    *LICENCES,
+)
+"""Small files, as patterns."""
+
+WEIGHTS = ((SINGLE,), ("model-*-of-*.safetensors",), (PICKLED,), ("pytorch_model-*-of-*.bin",))
+"""Patterns of weight files in the order in which transformers looks for them; the first that is there counts."""
+
+_BESIDE = ("clip/config.json",)  # a whole CLIP checkpoint in a directory
+
+
+def is_read(name: str) -> bool:
+    """Whether the file ``name`` of a checkpoint is one that is read for its settings."""
+    return bool(matching([name], (*SETTINGS, *_BESIDE)))
+
+
+def matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+    """Those of ``names`` that fit one of ``patterns``; upper and lower case differ."""
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def weight_files(names: list[str]) -> list[str]:
+    """Those of a repository's files that hold the weights: an adapter's where it is one, which needs no others."""
+    kinds = tuple((name,) for name in ADAPTER) if ADAPTER_CONFIG in names else WEIGHTS
+    return next((found for kind in kinds if (found := matching(names, kind))), [])
