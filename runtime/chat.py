@@ -24,11 +24,16 @@ _HELP = "/image FILE shows an image with the next question, /reprune prunes agai
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
+    if sys.stdin is None:
+        raise UserError(
+            "the standard input is closed | chat reads the questions there | leave out <&-, or use foveate run",
+            code=2,
+        )
     generation = options.generation(args)
     images = [_image(name, args.allow_url) for name in args.image]
     pipe = Pipeline.load(args.bundle, args.engine, threads=args.threads, progress=options.say)
     chat, reprune, code = pipe.chat(args.system), False, 0
-    interactive = sys.stdin is not None and sys.stdin.isatty()
+    interactive = sys.stdin.isatty()
     if interactive:
         options.say(_HELP)
     for line in _lines(interactive):
@@ -90,21 +95,25 @@ def _turn(chat: Chat, text: str, arguments: dict[str, Any], timings: bool) -> No
 
 
 def _lines(interactive: bool) -> Iterator[str]:
-    """The lines of the standard input without blanks at their ends, none of them empty; nothing where it is closed.
+    """The lines of the standard input without blanks at their ends, none of them empty.
 
     Bytes that the terminal's encoding cannot decode become lone surrogates: file names keep their meaning, questions are
     refused by ``_text``.
     """
-    if sys.stdin is None:
-        return
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
-            line = input("> " if interactive else "").strip()
+            line = input("> ") if interactive else sys.stdin.readline()
         except EOFError:
             return
-        if line:
+        except OSError as error:
+            raise UserError(
+                f"cannot read the standard input | {error} | give questions through a pipe or a terminal"
+            ) from error
+        if not line and not interactive:
+            return
+        if line := line.strip():
             yield line
 
 

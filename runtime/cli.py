@@ -1,18 +1,21 @@
 """``foveate VERB ...``: the dispatcher. A verb's module is imported only when it is asked for.
 
-Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 Ctrl-C, 141 whoever read our output went away.
+Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 Ctrl-C, 141 whoever read our output went away. Output that cannot be written
+(closed, disk full) is a failure where it is the result; verbs that make something (``_MAKERS``) go on without it.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
-import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
 from foveate.engines.errors import UserError, unknown
+from foveate.runtime.streams import guarded
 
 __all__ = ["VERBS", "Parser", "main"]
 
@@ -35,6 +38,9 @@ VERBS = {
     "power": ("foveate.jetson.power", "show the power mode of a Jetson, or run a command in another one"),
 }
 
+_MAKERS = ("build", "compile", "deploy", "pack", "power")  # what they print is not their result
+_ENDLESS = ("chat", "watch")  # would go on for nobody
+
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as shells have it
 
 
@@ -44,29 +50,59 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} | {self.usage_line()} | {self.prog} --help", code=2)
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        found, extra = self.parse_known_args(args, namespace)
+        wrong = [each for each in extra if each.startswith("-")]
+        if wrong:
+            name, known = (
+                wrong[0].split("=")[0],
+                {each.strip("-"): each for each in self._option_string_actions},
+            )
+            near = difflib.get_close_matches(name.strip("-"), known, n=1, cutoff=0.5)
+            hint = f"did you mean {known[near[0]]}?" if near else self.usage_line()
+            raise UserError(f"unknown option {name} | {hint} | {self.prog} --help", code=2)
+        if extra:
+            got = f"got {len(extra)} more than expected: {' '.join(extra)}"
+            raise UserError(f"too many arguments | {got} | put quotes around text with blanks", code=2)
+        return found
+
     def usage_line(self) -> str:
         return " ".join(self.format_usage().split())
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # an answer may hold what the terminal cannot show
-    try:
-        code = _dispatch(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"foveate: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit and would complain then
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _PIPE_CLOSED
+    argv = sys.argv[1:] if argv is None else argv
+    verb = argv[0] if argv else ""
+
+    def raises(error: OSError) -> bool:
+        return verb in _ENDLESS or (isinstance(error, BrokenPipeError) and verb not in _MAKERS)
+
+    with guarded(raises) as output:
+        try:
+            code = _dispatch(argv)
+            output.flush()
+        except UserError as error:
+            print(f"foveate: {' '.join(str(error).split())}", file=sys.stderr)
+            code = error.code
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            return _INTERRUPTED
+        except OSError as error:
+            if error is not output.fault:
+                raise
+            code = 1
+        if isinstance(output.fault, BrokenPipeError):
+            return code if verb in _MAKERS else _PIPE_CLOSED
+        if output.fault is None:
+            return code
+        reason = output.fault.strerror.lower()
+        print(f"foveate: cannot write to the standard output | {reason} | {_lost(verb)}", file=sys.stderr)
+        return code if verb in _MAKERS else code or 1
+
+
+def _lost(verb: str) -> str:
+    return "the work was done" if verb in _MAKERS else "lead it to a file on a disk with room"
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -314,9 +314,10 @@ def test_ctrl_c_breaks_an_answer_off_and_the_chat_goes_on(
 def test_ctrl_c_at_the_prompt_ends_the_chat(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(prompt: str) -> str:
-        raise KeyboardInterrupt
+    class Interrupted(io.StringIO):
+        def readline(self) -> str:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr("builtins.input", interrupt)
+    monkeypatch.setattr(sys, "stdin", Interrupted())
     assert main("chat", bundle) == 130
     assert "Traceback" not in capsys.readouterr().err
