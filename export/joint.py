@@ -18,6 +18,7 @@ from foveate.export.config import clip_vision_spec
 from foveate.export.dummy import byte_tokenizer
 from foveate.export.parts import VisionSpec, Weights
 from foveate.export.sources import entries
+from foveate.export.vocabulary import refuse_tokens_beyond
 
 __all__ = ["JointSpace", "check_tower", "joint_size"]
 
@@ -121,6 +122,7 @@ class JointSpace:
                 f"{source.label} has no tokenizer.json | expected the fast tokenizer of a CLIP checkpoint "
                 "| save it with transformers' AutoTokenizer(...).save_pretrained"
             )
+        refuse_tokens_beyond(self.text_encoder.spec.vocab_size, path.read_bytes(), source.label)
         return path
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from foveate.engines.errors import UserError
 from foveate.export import chat
 from foveate.export.checkpoint import Source
+from foveate.export.vocabulary import tokenizer_of
 
 __all__ = ["prompt_settings", "tokenizer_json"]
 
@@ -39,13 +38,7 @@ def prompt_settings(
     """Settings for ``runtime.prompt``. ``default`` is the chat format of a checkpoint that has none; ``eos`` is the config's
     end id or list of them, which the checkpoint's ``generation_config.json`` overrules. Raises UserError when the chat
     template cannot be put into pieces."""
-    try:
-        known = Tokenizer.from_str(tokenizer.decode())
-    except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise UserError(
-            f"{source.label}: tokenizer.json is damaged | {error}, expected a fast tokenizer's file "
-            "| copy or download it again"
-        ) from error
+    known = tokenizer_of(tokenizer, source.label)
     image_token = known.id_to_token(image_token_id)
     if image_token is None:
         raise UserError(

@@ -41,8 +41,10 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
         self.bundle = bundle
-        self.tokenizer = ChatTokenizer(bundle.file("tokenizer.json"), bundle.manifest.prompt)
         self._table = bundle.embeddings()
+        self.tokenizer = ChatTokenizer(
+            bundle.file("tokenizer.json"), bundle.manifest.prompt, len(self._table)
+        )
         self._engines = engines
         self.vision = VisionStages(bundle, engines, self.tokenizer, self._table)
 

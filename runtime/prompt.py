@@ -46,9 +46,10 @@ Segment = np.ndarray | ImageSlot
 class ChatTokenizer:
     """The bundle's tokenizer and chat format: ``encode_turns``, ``encode_text``, ``decode``, ``detokenizer``."""
 
-    def __init__(self, path: str | PathLike[str], settings: dict[str, Any]) -> None:
-        """``path`` is a ``tokenizer.json``, ``settings`` as above. Raises UserError when the file cannot be read."""
-        self.settings = settings
+    def __init__(self, path: str | PathLike[str], settings: dict[str, Any], rows: int | None = None) -> None:
+        """``path`` is a ``tokenizer.json``, ``settings`` as above, ``rows`` how many tokens the model knows (None: all).
+        Raises UserError when the file cannot be read."""
+        self.settings, self._rows = settings, rows
         self.stop_ids = frozenset(settings["stop_ids"])
         self._tokenizer = load_tokenizer(path)
         self._later = _without_first_prefix(self._tokenizer)
@@ -85,11 +86,27 @@ class ChatTokenizer:
             elif text:
                 ids.append(self._special[text])
         ids += self.settings.get("suffix_ids", [])
-        return segments + ([np.array(ids, np.int64)] if ids else [])
+        segments += [np.array(ids, np.int64)] if ids else []
+        for segment in segments:
+            if isinstance(segment, np.ndarray):
+                self._refuse_beyond(segment)
+        return segments
 
     def encode_text(self, text: str) -> np.ndarray:
         """int64 [n]: a text alone, without BOS and without special tokens; n may be 0."""
-        return np.array(_encode(self._tokenizer, text), np.int64)
+        ids = np.array(_encode(self._tokenizer, text), np.int64)
+        self._refuse_beyond(ids)
+        return ids
+
+    def _refuse_beyond(self, ids: np.ndarray) -> None:
+        """Builds refuse tokens that the model does not know; bundles from before that may have some."""
+        beyond = ids[ids >= self._rows] if self._rows is not None else ids[:0]
+        if len(beyond):
+            words = ", ".join(repr(self._tokenizer.id_to_token(int(number))) for number in np.unique(beyond))
+            raise UserError(
+                f"the model does not know {words} | its tokenizer has tokens beyond the {self._rows} rows of its embedding "
+                "| use other words, or build the bundle again from a checkpoint whose embedding has these tokens"
+            )
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, keep_special: bool = False) -> str:
         """The text of an answer; special tokens are left out unless ``keep_special``."""

@@ -21,6 +21,7 @@ from foveate.export.dummy import Dummy, byte_tokenizer
 from foveate.export.joint import JointSpace, joint_size
 from foveate.export.parts import DecoderSpec, ModelSpec, Parts, StartMerging, VisionSpec, Weights
 from foveate.export.sources import entries, language_entries, under
+from foveate.export.vocabulary import fed_by, refuse_tokens_beyond
 from foveate.export.weights import packed
 
 __all__ = [
@@ -225,6 +226,8 @@ def parts(
     with torch.device("meta"):
         language = Decoder(decoder)
     files: dict[str, Any] = {"tokenizer.json": _tokenizer(source, decoder, top)}
+    prompt = _prompt(source, files["tokenizer.json"], top)
+    refuse_tokens_beyond(decoder.vocab_size, files["tokenizer.json"], source.label, fed_by(prompt))
     weights = source.weights(_entries(build(()), language) | dict(beside or {}), _unread(vision))
     return Parts(
         spec=ModelSpec("llava", vision, decoder, ("layers", *(TAPS if joint else TAPS[:-1]))),
@@ -233,7 +236,7 @@ def parts(
         decoder=language,
         weights=weights if joint is None else _Joined(weights, joint),
         image=image_processor.image_settings(source, vision.image_size) if image is None else image,
-        prompt=_prompt(source, files["tokenizer.json"], top),
+        prompt=prompt,
         files=files,
         text_encoder=joint.text_encoder if joint else None,
         source={"model": source.label, "revision": source.revision, "load_format": source.load_format},

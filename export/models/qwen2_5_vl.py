@@ -23,6 +23,7 @@ from foveate.export.dummy import Dummy, byte_tokenizer
 from foveate.export.parts import ModelSpec, Parts, StartMerging
 from foveate.export.qwen_vision import TAPS, Merger, Vision, WindowSpec
 from foveate.export.sources import entries, language_entries, under
+from foveate.export.vocabulary import fed_by, refuse_tokens_beyond
 
 __all__ = ["CHECKPOINTS", "CONFIGS", "load", "tiny"]
 
@@ -178,6 +179,10 @@ def _parts(
     else:
         tokenizer = processor.tokenizer_json(source)
     eos = text.get("eos_token_id", special["<|im_end|>"])
+    prompt = processor.prompt_settings(
+        source, tokenizer, image_id, eos, special["<|endoftext|>"], default=_CHAT
+    )
+    refuse_tokens_beyond(decoder.vocab_size, tokenizer, source.label, fed_by(prompt))
     return Parts(
         spec=ModelSpec("qwen2_5_vl", vision, decoder, TAPS),
         vision=build,
@@ -185,9 +190,7 @@ def _parts(
         decoder=language,
         weights=source.weights(_entries(build(()), language)),
         image=image,
-        prompt=processor.prompt_settings(
-            source, tokenizer, image_id, eos, special["<|endoftext|>"], default=_CHAT
-        ),
+        prompt=prompt,
         files={"tokenizer.json": tokenizer},
         source={"model": source.label, "revision": source.revision, "load_format": source.load_format},
     )
