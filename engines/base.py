@@ -51,6 +51,11 @@ class Buffer(Protocol):
         """Allocated bytes."""
         ...
 
+    @property
+    def on_host(self) -> bool:
+        """Whether ``numpy`` copies nothing."""
+        ...
+
     def head(self, rows: int) -> Buffer:
         """The first ``rows`` along axis 1 of a buffer whose axis 0 has one entry: the same memory, nothing is copied."""
         ...

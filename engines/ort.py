@@ -232,6 +232,10 @@ class OrtBuffer:
         """Whether it is shorter than the memory that it stands on."""
         return self._shape != tuple(self.value.shape())
 
+    @property
+    def on_host(self) -> bool:
+        return self.value.device_name() == "cpu"
+
     def head(self, rows: int) -> OrtBuffer:
         one, length, *rest = self._shape
         if one != 1 or not 0 < rows <= length:
@@ -252,7 +256,7 @@ class OrtBuffer:
 
     def numpy(self) -> np.ndarray:
         host = self.value.numpy() if self._host is None else self._host
-        if self.value.device_name() == "cpu":
+        if self.on_host:
             self._host = host
         return host[:, : self._shape[1]] if self.is_head else host
 

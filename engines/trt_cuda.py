@@ -182,6 +182,7 @@ class TrtBuffer:
         self._home, self._owner = home, owner
         self.shape, self.dtype = tuple(shape), dtype
         self.address = owner.address if owner else home.take(self.nbytes)
+        self.on_host = False
 
     def __del__(self) -> None:
         if getattr(self, "address", 0) and self._owner is None:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from foveate.calib import samples, schemes
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
-from foveate.export import calibrate, lower, methods, models, pruner_weights, write
+from foveate.export import calibrate, generation, lower, methods, models, pruner_weights, write
 from foveate.export import precision as precisions
 from foveate.export.assemble import assemble
 from foveate.export.graph import Graph
@@ -124,6 +124,8 @@ def main(argv: list[str]) -> int:
     asked = list(dict.fromkeys(args.dialects.split(","))) if args.dialects else None
     precisions.dialects(precision, asked, calibration is not None)  # refused before anything is downloaded
     parts = models.load(args.model, load_format=args.load_format, clip=args.clip, max_pixels=args.max_pixels)
+    for note in generation.notes(parts.prompt["stop_ids"], parts.generation):
+        print(note, file=sys.stderr)
     sorts = _sorts(parts, method)
     dialects, left_out = precisions.dialects(precision, asked, calibration is not None, sorts)
     for name, reason in left_out.items():
@@ -224,6 +226,7 @@ def _manifest(
         "vision": parts.spec.vision.sizes,
         "image": parts.image,
         "prompt": parts.prompt,
+        "generation": parts.generation,
     }
 
 

@@ -31,13 +31,12 @@ def prompt_settings(
     source: Source,
     tokenizer: bytes,
     image_token_id: int,
-    eos: Any,
+    stop_ids: list[int],
     pad_id: int | None,
     default: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Settings for ``runtime.prompt``. ``default`` is the chat format of a checkpoint that has none; ``eos`` is the config's
-    end id or list of them, which the checkpoint's ``generation_config.json`` overrules. Raises UserError when the chat
-    template cannot be put into pieces."""
+    """Settings for ``runtime.prompt``. ``default`` is the chat format of a checkpoint that has none; ``stop_ids``
+    end an answer (``generation.stop_ids``). Raises UserError when the chat template cannot be put into pieces."""
     known = tokenizer_of(tokenizer, source.label)
     image_token = known.id_to_token(image_token_id)
     if image_token is None:
@@ -45,8 +44,6 @@ def prompt_settings(
             f"{source.label}: no token {image_token_id} | config.json names it as the image token, tokenizer.json "
             "does not have it | take both from the same checkpoint"
         )
-    generation = source.json("generation_config.json") or {}
-    stop = generation.get("eos_token_id", eos)
     opening = known.encode("").ids
     bos_id = opening[0] if opening else None
     bos = None if bos_id is None else known.id_to_token(bos_id)
@@ -55,6 +52,6 @@ def prompt_settings(
         "image_token": image_token,
         "image_token_id": image_token_id,
         "bos_id": bos_id,
-        "stop_ids": list(stop) if isinstance(stop, list) else [stop],
+        "stop_ids": stop_ids,
         "pad_id": pad_id,
     }

@@ -36,7 +36,9 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """``tokens`` without the stop id; ``finish`` is "stop" or "length". The others have an entry per picture of the prompt.
+    """``finish`` is "stop" or "length". ``stop`` is the token id or the stop string that ended the answer, None for length.
+    ``tokens`` are without the stop id; of an answer that a stop string ended they are with it, and ``text`` is without.
+    The others have an entry per picture of the prompt.
 
     ``kept`` [R] int64: which of the picture's tokens stayed to the end, -1 for a merged row. ``stages``: by the name of each stage
     that prunes ("pruner" before the language model, "pruner.0" and so on inside it), the tokens that it left. ``owners`` [N] int64:
@@ -52,6 +54,7 @@ class Answer:
     stages: list[dict[str, np.ndarray]]
     owners: list[np.ndarray | None]
     layouts: list[Layout]
+    stop: int | str | None = None
 
 
 class Clock:

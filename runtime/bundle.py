@@ -61,6 +61,8 @@ class Manifest:
     vision: dict[str, Any] | None = (
         None  # sizes of the encoder: its kind, and what ``runtime.costs`` counts it by
     )
+    # the checkpoint's defaults of answers (``runtime.generation``)
+    generation: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ class Manifest:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
         """Fields that this version does not know are left out. Raises KeyError, TypeError or ValueError."""
-        later = ("cuts", "budgets", "limits", "vision")  # older bundles have none and need none
+        later = ("cuts", "budgets", "limits", "vision", "generation")  # older bundles have none and need none
         values = {
             each.name: data[each.name] for each in fields(cls) if each.name in data or each.name not in later
         }

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from foveate.engines.errors import UserError
 from foveate.runtime.answer import Answer, Clock, Stream, Timings
 from foveate.runtime.budget import Keep
-from foveate.runtime.decode import Picture, prompt_items
+from foveate.runtime.decode import Picture, prompt_ids, prompt_items
 from foveate.runtime.film import Video
+from foveate.runtime.finite import refuse
+from foveate.runtime.generation import MAX_NEW_TOKENS, Generation, Options
 from foveate.runtime.image_source import ImageSource, read_once
 from foveate.runtime.layout import Layout
+from foveate.runtime.logits import Logits, NotFiniteError
+from foveate.runtime.penalties import Penalties
 from foveate.runtime.prompt import Segment
-from foveate.runtime.sampling import Sampler, Sampling
+from foveate.runtime.sampling import Sampler
+from foveate.runtime.stops import AnswerText, StopStrings
 from foveate.runtime.turns import Prompt, Turn, user_turn
 from foveate.runtime.vision import Seen
 
 if TYPE_CHECKING:
     from foveate.runtime.pipeline import Pipeline
 
-__all__ = ["MAX_NEW_TOKENS", "Chat", "Images"]
-
-MAX_NEW_TOKENS = 256
+__all__ = ["Chat", "Images"]
 
 OneImage = ImageSource | Video | Seen
 Images = OneImage | Sequence[OneImage] | None
@@ -43,17 +46,19 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Request:
-    """A turn that was found in order. ``budgets`` are those of its pictures, ``old`` those of the pictures shown before."""
+    """A turn that was found in order. ``budgets`` are those of its pictures, ``old`` those of the pictures shown before; ``ids``
+    int64 [P] are the token ids of the whole prompt (``decode.prompt_ids``), ``most`` is how many tokens the answer may have."""
 
     turns: list[Turn]
     segments: list[Segment]
+    ids: np.ndarray
     images: list[OneImage]
     budgets: list[int]
     old: list[int]
     reprune: bool
     most: int
-    sampling: Sampling
-    keep_special: bool
+    generation: Generation
+    stops: StopStrings
 
 
 class Chat:
@@ -79,29 +84,15 @@ class Chat:
         *,
         reprune: bool = False,
         keep: Keep = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        temperature: float = 0.0,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        seed: int | None = None,
-        keep_special: bool = False,
+        options: Options | None = None,
+        **asked: Any,
     ) -> Answer:
         """The answer to the next turn, ``text`` with any new pictures. Arguments as for ``Pipeline.generate``.
 
         ``reprune`` prunes every picture of the conversation again with this question in view (and with ``keep``, where
         given), which starts the cache over.
         """
-        sampling = Sampling(temperature, top_p, top_k, seed)
-        stream = self.stream(
-            text,
-            image,
-            reprune=reprune,
-            keep=keep,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            keep_special=keep_special,
-        )
-        return stream.finish()
+        return self.stream(text, image, reprune=reprune, keep=keep, options=options, **asked).finish()
 
     def stream(
         self,
@@ -110,20 +101,15 @@ class Chat:
         *,
         reprune: bool = False,
         keep: Keep = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        sampling: Sampling | None = None,
-        keep_special: bool = False,
+        options: Options | None = None,
+        **asked: Any,
     ) -> Stream:
         """``ask``, piece by piece. Raises UserError here, before anything runs, when an argument is out of range or the
         model has no room for the prompt."""
         images = _listed(image)
         turns = [*self.turns, user_turn(text, len(images))]
-        if max_new_tokens < 1:
-            raise UserError(
-                f"wrong max-new-tokens | got {max_new_tokens}, expected 1 or more "
-                f"| leave it out for {MAX_NEW_TOKENS}",
-                code=2,
-            )
+        generation = replace(options or Options(), **asked).over(self._pipe.generation)
+        stops = StopStrings.of(generation, self._pipe.tokenizer.special)
         vision = self._pipe.vision
         layouts = [vision.layout(each) for each in images]
         budgets = [vision.budget(keep, plan) for plan in layouts]
@@ -134,10 +120,13 @@ class Chat:
         old = [vision.budget(keep, s.seen.layout) if again else s.keep for s in self._shown]
         layouts = [shown.seen.layout for shown in self._shown] + layouts
         room = self._room(segments, list(zip(layouts, old + budgets, strict=True)), reprune)
-        most = min(max_new_tokens, room)
-        sampling = sampling or Sampling()
-        request = _Request(turns, segments, images, budgets, old, reprune, most, sampling, keep_special)
-        return Stream(self._answer(request))
+        ids = prompt_ids(segments, layouts, self._pipe.tokenizer.settings)
+        most = min(_length(generation, len(ids)), room)
+        return Stream(
+            self._answer(
+                _Request(turns, segments, ids, images, budgets, old, reprune, most, generation, stops)
+            )
+        )
 
     def _room(
         self, segments: Sequence[Segment], pictures: Sequence[tuple[Layout, int]], reprune: bool
@@ -181,15 +170,17 @@ class Chat:
         shown = self._look(request, clock)
         items = prompt_items(request.segments, [s.picture for s in shown])
         reused = decoder.reuse(items)
-        sampler = Sampler(request.sampling)
+        penalties = Penalties(request.generation, request.ids, self._pipe.tokenizer.stop_ids)
+        sampler = Sampler(request.generation.sampling, penalties)
         with clock.measure(
             "prefill"
         ):  # with the first token, since what an engine queued is waited for there
-            token = sampler(decoder.prefill(items, request.most))
+            token = self._choose(sampler, decoder.prefill(items, request.most), [], shown)
         prompt_rows = decoder.length
-        text, tokens, first, finish = yield from self._decode(token, sampler, request, clock)
-        # In a later turn special tokens would be ordinary text: the history is without them.
-        words = _opened([], self._pipe.tokenizer.decode(tokens)) if request.keep_special else text
+        text, tokens, first, stop = yield from self._decode(token, sampler, request, clock)
+        words = text
+        if request.generation.keep_special:  # in a later turn they would be ordinary text
+            words = AnswerText(self._pipe.tokenizer.detokenizer(), request.stops.texts).whole(tokens)
         self._shown, self.turns = shown, [*request.turns, Turn("assistant", words)]
         steps, seconds = decoder.length - prompt_rows, clock.seconds
         timings = Timings(
@@ -206,7 +197,8 @@ class Chat:
         kept = [p.patches(-1) if p.left else p.kept for p in pictures]
         stages = [self._survivors(picture) for picture in pictures]
         owners, layouts = [p.owner for p in pictures], [s.seen.layout for s in shown]
-        return Answer(text, tokens, kept, finish, timings, stages, owners, layouts)
+        finish = "length" if stop is None else "stop"
+        return Answer(text, tokens, kept, finish, timings, stages, owners, layouts, stop)
 
     def _survivors(self, picture: Picture) -> dict[str, np.ndarray]:
         """The patches that are left of a picture behind each stage that prunes."""
@@ -215,24 +207,38 @@ class Chat:
 
     def _decode(
         self, token: int, sampler: Sampler, request: _Request, clock: Clock
-    ) -> Generator[str, None, tuple[str, list[int], float, str]]:
-        """Token after token from the first one: text, tokens, seconds to the first one, finish."""
+    ) -> Generator[str, None, tuple[str, list[int], float, int | str | None]]:
+        """Token after token from the first one: text, tokens, seconds to the first one, what stopped it."""
         tokenizer = self._pipe.tokenizer
-        text, stop = tokenizer.detokenizer(keep_special=request.keep_special), tokenizer.stop_ids
-        first, tokens, said = clock.elapsed, [], []
-        while token not in stop:
+        pieces = tokenizer.detokenizer(keep_special=request.generation.keep_special)
+        text, stop_ids = AnswerText(pieces, request.stops.texts), tokenizer.stop_ids | request.stops.ids
+        first, tokens = clock.elapsed, []
+        while token not in stop_ids:
             tokens.append(token)
-            if piece := _opened(said, text.step(token)):
-                said.append(piece)
+            if piece := text.step(token):
                 yield piece
-            if len(tokens) == request.most:
+            if text.stop is not None or len(tokens) == request.most:
                 break
             with clock.measure("decode"):
-                token = sampler(self._decoder.step(token))
-        if piece := _opened(said, text.finish()):
-            said.append(piece)
+                token = self._choose(sampler, self._decoder.step(token), tokens)
+        if piece := text.finish():
             yield piece
-        return "".join(said), tokens, first, "stop" if token in stop else "length"
+        return text.text, tokens, first, token if token in stop_ids else text.stop
+
+    def _choose(
+        self, sampler: Sampler, logits: Logits, answer: Sequence[int], shown: Sequence[_Shown] = ()
+    ) -> int:
+        """The token behind ``answer``. Raises UserError where the logits are no numbers: it names the first stage that was
+        wrong, of the images ``shown`` in the prompt, too."""
+        try:
+            return sampler(logits, answer)
+        except NotFiniteError as error:
+            decoder, self._decoder = self._decoder, self._pipe.decoder()  # the caches hold such numbers, too
+            for image in shown:
+                if fault := self._pipe.vision.fault(image.seen, image.picture):
+                    raise fault from error
+            after = f"{len(answer)} tokens of the answer" if answer else "the prompt"
+            raise refuse(self._pipe.bundle, decoder.name, decoder.dtype, f"logits behind {after}") from error
 
 
 def _listed(images: Images) -> list[OneImage]:
@@ -242,6 +248,15 @@ def _listed(images: Images) -> list[OneImage]:
     return [each if isinstance(each, (Seen, Video)) else read_once(each) for each in listed]
 
 
-def _opened(said: list[str], piece: str) -> str:
-    """The blank between "ASSISTANT:" and the answer belongs to the chat format, which puts it back in later turns."""
-    return piece if said else piece.lstrip()
+def _length(generation: Generation, prompt: int) -> int:
+    """How many tokens the answer to a prompt of so many ids may have. Raises UserError where the checkpoint's ``max_length``
+    leaves none."""
+    most = generation.max_new_tokens or MAX_NEW_TOKENS
+    if generation.max_length is None:
+        return most
+    if prompt >= generation.max_length:
+        raise UserError(
+            f"the prompt is too long | got {prompt} tokens, the checkpoint's max_length is {generation.max_length} with the "
+            "answer | shorten it, or say how long the answer may be with --max-new-tokens"
+        )
+    return min(most, generation.max_length - prompt)

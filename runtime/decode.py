@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +18,10 @@ from foveate.engines.spec import GraphSpec, Symbol
 from foveate.runtime import prompt
 from foveate.runtime.bundle import Manifest
 from foveate.runtime.layout import Layout, single
-from foveate.runtime.sampling import Logits
+from foveate.runtime.logits import Logits
 from foveate.runtime.segment import Chunk, Segment
 
-__all__ = ["Decoder", "Item", "Picture", "axes_of", "positions_of", "prompt_items"]
+__all__ = ["Decoder", "Item", "Picture", "axes_of", "positions_of", "prompt_ids", "prompt_items"]
 
 _MOST_ROWS = 1024
 """Computed together: ONNX Runtime's attention computes what the mask hides, too, so pieces take less. At 7B sizes 2,880 tokens
@@ -73,6 +74,23 @@ def prompt_items(segments: Sequence[prompt.Segment], pictures: Sequence[Picture]
     return items
 
 
+def prompt_ids(
+    segments: Sequence[prompt.Segment], layouts: Sequence[Layout], settings: Mapping[str, Any]
+) -> np.ndarray:
+    """int64 [P]: the token ids of a prompt as Hugging Face's processors write them: each image of ``layouts`` is as many
+    placeholder tokens as it has visual tokens before any pruner. ``settings`` are those of ``runtime.prompt``."""
+    image = settings["image_token_id"]
+    video = settings.get("video_token_id", image)
+    found = [np.empty(0, np.int64)]
+    for segment in segments:
+        if isinstance(segment, prompt.ImageSlot):
+            plan = layouts[segment.index]
+            found.append(np.full(plan.total, video if plan.is_video else image, np.int64))
+        else:
+            found.append(segment)
+    return np.concatenate(found)
+
+
 class Decoder:
     """The engines of the language model with their caches: one segment, or several with pruners between them.
 
@@ -104,6 +122,16 @@ class Decoder:
     def length(self) -> int:
         """Rows in the first segment's cache."""
         return self.segments[0].cache.length
+
+    @property
+    def name(self) -> str:
+        """The graph that gives the logits."""
+        return self.segments[-1].engine.spec.name
+
+    @property
+    def dtype(self) -> str:
+        """What the logits are computed in."""
+        return self.segments[-1].engine.spec.output("logits").dtype
 
     @property
     def allocated(self) -> int:

@@ -45,7 +45,8 @@ class Layout:
     tokens that were encoded together, each int64 [rows, columns] of places in ``order``. ``patch``, ``rows``, ``columns``
     int64 [T]: a token's place in the raster of its grid (-1 for a newline), and that grid; a grid may reach over several tiles.
     ``feeds``: what the encoder takes besides pixels. ``positions`` int64 [3, T], with M-RoPE: time, height and width from the
-    picture's beginning, and ``span``, how many positions the picture takes. ``steps``: how often the encoder runs, for videos.
+    picture's beginning, and ``span``, how many positions the picture takes. ``is_video``, and ``steps``: how often the encoder
+    runs, more than once for videos alone.
     """
 
     order: np.ndarray
@@ -58,6 +59,7 @@ class Layout:
     positions: np.ndarray | None = None
     span: int = 0
     steps: int = 1
+    is_video: bool = False
 
     @property
     def total(self) -> int:
@@ -124,6 +126,7 @@ def film(size: Size, settings: dict, frames: int, interval: float) -> Layout:
         steps=steps,
         **{name: np.tile(getattr(one, name), steps) for name in ("patch", "rows", "columns")},
         positions=positions,
+        is_video=True,
     )
 
 

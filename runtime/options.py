@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from typing import Any
 
 from foveate.runtime.answer import Answer
-from foveate.runtime.conversation import MAX_NEW_TOKENS
-from foveate.runtime.sampling import Sampling
+from foveate.runtime.generation import MAX_NEW_TOKENS, Options
 
 __all__ = ["add_engine", "add_generation", "add_images", "generation", "say", "timing_lines"]
 
@@ -36,18 +36,41 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         "--keep", help='visual tokens kept per picture: 128 or "22.2%%" (default: the bundle\'s)'
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help=f"default {MAX_NEW_TOKENS}"
+        "--max-new-tokens", type=int, help=f"default: the checkpoint's, else {MAX_NEW_TOKENS}"
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
+    parser.add_argument("--min-new-tokens", type=int, help="no end before (default: the checkpoint's)")
+    parser.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="ends the answer and is not part of it; repeat for several (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        help="above 1: words of prompt and answer become less likely; 1.0 switches it off (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--no-repeat-ngram-size",
+        type=int,
+        help="so many tokens never follow each other twice; 0 switches it off (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--sample", action="store_true", help="with the checkpoint's temperature, top-p and top-k"
+    )
+    parser.add_argument("--temperature", type=float, help="0, the default, is greedy")
     parser.add_argument("--top-p", type=float, help="fewest likeliest tokens that reach this probability")
     parser.add_argument("--top-k", type=int, help="this many likeliest tokens")
     parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    parser.add_argument(
+        "--keep-special", action="store_true", help="leave special tokens in the text, e.g. marks of boxes"
+    )
 
 
 def generation(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of ``Pipeline.stream`` and ``Chat.stream``."""
-    sampling = Sampling(args.temperature, args.top_p, args.top_k, args.seed)
-    return {"keep": args.keep, "max_new_tokens": args.max_new_tokens, "sampling": sampling}
+    asked = {each.name: getattr(args, each.name) for each in fields(Options)}
+    return {"keep": args.keep, "options": Options(**asked)}
 
 
 def timing_lines(answer: Answer) -> list[str]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Any
 
 from foveate.engines.base import Engine
 from foveate.engines.errors import UserError
@@ -23,17 +24,17 @@ from foveate.runtime.answer import Answer, Clock, Stream, Timings
 from foveate.runtime.budget import Keep
 from foveate.runtime.bundle import Bundle, Manifest
 from foveate.runtime.bundle import load as load_bundle
-from foveate.runtime.conversation import MAX_NEW_TOKENS, Chat, Images
+from foveate.runtime.conversation import Chat, Images
 from foveate.runtime.decode import Decoder
 from foveate.runtime.film import Video, load_video
+from foveate.runtime.generation import Generation, Options
 from foveate.runtime.image_source import ImageSource, read_once
 from foveate.runtime.plans import choose, load_engines
 from foveate.runtime.prompt import ChatTokenizer
-from foveate.runtime.sampling import Sampling
 from foveate.runtime.turns import Prompt
 from foveate.runtime.vision import Seen, VisionStages
 
-__all__ = ["Answer", "Chat", "Pipeline", "Stream", "Timings"]
+__all__ = ["Answer", "Chat", "Options", "Pipeline", "Stream", "Timings"]
 
 
 class Pipeline:
@@ -41,6 +42,7 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
         self.bundle = bundle
+        self.generation = Generation.from_json(bundle.manifest.generation)
         self._table = bundle.embeddings()
         self.tokenizer = ChatTokenizer(
             bundle.file("tokenizer.json"), bundle.manifest.prompt, len(self._table)
@@ -104,30 +106,19 @@ class Pipeline:
         prompt: Prompt,
         *,
         keep: Keep = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        temperature: float = 0.0,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        seed: int | None = None,
-        keep_special: bool = False,
+        options: Options | None = None,
+        **asked: Any,
     ) -> Answer:
         """The answer to ``prompt`` about ``images``: one picture (see ``runtime.image``, or ``see``, or ``video``), several,
         or None. They stand before a prompt that is a text; in a sequence of texts and ``IMAGE`` (``runtime.turns``)
         each stands in its place.
 
         ``keep`` is the budget of visual tokens per picture: a count, a percentage ("22.2%"), or None for the bundle's
-        default. ``temperature`` 0 is greedy. ``keep_special`` leaves special tokens in the text, stop ids aside.
-        Raises UserError before anything runs when an argument is out of range or the model has no room for the prompt.
+        default. ``options``, or fields of it by name (``asked``), say how the answer is generated: greedily and with the
+        checkpoint's penalties, lengths and stop strings unless they say otherwise. Raises UserError before anything runs
+        when an argument is out of range or the model has no room for the prompt.
         """
-        sampling = Sampling(temperature, top_p, top_k, seed)
-        return self.stream(
-            images,
-            prompt,
-            keep=keep,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            keep_special=keep_special,
-        ).finish()
+        return self.stream(images, prompt, keep=keep, options=options, **asked).finish()
 
     def stream(
         self,
@@ -135,21 +126,8 @@ class Pipeline:
         prompt: Prompt,
         *,
         keep: Keep = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        temperature: float = 0.0,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        seed: int | None = None,
-        sampling: Sampling | None = None,
-        keep_special: bool = False,
+        options: Options | None = None,
+        **asked: Any,
     ) -> Stream:
-        """``generate``, piece by piece. ``sampling`` stands for the four arguments before it."""
-        sampling = sampling or Sampling(temperature, top_p, top_k, seed)
-        return self.chat().stream(
-            prompt,
-            images,
-            keep=keep,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            keep_special=keep_special,
-        )
+        """``generate``, piece by piece."""
+        return self.chat().stream(prompt, images, keep=keep, options=options, **asked)

@@ -53,9 +53,9 @@ class ChatTokenizer:
         self.stop_ids = frozenset(settings["stop_ids"])
         self._tokenizer = load_tokenizer(path)
         self._later = _without_first_prefix(self._tokenizer)
-        self._special = _special_tokens(self._tokenizer)
-        self._special[settings["image_token"]] = settings["image_token_id"]
-        names = sorted(map(re.escape, self._special), key=len, reverse=True)
+        self.special = _special_tokens(self._tokenizer)  # text -> id
+        self.special[settings["image_token"]] = settings["image_token_id"]
+        names = sorted(map(re.escape, self.special), key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(names)})")
 
     def encode_turns(
@@ -84,7 +84,7 @@ class ChatTokenizer:
                 segments.append(ImageSlot(images))
                 ids, images = [], images + 1
             elif text:
-                ids.append(self._special[text])
+                ids.append(self.special[text])
         ids += self.settings.get("suffix_ids", [])
         segments += [np.array(ids, np.int64)] if ids else []
         for segment in segments:
@@ -158,6 +158,11 @@ class Detokenizer:
             if alone and "\ufffd" not in alone:
                 self._ids, self._said = self._ids[-1:], len(alone)
         return piece
+
+    @property
+    def open(self) -> str:
+        """What is held back: the text that would follow if the answer ended here."""
+        return self._text(self._ids)[self._said :]
 
     def finish(self) -> str:
         """What was still held back at the end of the answer."""

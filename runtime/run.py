@@ -95,5 +95,6 @@ def to_json(answer: Answer) -> dict:
         "tokens": answer.tokens,
         "kept": [kept.tolist() for kept in answer.kept],
         "finish": answer.finish,
+        "stop": answer.stop,
         "timings": asdict(answer.timings),
     }

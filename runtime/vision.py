@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.engines.base import Buffer, Engine, Feed
+from foveate.engines.errors import UserError
 from foveate.engines.rows import Rows
 from foveate.engines.spec import GraphSpec, Symbol
 from foveate.runtime.answer import Clock
@@ -15,6 +16,7 @@ from foveate.runtime.budget import Keep, resolve_keep, stage_keep
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.decode import Picture
 from foveate.runtime.film import Video
+from foveate.runtime.finite import first_wrong, lies_on_host, refuse
 from foveate.runtime.image import film_steps, preprocess
 from foveate.runtime.image_file import size_of
 from foveate.runtime.image_source import ImageSource
@@ -39,7 +41,7 @@ class VisionStages:
     def __init__(
         self, bundle: Bundle, engines: Mapping[str, Engine], tokenizer: ChatTokenizer, table: np.ndarray
     ) -> None:
-        manifest = bundle.manifest
+        manifest, self._bundle = bundle.manifest, bundle
         self._image, self._grid, self._method = manifest.image, manifest.grid, manifest.method
         self._total, self._points = manifest.num_visual_tokens, manifest.budgets.get("pruner", ())
         self._encoder = engines["vision_encoder"]
@@ -100,7 +102,7 @@ class VisionStages:
             with clock.measure("vision"):
                 spec = self._encoder.spec.input("pixel_values")
                 feeds = {"pixel_values": pixels.astype(spec.dtype, copy=False), **plan.feeds}
-                found.append(dict(self._encoder.run(feeds)))
+                found.append(self._run(self._encoder, feeds))
         if len(found) == 1:
             return Seen(found[0], plan)
         return Seen({name: Rows.join([Rows(each[name]) for each in found]) for name in found[0]}, plan)
@@ -145,7 +147,7 @@ class VisionStages:
             if not share:
                 continue
             known = {**given, **question, "keep": np.array(share, np.int64), "view": plan.order[piece]}
-            outputs = self._pruner.run({tensor.name: known[tensor.name] for tensor in spec.inputs})
+            outputs = self._run(self._pruner, {tensor.name: known[tensor.name] for tensor in spec.inputs})
             found.append(_piece(*_survivors(outputs)[0], piece.ravel()))
         if budget > plan.whole.size:
             lines = plan.newlines[: budget - plan.whole.size]
@@ -202,7 +204,28 @@ class VisionStages:
         if not len(segments):
             target = self._pruner.spec.input("clip_text")
             return np.zeros((1, 1, target.shape[2]), target.dtype)
-        return self._text.run({"input_ids": segments})["clip_text"]
+        return self._run(self._text, {"input_ids": segments})["clip_text"]
+
+    def _run(self, engine: Engine, feeds: Mapping[str, Feed]) -> dict[str, Buffer]:
+        """The outputs of a graph. Raises UserError when a number in the host's memory among them is NaN or infinite."""
+        outputs = dict(engine.run(feeds))
+        rows = int(outputs["count"].numpy().max()) if "count" in outputs else None
+        seen = {name: output for name, output in outputs.items() if lies_on_host(output)}
+        if wrong := first_wrong(seen, rows):
+            raise refuse(self._bundle, engine.spec.name, outputs[wrong].dtype, wrong)
+        return outputs
+
+    def fault(self, seen: Seen, picture: Picture) -> UserError | None:
+        """The error for an image whose features are NaN or infinite, wherever they lie; None where all are finite."""
+        if wrong := first_wrong(seen.outputs):
+            return refuse(self._bundle, "vision_encoder", self._dtype(self._encoder), wrong)
+        if self._pruner is not None and first_wrong({"tokens": picture.tokens}):
+            return refuse(self._bundle, "pruner", self._dtype(self._pruner), "tokens")
+        return None
+
+    @staticmethod
+    def _dtype(engine: Engine) -> str:
+        return engine.spec.outputs[0].dtype
 
 
 @dataclass(frozen=True, eq=False)

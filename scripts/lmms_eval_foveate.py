@@ -10,7 +10,7 @@ is needed beside foveate, which does not depend on it. It sends one question at 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.base import VICUNA, padded
@@ -20,10 +20,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from foveate.engines.errors import UserError
-from foveate.runtime.answer import Stream
+from foveate.runtime.generation import Options
 from foveate.runtime.image_file import load_image
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.sampling import Sampling
 
 __all__ = ["Foveate", "register"]
 
@@ -86,11 +85,9 @@ class Foveate(lmms):
             context.replace("<image>", "").strip(),
             pictures or None,
             keep=self._keep,
-            max_new_tokens=settings.get("max_new_tokens") or _NEW_TOKENS,
-            sampling=_sampling(settings),
+            options=_options(settings),
         )
-        ends = settings.get("until") or ()
-        return _until(stream, [ends] if isinstance(ends, str) else ends)
+        return stream.finish().text.strip()
 
     def _shown(self, picture: Any) -> Image.Image:
         if not isinstance(picture, Image.Image):
@@ -103,23 +100,17 @@ class Foveate(lmms):
         return picture if self._as_is else padded(picture, mean)[0]
 
 
-def _sampling(settings: Mapping[str, Any]) -> Sampling:
+def _options(settings: Mapping[str, Any]) -> Options:
     """Tasks that are greedy often give values that only sampling would read, and cannot be."""
-    temperature = settings.get("temperature") or 0.0
+    until = settings.get("until") or ()
+    asked = {
+        "max_new_tokens": settings.get("max_new_tokens") or _NEW_TOKENS,
+        "stop": [text for text in ([until] if isinstance(until, str) else until) if text] or None,
+    }
+    temperature = settings.get("temperature")
     if not temperature or settings.get("do_sample") is False:
-        return Sampling()
-    return Sampling(temperature, settings.get("top_p"), settings.get("top_k"))
-
-
-def _until(pieces: Stream, ends: Sequence[str]) -> str:
-    """The text up to the first of the strings at which the task ends an answer; nothing behind it is computed."""
-    text = ""
-    for piece in pieces:
-        text += piece
-        if found := [text.index(end) for end in ends if end and end in text]:
-            pieces.close()
-            return text[: min(found)].strip()
-    return text.strip()
+        return Options(**asked)
+    return Options(**asked, temperature=temperature, top_p=settings.get("top_p"), top_k=settings.get("top_k"))
 
 
 def register() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.export import image_processor, processor, sources
+from foveate.export import generation, image_processor, processor, sources
 from foveate.export.checkpoint import Entry, Source, Unread
 from foveate.export.clip import ACTIVATIONS, TAPS, Projector, Vision
 from foveate.export.config import Config, clip_vision_spec, decoder_spec
@@ -310,8 +310,8 @@ def _tokenizer(source: Source, decoder: DecoderSpec, top: Config) -> bytes:
 
 
 def _prompt(source: Source, tokenizer: bytes, top: Config) -> dict[str, Any]:
-    eos = top.get("text_config", {}).get("eos_token_id", 2)
-    return processor.prompt_settings(source, tokenizer, _image_token_id(top), eos, _pad_id(top))
+    stop = generation.stop_ids(source, default=2)
+    return processor.prompt_settings(source, tokenizer, _image_token_id(top), stop, _pad_id(top))
 
 
 def _image_token_id(top: Config) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.export import image_processor, processor
+from foveate.export import generation, image_processor, processor
 from foveate.export.checkpoint import Entry, Source
 from foveate.export.config import Config, decoder_spec
 from foveate.export.decoder import Decoder
@@ -86,6 +86,7 @@ _SPECIAL = {
     "<|vision_end|>": 151653,
     "<|image_pad|>": 151655,
 }
+_VIDEO_ID = 151656  # <|video_pad|>
 _CHAT = {
     "before": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
     "roles": {
@@ -178,10 +179,11 @@ def _parts(
         tokenizer = byte_tokenizer(decoder.vocab_size, special)
     else:
         tokenizer = processor.tokenizer_json(source)
-    eos = text.get("eos_token_id", special["<|im_end|>"])
+    stop = generation.stop_ids(source, default=special["<|im_end|>"])
     prompt = processor.prompt_settings(
-        source, tokenizer, image_id, eos, special["<|endoftext|>"], default=_CHAT
+        source, tokenizer, image_id, stop, special["<|endoftext|>"], default=_CHAT
     )
+    prompt["video_token_id"] = top.get("video_token_id", _VIDEO_ID)
     refuse_tokens_beyond(decoder.vocab_size, tokenizer, source.label, fed_by(prompt))
     return Parts(
         spec=ModelSpec("qwen2_5_vl", vision, decoder, TAPS),

@@ -18,9 +18,9 @@ from foveate.runtime import plans
 from foveate.runtime.bundle import load
 from foveate.runtime.compile import compile_bundle
 from foveate.runtime.decode import Decoder
+from foveate.runtime.logits import Logits
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.plans import load_engines
-from foveate.runtime.sampling import Logits
 
 TARGETS = [target for target, module in MODULES.items() if importlib.util.find_spec(module)]
 

@@ -21,7 +21,8 @@ from foveate.engines.trt_run import TrtEngine
 from foveate.runtime.answer import Clock
 from foveate.runtime.decode import Picture
 from foveate.runtime.layout import layout, single
-from foveate.runtime.sampling import Logits, Sampler, Sampling
+from foveate.runtime.logits import Logits
+from foveate.runtime.sampling import Sampler, Sampling
 from foveate.runtime.vision import Seen, VisionStages
 
 Place, Gather = Callable[[np.ndarray], Any], Callable[[str, Rows], Any]

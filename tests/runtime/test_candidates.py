@@ -15,9 +15,10 @@ from foveate.engines.base import Engine
 from foveate.engines.spec import GraphSpec, TensorSpec
 from foveate.runtime import check
 from foveate.runtime.bundle import load
+from foveate.runtime.logits import Logits
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.plans import choose, load_engines
-from foveate.runtime.sampling import Logits, Sampler, Sampling
+from foveate.runtime.sampling import Sampler, Sampling
 
 PROMPT = "What is left of it?"
 

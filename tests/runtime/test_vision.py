@@ -29,6 +29,7 @@ class HostBuffer:
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
         self.shape, self.dtype, self.nbytes = array.shape, str(array.dtype), array.nbytes
+        self.on_host = True
 
     def numpy(self) -> np.ndarray:
         return self.array

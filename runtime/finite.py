@@ -1,0 +1,70 @@
+"""Numbers that are no numbers: NaN or infinity in what an engine computes is an error that names the stage.
+
+float16 holds numbers up to 65,504. A model that was trained in bfloat16 may exceed that in some layer, and every number
+behind it becomes infinite or NaN.
+
+What lies in the host's memory is looked at as it comes, once per image. What lies on a device stays there: the logits
+show that something is wrong, and only then are features copied, to find the first stage that was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from foveate.engines.base import Feed, host
+from foveate.engines.errors import UserError
+from foveate.engines.rows import Rows
+from foveate.runtime.bundle import Bundle, Manifest
+
+__all__ = ["first_wrong", "lies_on_host", "refuse"]
+
+
+def first_wrong(outputs: Mapping[str, Feed | Rows], rows: int | None = None) -> str | None:
+    """The first output that holds NaN or infinity, None where all are finite. ``rows``: how many along axis 1 count. Outputs
+    on a device are copied."""
+    for name, output in outputs.items():
+        if isinstance(output, Rows):
+            values = output.numpy()
+        elif np.dtype(output.dtype).kind == "f":
+            values = host(output)[:, :rows]
+        else:
+            continue
+        if not _finite(values):
+            return name
+    return None
+
+
+def lies_on_host(output: Feed) -> bool:
+    """Whether looking at it copies nothing."""
+    return isinstance(output, np.ndarray) or output.on_host
+
+
+def _finite(values: np.ndarray) -> bool:
+    """A sum is cheap and finds NaN and infinity; only where it overflows by itself every number is looked at."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.sum(dtype=np.float32)
+    return bool(np.isfinite(total) or np.isfinite(values).all())
+
+
+def refuse(bundle: Bundle, graph: str, dtype: str, what: str) -> UserError:
+    """The error for ``what`` the graph gave, computed in ``dtype``: with the command that computes it in a wider one."""
+    return UserError(
+        f"{graph} computed NaN or infinity | got {what} in {dtype}, expected finite numbers "
+        f"| {_remedy(bundle.manifest, bundle.path, dtype)}"
+    )
+
+
+def _remedy(manifest: Manifest, path: str | os.PathLike[str], dtype: str) -> str:
+    wider = [name for name, entry in manifest.dialects.items() if entry["dtype"] == "float32"]
+    unquantized = manifest.precision.get("decoder") == "fp32"
+    if dtype != "float32" and wider:
+        return (
+            "float16 holds numbers up to 65504: compute in float32 with "
+            f"`foveate compile {path} --target onnxruntime --dialect {wider[0]}`"
+        )
+    if not unquantized:
+        return "build the bundle again with --precision fp32, which computes in float32 in ONNX Runtime"
+    return "the checkpoint itself is at fault: its weights hold or make such numbers in float32, too; take another one"
