@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import re
-import stat
 import sys
 from dataclasses import dataclass, field
 from os import PathLike
@@ -22,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines.errors import UserError
+from foveate.runtime.input_file import PIPE, fault
 
 __all__ = [
     "MOST_BYTES",
@@ -106,20 +105,13 @@ def short(name: object) -> str:
 
 def _of_path(source: str | PathLike[str]) -> ImageSource:
     path, name = Path(source), short(source)
-    try:
-        facts = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _unreadable(name, "got no such file", "give the path of an image file") from error
-    except (OSError, ValueError) as error:  # a name that is too long; a zero character in it
-        reason = getattr(error, "strerror", None) or error
-        raise _unreadable(name, str(reason).lower(), "give the path of an image file") from error
-    if stat.S_ISREG(facts.st_mode):
-        if facts.st_size == 0:
-            raise _empty(name)
+    got = fault(path)
+    if got is None:
         return source
-    if not stat.S_ISFIFO(facts.st_mode):
-        got = "a directory" if stat.S_ISDIR(facts.st_mode) else "a device or a socket"
-        raise _unreadable(name, f"got {got}", "give the path of an image file")
+    if got != PIPE:
+        raise _unreadable(
+            name, got, "copy or save it again" if "empty" in got else "give the path of an image file"
+        )
     try:
         with path.open("rb") as pipe:
             return _encoded(_read(pipe, name), name)

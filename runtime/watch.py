@@ -52,7 +52,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="foveate watch", description="Answer a question about what a camera sees, again and again."
     )
     parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("--camera", metavar="N|URL", help="0 is /dev/video0; or rtsp://...")
+    parser.add_argument(
+        "--camera",
+        metavar="CAMERA",
+        help="0 is /dev/video0; or a path or link in /dev, a serial number, rtsp://...",
+    )
     parser.add_argument("--video", metavar="FILE", help="a file, played at its own speed")
     parser.add_argument("--prompt", required=True)
     options.add_generation(parser)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
@@ -48,6 +49,74 @@ def test_frames_of_a_file_at_even_distances(file):
     video = load_video(file, FLAT)
     assert video.size == (64, 48) and video.interval == pytest.approx(0.5)
     assert [round(frame.getpixel((0, 0))[0] / 8) for frame in video.frames] == [0, 5, 10, 15, 20, 25]
+
+
+def mjpeg(levels):
+    """A raw stream: JPEGs behind each other."""
+    cv2 = pytest.importorskip("cv2")
+    frames = (np.full((48, 64, 3), level, np.uint8) for level in levels)
+    return b"".join(cv2.imencode(".jpg", frame)[1].tobytes() for frame in frames)
+
+
+def h264(levels):
+    """A raw stream of grey frames of 16 x 16 pixels, each of one macroblock without compression (I_PCM)."""
+
+    def golomb(number):
+        return f"{number + 1:b}".zfill(2 * (number + 1).bit_length() - 1)
+
+    def unit(head, bits, samples=b""):
+        """``bits``, then ``samples`` from the next byte on, then the closing bit; 00 00 is escaped."""
+        end = b"\x80" if samples else b""
+        bits += "" if samples else "1"
+        bits += "0" * (-len(bits) % 8)
+        body = bytes([head]) + int(bits, 2).to_bytes(len(bits) // 8, "big") + samples + end
+        return b"\0\0\0\1" + re.sub(rb"\0\0(?=[\0-\3])", b"\0\0\3", body)
+
+    sets = unit(
+        0x67,
+        f"{66:08b}{0xC0:08b}{10:08b}"
+        + golomb(0)
+        + golomb(0)
+        + golomb(2)
+        + golomb(0)
+        + "0"
+        + golomb(0) * 2
+        + "1100",
+    )
+    sets += unit(0x68, golomb(0) * 2 + "00" + golomb(0) * 3 + "000" + golomb(0) * 3 + "100")
+    pictures = (
+        unit(
+            0x65,
+            golomb(0)
+            + golomb(7)
+            + golomb(0)
+            + "0000"
+            + golomb(number % 2)
+            + "00"
+            + golomb(0)
+            + golomb(1)
+            + golomb(25),
+            bytes([level]) * 256 + bytes([128]) * 128,
+        )
+        for number, level in enumerate(levels)
+    )
+    return sets + b"".join(pictures)
+
+
+@pytest.mark.parametrize("name, stream", (("a.h264", h264), ("a.mjpeg", mjpeg)))
+def test_a_raw_stream_is_counted_by_decoding(name, stream, tmp_path):
+    """50 frames, of 25 a second: four, since that is the least. OpenCV's own count is below zero."""
+    cv2 = pytest.importorskip("cv2")
+    levels = range(20, 220, 4)
+    path = tmp_path / name
+    path.write_bytes(stream(levels))
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) < 1
+    video = load_video(path, FLAT)
+    assert video.interval == pytest.approx(0.5)
+    found = [frame.getpixel((3, 3))[0] for frame in video.frames]
+    scale = 255 / 219 if name == "a.h264" else 1  # video has its black at 16 and its white at 235
+    want = [(levels[number] - 16 * (scale > 1)) * scale for number in (0, 12, 25, 37)]
+    assert found == pytest.approx(want, abs=3)
 
 
 @pytest.mark.parametrize(
