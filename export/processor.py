@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from foveate.engines.errors import UserError
-from foveate.export import chat
+from foveate.export import chat, special_tokens
 from foveate.export.checkpoint import Source
 from foveate.export.vocabulary import tokenizer_of
 
@@ -44,14 +44,23 @@ def prompt_settings(
             f"{source.label}: no token {image_token_id} | config.json names it as the image token, tokenizer.json "
             "does not have it | take both from the same checkpoint"
         )
-    opening = known.encode("").ids
-    bos_id = opening[0] if opening else None
-    bos = None if bos_id is None else known.id_to_token(bos_id)
-    pieces = chat.pieces(source, image_token, bos, default)
+    special = special_tokens.named(source)
+    before, behind = special_tokens.surroundings(known)
+    pieces = chat.pieces(source, image_token, special, default)
+    begin = {opening.startswith(special.get("bos_token", "\0")) for opening in chat.openings(pieces)}
+    if len(before) > 1 or (len(begin) > 1 and before + behind):
+        raise UserError(
+            f"{source.label}: the beginning of its prompts is not supported | the tokenizer puts {before} before a "
+            f"text, and the chat template writes {special.get('bos_token')!r} "
+            f"{'in some prompts only' if len(begin) > 1 else ''} | take BOS out of the template"
+        )
+    if True in begin:
+        before, behind = [], []  # transformers' processors then add nothing
     return pieces | {
         "image_token": image_token,
         "image_token_id": image_token_id,
-        "bos_id": bos_id,
+        "bos_id": before[0] if before else None,
+        **({"suffix_ids": behind} if behind else {}),
         "stop_ids": stop_ids,
         "pad_id": pad_id,
     }

@@ -95,6 +95,7 @@ _CHAT = {
         "assistant": "<|im_start|>assistant\n",
     },
     "image": "<|vision_start|><|image_pad|><|vision_end|>",
+    "order": "given",
     "after_text": "",
     "end": "<|im_end|>\n",
     "generation": "<|im_start|>assistant\n",

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from prompts import NOW
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import (
+    AutoProcessor,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -20,8 +24,12 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import chat_template_utils
 
+from foveate.export import processor
+from foveate.export.checkpoint import Directory
 from foveate.export.dummy import byte_tokenizer
+from foveate.runtime.prompt import ChatTokenizer
 
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": 3, "<pad>": 4}
 TEMPLATE = (
@@ -188,3 +196,36 @@ def edit_json() -> Callable[..., None]:
         path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
 
     return edit
+
+
+@pytest.fixture
+def place(copy: Path, clock: None):
+    """``place(template, tokenizer=None, **changes of tokenizer_config.json)`` -> our tokenizer, transformers' processor."""
+
+    def make(template: str | None, tokenizer: Tokenizer | None = None, **changes: Any):
+        if template is not None:
+            (copy / "chat_template.jinja").write_text(template)
+        if tokenizer is not None:
+            tokenizer.save(str(copy / "tokenizer.json"))
+        config = copy / "tokenizer_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+        theirs = AutoProcessor.from_pretrained(copy)
+        raw = (copy / "tokenizer.json").read_bytes()
+        number = theirs.tokenizer.convert_tokens_to_ids("<image>")
+        settings = processor.prompt_settings(Directory(copy), raw, number, [2], None)
+        json.dumps(settings)  # as it goes into the bundle
+        return ChatTokenizer(copy / "tokenizer.json", settings), theirs
+
+    return make
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """transformers' date is ``NOW``."""
+
+    class Frozen(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(*NOW.timetuple()[:6])
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Frozen)

@@ -143,6 +143,7 @@ def test_settings_are_those_of_the_checkpoint(llava_checkpoint):
         "before": "",
         "roles": {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "},
         "image": "<image>\n",
+        "order": "images first",
         "after_text": " ",
         "end": "",
         "generation": "ASSISTANT:",
