@@ -79,6 +79,11 @@ def _parser() -> Parser:
         "--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights"
     )
     parser.add_argument(
+        "--adapter",
+        metavar="DIR_OR_HUB_ID",
+        help="a LoRA adapter, merged into the model; one that lies beside the weights is without being named",
+    )
+    parser.add_argument(
         "--clip", help="CLIP checkpoint of the vision tower, for methods that compare text and picture"
     )
     parser.add_argument(
@@ -123,7 +128,13 @@ def main(argv: list[str]) -> int:
         calibration = calibrate.Calibration(args.calibrate, args.calibration_count, args.statistics)
     asked = list(dict.fromkeys(args.dialects.split(","))) if args.dialects else None
     precisions.dialects(precision, asked, calibration is not None)  # refused before anything is downloaded
-    parts = models.load(args.model, load_format=args.load_format, clip=args.clip, max_pixels=args.max_pixels)
+    parts = models.load(
+        args.model,
+        load_format=args.load_format,
+        clip=args.clip,
+        max_pixels=args.max_pixels,
+        adapter=args.adapter,
+    )
     for note in generation.notes(parts.prompt["stop_ids"], parts.generation):
         print(note, file=sys.stderr)
     sorts = _sorts(parts, method)

@@ -139,10 +139,15 @@ class Directory(Folder):
                 f"{', '.join(DTYPES)} | use the unquantized checkpoint; foveate quantizes it itself"
             )
         left = set(tensors) - set(places.values()) - {key for each in packed.values() for key in each.stored}
-        self._say_unread(left, {**_COMPUTED, **(unread or {})}, packed, lambda name: reader(tensors[name]))
+        self._say_unread(left, self.left_out(unread), packed, lambda name: reader(tensors[name]))
         return Stored(
             {name: (tensors[place], entries[name]) for name, place in places.items()}, packed, reader
         )
+
+    @staticmethod
+    def left_out(unread: Unread | None) -> Unread:
+        """The rules for tensors that are left out: those for every model, and ``unread``."""
+        return {**_COMPUTED, **(unread or {})}
 
     def _missing(self, missing: list[str], tensors: Mapping[str, Tensor]) -> UserError:
         what = f"{self.label}: tensors are missing | {some(missing)}; expected what its config.json describes"
@@ -260,3 +265,11 @@ class Stored:
         # transposed and widened in one: a second copy of a large head would be gigabytes
         value = value.T if entry.transposed else value
         return value.to(dtype, memory_format=torch.contiguous_format).contiguous()
+
+    def own(self, name: str) -> torch.Tensor:
+        """The tensor in float32, for the caller to change."""
+        value, (tensor, _) = self.get(name), self._places[name]
+        if value.dtype != torch.float32:
+            return value.float()
+        shared = value.untyped_storage().data_ptr() == self._reader(tensor).untyped_storage().data_ptr()
+        return value.clone() if shared else value

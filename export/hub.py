@@ -27,14 +27,15 @@ __all__ = ["INSTEAD", "download", "download_file"]
 INSTEAD = "name a checkpoint's directory, or use --load-format dummy (random weights)"
 
 
-def download(repo: str, *, weights: bool = True) -> Path:
-    """The snapshot directory of ``repo`` in the cache, named by its commit. Without the hub, what the cache holds.
+def download(repo: str, *, weights: bool = True, revision: str | None = None) -> Path:
+    """The snapshot directory of ``repo`` in the cache, named by its commit; ``revision`` is a branch, tag or commit, the main
+    branch by default. Without the hub, what the cache holds.
 
     Shows progress; goes on where it stopped; heeds HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN. Raises
     UserError.
     """
     with _explained(repo):
-        path = _snapshot(repo, SETTINGS)
+        path = _snapshot(repo, SETTINGS, revision=revision)
         names = weight_files(_files(repo, path.name)) if weights else []
         for name in names:
             _fetch(repo, name, path.name)

@@ -15,10 +15,14 @@ import torch
 from torch import nn
 
 from foveate.engines.errors import UserError
+from foveate.export.adapter import Adapted, Adapter
 from foveate.export.checkpoint import Directory, Entry, Source
+from foveate.export.checkpoint_files import ADAPTER_CONFIG
 from foveate.export.decoder import Decoder, Linear, rope_tables
 from foveate.export.hub import INSTEAD, download
 from foveate.export.parts import Weights
+from foveate.export.tensor_files import Folder, some
+from foveate.runtime.options import say
 
 __all__ = ["entries", "fill", "find", "is_path_or_id", "language_entries", "under"]
 
@@ -28,24 +32,91 @@ def is_path_or_id(name: str) -> bool:
     return "/" in name or os.sep in name or name.startswith((".", "~")) or Path(name).is_dir()
 
 
-def find(name: str, *, weights: bool = True) -> Source:
+def find(
+    name: str, *, weights: bool = True, adapter: str | None = None, revision: str | None = None
+) -> Source:
     """The checkpoint in a directory, or that of a hub id (``org/name``), downloaded where the cache lacks it.
 
-    Downloads show their progress, go on where they stopped, and heed HF_HOME, HF_HUB_OFFLINE and HF_TOKEN.
-    ``weights`` False fetches settings only. Raises UserError.
+    ``adapter`` is the directory or hub id of a LoRA adapter that is merged into it. One that lies beside the weights is, too;
+    where one lies alone, its base model is found by the name that it gives. Downloads show their progress, go on where they
+    stopped, and heed HF_HOME, HF_HUB_OFFLINE and HF_TOKEN. ``weights`` False fetches settings only. Raises UserError.
     """
+    folder, commit = _folder(name, weights, revision)
+    beside = folder.file(ADAPTER_CONFIG) is not None
+    if adapter is not None and beside:
+        raise UserError(
+            f"{name} has an adapter of its own | got --adapter {adapter} besides, expected one | leave --adapter out, or "
+            "name the base model with --model",
+            code=2,
+        )
+    if adapter is not None:
+        return _adapted(_directory(folder, commit), Adapter(*_folder(adapter, weights)), weights)
+    if not beside:
+        return _directory(folder, commit)
+    found = Adapter(folder, commit)
+    if commit == "local" and folder.file("config.json") and folder.weights_file():
+        others = sorted(path.parent.name for path in folder.path.glob(f"*/{ADAPTER_CONFIG}"))
+        _refuse_several(found, [each for each in others if not each.startswith("checkpoint-")])
+        return _adapted(_directory(folder, commit), found, weights)
+    return _adapted(_base(found, weights), found, weights)
+
+
+def _folder(name: str, weights: bool, revision: str | None = None) -> tuple[Folder, str]:
+    """The directory ``name``, or that of a hub id in the cache, and which commit it is."""
     path = Path(name).expanduser()
     if path.is_dir():
-        return Directory(path)
+        return Folder(path), "local"
     if path.exists():
         raise UserError(
             f"{name} is a file | expected a directory in Hugging Face's format | give the directory it is in"
         )
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise UserError(f"no directory {name} | got no such path | {INSTEAD}, or give a hub id (org/name)")
-    path = download(name, weights=weights)
+    path = download(name, weights=weights, revision=revision)
     remedy = "run again with a network (HF_HUB_OFFLINE unset): the download goes on where it stopped"
-    return Directory(path, label=name, revision=path.name, remedy=remedy)
+    return Folder(path, name, remedy), path.name
+
+
+def _directory(folder: Folder, commit: str) -> Directory:
+    return Directory(folder.path, folder.label, commit, folder.remedy)
+
+
+def _base(adapter: Adapter, weights: bool) -> Directory:
+    """The model that ``adapter`` says it belongs to."""
+    if not adapter.base:
+        raise UserError(
+            f"{adapter.label} does not say what its base model is | base_model_name_or_path is empty | name the base model "
+            "with --model and this one with --adapter"
+        )
+    say(f"{adapter.label} belongs to {adapter.base}")
+    try:
+        found = find(adapter.base, weights=weights, revision=adapter.base_revision)
+    except UserError as error:
+        raise UserError(
+            f"the base model of {adapter.label} cannot be had | it names {adapter.base}: {str(error).replace(' | ', '; ')} "
+            "| name a copy of that model with --model and this one with --adapter"
+        ) from error
+    if not isinstance(found, Directory):
+        raise UserError(
+            f"{adapter.label} is one of several adapters | its base model {adapter.base} has one of its own, expected one in "
+            "all | merge them with peft first"
+        )
+    return found
+
+
+def _adapted(base: Directory, adapter: Adapter, weights: bool) -> Source:
+    found = Adapted(base, adapter)
+    if weights:
+        say(f"{adapter.label} is merged into {base.label}")
+    return found
+
+
+def _refuse_several(adapter: Adapter, others: list[str]) -> None:
+    if others:
+        raise UserError(
+            f"{adapter.label} is one of several adapters | got others in {some(others)}, expected one | name the base model "
+            "with --model, in a directory without adapters, and one of them with --adapter"
+        )
 
 
 def entries(

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from foveate.engines.errors import UserError, unknown
 from foveate.export import generation, sources
+from foveate.export.adapter import Adapted
 from foveate.export.dummy import Dummy
 from foveate.export.parts import Parts
 
@@ -35,27 +36,38 @@ def checkpoints() -> dict[str, str]:
 
 
 def load(
-    model: str, *, load_format: str = "auto", clip: str | None = None, max_pixels: int | None = None
+    model: str,
+    *,
+    load_format: str = "auto",
+    clip: str | None = None,
+    max_pixels: int | None = None,
+    adapter: str | None = None,
 ) -> Parts:
     """The Parts of a CLI name, a directory in Hugging Face's format, or a hub id (``org/name``).
 
     ``load_format`` "dummy" gives random weights of the true size; for a CLI name nothing is downloaded then.
     ``clip`` names the CLIP checkpoint of the vision tower, ``max_pixels`` is the most that a picture may have where pictures
-    are of any size (default: as many as every dialect takes). Raises UserError.
+    are of any size (default: as many as every dialect takes). ``adapter`` is a LoRA adapter's directory or hub id
+    (``sources.find``). Raises UserError.
     """
+    if adapter is not None and load_format == "dummy":
+        raise UserError(
+            f"random weights take no adapter | got --adapter {adapter} | leave it or --load-format out",
+            code=2,
+        )
     if load_format not in ("auto", "dummy"):
         raise unknown("load format", load_format, ["auto", "dummy"])
     known = checkpoints()
     if model not in known:
         if not sources.is_path_or_id(model):
             raise _no_such_model(model, list(known))
-        source = sources.find(model, weights=load_format == "auto")
+        source = sources.find(model, weights=load_format == "auto", adapter=adapter)
         if load_format == "dummy":
             source = Dummy(source.label, source.config, source)
     elif load_format == "dummy":
         source = Dummy(model, family(known[model]).CONFIGS[model])
     else:
-        source = sources.find(family(known[model]).CHECKPOINTS[model])
+        source = sources.find(family(known[model]).CHECKPOINTS[model], adapter=adapter)
     model_type = source.config.get("model_type")
     if model_type not in families():
         raise UserError(
@@ -65,6 +77,9 @@ def load(
     answers = generation.defaults(source)  # what is refused is said before any long work
     parts = family(model_type).load(source, clip=clip, max_pixels=max_pixels)
     parts.generation = answers
+    if isinstance(source, Adapted):
+        found = source.adapter
+        parts.source |= {"adapter": found.folder.label, "adapter_revision": found.revision}
     return parts
 
 
