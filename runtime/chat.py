@@ -1,6 +1,7 @@
 """``foveate chat``: a conversation about images, a line per turn, with one cache for all of it.
 
-Ctrl-C breaks an answer off; that turn is forgotten. At the prompt it ends the program, as does the end of the input.
+Images that a question shows stand before it, or where it holds ``<image>`` once for each. Ctrl-C breaks an answer off;
+that turn is forgotten. At the prompt it ends the program, as does the end of the input.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from foveate.runtime import options
 from foveate.runtime.cli import Parser
 from foveate.runtime.image_source import STANDARD_INPUT, ImageSource, read_once
 from foveate.runtime.pipeline import Chat, Pipeline
+from foveate.runtime.turns import Prompt
+from foveate.runtime.typed import read_prompt
 
 __all__ = ["main"]
 
@@ -49,7 +52,8 @@ def main(argv: list[str]) -> int:
         else:
             try:
                 shown = [_image(each, args.allow_url) for each in images]
-                _turn(chat, _text(line), {"image": shown, "reprune": reprune, **generation}, args.timings)
+                prompt = read_prompt(_text(line), len(shown), pipe.tokenizer, options.say)
+                _turn(chat, prompt, {"image": shown, "reprune": reprune, **generation}, args.timings)
             except UserError as error:
                 options.say(f"foveate: {' '.join(str(error).split())}")
                 code = code if interactive else error.code
@@ -80,8 +84,8 @@ def _image(source: ImageSource, allow_url: bool) -> ImageSource:
     return read_once(source, allow_url=allow_url)
 
 
-def _turn(chat: Chat, text: str, arguments: dict[str, Any], timings: bool) -> None:
-    stream = chat.stream(text, **arguments)
+def _turn(chat: Chat, prompt: Prompt, arguments: dict[str, Any], timings: bool) -> None:
+    stream = chat.stream(prompt, **arguments)
     try:
         for piece in stream:
             print(piece, end="", flush=True)

@@ -13,6 +13,7 @@ from foveate.runtime import options
 from foveate.runtime.cli import Parser
 from foveate.runtime.image_source import ImageSource, from_command_line
 from foveate.runtime.pipeline import Answer, Pipeline
+from foveate.runtime.typed import read_prompt
 
 __all__ = ["main"]
 
@@ -20,7 +21,11 @@ __all__ = ["main"]
 def main(argv: list[str]) -> int:
     parser = Parser(prog="foveate run", description="Answer a question about pictures.")
     parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        help="images stand before it, or where it holds <image> once for each image and video",
+    )
     options.add_images(parser, "repeat for several; - is the standard input")
     parser.add_argument(
         "--video",
@@ -44,7 +49,8 @@ def main(argv: list[str]) -> int:
     images = [from_command_line(name, allow_url=args.allow_url) for name in args.image]
     pipe = Pipeline.load(args.bundle, args.engine, threads=args.threads, progress=options.say)
     shown = [*images, *map(pipe.video, args.video)]
-    stream = pipe.stream(shown, args.prompt, **options.generation(args))
+    prompt = read_prompt(args.prompt, len(shown), pipe.tokenizer, options.say)
+    stream = pipe.stream(shown, prompt, **options.generation(args))
     for piece in stream:
         if not args.json:
             print(piece, end="", flush=True)

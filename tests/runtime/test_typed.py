@@ -1,0 +1,117 @@
+"""``<image>`` in a typed prompt: only in ``run`` and ``chat``, only where the numbers agree."""
+
+from __future__ import annotations
+
+import ast
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate.runtime import cli
+from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.turns import IMAGE
+from foveate.runtime.typed import read_prompt
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pipe(bundle: Path) -> Pipeline:
+    return Pipeline.load(bundle)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    random, paths = np.random.default_rng(3), [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in paths:
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "prompt"),
+    [
+        ("Is <image> like <image>?", 2, ["Is ", IMAGE, " like ", IMAGE, "?"]),
+        ("<image>", 1, [IMAGE]),
+        ("<image><image>What?", 2, [IMAGE, IMAGE, "What?"]),
+        ("<image>\nWhat?", 1, [IMAGE, "What?"]),  # the line break that the format has anyway
+        ("<image>\n\nWhat?", 1, [IMAGE, "\nWhat?"]),
+        ("<image> What?", 1, [IMAGE, " What?"]),
+        ("What?", 1, "What?"),
+        ("What?", 0, "What?"),
+        ("What is <image>?", 0, "What is <image>?"),
+        ("What is <image>?", 2, "What is <image>?"),
+        ("<image> <image>", 1, "<image> <image>"),
+    ],
+)
+def test_prompts_are_cut_where_the_numbers_agree(pipe, text, images, prompt):
+    assert read_prompt(text, images, pipe.tokenizer) == prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "said"),
+    [
+        ("What?", 1, ""),
+        ("Is <image>?", 1, ""),
+        ("Is <image>?", 0, "<image> stands in the prompt 1 times, and the number of images is 0"),
+        ("Is <image>?", 2, "<image> stands in the prompt 1 times, and the number of images is 2"),
+        ("U: <image>\nWhat? A:", 1, "looks like a whole chat template, since it holds U: and A:"),
+        ("<s>What?</s>", 0, "looks like a whole chat template, since it holds </s> and <s>"),
+    ],
+)
+def test_what_was_probably_meant_otherwise_is_said(pipe, text, images, said):
+    lines: list[str] = []
+    read_prompt(text, images, pipe.tokenizer, lines.append)
+    assert len(lines) == bool(said) and said in "".join(lines)
+
+
+def test_run_puts_images_between_words(bundle, pipe, images, capsys):
+    arguments = ["run", str(bundle), "Is <image> like <image>?", "--keep", "4", "--max-new-tokens", "6"]
+    assert cli.main([*arguments, "--image", str(images[0]), "--image", str(images[1])]) == 0
+    printed = capsys.readouterr()
+    expected = pipe.generate(images, ["Is ", IMAGE, " like ", IMAGE, "?"], keep=4, max_new_tokens=6)
+    assert (printed.out, printed.err) == (expected.text + "\n", "")
+    assert cli.main([*arguments, "--image", str(images[0])]) == 0
+    printed = capsys.readouterr()
+    literal = pipe.generate(images[0], "Is <image> like <image>?", keep=4, max_new_tokens=6)
+    assert printed.out == literal.text + "\n" != expected.text + "\n"
+    assert (
+        printed.err.startswith("foveate: <image> stands in the prompt 2 times")
+        and printed.err.count("\n") == 1
+    )
+
+
+def test_chat_puts_the_images_of_a_turn_between_its_words(bundle, pipe, images, capsys, monkeypatch):
+    lines = ["Is it <image>?", f"/image {images[1]}", "And <image>, too?", "What is <image>?"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    options = ["--keep", "4", "--max-new-tokens", "5"]
+    assert cli.main(["chat", str(bundle), "--image", str(images[0]), *options]) == 0
+    printed = capsys.readouterr()
+    chat = pipe.chat()
+    answers = [
+        chat.ask(["Is it ", IMAGE, "?"], images[0], keep=4, max_new_tokens=5),
+        chat.ask(["And ", IMAGE, ", too?"], images[1], keep=4, max_new_tokens=5),
+        chat.ask("What is <image>?", keep=4, max_new_tokens=5),
+    ]
+    assert printed.out == "".join(f"{answer.text}\n" for answer in answers)
+    assert printed.err.count("<image> stands in the prompt 1 times, and the number of images is 0") == 1
+
+
+def test_nothing_else_reads_prompts_so():
+    """A prompt from elsewhere must not be able to add or move an image."""
+    readers = set()
+    for path in [
+        p
+        for folder in ("runtime", "jetson", "export", "calib", "scripts")
+        for p in (ROOT / folder).rglob("*.py")
+    ]:
+        names = {
+            node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+        }
+        if "foveate.runtime.typed" in names:
+            readers.add(path.relative_to(ROOT).as_posix())
+    assert readers == {"runtime/run.py", "runtime/chat.py"}
