@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.runtime.layout import Layout
+from foveate.runtime.view import View
 
 __all__ = ["Answer", "Clock", "Stream", "Timings"]
 
@@ -43,7 +44,8 @@ class Answer:
     ``kept`` [R] int64: which of the picture's tokens stayed to the end, -1 for a merged row. ``stages``: by the name of each stage
     that prunes ("pruner" before the language model, "pruner.0" and so on inside it), the tokens that it left. ``owners`` [N] int64:
     the row that each token went into before the language model, -1 for none; None for methods that do not merge. ``layouts``:
-    how many tokens there were, and where they lie (``runtime.layout``).
+    how many tokens there were, and where they lie (``runtime.layout``). ``views``: the image as the model sees it; maps coordinates
+    in the text and kept tokens to the original (``runtime.view``).
     """
 
     text: str
@@ -54,6 +56,7 @@ class Answer:
     stages: list[dict[str, np.ndarray]]
     owners: list[np.ndarray | None]
     layouts: list[Layout]
+    views: list[View]
     stop: int | str | None = None
 
 

@@ -198,7 +198,8 @@ class Chat:
         stages = [self._survivors(picture) for picture in pictures]
         owners, layouts = [p.owner for p in pictures], [s.seen.layout for s in shown]
         finish = "length" if stop is None else "stop"
-        return Answer(text, tokens, kept, finish, timings, stages, owners, layouts, stop)
+        views = [s.seen.view for s in shown]
+        return Answer(text, tokens, kept, finish, timings, stages, owners, layouts, views, stop)
 
     def _survivors(self, picture: Picture) -> dict[str, np.ndarray]:
         """The patches that are left of a picture behind each stage that prunes."""

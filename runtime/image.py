@@ -42,7 +42,7 @@ from foveate.runtime.image_file import load_image
 from foveate.runtime.image_source import ImageSource
 from foveate.runtime.layout import KINDS, fit_canvas, fit_pixels, of_video, padded, window_order
 
-__all__ = ["film_steps", "patch_boxes", "preprocess", "seen_box"]
+__all__ = ["film_steps", "patch_boxes", "preprocess", "resized_size", "seen_box"]
 
 _RESIZE_WHOLE = (
     64_000_000  # pixels; thin strips grow beyond all bounds when their short side is brought to 336
@@ -121,6 +121,11 @@ def seen_box(size: tuple[int, int], settings: dict[str, Any]) -> tuple[float, fl
     across, down = size[0] / resized[0], size[1] / resized[1]
     left, top = corner
     return (left * across, top * down, (left + crop[0]) * across, (top + crop[1]) * down)
+
+
+def resized_size(size: tuple[int, int], settings: dict[str, Any]) -> tuple[int, int]:
+    """Width and height of what the model sees of an image of ``size``, with settings of kind ``clip``."""
+    return _geometry(size, settings)[2]
 
 
 def patch_boxes(size: tuple[int, int], settings: dict[str, Any], grid: tuple[int, int]) -> np.ndarray:

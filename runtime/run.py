@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from foveate.engines.errors import UserError
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
             print(piece, end="", flush=True)
     answer = stream.answer
     if args.json:
-        print(json.dumps(to_json(answer)))
+        print(json.dumps(to_json(answer, boxes=True)))
     else:
         print(flush=True)  # before what goes to stderr
     if args.timings and not args.json:
@@ -95,10 +96,17 @@ def _overlay(pipe: Pipeline, images: list[ImageSource], answer: Answer, target: 
         options.say(f"overlay: {path}")
 
 
-def to_json(answer: Answer) -> dict:
+def to_json(answer: Answer, *, boxes: bool = False) -> dict:
+    """An answer as ``--json`` prints it; with ``boxes`` also where each kept token lies on the original image."""
+    images = [view.to_json() for view in answer.views]
+    if boxes:
+        for image, view, kept in zip(images, answer.views, answer.kept, strict=True):
+            found = view.kept_boxes(kept).round(2)
+            image["kept_boxes"] = [None if np.isnan(box[0]) else box.tolist() for box in found]
     return {
         "text": answer.text,
         "tokens": answer.tokens,
+        "images": images,
         "kept": [kept.tolist() for kept in answer.kept],
         "finish": answer.finish,
         "stop": answer.stop,

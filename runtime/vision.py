@@ -22,6 +22,7 @@ from foveate.runtime.image_file import size_of
 from foveate.runtime.image_source import ImageSource
 from foveate.runtime.layout import Layout, film, layout, single, split
 from foveate.runtime.prompt import ChatTokenizer, clip_segments, load_tokenizer
+from foveate.runtime.view import View, view_of
 
 __all__ = ["Seen", "VisionStages"]
 
@@ -29,10 +30,11 @@ __all__ = ["Seen", "VisionStages"]
 @dataclass(frozen=True, eq=False)
 class Seen:
     """A picture after the vision encoder: ``projected`` and the taps, where the engine left them; of a video those of all its
-    steps, as rows."""
+    steps, as rows. ``view`` tells where it lies on the original."""
 
     outputs: dict[str, Buffer] | dict[str, Rows]
     layout: Layout
+    view: View
 
 
 class VisionStages:
@@ -94,6 +96,7 @@ class VisionStages:
 
     def see(self, image: ImageSource | Video, clock: Clock) -> Seen:
         plan = self.layout(image)
+        view = view_of(image.size if isinstance(image, Video) else size_of(image), self._image, plan)
         found: list[dict[str, Buffer]] = []
         steps = film_steps(image.frames, self._image) if isinstance(image, Video) else None
         for _ in range(plan.steps):
@@ -104,8 +107,8 @@ class VisionStages:
                 feeds = {"pixel_values": pixels.astype(spec.dtype, copy=False), **plan.feeds}
                 found.append(self._run(self._encoder, feeds))
         if len(found) == 1:
-            return Seen(found[0], plan)
-        return Seen({name: Rows.join([Rows(each[name]) for each in found]) for name in found[0]}, plan)
+            return Seen(found[0], plan, view)
+        return Seen({name: Rows.join([Rows(each[name]) for each in found]) for name in found[0]}, plan, view)
 
     def question(self, text: str, clock: Clock) -> dict[str, Feed]:
         """What the pruner reads of the user's words: those of ``text_embeds`` and ``clip_text`` that it asks for."""

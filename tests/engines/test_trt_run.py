@@ -356,7 +356,7 @@ def after_vision(kind: str, place: Place, gather: Gather, folder: Path) -> tuple
             left = {"tokens": tokens[:, :5].copy(), "kept": kept, "count": np.full(plan.tiles, 5)}
             owner = random.integers(-1, 5, (plan.tiles, 16))
             outputs = {name: place(each) for name, each in (left | {"owner": owner}).items()}
-        found.append(vision.prune(Seen(outputs, plan), {}, plan.total - 1, Clock()))
+        found.append(vision.prune(Seen(outputs, plan, None), {}, plan.total - 1, Clock()))
     return found, pruner.fed
 
 

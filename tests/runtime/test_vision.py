@@ -18,6 +18,7 @@ from foveate.runtime.cache import KVCache
 from foveate.runtime.decode import Picture
 from foveate.runtime.layout import single
 from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.view import view_of
 from foveate.runtime.vision import Seen, VisionStages
 
 JOINT, CONTEXT = 6, 10
@@ -106,7 +107,9 @@ def own(bundle: Path, tmp_path: Path) -> Path:
 
 
 def seen() -> Seen:
-    return Seen({"projected": HostBuffer(np.zeros((1, 16, 32), np.float32))}, single((4, 4)))
+    plan = single((4, 4))
+    view = view_of((8, 8), {"kind": "clip", "size": [8, 8]}, plan)
+    return Seen({"projected": HostBuffer(np.zeros((1, 16, 32), np.float32))}, plan, view)
 
 
 def test_the_users_words_as_embeddings(own: Path) -> None:
