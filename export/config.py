@@ -1,7 +1,7 @@
 """Hugging Face configs to specs: a CLIP vision tower, a LLaMA-like decoder.
 
-Configs leave out what equals transformers' defaults, so the defaults stand here. Everything that would change the
-mathematics and is not implemented is refused by name, never passed over.
+Configs leave out what equals transformers' defaults, so the defaults stand here. Keys whose every other value is refused
+are refused before, by ``checkpoint_keys``; here are those that are read.
 """
 
 from __future__ import annotations
@@ -106,7 +106,6 @@ def clip_vision_spec(values: dict[str, Any], feature_layer: Any, joint: int | No
     config = Config(values, _CLIP_VISION, f"{where}: vision_config")
     config.demand("model_type", "clip_vision_model", default="clip_vision_model")
     config.demand("hidden_act", *ACTIVATIONS)
-    config.demand("num_channels", 3)
     layers = config.size("num_hidden_layers")
     if isinstance(feature_layer, list) and len(feature_layer) == 1:
         feature_layer = feature_layer[0]
@@ -134,9 +133,6 @@ def decoder_spec(values: dict[str, Any], tied: bool, where: str) -> DecoderSpec:
     if family not in _DECODERS:
         raise Config({}, {}, where).misfit("model_type", family, " or ".join(_DECODERS))
     config = Config(values, _DECODERS[family], where)
-    config.demand("hidden_act", "silu")
-    for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
-        config.demand(key, False, default=False)
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     positions = config.size("max_position_embeddings")
     if family == "mistral" and config.get("sliding_window", positions) < positions:
@@ -165,21 +161,24 @@ def decoder_spec(values: dict[str, Any], tied: bool, where: str) -> DecoderSpec:
     )
 
 
+def _rope(config: Config) -> Config:
+    """``rope_scaling`` of older files or ``rope_parameters`` of newer ones: transformers takes the first that says something."""
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    return Config(config.get(key, {}), {}, f"{config.where}.{key}")
+
+
 def _rope_sections(config: Config, head_dim: int) -> tuple[int, ...]:
     """Of M-RoPE: frequencies for time, height and width."""
-    found = [config.get(key, {}).get("mrope_section") for key in ("rope_parameters", "rope_scaling")]
-    sections = next((each for each in found if each), [16, 24, 24])
+    sections = _rope(config).get("mrope_section", [16, 24, 24])
     if len(sections) != 3 or sum(sections) != head_dim // 2:
         raise config.misfit("mrope_section", sections, f"three numbers whose sum is {head_dim // 2}")
     return tuple(sections)
 
 
 def _rope_theta(config: Config, *types: str) -> float:
-    """transformers 5 writes ``rope_parameters``, older versions ``rope_theta`` and ``rope_scaling``."""
-    found = config
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = Config(config.get(key, {}), {}, f"{config.where}.{key}")
-        rope.demand("rope_type", *types, default=rope.get("type", "default"))
-        rope.demand("partial_rotary_factor", 1.0, default=1.0)
-        found = rope if rope.get("rope_theta") else found
-    return found.number("rope_theta")
+    """The base of the rotary embedding: beside its other parameters, or in the config. Raises UserError unless it is one of
+    ``types``, over whole heads."""
+    rope = _rope(config)
+    rope.demand("rope_type", *types, default=rope.get("type", "default"))
+    rope.demand("partial_rotary_factor", 1.0, default=1.0)
+    return (rope if rope.get("rope_theta") else config).number("rope_theta")

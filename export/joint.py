@@ -13,6 +13,7 @@ import torch
 from foveate.engines.errors import UserError
 from foveate.export import sources
 from foveate.export.checkpoint import Source
+from foveate.export.checkpoint_keys import check_clip
 from foveate.export.clip import JointHead, TextEncoder, TextSpec
 from foveate.export.config import clip_vision_spec
 from foveate.export.dummy import byte_tokenizer
@@ -65,6 +66,7 @@ def check_tower(source: Source, vision: VisionSpec) -> None:
             f"{source.label} is no CLIP checkpoint | got model_type {source.config.get('model_type')}, expected "
             "clip | name the CLIP checkpoint of the vision tower with --clip"
         )
+    check_clip(source)
     parts = (source.config.get(key) or {} for key in ("vision_config", "vision_config_dict"))
     values = {key: value for part in parts for key, value in part.items()}
     theirs = clip_vision_spec(values, 1, None, source.label)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from foveate.engines.errors import UserError, unknown
-from foveate.export import generation, sources
+from foveate.export import checkpoint_keys, generation, sources
 from foveate.export.adapter import Adapted
 from foveate.export.dummy import Dummy
 from foveate.export.parts import Parts
@@ -74,6 +74,7 @@ def load(
             f"{source.label} is of a family that is not supported | got model_type {model_type}, expected "
             f"{' or '.join(families())} | use a checkpoint of one of these"
         )
+    checkpoint_keys.check(source)
     answers = generation.defaults(source)  # what is refused is said before any long work
     parts = family(model_type).load(source, clip=clip, max_pixels=max_pixels)
     parts.generation = answers

@@ -104,11 +104,6 @@ _TOWER = (
 _PROJECTOR = ("multi_modal_projector.", "model.multi_modal_projector.")
 
 
-_REFUSED = {
-    "mm_vision_tower": "in the original LLaVA format and not in Hugging Face's (whose names are llava-hf/...)",
-}
-
-
 def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> Parts:
     """The Parts of a LLaVA checkpoint. ``clip`` is the CLIP checkpoint of its tower (directory or hub id), by default
     ``clip`` in the checkpoint's directory, or OpenAI's where the tower is theirs; it is opened when a tap of the
@@ -259,12 +254,6 @@ class _Joined:
 
 def _specs(source: Source, clip: dict[str, Any] | None) -> tuple[VisionSpec, DecoderSpec, Config]:
     top = Config(source.config, {}, source.label)
-    for key, meaning in _REFUSED.items():
-        if key in source.config:
-            raise UserError(
-                f"{source.label} is {meaning} | its config has {key}, expected none | use another checkpoint"
-            )
-    top.demand("vision_feature_select_strategy", "default", default="default")
     feature_layer = top.get("vision_feature_layer", -2)
     tower = top.get("vision_config", CLIP_TOWER)
     vision = clip_vision_spec(tower, feature_layer, clip and joint_size(clip), source.label)

@@ -45,6 +45,8 @@ _VISION = {
     "tokens_per_second": 2,
     "hidden_act": "silu",
 }
+_VISION_DEFAULTS = _VISION | {"hidden_size": 3584, "out_hidden_size": 3584, "tokens_per_second": 4}
+"""What transformers takes for keys that a checkpoint leaves out."""
 _SHARED = {
     "model_type": "qwen2_5_vl",
     "image_token_id": 151655,
@@ -204,10 +206,9 @@ def _vision_spec(
 ) -> tuple[WindowSpec, dict[str, Any]]:
     """The encoder, and the settings by which pictures become its patches."""
     where = f"{source.label}: vision_config"
-    config = Config(source.config.get("vision_config", {}), _VISION, where)
-    config.demand("hidden_act", "silu")
+    config = Config(source.config.get("vision_config", {}), _VISION_DEFAULTS, where)
     config.demand("spatial_merge_size", 2)
-    config.demand("out_hidden_size", width, default=width)
+    config.demand("out_hidden_size", width)
     patch, frames = config.size("patch_size"), config.size("temporal_patch_size")
     window = config.size("window_size") // patch // 2
     seconds = config.number("tokens_per_second")

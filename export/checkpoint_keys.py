@@ -1,0 +1,120 @@
+"""What becomes of every key in a checkpoint's settings files: used, irrelevant, or refused. None is passed over in silence.
+
+``config_keys``, ``processor_keys`` and ``generation`` hold the tables; ``check`` holds a checkpoint against them. A key that
+no table has is named in a warning, one line for each file. A refused key stops the build unless its value changes nothing.
+``python -m foveate.export.checkpoint_keys`` prints the tables as docs/checkpoint-keys.md has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.engines.errors import UserError
+from foveate.export import config_keys, processor_keys
+from foveate.export.checkpoint import Source
+from foveate.export.key_table import Table
+from foveate.runtime.options import say
+
+__all__ = ["check", "check_clip", "markdown", "places"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An object in one of a checkpoint's files: ``path`` leads to it from the top, ``table`` is held against ``values``."""
+
+    file: str
+    path: tuple[str, ...]
+    values: dict[str, Any]
+    table: Table
+
+
+def check(source: Source) -> None:
+    """Warns of keys that no table has. Raises UserError for a refused key whose value matters."""
+    _check(source, places(source))
+
+
+def check_clip(source: Source) -> None:
+    """The same for the CLIP checkpoint of a vision tower, of which the config is read and nothing else."""
+    _check(source, _configs(source, "clip"))
+
+
+def places(source: Source) -> Iterator[Place]:
+    """Every object of ``source`` that a table is for. Families that are not known have none."""
+    family = str(source.config.get("model_type"))
+    if family not in config_keys.TOP:
+        return
+    yield from _configs(source, family)
+    for file, table in processor_keys.FILES.items():
+        values = source.json(file)
+        if values is None:
+            continue
+        table = processor_keys.IMAGE[family] if table is None else table
+        yield Place(file, (), values, table)
+        for key, nested in processor_keys.NESTED.items() if file == "processor_config.json" else ():
+            if isinstance(values.get(key), dict):
+                yield Place(file, (key,), values[key], nested or processor_keys.IMAGE[family])
+
+
+def _configs(source: Source, family: str) -> Iterator[Place]:
+    """``config.json`` and what is nested in it. Qwen2.5-VL's may have the language model's keys at its top."""
+    config, file = source.config, "config.json"
+    text = config.get("text_config") or {}
+    kind = str(text.get("model_type") or config_keys.DEFAULT_TEXT[family])
+    inner = config_keys.TEXT.get(kind, {})
+    top = config_keys.TOP[family]
+    if family == "qwen2_5_vl":
+        top = (config_keys.beside(inner) if text else inner) | top
+    yield Place(file, (), config, top)
+    for name, values, table in (
+        ("text_config", text, inner),
+        ("vision_config", config.get("vision_config") or {}, config_keys.VISION[family]),
+    ):
+        if table:
+            yield Place(file, (name,), values, table)
+            for key, nested in config_keys.NESTED.items():
+                if isinstance(values.get(key), dict):
+                    yield Place(file, (name, key), values[key], nested[name])
+    if family == "qwen2_5_vl" and not text:
+        for key, nested in config_keys.NESTED.items():
+            if isinstance(config.get(key), dict):
+                yield Place(file, (key,), config[key], nested["text_config"])
+
+
+def _check(source: Source, found: Iterator[Place]) -> None:
+    unknown: dict[str, list[str]] = {}
+    for place in found:
+        for name, value in place.values.items():
+            key, where = place.table.get(name), ".".join((*place.path, name))
+            if key is None:
+                unknown.setdefault(place.file, []).append(where)
+            elif key.refuses(value):
+                raise UserError(
+                    f"{source.label}: {where} in {place.file} is not supported | got {_short(value)}, expected "
+                    f"{key.expected} ({key.why}) | use another checkpoint"
+                )
+    for file, names in unknown.items():
+        say(
+            f"warning: {source.label}: foveate does not know what {', '.join(names)} in {file} "
+            f"{'means' if len(names) == 1 else 'mean'}, and leaves {'it' if len(names) == 1 else 'them'} out. "
+            "Answers may differ from those of transformers"
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def markdown() -> str:
+    """The tables as docs/checkpoint-keys.md has them."""
+    lines = [config_keys.INTRODUCTION]
+    for title, table in (config_keys.sections() | processor_keys.sections()).items():
+        lines += ["", f"## {title}", "", "| key | what | why |", "|---|---|---|"]
+        lines += [f"| `{name}` | {table[name].status} | {table[name].told} |" for name in sorted(table)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

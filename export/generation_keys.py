@@ -1,0 +1,16 @@
+"""The keys of ``generation_config.json`` as a table; ``export/generation.py`` reads them and refuses what it lacks."""
+
+from __future__ import annotations
+
+from foveate.export.generation import KEYS
+from foveate.export.key_table import Key, Table
+
+__all__ = ["GENERATION"]
+
+
+def _table() -> Table:
+    told = {name: text.partition(": ") for name, text in KEYS.items()}
+    return {name: Key(status, why, by="export/generation.py") for name, (status, _, why) in told.items()}
+
+
+GENERATION: Table = _table()
