@@ -1,0 +1,175 @@
+"""What a checkpoint says of its answers, held to transformers' own reading of the same files."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from typing import Any
+
+import pytest
+from qwen_checkpoint import save_checkpoint as save_qwen
+from transformers import (
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from foveate.engines.errors import UserError
+from foveate.export import generation, models
+from foveate.export.build import main
+from foveate.export.checkpoint import Directory
+from foveate.runtime.bundle import load
+
+ABSENT = "absent"
+FAMILIES = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request, tmp_path_factory, save_checkpoint):
+    """A checkpoint of each family, and transformers' class for it."""
+    path = tmp_path_factory.mktemp(request.param) / "checkpoint"
+    if request.param == "qwen2_5_vl":
+        save_qwen(path)
+    else:
+        save_checkpoint(path, tiles=request.param == "llava_next")
+    return path, FAMILIES[request.param]
+
+
+def say(path, file: Any = ABSENT, top: Any = ABSENT, text: Any = ABSENT, key: str = "eos_token_id") -> None:
+    """Put values of a key into generation_config.json ("no file": there is none), config.json and its text_config."""
+    config = json.loads((path / "config.json").read_text())
+    for where, value in ((config, top), (config["text_config"], text)):
+        where.pop(key, None)
+        where |= {} if value == ABSENT else {key: value}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "generation_config.json").unlink(missing_ok=True)
+    if file != "no file":
+        said = {"_from_model_config": True} | ({} if file == ABSENT else {key: file})
+        (path / "generation_config.json").write_text(json.dumps(said))
+
+
+CASES = [("no file", *inner) for inner in product([ABSENT, None, 9, [9, 10]], [ABSENT, None, 11, [11, 12]])]
+CASES += product([ABSENT, None, 7, [7, 8]], [ABSENT, 9], [ABSENT, 11])
+
+
+def test_stop_ids_are_those_at_which_transformers_stops(checkpoint) -> None:
+    path, kind = checkpoint
+    for file, top, text in CASES:
+        say(path, file, top, text)
+        theirs = kind.from_pretrained(path).generation_config.eos_token_id
+        theirs = [] if theirs is None else theirs if isinstance(theirs, list) else [theirs]
+        assert generation.stop_ids(Directory(path), 2) == theirs, (file, top, text)
+        if (file, top, text) in CASES[::6]:
+            assert models.load(str(path)).prompt["stop_ids"] == theirs
+
+
+def test_every_key_is_found_where_transformers_finds_it(checkpoint) -> None:
+    path, kind = checkpoint
+    for file, top, text in (
+        ("no file", 1.2, ABSENT),
+        ("no file", None, 1.3),
+        (1.4, 1.2, 1.3),
+        (ABSENT, 1.2, 1.3),
+    ):
+        say(path, file, top, text, key="repetition_penalty")
+        theirs = kind.from_pretrained(path).generation_config.repetition_penalty
+        assert generation.defaults(Directory(path)).get("repetition_penalty") == theirs
+
+
+def test_the_table_has_every_key_of_transformers() -> None:
+    assert GenerationConfig().to_dict().keys() - generation.KEYS.keys() == set()
+    assert {reason.partition(":")[0] for reason in generation.KEYS.values()} == {
+        "used",
+        "irrelevant",
+        "refused",
+    }
+
+
+@pytest.fixture
+def said(checkpoint):
+    """``said(key=value)``: what foveate makes of a generation_config.json with these keys."""
+    path, _ = checkpoint
+
+    def make(**keys: Any) -> dict[str, Any]:
+        (path / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, **keys}))
+        return generation.defaults(Directory(path))
+
+    return make
+
+
+def test_what_says_nothing_is_left_out(said) -> None:
+    neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "suppress_tokens": [], "min_length": 0}
+    assert said(**neutral, max_length=20, top_p=1.0, num_beams=1, typical_p=1.0, do_sample=True) == {}
+    assert said() == said(**dict.fromkeys(generation.KEYS)) == {}
+
+
+def test_defaults_and_what_sampling_takes(said) -> None:
+    assert said(
+        repetition_penalty=1.05, stop_strings="USER:", max_new_tokens=9, temperature=0.7, top_k=0
+    ) == {
+        "repetition_penalty": 1.05,
+        "stop_strings": ("USER:",),
+        "max_new_tokens": 9,
+        "sample": {"temperature": 0.7, "top_k": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_beams", 4),
+        ("guidance_scale", 1.5),
+        ("bad_words_ids", [[3, 4]]),
+        ("penalty_alpha", 0.6),
+        ("forced_eos_token_id", 0),
+        ("encoder_repetition_penalty", 1.1),
+        ("watermarking_config", {"bias": 2.0}),
+        ("sequence_bias", [[[3], 1.0]]),
+    ],
+)
+def test_what_would_change_greedy_answers_is_refused_by_name(said, key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"generation_config.json has {key}"):
+        said(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("repetition_penalty", 0),
+        ("repetition_penalty", "1.1"),
+        ("no_repeat_ngram_size", 2.5),
+        ("suppress_tokens", 3),
+        ("stop_strings", [""]),
+        ("max_new_tokens", 0),
+        ("top_p", 1.5),
+    ],
+)
+def test_wrong_values_are_named(said, key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"wrong {key}"):
+        said(**{key: value})
+
+
+def test_wrong_stop_ids_are_named(checkpoint) -> None:
+    path, _ = checkpoint
+    for value in ("</s>", [2, None], 2.0):
+        say(path, value)
+        with pytest.raises(UserError, match="wrong eos_token_id"):
+            generation.stop_ids(Directory(path), 2)
+
+
+def test_a_build_tells_of_answers_without_an_end(tmp_path, save_checkpoint, capsys) -> None:
+    path = tmp_path / "checkpoint"
+    save_checkpoint(path)
+    arguments = ["--model", str(path), "--method", "none", "--precision", "fp32", "--no-compile"]
+    arguments += ["--dialects", "ort", "--out", str(tmp_path / "bundle")]
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": None, "min_p": 0.1}))
+    assert main(arguments) == 0
+    told = capsys.readouterr().err
+    assert "no token ends an answer" in told and "--sample will be refused" in told and "min_p" in told
+    manifest = load(tmp_path / "bundle").manifest
+    assert manifest.prompt["stop_ids"] == [] and manifest.generation == {"sample": {"min_p": 0.1}}
