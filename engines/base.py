@@ -16,6 +16,7 @@ and where it has them::
 
     cannot_run() -> str | None                       # why this machine may compile and not execute
     remedies: tuple[Remedy, ...]                     # what to try, in this order, when the self-test fails
+    refused_dialect(name) -> str | None              # why this version does not take a dialect | the remedy
     describe(folder, graph) -> dict[str, Any]        # facts of a compiled graph for `inspect`
     refusal(kinds, machine) -> str | None            # why weights of these precisions have no engine for that machine
 """

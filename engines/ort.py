@@ -35,9 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
-from foveate.engines import pages
+from foveate.engines import ort_library, pages
 from foveate.engines.base import Feed, check_feeds, resolve
 from foveate.engines.errors import UserError, unknown
 from foveate.engines.remedies import applicable
@@ -53,17 +52,18 @@ __all__ = [
     "key",
     "load",
     "machine",
+    "refused_dialect",
     "remedies",
 ]
 
 TARGET = "onnxruntime"
-_VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-DIALECTS = ("ort", "primitive") if _VERSION >= (1, 24) else ("primitive",)
+onnxruntime = ort_library.load()
+VERSION = onnxruntime.__version__
+DIALECTS = ("ort", "primitive") if ort_library.refused_dialect("ort", VERSION) is None else ("primitive",)
 
-remedies = applicable(TARGET, onnxruntime.__version__)
+remedies = applicable(TARGET, VERSION)
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_OLDEST = 1, 23
 
 # What the kernels ask the CPU for, the best first: prepacked weights have the layout of the kernel chosen.
 _INSTRUCTIONS = (
@@ -81,11 +81,10 @@ def machine(options: Mapping[str, Any]) -> dict[str, Any]:
     provider = options.get("provider") or "cpu"
     if provider not in _PROVIDERS:
         raise unknown("provider", provider, _PROVIDERS)
-    version = onnxruntime.__version__
-    if _VERSION < _OLDEST:
+    if ort_library.numbers(VERSION) < ort_library.OLDEST:
+        least = ".".join(map(str, ort_library.OLDEST))
         raise UserError(
-            f"ONNX Runtime {version} is too old | expected {_OLDEST[0]}.{_OLDEST[1]} or newer "
-            "| pip install -U onnxruntime (1.24 and newer need Python 3.11)"
+            f"ONNX Runtime {VERSION} is too old | expected {least} or newer | {ort_library.UPGRADE}"
         )
     available = onnxruntime.get_available_providers()
     if _PROVIDERS[provider] not in available:
@@ -93,7 +92,13 @@ def machine(options: Mapping[str, Any]) -> dict[str, Any]:
             f"this ONNX Runtime has no {_PROVIDERS[provider]} | it offers {', '.join(available)} "
             "| pip install onnxruntime-gpu in place of onnxruntime"
         )
-    return {"target": TARGET, "version": version, "provider": provider, "cpu": _instructions()}
+    return {"target": TARGET, "version": VERSION, "provider": provider, "cpu": _instructions()}
+
+
+def refused_dialect(name: str) -> str | None:
+    """Why this version of ONNX Runtime does not get the dialect ``name``, and the remedy; None where it does."""
+    reason = ort_library.refused_dialect(name, VERSION)
+    return reason and f"{reason} | {ort_library.UPGRADE}"
 
 
 def key(machine: Mapping[str, Any]) -> str:
@@ -155,7 +160,7 @@ def _compile_apart(source: Path, job: Mapping[str, Any]) -> None:
     words = [line for line in done.stderr.splitlines() if line.strip()]
     said = words[-1] if words else f"it ended with status {done.returncode}, as when memory runs out"
     raise UserError(
-        f"ONNX Runtime {onnxruntime.__version__} does not take {source.name} | {said} "
+        f"ONNX Runtime {VERSION} does not take {source.name} | {said} "
         "| build the bundle again, or compile for another target"
     )
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from foveate.engines import ort_library
 from foveate.engines.errors import UserError
 from foveate.jetson.inventory import Inventory, look
 from foveate.jetson.system import System
@@ -58,12 +59,24 @@ def _software(here: Inventory) -> Iterator[Finding]:
             "onnxruntime and onnxruntime-gpu are both installed; they overwrite each other's files",
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
         )
-    if here.onnxruntime is None:
+    if here.onnxruntime_fault:
+        *what, fix = here.onnxruntime_fault.split(" | ")
+        yield _problem(", ".join(what), fix)
+    elif here.onnxruntime is None:
         broken = bool(here.runtime_packages)
         yield _problem(
             "onnxruntime is installed but cannot be imported" if broken else "onnxruntime is not installed",
             "pip install --force-reinstall onnxruntime" if broken else "pip install onnxruntime",
         )
+    elif ort_library.numbers(here.onnxruntime) < ort_library.OLDEST:
+        yield _problem(f"ONNX Runtime {here.onnxruntime} is too old", "pip install -U onnxruntime")
+    elif (reason := _refused(here)) and ort_library.numbers(here.python) >= (3, 11):
+        yield _problem(f"{reason}; only the dialect primitive is used", "pip install -U onnxruntime")
+
+
+def _refused(here: Inventory) -> str | None:
+    """Why the installed ONNX Runtime does not get the dialect ``ort``, or None."""
+    return ort_library.refused_dialect("ort", here.onnxruntime or "")
 
 
 def _jetson(here: Inventory) -> Iterator[Finding]:
@@ -182,6 +195,7 @@ def _facts(here: Inventory) -> list[str]:
     clocks = {None: None, True: "locked", False: "follow the load"}[here.clocks_locked]
     providers = ", ".join(p.removesuffix("ExecutionProvider") for p in here.providers)
     swap = f"{here.swap / _GB:.1f} GB" + (f", {here.zram / _GB:.1f} of it zram" if here.zram else "")
+    dialects = ", dialect primitive alone" if _refused(here) else ""
     rows = {
         "machine": f"{here.model or here.machine}, Python {here.python}"
         + (f", glibc {here.glibc}" if here.glibc else ""),
@@ -189,7 +203,7 @@ def _facts(here: Inventory) -> list[str]:
         "GPU": f"{here.gpu}, driver {here.driver}" if here.gpu else None,
         "CUDA": here.cuda,
         "TensorRT": tensorrt and tensorrt + seen,
-        "onnxruntime": here.onnxruntime and f"{here.onnxruntime}: {providers}",
+        "onnxruntime": here.onnxruntime and f"{here.onnxruntime}: {providers}{dialects}",
         "power mode": here.power and f"{here.power.name} ({here.power.id})",
         "clocks": clocks,
         "memory": f"{here.memory_free / _GB:.1f} of {here.memory / _GB:.1f} GB free",

@@ -119,6 +119,7 @@ def _runtime(source: Zip | Folder, pack: dict, root: Path) -> None:
         ]
         _call(str(target / "bin" / "python"), f"{pip}/pip", *install)
         shutil.rmtree(wheels)
+        _switch_telemetry_off(target)
         os.sync()
         (target / "complete").touch()
     link = root / f".runtime.{os.getpid()}"
@@ -128,6 +129,13 @@ def _runtime(source: Zip | Folder, pack: dict, root: Path) -> None:
     for other in (root / "runtimes").iterdir():
         if other.name != pack["runtime"]:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _switch_telemetry_off(target: Path) -> None:
+    """For every program of the environment, also one that imports ONNX Runtime before foveate (docs/offline.md)."""
+    (packages,) = target.glob("lib/python3*/site-packages")
+    line = 'import os; os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")\n'
+    (packages / "foveate_telemetry.pth").write_text(line, encoding="utf-8")
 
 
 def _bundle(source: Zip | Folder, pack: dict, root: Path) -> None:

@@ -17,7 +17,7 @@ from foveate.jetson.system import System
 
 __all__ = ["Inventory", "PowerMode", "l4t_of", "look", "power_mode", "power_modes"]
 
-_PROVIDERS = "import onnxruntime as o, json; print(json.dumps([o.__version__, o.get_available_providers()]))"
+_ONNXRUNTIME = "import json; from foveate.engines.ort_library import probe; print(json.dumps(probe()))"
 _TENSORRT = "import tensorrt; print(tensorrt.__version__)"
 _PACKAGES = (
     "import json; from importlib.metadata import distributions as d; "
@@ -48,6 +48,7 @@ class Inventory:
     tensorrt: str | None = None
     tensorrt_python: str | None = None
     onnxruntime: str | None = None
+    onnxruntime_fault: str | None = None
     providers: list[str] = field(default_factory=list)
     runtime_packages: list[str] = field(default_factory=list)
     power: PowerMode | None = None
@@ -70,11 +71,11 @@ def look(system: System, disk: Path) -> Inventory:
     """Everything; ``disk`` is where bundles will lie."""
     l4t, info = l4t_of(system.read("/etc/nv_tegra_release")), _meminfo(system)
     smi = _smi(system)
-    version, providers = _json(system.run(sys.executable, "-c", _PROVIDERS)) or (None, [])
+    version, providers, fault = _json(_python(system, _ONNXRUNTIME)) or (None, [], None)
     target = system.root / "etc/systemd/system/default.target"
     return Inventory(
         machine=platform.machine(),
-        python=platform.python_version(),
+        python=system.python,
         glibc=platform.libc_ver()[1] or None,
         model=system.read("/proc/device-tree/model"),
         l4t=l4t,
@@ -84,10 +85,11 @@ def look(system: System, disk: Path) -> Inventory:
         driver=smi[1] if smi else None,
         cuda=_cuda(system),
         tensorrt=_library_version(system, "libnvinfer.so"),
-        tensorrt_python=_line(system.run(sys.executable, "-c", _TENSORRT)),
+        tensorrt_python=_line(_python(system, _TENSORRT)),
         onnxruntime=version,
+        onnxruntime_fault=fault,
         providers=providers,
-        runtime_packages=_json(system.run(sys.executable, "-c", _PACKAGES)) or [],
+        runtime_packages=_json(_python(system, _PACKAGES)) or [],
         power=power_mode(system),
         power_modes=power_modes(system),
         clocks_locked=_locked(system),
@@ -99,6 +101,11 @@ def look(system: System, disk: Path) -> Inventory:
         cma=info.get("CmaTotal", 0),
         disk_free=system.free(disk),
     )
+
+
+def _python(system: System, code: str) -> str | None:
+    """What ``code`` prints in a Python that finds its modules where this one does."""
+    return system.run(sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}")
 
 
 def power_mode(system: System) -> PowerMode | None:

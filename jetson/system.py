@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -41,11 +42,12 @@ def _free(path: Path) -> int:
 
 @dataclass(frozen=True)
 class System:
-    """``run`` gives a command's output or None, ``free`` the bytes that a path's disk has left."""
+    """``run`` gives a command's output or None, ``free`` the bytes that a path's disk has left, ``python`` the version of this Python."""
 
     root: Path = Path("/")
     run: Callable[..., str | None] = field(default=run)
     free: Callable[[Path], int] = field(default=_free)
+    python: str = field(default_factory=platform.python_version)
 
     def read(self, path: str) -> str | None:
         """The text of a file, without the NUL that device trees end in; None: it is not there or not for us."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import foveate.engines  # noqa: F401  (before any library: it switches ONNX Runtime's telemetry off)
+
 if TYPE_CHECKING:
     from foveate.runtime.pipeline import Answer, Chat, Pipeline, Timings
 

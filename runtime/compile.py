@@ -20,7 +20,7 @@ from foveate.engines.errors import UserError, unknown
 from foveate.runtime.bundle import Bundle, load
 from foveate.runtime.cli import Parser
 from foveate.runtime.compile_job import Job, Progress
-from foveate.runtime.plans import TARGETS, Plan, backend
+from foveate.runtime.plans import TARGETS, Plan, backend, refused_dialect
 
 __all__ = ["OPTIONS", "compile_bundle", "main"]
 
@@ -70,7 +70,7 @@ def compile_bundle(
         most = bundle.manifest.decoder["max_positions"]
         chosen["max_context"] = min(chosen["max_context"] or 4096, most)
     machine = module.machine(chosen)
-    dialect = _dialect(bundle, module.DIALECTS, dialect)
+    dialect = _dialect(bundle, module, dialect)
     _require_precision(bundle, module, machine)
     folder = bundle.path / "engines" / module.key(machine)
     known = _existing(folder)
@@ -130,12 +130,17 @@ def _options(target: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _dialect(bundle: Bundle, accepted: tuple[str, ...], asked: str | None) -> str:
+def _dialect(bundle: Bundle, module: Any, asked: str | None) -> str:
+    """The dialect ``asked`` for, or the best that the target takes and the bundle has. Raises UserError."""
+    accepted = module.DIALECTS
+    for name in (asked,) if asked else accepted:
+        if name in accepted and name in bundle.manifest.dialects:
+            return name
+    for name in (asked,) if asked else bundle.manifest.dialects:
+        if reason := refused_dialect(module, name):
+            raise UserError(f"{bundle.path} cannot be compiled in the dialect {name} | {reason}")
     if asked is not None and asked not in accepted:
         raise unknown("dialect of this target", asked, accepted)
-    for name in (asked,) if asked else accepted:
-        if name in bundle.manifest.dialects:
-            return name
     raise UserError(
         f"{bundle.path} lacks the dialect {asked or accepted[0]} | it has {', '.join(bundle.manifest.dialects)}, this "
         f"target takes {', '.join(accepted)} | build the bundle with --dialects {asked or accepted[0]}"

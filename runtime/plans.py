@@ -35,6 +35,7 @@ __all__ = [
     "load_engine",
     "load_engines",
     "plans",
+    "refused_dialect",
     "sources",
     "usable",
 ]
@@ -89,7 +90,10 @@ class Plan:
         """Why this machine must not load it, or None. ``full`` hashes the compiled files."""
         if self.sources != sources(bundle, self.dialect):
             return "it was compiled from other files than the bundle holds now"
-        here = backend(self.target).machine(self.options)
+        module = backend(self.target)
+        if reason := refused_dialect(module, self.dialect):
+            return reason.replace(" | ", ": ")
+        here = module.machine(self.options)
         for name in self.machine.keys() | here.keys():
             made, have = self.machine.get(name), here.get(name)
             if made != have:
@@ -149,25 +153,33 @@ def choose(bundle: Bundle, engine: str | None = None) -> Plan:
         fault = _misfit(bundle, plan)
         if fault is None:
             return plan
-        faults.append((plan, fault))
-    plan, fault = faults[-1]
-    raise UserError(f"the engine {plan.key} does not fit | {fault} | {compile_command(bundle, plan)}")
+        faults.append((plan, *fault))
+    plan, why, remedy = faults[-1]
+    raise UserError(f"the engine {plan.key} does not fit | {why} | {remedy}")
 
 
-def _misfit(bundle: Bundle, plan: Plan) -> str | None:
-    """Why it cannot be executed here, or None."""
+def _misfit(bundle: Bundle, plan: Plan) -> tuple[str, str] | None:
+    """Why it cannot be executed here, and what to do about it; or None."""
+    again = compile_command(bundle, plan)
     if plan.target not in TARGETS:
-        return f"this foveate knows no target {plan.target}"
+        return f"this foveate knows no target {plan.target}", again
     try:
-        return plan.fault(bundle) or cannot_run(plan.target)
-    except UserError as error:  # its library is not installed
-        return str(error).replace(" | ", ", ")
+        fault = plan.fault(bundle) or cannot_run(plan.target)
+    except UserError as error:  # its library is not installed, or broken
+        *why, remedy = str(error).split(" | ")
+        return ", ".join(why), remedy
+    return (fault, again) if fault else None
 
 
 def cannot_run(target: str) -> str | None:
     """Why this machine cannot execute engines of a target that it may compile for, or None."""
     found = backend(target)
     return found.cannot_run() if hasattr(found, "cannot_run") else None
+
+
+def refused_dialect(module: Any, name: str) -> str | None:
+    """Why the installed version of a backend does not take a dialect | the remedy; None where it does."""
+    return module.refused_dialect(name) if hasattr(module, "refused_dialect") else None
 
 
 def usable(dialects: Collection[str]) -> list[str]:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 from accuracy_bundles import ready_bundle
 from accuracy_compare import answer_all
 from accuracy_scenes import UNPRUNED, Plan
 
 from foveate.calib.scenes import HELD_OUT, KINDS
+from foveate.engines.ort import onnxruntime
 from foveate.runtime import bundle
 
 PRECISIONS = (

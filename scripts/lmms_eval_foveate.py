@@ -1,6 +1,9 @@
 """A foveate bundle as a model of lmms-eval: the same arguments as ``python -m lmms_eval``, and ``foveate`` among its models.
 
-    python scripts/lmms_eval_foveate.py --model foveate --model_args bundle=bundles/llava,keep=128 --tasks pope,mme
+    ORT_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_TELEMETRY=1 python scripts/lmms_eval_foveate.py \\
+        --model foveate --model_args bundle=bundles/llava,keep=128 --tasks pope,mme
+
+The variables come first because lmms-eval is imported before foveate, which would set them.
 
 Arguments of the model: ``bundle``, and where wanted ``keep``, ``engine``, ``threads``, ``system`` ("vicuna" is the system turn
 of LLaVA-1.5's evaluation) and ``as_is=True`` (pictures are else padded to squares, as LLaVA-1.5 was evaluated). lmms-eval 0.7

@@ -21,10 +21,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from foveate.engines import ort, trt
 from foveate.engines.errors import UserError
+from foveate.engines.ort import onnxruntime
 from foveate.export import lower, methods
 from foveate.export.build import build
 from foveate.export.calibrate import Calibration

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from foveate.engines import trt
+from foveate.engines.ort import onnxruntime
 from foveate.export import lower, methods
 from foveate.export.lower import primitive
 from foveate.runtime.bundle import Manifest

@@ -1,10 +1,10 @@
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from foveate.calib.schemes import int4
+from foveate.engines.ort import onnxruntime
 
 
 @pytest.mark.parametrize("inputs", [32, 64, 128, 384])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 
 from foveate.calib import schemes
 from foveate.calib.schemes.base import Form, Site
 from foveate.calib.statistics import InputStatistics
+from foveate.engines.ort import onnxruntime
 
 ROWS, INPUTS, OUTPUTS = 6, 32, 16
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
 from foveate.engines.errors import UserError
+from foveate.engines.ort import onnxruntime
 from foveate.export import models, ops
 from foveate.export.clip import TAPS, TextEncoder
 from foveate.export.models import llava

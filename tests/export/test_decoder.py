@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
 from foveate.calib.statistics import InputStatistics
 from foveate.engines import trt
+from foveate.engines.ort import onnxruntime
 from foveate.export import lower
 from foveate.export.decoder import Decoder, rope_tables
 from foveate.export.parts import DecoderSpec

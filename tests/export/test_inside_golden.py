@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 
+from foveate.engines.ort import onnxruntime
 from foveate.export import methods, to_onnx
 from foveate.export.decoder import rope_tables
 from foveate.export.inside import Inside

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from onnx_ir.passes import common
 
 from foveate.engines.errors import UserError
+from foveate.engines.ort import onnxruntime
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.export.lower import primitive
 from foveate.export.lower import primitive_passes as passes

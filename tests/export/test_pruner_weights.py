@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import safetensors
 import torch
@@ -14,6 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from foveate.engines.errors import UserError
+from foveate.engines.ort import onnxruntime
 from foveate.export import methods, models, pruner_weights
 from foveate.export.build import build
 from foveate.export.models import llava

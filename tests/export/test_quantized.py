@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from foveate.calib.schemes.base import Quantized
 from foveate.engines import trt
 from foveate.engines.errors import UserError
+from foveate.engines.ort import onnxruntime
 from foveate.export import models
 from foveate.export.precision import Precision
 from foveate.export.quantized import packing

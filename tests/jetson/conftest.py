@@ -89,7 +89,7 @@ def nano() -> tuple[Files, Outputs]:
     outputs = {
         "nvpmodel -q": "NVPM WARN: fan mode is not set!\nNV Power Mode: 15W\n0\n",
         "nvidia-smi": "Orin (nvgpu), 540.4.0\n",
-        "import onnxruntime": '["1.23.2", ["CPUExecutionProvider"]]\n',
+        "ort_library": '["1.23.2", ["CPUExecutionProvider"], null]\n',
         "import tensorrt": "10.3.0\n",
         "distributions": '["onnxruntime"]\n',
     }
@@ -119,7 +119,7 @@ def agx() -> tuple[Files, Outputs]:
     )
     files |= rails("/sys/class/hwmon/hwmon4", ["NC", "VDDQ_VDD2_1V8AO", "NC"], [(0, 0), (4992, 400), (0, 0)])
     outputs |= {"nvpmodel -q": "NV Power Mode: MAXN\n0\n", "import tensorrt": "10.16.2.10\n"}
-    outputs["import onnxruntime"] = '["1.32.0", ["CPUExecutionProvider"]]\n'
+    outputs["ort_library"] = '["1.32.0", ["CPUExecutionProvider"], null]\n'
     return files, outputs
 
 
@@ -145,6 +145,6 @@ def recorded(tmp_path: Path) -> Callable[..., System]:
             line = " ".join(command)
             return next((text for key, text in all_outputs.items() if key in line), None)
 
-        return System(tmp_path, run, lambda path: free)
+        return System(tmp_path, run, lambda path: free, "3.10.12" if name == "nano" else "3.12.3")
 
     return make

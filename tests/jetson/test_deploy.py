@@ -270,6 +270,11 @@ def test_a_pack_installs_from_one_file(source: Path, tmp_path: Path, device: Pat
         [root / "runtime/bin/foveate", "--version"], capture_output=True, text=True, check=True
     )
     assert said.stdout.startswith("foveate ")
+    ask = "import os; print(os.environ['ORT_DISABLE_TELEMETRY'])"  # of any program, before it imports foveate
+    bare = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    for given, expected in ({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0"):
+        python = [root / "runtime/bin/python", "-c", ask]
+        assert subprocess.check_output(python, env=bare | given, text=True).strip() == expected
     before = (root / "runtime").resolve().stat().st_mtime_ns
     assert install(packed, root).returncode == 0  # nothing to do
     assert (root / "runtime").resolve().stat().st_mtime_ns == before

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from foveate.engines.ort import onnxruntime
 from foveate.engines.spec import FLOAT, GraphSpec, Symbol, TensorSpec
 from foveate.runtime.bundle import write_manifest
 from foveate.runtime.compile import compile_bundle

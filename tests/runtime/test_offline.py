@@ -1,59 +1,180 @@
-"""No network at all: the verbs that a device answers with, in a network namespace without interfaces."""
+"""Nothing leaves the machine: the verbs of a device on a network that records, with a home that shows what is written.
+
+The network (tests/helpers/recorded_network.py) has an interface, routes and a resolver, so that whatever would speak does.
+The controls switch ONNX Runtime's telemetry on, and are caught.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import recorded_network
 from PIL import Image
 
-ALONE = ("unshare", "--map-root-user", "--net")
-LOOK = "import socket; print(*(name for _, name in socket.if_nameindex()))"
+from foveate.engines import NO_TELEMETRY, ort_library
+from foveate.engines.ort import VERSION
+
+ALONE = ("unshare", "--map-root-user", "--net", "--mount", sys.executable, recorded_network.__file__)
+FOVEATE = (sys.executable, "-m", "foveate.runtime.cli")
+KILLED = -31  # by SIGSYS: it opened a socket
+COLLECTOR = "microsoft.com"  # the end of the name that ONNX Runtime asks for
+REPORTS = pytest.mark.skipif(
+    ort_library.numbers(VERSION) < (1, 29), reason=f"ONNX Runtime {VERSION} reports nothing"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def namespace() -> None:
-    """Skips where the system does not give one."""
-    if shutil.which("unshare") is None:
-        pytest.skip("unshare is not installed")
-    done = subprocess.run([*ALONE, sys.executable, "-c", LOOK], capture_output=True, text=True, check=False)
+def namespaces(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips where the system gives none."""
+    lacks = [name for name in ("unshare", "mount", "ip") if shutil.which(name) is None]
+    if lacks:
+        pytest.skip(f"not installed: {', '.join(lacks)}")
+    record = tmp_path_factory.mktemp("probe") / "record.json"
+    done = subprocess.run([*ALONE, record, "true"], capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"no network namespace: {done.stderr.strip()}")
-    assert done.stdout.split() == ["lo"]  # which is down
+        pytest.skip(f"no network of its own: {(done.stderr.splitlines() or ['?'])[-1]}")
 
 
-def alone(*arguments: object, text: str = "") -> str:
-    command = [*ALONE, sys.executable, "-m", "foveate.runtime.cli", *map(str, arguments)]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@dataclass(frozen=True)
+class Seen:
+    """What a command did: exit code, output, names asked for, packets sent, files left outside of the bundle."""
+
+    exit: int
+    out: str
+    err: str
+    names: list[str]
+    packets: list[str]
+    files: list[str]
+
+    @property
+    def silent(self) -> bool:
+        return not (self.names or self.packets or self.files)
 
 
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("picture") / "picture.png"
+@pytest.fixture
+def watched(tmp_path: Path):
+    """``watched(command, text=..., telemetry=..., sockets=...)`` -> Seen, in a fresh home."""
+
+    def run(command, *, text: str = "", telemetry: str | None = None, sockets: bool = False) -> Seen:
+        root = tmp_path / "machine"
+        shutil.rmtree(root, ignore_errors=True)
+        folders = {"HOME": root / "home", "TMPDIR": root / "tmp"}
+        folders |= {f"XDG_{name}_HOME": root / f"xdg_{name}" for name in ("CACHE", "CONFIG", "DATA", "STATE")}
+        for folder in (*folders.values(), root / "here"):
+            folder.mkdir(parents=True)
+        variables = {**os.environ, **{name: str(folder) for name, folder in folders.items()}}
+        variables.pop(NO_TELEMETRY, None)
+        variables |= {NO_TELEMETRY: telemetry} if telemetry else {}
+        record = tmp_path / "record.json"
+        guard = [] if sockets else ["--no-sockets"]
+        done = subprocess.run(
+            [*ALONE, *guard, record, *map(str, command)],
+            cwd=root / "here",
+            env=variables,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        seen = json.loads(record.read_text())
+        left = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+        return Seen(
+            seen["exit"], done.stdout, done.stderr, seen["names"], seen["packets"], left + seen["files"]
+        )
+
+    return run
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(5).integers(0, 256, (8, 8, 3), np.uint8)).save(path)
     return path
 
 
-def test_run_and_chat(bundle: Path, image: Path) -> None:
+def files(bundle: Path) -> set[str]:
+    return {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+
+
+def test_run_and_chat(watched, bundle: Path, image: Path) -> None:
     """A first turn is what ``run`` answers."""
-    options = ("--image", image, "--max-new-tokens", 6)
-    answer = alone("run", bundle, "What?", *options)
-    first, second, _ = (alone("chat", bundle, *options, text="What?\nLeft?\n") + "\n").split("\n", 2)
-    assert first + "\n" == answer and first and second
+    before, options = files(bundle), ("--image", image, "--max-new-tokens", 6)
+    one = watched([*FOVEATE, "run", bundle, "What?", *options])
+    assert one.exit == 0 and one.silent, one
+    talk = watched([*FOVEATE, "chat", bundle, *options], text="What?\nLeft?\n")
+    assert talk.exit == 0 and talk.silent, talk
+    first, second, _ = (talk.out + "\n").split("\n", 2)
+    assert first + "\n" == one.out and first and second
+    assert files(bundle) == before
 
 
-def test_watch(bundle: Path, tmp_path: Path) -> None:
+def test_compile_and_check(watched, bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy", ignore=shutil.ignore_patterns("engines"))
+    before = files(copy)
+    made = watched([*FOVEATE, "compile", copy])
+    assert made.exit == 0 and made.silent, made
+    assert all(name.startswith("engines/") for name in files(copy) - before) and before < files(copy)
+    before = files(copy)
+    proved = watched([*FOVEATE, "check", copy])
+    assert proved.exit == 0 and proved.silent, proved
+    assert files(copy) == before
+
+
+def test_doctor(watched) -> None:
+    """It asks ONNX Runtime in a process of its own, which is silent too."""
+    seen = watched([*FOVEATE, "doctor", "--disk", 0])
+    assert seen.silent and f"onnxruntime {VERSION}" in seen.out, seen
+
+
+def test_watch(watched, bundle: Path, tmp_path: Path) -> None:
     cv2 = pytest.importorskip("cv2")
     clip = tmp_path / "clip.avi"
     out = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 30, (64, 64))
     for number in range(10):
         out.write(np.full((64, 64, 3), 20 * number, np.uint8))
     out.release()
-    said = alone("watch", bundle, "--video", clip, "--prompt", "What?", "--max-new-tokens", 4, "--count", 1)
-    assert said.startswith("[") and "frame" in said
+    options = ("--video", clip, "--prompt", "What?", "--max-new-tokens", 4, "--count", 1)
+    seen = watched([*FOVEATE, "watch", bundle, *options])
+    assert seen.exit == 0 and seen.silent, seen
+    assert seen.out.startswith("[") and "frame" in seen.out
+
+
+LIBRARY = """
+import sys
+from foveate.runtime import Pipeline
+print(Pipeline.load(sys.argv[1]).generate(sys.argv[2], "What?", max_new_tokens=4).tokens)
+"""
+
+
+def test_the_library(watched, bundle: Path, image: Path) -> None:
+    seen = watched([sys.executable, "-c", LIBRARY, bundle, image])
+    assert seen.exit == 0 and seen.silent and seen.out.startswith("["), seen
+
+
+@REPORTS
+def test_control_what_reports_is_caught(watched, bundle: Path, image: Path) -> None:
+    """The same command with telemetry, which stays on when the user says so, leaves files."""
+    command = [*FOVEATE, "run", bundle, "What?", "--image", image, "--max-new-tokens", 2]
+    seen = watched(command, telemetry="0")
+    assert seen.exit == 0 and any("onnxruntime" in name for name in seen.files), seen
+
+
+@REPORTS
+def test_control_the_resolver_records_the_collector(watched) -> None:
+    """Some nine seconds behind the import a thread of ONNX Runtime asks for its collector."""
+    command = [sys.executable, "-c", "import time, foveate.engines.ort; time.sleep(12)"]
+    seen = watched(command, telemetry="0", sockets=True)
+    assert [name for name in seen.names if name.endswith(COLLECTOR)], seen
+    assert seen.packets and all(packet.startswith("UDP") for packet in seen.packets)
+    assert watched(command, telemetry="0").exit == KILLED  # the socket that it needs for that
+    seen = watched(command)
+    assert seen.exit == 0 and seen.silent, seen

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from foveate.engines.errors import UserError
+from foveate.engines.ort import onnxruntime
 from foveate.runtime.bundle import load
 from foveate.runtime.image import preprocess
 from foveate.runtime.pipeline import Pipeline

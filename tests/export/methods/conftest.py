@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 
+from foveate.engines.ort import onnxruntime
 from foveate.engines.spec import FLOAT, GraphSpec, Symbol, TensorSpec
 from foveate.export import pruner_weights
 from foveate.export.assemble import Pruner, tap_shape

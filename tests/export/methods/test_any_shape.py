@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 
 from foveate.engines.errors import UserError
+from foveate.engines.ort import onnxruntime
 from foveate.engines.spec import Symbol
 from foveate.export import methods
 from foveate.export.assemble import assemble
