@@ -19,9 +19,7 @@ def installed_elsewhere() -> Path | None:
     """The folder of an installed foveate whose place this one takes, or None."""
     if _OURS.parents[1].name in ("site-packages", "dist-packages"):
         return None
-    import foveate
-
-    for place in list(foveate.__path__)[1:]:
+    for place in list(sys.modules["foveate"].__path__)[1:]:
         for finder in sys.meta_path:
             spec = finder.find_spec("foveate.engines", [place]) if hasattr(finder, "find_spec") else None
             other = Path(spec.origin).resolve().parent if spec and spec.origin else _OURS

@@ -1,4 +1,4 @@
-"""TensorRT before 10.15 (JetPack 6.2 has 10.3) and ONNX Runtime before 1.24: operators of opset 20, in float16.
+"""TensorRT before 10.15 (JetPack 6.2 has 10.3) and ONNX Runtime before 1.28: operators of opset 20, in float16.
 
 Attention, RMSNorm and rotary embedding are spelt out, and the cache is never written in the graph: ``present.*`` are
 the new rows, which the engine copies behind the old ones (``GraphSpec.appending``). Weights in int4 make it opset 21,
