@@ -47,8 +47,13 @@ def size_of(source: ImageSource) -> tuple[int, int]:
         contextlib.nullcontext(source) if isinstance(source, Image.Image) else _reading(read_once(source))
     )
     with opened as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
+        if image.getexif().get(ExifTags.Base.Orientation) not in (5, 6, 7, 8):
+            return image.size
+        if (
+            image.format == "TIFF"
+        ):  # Pillow turns these itself, some versions when they are opened, some when decoded
+            return _upright(image).size
+        return image.size[::-1]
 
 
 @contextlib.contextmanager
