@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +154,24 @@ def test_run_and_the_library_tell(bundle: Path, tmp_path: Path, capsys: pytest.C
     for token, box in zip(document["kept"][0], boxes, strict=True):
         row, column = divmod(token, 4)
         assert box == [8 * column, 16 * row, 8 * column + 8, 16 * row + 16]
+
+
+def test_the_example_in_the_docs(bundle: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    page = (Path(__file__).parents[2] / "docs/images.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    Path("bundles").mkdir()
+    Path("bundles/qwen").symlink_to(bundle)
+    Image.new("RGB", (80, 40), "red").save("street.jpg")
+    Path("example.py").write_text(example)
+    runpy.run_path("example.py")
+    assert capsys.readouterr().out.startswith("(80, 40) (8, 8) (4, 4)\n[120.0, 100.0, 400.0, 220.0]\n[[")
+
+
+def test_the_keys_in_the_docs_are_those_of_the_document() -> None:
+    page = (Path(__file__).parents[2] / "docs/images.md").read_text()
+    told = [
+        line.split("`")[1] for line in page.split("| key | what |")[1].splitlines() if line.startswith("| `")
+    ]
+    view = view_of((100, 50), WINDOWS, layout((100, 50), WINDOWS, (4, 4)))
+    assert told == [*view.to_json(), "kept_boxes"]
