@@ -17,14 +17,18 @@ __all__ = ["prompt_settings", "tokenizer_json"]
 
 
 def tokenizer_json(source: Source) -> bytes:
-    """The checkpoint's ``tokenizer.json``. Raises UserError when it has none."""
+    """The checkpoint's ``tokenizer.json``, with every token special that ``tokenizer_config.json`` gives a name, as
+    transformers loads it. Raises UserError when it has none."""
     path = source.file("tokenizer.json")
     if path is None:
         raise UserError(
             f"{source.label} has no tokenizer.json | expected the fast tokenizer's file "
             "| save it with transformers' AutoTokenizer(...).save_pretrained"
         )
-    return path.read_bytes()
+    raw = path.read_bytes()
+    tokenizer = tokenizer_of(raw, source.label)
+    changed = special_tokens.made_special(tokenizer, special_tokens.named(source).values())
+    return tokenizer.to_str().encode() if changed else raw
 
 
 def prompt_settings(

@@ -7,13 +7,14 @@ names (``bos_token``); the tokens around a text are of the post-processor in ``t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from foveate.export.checkpoint import Source
 
-__all__ = ["named", "surroundings"]
+__all__ = ["made_special", "named", "surroundings"]
 
 _STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _QWEN = dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
@@ -33,6 +34,14 @@ def named(source: Source) -> dict[str, str]:
         found = _QWEN | found
     names = {key: value.get("content") if isinstance(value, dict) else value for key, value in found.items()}
     return {key: value for key, value in names.items() if isinstance(value, str)}
+
+
+def made_special(tokenizer: Tokenizer, names: Iterable[str]) -> bool:
+    """Make the tokens ``names`` special in ``tokenizer``; whether any was not, so that the tokenizer has changed."""
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    missing = sorted(set(names) - special)
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in missing])
+    return bool(missing)
 
 
 def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -39,6 +39,11 @@ class ImageSlot:
     index: int
 
 
+_BLANKS_LEFT, _BLANKS_RIGHT = (
+    re.compile(r"\A[^\S\x1c-\x1f]+"),
+    re.compile(r"[^\S\x1c-\x1f]+\Z"),
+)  # as in tokenizers
+
 Segment = np.ndarray | ImageSlot
 """int64 [n] token ids, n > 0, or the place of an image."""
 
@@ -53,6 +58,11 @@ class ChatTokenizer:
         self.stop_ids = frozenset(settings["stop_ids"])
         self._tokenizer = load_tokenizer(path)
         self._later = _without_first_prefix(self._tokenizer)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._left = {
+            token.content for token in added if token.lstrip
+        }  # these take the blanks at their sides
+        self._right = {token.content for token in added if token.rstrip}
         self.special = _special_tokens(self._tokenizer)  # text -> id
         self.special[settings["image_token"]] = settings["image_token_id"]
         names = sorted(map(re.escape, self.special), key=len, reverse=True)
@@ -70,15 +80,19 @@ class ChatTokenizer:
         """
         ids: list[int] = [] if self.settings.get("bos_id") is None else [self.settings["bos_id"]]
         segments: list[Segment] = []
-        run, opened, images = "", False, 0
+        run, last, opened, images = "", "", False, 0
         for text, special in [*self._pieces(turns, generation, now), ("", True)]:
             if not special:
                 run += text
                 continue
+            if last in self._right:
+                run = _BLANKS_LEFT.sub("", run)
+            if text in self._left:
+                run = _BLANKS_RIGHT.sub("", run)
             if run:
                 ids += _encode(self._later if opened else self._tokenizer, run)
                 run = ""
-            opened = True
+            opened, last = True, text
             if text == self.settings["image_token"]:
                 segments += [np.array(ids, np.int64)] if ids else []
                 segments.append(ImageSlot(images))

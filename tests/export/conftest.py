@@ -210,11 +210,12 @@ def place(copy: Path, clock: None):
         config = copy / "tokenizer_config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | changes))
         theirs = AutoProcessor.from_pretrained(copy)
-        raw = (copy / "tokenizer.json").read_bytes()
+        raw = processor.tokenizer_json(Directory(copy))
+        (copy / "bundled.json").write_bytes(raw)
         number = theirs.tokenizer.convert_tokens_to_ids("<image>")
         settings = processor.prompt_settings(Directory(copy), raw, number, [2], None)
         json.dumps(settings)  # as it goes into the bundle
-        return ChatTokenizer(copy / "tokenizer.json", settings), theirs
+        return ChatTokenizer(copy / "bundled.json", settings), theirs
 
     return make
 

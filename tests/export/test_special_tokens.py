@@ -97,6 +97,43 @@ def test_beginnings_that_differ_are_refused(place):
         assert ids_of(ours, turns) == expected(theirs, turns)
 
 
+@pytest.mark.parametrize("added", ["vocabulary", "added"])
+def test_tokens_with_a_name_are_special_as_in_transformers(place, added):
+    """``</s>`` has a name in tokenizer_config.json; tokenizer.json has it as a word like others."""
+    made = json.loads(byte_tokenizer(320, SPECIAL, begin="<s>"))
+    for token in list(made["added_tokens"]):
+        if token["content"] == "</s>" and added == "vocabulary":
+            made["added_tokens"].remove(token)
+            made["model"]["vocab"]["</s>"] = token["id"]
+        elif token["content"] == "</s>":
+            token["special"] = False
+    ours, theirs = place(TEMPLATES["none, eos behind answers"], Tokenizer.from_str(json.dumps(made)))
+    for turns in TALKS:
+        assert ids_of(ours, turns) == expected(theirs, turns)
+    assert 2 in ids_of(ours, TALKS[1])
+    typed = ours.encode_turns([Turn("user", "</s>")])
+    assert 2 not in [i for run in typed for i in run.tolist()]
+
+
+@pytest.mark.parametrize("token", ["<image>", "</s>", "<s>"])
+@pytest.mark.parametrize(
+    "sides", [{"lstrip": True}, {"rstrip": True}, {"lstrip": True, "rstrip": True}], ids=str
+)
+@pytest.mark.parametrize("kind", ["bytes", "first", "normalizer"])
+def test_special_tokens_take_the_blanks_at_their_sides_as_in_transformers(place, kind, sides, token):
+    made = json.loads(tokenizer(kind, "nothing").to_str())
+    (entry,) = [each for each in made["added_tokens"] if each["content"] == token]
+    entry |= sides
+    ours, theirs = place(TEMPLATES["bos"], Tokenizer.from_str(json.dumps(made)))
+    blanks = [
+        Turn("user", parts=[" a \n", IMAGE, "\t\u3000b ", IMAGE]),
+        Turn("assistant", " It. "),
+        TALKS[0][0],
+    ]
+    for turns in [blanks, *TALKS]:
+        assert ids_of(ours, turns) == expected(theirs, turns)
+
+
 NAMES = {
     "strings": {"bos_token": "<s>", "eos_token": "</s>", "image_token": "<image>"},
     "objects and an old file": {"bos_token": {"__type": "AddedToken", "content": "<s>"}, "eos_token": None},

@@ -21,7 +21,8 @@ from tokenizers import (
 from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 
 from foveate.engines.errors import UserError
-from foveate.runtime.prompt import ChatTokenizer, ImageSlot, Turn, clip_segments, load_tokenizer
+from foveate.runtime.prompt import ChatTokenizer, ImageSlot, clip_segments, load_tokenizer
+from foveate.runtime.turns import IMAGE, Turn
 
 TEXTS = [
     "What is left of the bus?",
@@ -50,6 +51,7 @@ QWEN_TEMPLATE = (
 LLAVA = {
     "roles": {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "},
     "image": "<image>\n",
+    "order": "images first",
     "after_text": " ",
     "generation": "ASSISTANT:",
     "image_token": "<image>",
@@ -58,6 +60,7 @@ QWEN = {
     "before": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
     "roles": {role: f"<|im_start|>{role}\n" for role in ("system", "user", "assistant")},
     "image": "<|vision_start|><|image_pad|><|vision_end|>",
+    "order": "given",
     "end": "<|im_end|>\n",
     "generation": "<|im_start|>assistant\n",
     "image_token": "<|image_pad|>",
@@ -124,8 +127,9 @@ def flat(ours: ChatTokenizer, turns: list[Turn], **options: bool) -> list[int]:
 def expected(theirs, turns: list[Turn], generation: bool = True) -> list[int]:
     messages = []
     for turn in turns:
-        content = [{"type": "image"}] * turn.images
-        content += [] if turn.text is None else [{"type": "text", "text": turn.text}]
+        content = [
+            {"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in turn.parts
+        ]
         messages.append({"role": turn.role, "content": content})
     text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
     return theirs(text).input_ids  # as a processor does: BOS comes from the tokenizer, not from the template
@@ -150,6 +154,17 @@ def test_conversations(pair):
         generation = rng.random() < 0.5
         turns = turns[:-1] if generation else turns
         assert flat(ours, turns, generation=generation) == expected(theirs, turns, generation)
+
+
+def test_images_between_words(pair):
+    ours, theirs = pair
+    rng = random.Random(9)
+    for _ in range(40):
+        parts = [rng.choice([IMAGE, IMAGE, *TEXTS]) for _ in range(rng.randint(1, 6))]
+        turns = [Turn("user", parts=parts), Turn("assistant", "yes"), Turn("user", parts=parts[::-1])]
+        assert flat(ours, turns) == expected(theirs, turns)
+        slots = [s.index for s in ours.encode_turns(turns) if isinstance(s, ImageSlot)]
+        assert slots == list(range(2 * turns[0].images))
 
 
 def test_pictures_are_counted_through_the_conversation(pair):
@@ -197,6 +212,8 @@ def test_decode_equals_theirs(pair):
         assert ours.decode(np.array(ids)) == theirs.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        kept = ours.decode(np.array(ids), keep_special=True)
+        assert kept == theirs.decode(ids, clean_up_tokenization_spaces=False) and theirs.eos_token in kept
 
 
 def test_streamed_text_equals_decoded_text(pair):
@@ -209,6 +226,9 @@ def test_streamed_text_equals_decoded_text(pair):
         stream = ours.detokenizer()
         pieces = [stream.step(i) for i in ids]
         assert "".join([*pieces, stream.finish()]) == ours.decode(ids)
+        stream = ours.detokenizer(keep_special=True)
+        pieces = [stream.step(i) for i in ids]
+        assert "".join([*pieces, stream.finish()]) == ours.decode(ids, keep_special=True)
 
 
 def test_streaming_holds_back_only_what_is_open(pair):
