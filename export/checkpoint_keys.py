@@ -46,15 +46,12 @@ def places(source: Source) -> Iterator[Place]:
     if family not in config_keys.TOP:
         return
     yield from _configs(source, family)
-    for file, table in processor_keys.FILES.items():
-        values = source.json(file)
-        if values is None:
-            continue
-        table = processor_keys.IMAGE[family] if table is None else table
-        yield Place(file, (), values, table)
-        for key, nested in processor_keys.NESTED.items() if file == "processor_config.json" else ():
-            if isinstance(values.get(key), dict):
-                yield Place(file, (key,), values[key], nested or processor_keys.IMAGE[family])
+    for (file, *path), table in processor_keys.tables(family).items():
+        values: Any = source.json(file) or {}
+        for key in path:
+            values = values.get(key)
+        if isinstance(values, dict):
+            yield Place(file, tuple(path), values, table)
 
 
 def _configs(source: Source, family: str) -> Iterator[Place]:

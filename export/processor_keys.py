@@ -5,7 +5,7 @@ from __future__ import annotations
 from foveate.export.generation_keys import GENERATION
 from foveate.export.key_table import Table, irrelevant, refused, used
 
-__all__ = ["FILES", "IMAGE", "NESTED", "sections"]
+__all__ = ["FILES", "sections", "tables"]
 
 _ORIGIN = "tells where the file comes from"
 _CALL = "says how transformers is called or computes, not what"
@@ -103,7 +103,10 @@ _TOKENIZER: Table = (
     )
     | irrelevant("prompts are neither filled up nor cut", "truncation", "truncation_strategy")
     | irrelevant("prompts are neither filled up nor cut", "pad_to_multiple_of", "pad_token_type_id")
-    | irrelevant("transformers does so for no BPE tokenizer", "clean_up_tokenization_spaces")
+    | used(
+        "refused for other tokenizers than BPE, with which transformers does nothing",
+        "clean_up_tokenization_spaces",
+    )
     | refused(
         "spaces before punctuation are kept",
         (False,),
@@ -120,23 +123,40 @@ _TOKENIZER: Table = (
     | irrelevant(_ORIGIN, "slow_tokenizer_class", "device_map", "verbose", "__type", "model_input_names")
 )
 
-IMAGE: dict[str, Table] = {"llava": _CLIP, "llava_next": _TILES, "qwen2_5_vl": _WINDOWS}
-"""Of the image processor, by family."""
-FILES: dict[str, Table | None] = {
-    "generation_config.json": GENERATION,
-    "processor_config.json": _PROCESSOR,
-    "preprocessor_config.json": None,
-    "video_preprocessor_config.json": _VIDEO,
-    "tokenizer_config.json": _TOKENIZER,
-    "special_tokens_map.json": _TOKENS,
-}
-"""Every settings file besides ``config.json``; None stands for the table of the family's image processor."""
-NESTED: dict[str, Table | None] = {"image_processor": None, "video_processor": _VIDEO}
-"""Objects inside ``processor_config.json``."""
+_QWEN_TOKENIZER: Table = _TOKENIZER | refused(
+    "Qwen2Tokenizer would put a space in front", (False,), "add_prefix_space"
+)
+
+FILES = (
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+"""Every settings file besides ``config.json``."""
+_IMAGES = {"llava": _CLIP, "llava_next": _TILES, "qwen2_5_vl": _WINDOWS}
+
+
+def tables(family: str) -> dict[tuple[str, ...], Table]:
+    """The table of each file, and of objects in it: by the file's name and the keys that lead there."""
+    image, qwen = _IMAGES[family], family == "qwen2_5_vl"
+    return {
+        ("generation_config.json",): GENERATION,
+        ("processor_config.json",): _PROCESSOR,
+        ("processor_config.json", "image_processor"): image,
+        ("processor_config.json", "video_processor"): _VIDEO,
+        ("preprocessor_config.json",): image,
+        ("video_preprocessor_config.json",): _VIDEO,
+        ("tokenizer_config.json",): _QWEN_TOKENIZER if qwen else _TOKENIZER,
+        ("special_tokens_map.json",): _TOKENS,
+    }
 
 
 def sections() -> dict[str, Table]:
     """Titles and tables of the documentation."""
+    changed = {name: key for name, key in _QWEN_TOKENIZER.items() if _TOKENIZER[name] != key}
     return {
         "generation_config.json": GENERATION,
         "Image processor of LLaVA (preprocessor_config.json, or image_processor in processor_config.json)": _CLIP,
@@ -145,5 +165,6 @@ def sections() -> dict[str, Table]:
         "Video processor (video_preprocessor_config.json, or video_processor in processor_config.json)": _VIDEO,
         "processor_config.json": _PROCESSOR,
         "tokenizer_config.json": _TOKENIZER,
+        "tokenizer_config.json of Qwen2.5-VL": changed,
         "special_tokens_map.json": _TOKENS,
     }

@@ -2,19 +2,21 @@
 
 transformers loads such a checkpoint and fails with an IndexError when somebody writes one of these words. Here the device
 is too late to learn it. A special token without a row passes when nothing feeds it to the model: what users write never
-becomes a special token, so a padding token that was added behind the table does no harm.
+becomes a special token, so a padding token that was added behind the table does no harm. The same holds for tokens that
+only ``tokenizer_config.json`` has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from foveate.engines.errors import UserError
+from foveate.export.checkpoint import Source
 
-__all__ = ["fed_by", "refuse_tokens_beyond", "tokenizer_of"]
+__all__ = ["fed_by", "refuse_tokens_beside", "refuse_tokens_beyond", "tokenizer_of"]
 
 
 def tokenizer_of(file: bytes, label: str) -> Tokenizer:
@@ -49,6 +51,38 @@ def refuse_tokens_beyond(rows: int, tokenizer: bytes, label: str, fed: Collectio
             f"{rows}, the rows of its embedding | resize it with model.resize_token_embeddings(len(tokenizer)) and save "
             "both again, or take these tokens out of tokenizer.json"
         )
+
+
+def refuse_tokens_beside(source: Source, tokenizer: bytes, fed: Collection[str] = ()) -> None:
+    """Raises UserError when ``tokenizer_config.json`` has tokens that ``tokenizer`` lacks, which transformers adds: words, or
+    special tokens in the texts ``fed``. Raises it, too, where transformers tidies answers up, as it does for all but BPE."""
+    config, known = source.json("tokenizer_config.json") or {}, tokenizer_of(tokenizer, source.label)
+    beside = {
+        token: special
+        for token, special in _tokens(config)
+        if known.token_to_id(token) is None and (not special or any(token in text for text in fed))
+    }
+    if beside:
+        raise UserError(
+            f"{source.label}: tokenizer.json lacks tokens that tokenizer_config.json has | got none for "
+            f"{', '.join(map(repr, beside))}, expected each in both | save the tokenizer again with transformers' "
+            "AutoTokenizer(...).save_pretrained"
+        )
+    kind = type(known.model).__name__
+    if config.get("clean_up_tokenization_spaces") and kind != "BPE":
+        raise UserError(
+            f"{source.label}: clean_up_tokenization_spaces in tokenizer_config.json is not supported | got true for a "
+            f"tokenizer of kind {kind}, expected false | use another checkpoint"
+        )
+
+
+def _tokens(config: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """The tokens in ``tokenizer_config.json``, and whether each is special."""
+    for token in (config.get("added_tokens_decoder") or {}).values():
+        yield token["content"], bool(token.get("special"))
+    more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    for token in more.values() if isinstance(more, dict) else more:
+        yield (token["content"] if isinstance(token, dict) else token), True
 
 
 def fed_by(prompt: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from foveate.export.dummy import Dummy, byte_tokenizer
 from foveate.export.joint import JointSpace, joint_size
 from foveate.export.parts import DecoderSpec, ModelSpec, Parts, StartMerging, VisionSpec, Weights
 from foveate.export.sources import entries, language_entries, under
-from foveate.export.vocabulary import fed_by, refuse_tokens_beyond
+from foveate.export.vocabulary import fed_by, refuse_tokens_beside, refuse_tokens_beyond
 from foveate.export.weights import packed
 
 __all__ = [
@@ -223,6 +223,7 @@ def parts(
     files: dict[str, Any] = {"tokenizer.json": _tokenizer(source, decoder, top)}
     prompt = _prompt(source, files["tokenizer.json"], top)
     refuse_tokens_beyond(decoder.vocab_size, files["tokenizer.json"], source.label, fed_by(prompt))
+    refuse_tokens_beside(source, files["tokenizer.json"], fed_by(prompt))
     weights = source.weights(_entries(build(()), language) | dict(beside or {}), _unread(vision))
     return Parts(
         spec=ModelSpec("llava", vision, decoder, ("layers", *(TAPS if joint else TAPS[:-1]))),

@@ -23,7 +23,7 @@ from foveate.export.dummy import Dummy, byte_tokenizer
 from foveate.export.parts import ModelSpec, Parts, StartMerging
 from foveate.export.qwen_vision import TAPS, Merger, Vision, WindowSpec
 from foveate.export.sources import entries, language_entries, under
-from foveate.export.vocabulary import fed_by, refuse_tokens_beyond
+from foveate.export.vocabulary import fed_by, refuse_tokens_beside, refuse_tokens_beyond
 
 __all__ = ["CHECKPOINTS", "CONFIGS", "load", "tiny"]
 
@@ -188,6 +188,7 @@ def _parts(
     )
     prompt["video_token_id"] = top.get("video_token_id", _VIDEO_ID)
     refuse_tokens_beyond(decoder.vocab_size, tokenizer, source.label, fed_by(prompt))
+    refuse_tokens_beside(source, tokenizer, fed_by(prompt))
     return Parts(
         spec=ModelSpec("qwen2_5_vl", vision, decoder, TAPS),
         vision=build,

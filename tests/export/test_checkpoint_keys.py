@@ -59,6 +59,10 @@ CONFIGS = {
 }
 
 
+def table(family, file):
+    return processor_keys.tables(family)[(file,)]
+
+
 @pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
 def test_every_key_of_a_config_class_is_in_its_table(kind):
     keys = {*inspect.signature(kind).parameters, *kind().to_dict(), *kind.attribute_map.values()} - {"kwargs"}
@@ -83,7 +87,7 @@ IMAGES = {
 @pytest.mark.parametrize("kind", IMAGES, ids=lambda kind: kind.__name__)
 def test_every_key_of_an_image_processor_is_in_its_table(kind):
     keys = {*kind.valid_kwargs.__annotations__, *kind().to_dict()}
-    assert not keys - processor_keys.IMAGE[IMAGES[kind]].keys()
+    assert not keys - table(IMAGES[kind], "preprocessor_config.json").keys()
 
 
 def test_every_key_of_the_video_processor_is_in_its_table():
@@ -95,7 +99,7 @@ def test_every_key_of_the_video_processor_is_in_its_table():
     names = set(re.findall(r"^    (\w+)(?: \(`.*| = .*|: \w+)$", own, re.MULTILINE))
     assert {"max_video_tokens", "do_sample_frames", "use_token_compression", "min_pixels"} <= names
     names |= set(VideosKwargs.__annotations__)
-    assert not names - {"valid_kwargs"} - processor_keys.FILES["video_preprocessor_config.json"].keys()
+    assert not names - {"valid_kwargs"} - table("llava", "video_preprocessor_config.json").keys()
 
 
 def test_every_key_of_the_processors_is_in_their_table():
@@ -105,16 +109,16 @@ def test_every_key_of_the_processors_is_in_their_table():
         for name in inspect.signature(kind.__init__).parameters
     }
     keys -= {"self", "kwargs", "tokenizer"}  # the tokenizer has files of its own
-    assert not keys - processor_keys.FILES["processor_config.json"].keys()
+    assert not keys - table("llava", "processor_config.json").keys()
 
 
 def test_every_key_of_the_generation_config_is_in_its_table():
-    assert not GenerationConfig().to_dict().keys() - processor_keys.FILES["generation_config.json"].keys()
+    assert not GenerationConfig().to_dict().keys() - table("llava", "generation_config.json").keys()
 
 
 def test_every_key_of_a_tokenizer_is_in_its_table():
     tokens = set(PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES)
-    assert not tokens - processor_keys.FILES["special_tokens_map.json"].keys()
+    assert not tokens - table("llava", "special_tokens_map.json").keys()
     read = {
         name
         for kind in (PreTrainedTokenizerBase, TokenizersBackend)
@@ -134,7 +138,7 @@ def test_every_key_of_a_tokenizer_is_in_its_table():
     }
     inside |= {"_json_truncation", "_json_padding", "tokenizer_truncation", "tokenizer_padding"}
     read -= inside | {"_spm_precompiled_charsmap"}
-    assert not (tokens | read) - processor_keys.FILES["tokenizer_config.json"].keys()
+    assert not (tokens | read) - table("llava", "tokenizer_config.json").keys()
 
 
 def test_defaults_are_those_of_transformers():
@@ -217,9 +221,8 @@ def listed(file, path, family):
         for name, nested in config_keys.NESTED.items():
             tables |= {(part, name): table for part, table in nested.items()}
         return tables[path[:-1]].get(path[-1])
-    if path[0] in ("image_processor", "video_processor") and len(path) > 1:
-        return (processor_keys.NESTED[path[0]] or processor_keys.IMAGE[family]).get(path[1])
-    return (processor_keys.FILES[file] or processor_keys.IMAGE[family]).get(path[0])
+    nested = processor_keys.tables(family).get((file, *path[:-1]))
+    return (table(family, file) if nested is None else nested).get(path[-1 if nested else 0])
 
 
 @pytest.fixture(params=["llava", "llava_next", "qwen2_5_vl"])

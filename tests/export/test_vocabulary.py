@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -66,6 +67,38 @@ def test_the_tokenizer_of_clip_is_looked_at_too(llava_checkpoint, clip_checkpoin
     parts = models.load(str(llava_checkpoint()[0]), clip=str(clip))
     with pytest.raises(UserError, match=r"got 'zebra' \(300\), expected numbers below 300"):
         parts.vision(("clip_image",))
+
+
+def only_in_the_config(path, edit_json, content, special):
+    token = {"content": content, "special": special, "lstrip": False, "rstrip": False, "normalized": False}
+    edit_json(path / "tokenizer_config.json", added_tokens_decoder={"310": token | {"single_word": False}})
+
+
+def test_a_word_that_only_the_tokenizers_config_has_is_refused(copy, edit_json):
+    only_in_the_config(copy, edit_json, "zebra", special=False)
+    assert AutoTokenizer.from_pretrained(copy)("a zebra")["input_ids"][-1] >= ROWS  # transformers adds it
+    with pytest.raises(UserError, match=r"lacks tokens that tokenizer_config.json has .* 'zebra'"):
+        models.load(str(copy))
+
+
+def test_a_special_token_that_only_the_tokenizers_config_has_is_refused_where_it_is_needed(copy, edit_json):
+    only_in_the_config(copy, edit_json, "<turn>", special=True)
+    models.load(str(copy))
+    template = copy / "chat_template.jinja"
+    template.write_text(template.read_text().replace("'ASSISTANT:'", "'<turn>ASSISTANT:'"))
+    with pytest.raises(UserError, match="'<turn>', expected each in both"):
+        models.load(str(copy))
+
+
+def test_tidying_up_is_refused_where_transformers_does_it(copy, edit_json):
+    edit_json(copy / "tokenizer_config.json", clean_up_tokenization_spaces=True)
+    models.load(str(copy))  # BPE
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    vocabulary = list(tokenizer["model"]["vocab"])
+    tokenizer["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [[word, -1.0] for word in vocabulary]}
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=r"clean_up_tokenization_spaces .* Unigram"):
+        models.load(str(copy))
 
 
 @pytest.fixture
