@@ -125,6 +125,8 @@ class Adapted:
         """Raises UserError when the base is quantized."""
         self.base, self.adapter = base, adapter
         self.label, self.revision, self.config = base.label, base.revision, base.config
+        beside = adapter.folder.path == base.path
+        self.folders = base.folders | ({} if beside else {"adapter": adapter.folder})
         if base.config.get("quantization_config") is not None:
             method = base.config["quantization_config"].get("quant_method")
             raise UserError(

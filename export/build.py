@@ -32,7 +32,7 @@ from foveate.export.pair import Pair
 from foveate.export.parts import DecoderSpec, Parts
 from foveate.export.precision import Precision, choices
 from foveate.export.weights import packed
-from foveate.runtime import bundle
+from foveate.runtime import bundle, licence
 from foveate.runtime.cli import Parser
 from foveate.runtime.plans import usable
 
@@ -185,6 +185,8 @@ def build(
     dialects, _ = precisions.dialects(precision, dialects, calibrated, _sorts(parts, method))
     with _staging(out) as root, _stages() as stage:
         graphs = assemble(parts, method, llm_parts)
+        for note in licence.notes(parts.licence):
+            print(note, file=sys.stderr)
         parts = pruner_weights.joined(parts, method, pruner)
         if calibration is not None:
             manifest = _manifest(out.name, parts, method, graphs, precision, {})
@@ -238,6 +240,7 @@ def _manifest(
         "image": parts.image,
         "prompt": parts.prompt,
         "generation": parts.generation,
+        "licence": parts.licence,
     }
 
 

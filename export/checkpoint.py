@@ -57,12 +57,14 @@ class Entry:
 
 class Source(Protocol):
     """A checkpoint: where it is (``label``), which it is (``revision``), whether its weights are real
-    (``load_format`` "auto" or "dummy"), its ``config.json``, other files and tensors."""
+    (``load_format`` "auto" or "dummy"), its ``config.json``, other files and tensors. ``folders``: where its weights lie, by
+    the role of each ("model", "adapter"); a dummy has none."""
 
     label: str
     revision: str
     load_format: str
     config: dict[str, Any]
+    folders: dict[str, Folder]
 
     def json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the checkpoint; None where it has none."""
@@ -98,6 +100,7 @@ class Directory(Folder):
         """Raises UserError when ``path`` holds no ``config.json``."""
         super().__init__(path, label, remedy)
         self.revision = revision
+        self.folders: dict[str, Folder] = {"model": self}
         config = self.json("config.json")
         if config is None:
             raise UserError(

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from foveate.export.checkpoint import Entry, Source, Unread
 from foveate.export.parts import Weights
+from foveate.export.tensor_files import Folder
 
 __all__ = ["Dummy", "DummyWeights", "byte_tokenizer"]
 
@@ -30,6 +31,7 @@ class Dummy:
     def __init__(self, label: str, config: dict[str, Any], checkpoint: Source | None = None) -> None:
         self.label, self.config, self._checkpoint = label, config, checkpoint
         self.revision = checkpoint.revision if checkpoint else "none"
+        self.folders: dict[str, Folder] = {}
 
     def json(self, name: str) -> dict[str, Any] | None:
         return self._checkpoint.json(name) if self._checkpoint else None

@@ -19,6 +19,7 @@ from foveate.export.config import clip_vision_spec
 from foveate.export.dummy import byte_tokenizer
 from foveate.export.parts import VisionSpec, Weights
 from foveate.export.sources import entries
+from foveate.export.tensor_files import Folder
 from foveate.export.vocabulary import refuse_tokens_beyond
 
 __all__ = ["JointSpace", "check_tower", "joint_size"]
@@ -89,6 +90,7 @@ class JointSpace:
     def __init__(self, config: dict[str, Any], vision: VisionSpec, source: Source | str) -> None:
         self._source, self._vision = source, vision
         self._opened: tuple[Weights, Any] | None = None
+        self._folders: list[Folder] = []
         if not isinstance(source, str):
             check_tower(source, vision)
         with torch.device("meta"):
@@ -111,7 +113,13 @@ class JointSpace:
                 source = sources.find(source)
                 check_tower(source, self._vision)
             self._opened = source.weights(self._entries, _UNREAD), self._tokenizer(source)
+            self._folders = list(source.folders.values())
         return self._opened
+
+    def folders(self) -> list[Folder]:
+        """Where what was opened lies; a dummy lies nowhere."""
+        self.open()
+        return self._folders
 
     def _tokenizer(self, source: Source) -> Any:
         if source.load_format == "dummy":

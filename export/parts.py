@@ -190,6 +190,7 @@ class Parts:
     weights: Weights
     image: dict[str, Any]  # preprocessing settings for runtime.image
     prompt: dict[str, Any]  # chat format and stop ids for runtime.prompt
+    licence: dict[str, Any] = field(default_factory=dict)  # by role, see runtime.licence
     generation: dict[str, Any] = field(default_factory=dict)  # defaults of answers, see export.generation
     files: dict[str, Any] = field(default_factory=dict)  # name in the bundle -> path
     text_encoder: nn.Module | None = None

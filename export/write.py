@@ -161,11 +161,12 @@ def write_embeddings(root: Path, weights: Weights, precision: Precision) -> np.n
 
 
 def write_files(root: Path, parts: Parts, graphs: list[Graph]) -> None:
-    """The tokenizers: the language model's, and CLIP's where its text tower is among the ``graphs``."""
+    """Licences and tokenizers: the language model's, and CLIP's where its text tower is among the ``graphs``."""
     reads_clip = any(graph.spec.name == "text_encoder" for graph in graphs)
     for name, source in parts.files.items():
         if name == "clip_tokenizer.json" and not reads_clip:
             continue
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(source, bytes):
             (root / name).write_bytes(source)
         else:

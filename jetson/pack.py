@@ -18,7 +18,7 @@ from foveate.engines.errors import UserError, unknown
 from foveate.jetson import wheels
 from foveate.jetson.devices import JETPACKS
 from foveate.jetson.wheels import Target
-from foveate.runtime import options
+from foveate.runtime import licence, options
 from foveate.runtime.bundle import hash_file, load
 from foveate.runtime.cli import Parser
 
@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
 def pack(bundle: Path, target: Target, out: Path, wheels_in: Path | None = None, video: bool = False) -> None:
     """Write ``out``, aside and renamed. Raises UserError."""
     manifest = load(bundle, full=True, progress=lambda name: options.say(f"checking {name}")).manifest
+    for line in licence.lines(manifest.licence):
+        options.say(f"licence of the {line}")
     with tempfile.TemporaryDirectory() as folder:
         wheels_in = wheels_in or gather(target, Path(folder), video)
         facts = contents(bundle, manifest.name, wheels_in, target)

@@ -63,6 +63,7 @@ class Manifest:
     )
     # the checkpoint's defaults of answers (``runtime.generation``)
     generation: dict[str, Any] = field(default_factory=dict)
+    licence: dict[str, Any] = field(default_factory=dict)  # by role, see ``runtime.licence``
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +74,14 @@ class Manifest:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
         """Fields that this version does not know are left out. Raises KeyError, TypeError or ValueError."""
-        later = ("cuts", "budgets", "limits", "vision", "generation")  # older bundles have none and need none
+        later = (
+            "cuts",
+            "budgets",
+            "limits",
+            "vision",
+            "generation",
+            "licence",
+        )  # older bundles have none and need none
         values = {
             each.name: data[each.name] for each in fields(cls) if each.name in data or each.name not in later
         }

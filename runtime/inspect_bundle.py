@@ -9,7 +9,7 @@ from typing import Any
 
 from foveate.engines.errors import UserError
 from foveate.engines.spec import FLOAT, TensorSpec
-from foveate.runtime import costs, options
+from foveate.runtime import costs, licence, options
 from foveate.runtime.bundle import Bundle, Manifest, load
 from foveate.runtime.cli import Parser
 from foveate.runtime.generation import Generation
@@ -48,6 +48,7 @@ def describe(bundle: Bundle, text_tokens: int = costs.TEXT_TOKENS) -> dict[str, 
         "name": manifest.name,
         "family": manifest.family,
         "source": manifest.source,
+        "licence": manifest.licence,
         "method": manifest.method,
         "precision": manifest.precision,
         "visual_tokens": manifest.num_visual_tokens,
@@ -198,6 +199,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines = [
         f"{'bundle':<12}{facts['name']}, {facts['bytes'] / 1e6:.1f} MB",
         f"{'model':<12}{facts['family']}, {', '.join(f'{k} {v}' for k, v in facts['source'].items())}",
+        *(f"{'licence':<12}{line}" for line in licence.lines(facts["licence"])),
         f"{'method':<12}{method['name']} ({chosen}), positions {method['position_mode']}{fixed}",
         f"{'precision':<12}{', '.join(f'{part} {kind}' for part, kind in facts['precision'].items())}",
         f"{'picture':<12}{_picture(facts)}",

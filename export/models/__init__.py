@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from foveate.engines.errors import UserError, unknown
-from foveate.export import checkpoint_keys, generation, sources
+from foveate.export import checkpoint_keys, generation, licence, sources
 from foveate.export.adapter import Adapted
 from foveate.export.dummy import Dummy
 from foveate.export.parts import Parts
@@ -81,6 +81,9 @@ def load(
     if isinstance(source, Adapted):
         found = source.adapter
         parts.source |= {"adapter": found.folder.label, "adapter_revision": found.revision}
+    for role, folder in source.folders.items():
+        parts.licence[role], files = licence.of(folder, role)
+        parts.files |= files
     return parts
 
 

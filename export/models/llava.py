@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.export import generation, image_processor, processor, sources
+from foveate.export import generation, image_processor, licence, processor, sources
 from foveate.export.checkpoint import Entry, Source, Unread
 from foveate.export.clip import ACTIVATIONS, TAPS, Projector, Vision
 from foveate.export.config import Config, clip_vision_spec, decoder_spec
@@ -210,6 +210,9 @@ def parts(
                     "vision tower in its directory under clip | name it with --clip"
                 )
             files["clip_tokenizer.json"] = joint.open()[1]
+            for folder in joint.folders():
+                licences["clip"], found = licence.of(folder, "clip")
+                files.update(found)
         with torch.device("meta"):
             return Vision(vision, projector(), taps, merging)
 
@@ -221,6 +224,7 @@ def parts(
     with torch.device("meta"):
         language = Decoder(decoder)
     files: dict[str, Any] = {"tokenizer.json": _tokenizer(source, decoder, top)}
+    licences: dict[str, Any] = {}
     prompt = _prompt(source, files["tokenizer.json"], top)
     refuse_tokens_beyond(decoder.vocab_size, files["tokenizer.json"], source.label, fed_by(prompt))
     refuse_tokens_beside(source, files["tokenizer.json"], fed_by(prompt))
@@ -234,6 +238,7 @@ def parts(
         image=image_processor.image_settings(source, vision.image_size) if image is None else image,
         prompt=prompt,
         files=files,
+        licence=licences,
         text_encoder=joint.text_encoder if joint else None,
         source={"model": source.label, "revision": source.revision, "load_format": source.load_format},
     )

@@ -351,3 +351,13 @@ def test_what_has_a_wheel_is_installed(source: Path, tmp_path: Path) -> None:
     for name in ("foveate", "cuda_bindings"):
         make_wheel(tmp_path, name, {})
     assert contents(source, "it", tmp_path, HERE)["install"] == ["foveate", "cuda-bindings"]
+
+
+def test_a_pack_shows_the_licences_in_it(source: Path, tmp_path: Path, capsys) -> None:
+    make_wheel(tmp_path, "foveate", {})
+    copy = shutil.copytree(source, tmp_path / "bundle")
+    manifest = json.loads((copy / "bundle.json").read_text())
+    each = {"source": "a/b", "id": "cc-by-nc-4.0", "use": "non-commercial", "files": []}
+    (copy / "bundle.json").write_text(json.dumps(manifest | {"licence": {"model": each}}))
+    pack(copy, HERE, tmp_path / "it.pyz", tmp_path)
+    assert "licence of the model a/b: cc-by-nc-4.0 (not for commercial use)" in capsys.readouterr().err

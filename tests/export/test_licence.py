@@ -1,0 +1,109 @@
+"""Licences: what card and files of a checkpoint say travels in the bundle and is shown."""
+
+from __future__ import annotations
+
+import json
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from foveate.export import licence, methods, models
+from foveate.export.build import build
+from foveate.export.tensor_files import Folder
+from foveate.runtime import bundle, inspect_bundle
+from foveate.runtime.licence import lines, notes
+
+CARDS = {
+    "---\nlicense: apache-2.0\nlanguage: en\n---\n# A model": ({"id": "apache-2.0"}, "commercial"),
+    "---\r\nlicense: mit\r\n---\r\n": ({"id": "mit"}, "commercial"),
+    "\ufeff---\nlicense: llama2\n---": ({"id": "llama2"}, "commercial"),
+    "---\nlicense: [apache-2.0, cc-by-nc-4.0]\n---\n": ({"id": "apache-2.0, cc-by-nc-4.0"}, "non-commercial"),
+    "---\nlicense: cc-by-nc-sa-4.0\n---\n": ({"id": "cc-by-nc-sa-4.0"}, "non-commercial"),
+    "---\nlicense: other\nlicense_name: qwen-research\nlicense_link: https://a.b/LICENSE\n---\n": (
+        {"id": "other", "name": "qwen-research", "link": "https://a.b/LICENSE"},
+        "non-commercial",
+    ),
+    "---\nlicense: other\nlicense_name: house-rules\n---\n": (
+        {"id": "other", "name": "house-rules"},
+        "unknown",
+    ),
+    "---\nlicense: no\n---\n": ({"id": "no"}, "unknown"),
+    "---\nlicense: unknown\n---\n": ({}, "unknown"),
+    "---\nlicense:\n---\n": ({}, "unknown"),
+    "---\nlicense: apache-2.0\nbroken: [\n---\n": ({"id": "apache-2.0"}, "commercial"),
+    "---\n- a\n- b\n---\n": ({}, "unknown"),
+    "# A model\nlicense: mit": ({}, "unknown"),
+    "": ({}, "unknown"),
+    "---\nlicense: !!python/object/apply:os.mkdir [exploded]\n---\n": ({"id": "exploded"}, "unknown"),
+}
+
+
+@pytest.mark.parametrize(("card", "said"), CARDS.items())
+def test_what_a_card_says(tmp_path, card, said):
+    (tmp_path / "README.md").write_bytes(card.encode())
+    found, files = licence.of(Folder(tmp_path), "model")
+    assert found == {"source": str(tmp_path), **said[0], "use": said[1], "files": []}
+    assert files == {}
+
+
+def test_no_card_but_files(tmp_path):
+    for name in ("LICENSE.txt", "Notice", "licence-of-parts.md", "README.txt"):
+        (tmp_path / name).write_text(name)
+    found, files = licence.of(Folder(tmp_path), "model")
+    assert found["use"] == "unknown"
+    names = ["licences/model/LICENSE.txt", "licences/model/Notice", "licences/model/licence-of-parts.md"]
+    assert found["files"] == names == list(files)
+
+
+def test_commercial_use_is_silent_and_the_rest_is_said():
+    each = {"source": "a/b", "id": "mit", "use": "commercial", "files": []}
+    assert notes({"model": each}) == []
+    assert lines({"model": each}) == ["model a/b: mit (commercial use under its terms)"]
+    other = {
+        "source": "a/c",
+        "id": "cc-by-nc-4.0",
+        "use": "non-commercial",
+        "files": ["licences/model/LICENSE"],
+    }
+    assert notes({"model": each, "adapter": other}) == [
+        "licence of the adapter a/c: cc-by-nc-4.0 (not for commercial use), licences/model/LICENSE; read it before use"
+    ]
+    nothing = {"source": "a/d", "use": "unknown", "files": []}
+    assert "not given (whether for commercial use is not known)" in notes({"model": nothing})[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_licences_travel_with_the_bundle(copy, tmp_path, capsys, clip_checkpoint):
+    (copy / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (copy / "LICENSE").write_text("of the model")
+    model = AutoModelForImageTextToText.from_pretrained(copy, dtype=torch.float32)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    (tmp_path / "adapter" / "LICENSE").write_text("of the adapter")
+
+    parts = models.load(str(tmp_path / "adapter"), clip=str(clip_checkpoint(2)[0]))
+    build(parts, methods.load("trim"), tmp_path / "bundle", precision="fp32", dialects=["ort"])
+    said = capsys.readouterr().err
+    assert "licence of the adapter" in said and "cc-by-nc-4.0 (not for commercial use)" in said
+    assert "licence of the clip" in said and "licence of the model" not in said
+
+    found = bundle.load(tmp_path / "bundle", full=True)
+    assert (found.path / "licences/model/LICENSE").read_text() == "of the model"
+    assert (found.path / "licences/adapter/LICENSE").read_text() == "of the adapter"
+    assert "licences/adapter/LICENSE" in found.manifest.files
+    uses = {role: each["use"] for role, each in found.manifest.licence.items()}
+    assert uses == {"model": "commercial", "adapter": "non-commercial", "clip": "unknown"}
+    assert inspect_bundle.main([str(found.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "cc-by-nc-4.0 (not for commercial use)" in shown and "apache-2.0 (commercial use" in shown
+
+
+def test_bundles_without_a_licence_are_read(method_bundle):
+    path = method_bundle("none", "fp32")
+    manifest = json.loads((path / "bundle.json").read_text())
+    assert manifest.pop("licence") == {}
+    assert bundle.Manifest.from_json(manifest).licence == {}
+    assert lines({}) == notes({}) == []
