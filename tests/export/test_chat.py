@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from prompts import INTERLEAVED, NOW, expected, ids_of
@@ -260,3 +262,43 @@ def test_the_proof_sees_every_setting(monkeypatch):
             talks = chat_proof.conversations(template)
             with pytest.raises(chat_proof.MismatchError):
                 chat_proof.prove(template, less, talks)
+
+
+def marked(name: str) -> str:
+    return f"[{name}]" + chatml(INTERLEAVED)
+
+
+FILES = {
+    "processor_config.json": lambda path: edit(path, chat_template=marked("processor_config.json")),
+    "chat_template.json": lambda path: path.write_text(
+        json.dumps({"chat_template": marked("chat_template.json")})
+    ),
+    "chat_template.jinja": lambda path: path.write_text(marked("chat_template.jinja")),
+}
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("first", range(len(FILES)))
+def test_of_several_files_with_a_template_transformers_one_counts(copy, place, first):
+    (copy / "chat_template.jinja").unlink()
+    for name in list(FILES)[first:]:
+        FILES[name](copy / name)
+    edit(copy / "tokenizer_config.json", chat_template=marked("tokenizer_config.json"))
+    ours, theirs = place(None)
+    turns = [Turn("user", "What?", 1)]
+    assert ids_of(ours, turns) == expected(theirs, turns)
+    assert f"[{list(FILES)[first]}]" in theirs.chat_template
+
+
+def test_a_template_of_the_tokenizer_is_the_last_resort(copy, place):
+    (copy / "chat_template.jinja").unlink()
+    several = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": marked("it")}]
+    ours, theirs = place(None, chat_template=several)
+    theirs.chat_template = marked("it")
+    turns = [Turn("user", "What?", 1)]
+    assert ids_of(ours, turns) == expected(theirs, turns)
+    with pytest.raises(UserError, match=r"none of its chat templates is the default.*has tool_use"):
+        place(None, chat_template=several[:1])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from foveate.engines.errors import UserError
+from foveate.runtime.chat_format import date_piece
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.turns import IMAGE, Turn, user_turn
 
@@ -101,3 +103,48 @@ def test_special_tokens_stay_in_the_text_on_request(pipe: Pipeline):
     chat = pipe.chat()
     chat.ask("What?", keep_special=True, **options)
     assert chat.turns[-1].text == plain.text
+
+
+def test_a_conversation_has_the_date_of_its_start(bundle: Path, monkeypatch):
+    """Also in later turns, so that the cache stays of use."""
+    pipe = Pipeline.load(bundle)
+    monkeypatch.setitem(pipe.tokenizer.settings, "before", date_piece("It is %d %b %Y, %H:%M. "))
+    dates = []
+    encode = pipe.tokenizer.encode_turns
+
+    def watched(turns, **options):
+        dates.append(options["now"])
+        return encode(turns, **options)
+
+    monkeypatch.setattr(pipe.tokenizer, "encode_turns", watched)
+    chat, day = pipe.chat(started=datetime(2026, 2, 3, 4, 5)), datetime(2026, 2, 3, 4, 5)
+    chat.ask("What?", max_new_tokens=4)
+    later = chat.ask("Why?", max_new_tokens=4)
+    assert dates == [day, day] and later.timings.reused_rows > len("It is 03 Feb 2026, 04:05. What?")
+    text = pipe.tokenizer.decode(encode([Turn("user", "What?")], now=day)[0])
+    assert text.startswith("It is 03 Feb 2026, 04:05. U: What?")
+    before = datetime.now()
+    pipe.chat().ask("What?", max_new_tokens=1)
+    assert before <= dates[-1] <= datetime.now()
+
+
+def test_reasoning_is_cut_out_of_earlier_answers(bundle: Path, monkeypatch):
+    """What is in the cache of it is not used for the next turn, which is that of a fresh prompt without it."""
+    pipe = Pipeline.load(bundle)
+    (shown,) = images(1)
+    chat = pipe.chat()
+    answer = chat.ask("What?", shown, keep=4, max_new_tokens=12)
+    end = answer.text[4]
+    rule = {"assistant": {"end": end, "left": None}}
+    monkeypatch.setitem(pipe.tokenizer.settings, "reasoning", rule)
+    second = chat.ask("Why?", keep=4, max_new_tokens=8)
+    assert chat.turns[1].text == answer.text  # the conversation keeps it
+    monkeypatch.delitem(pipe.tokenizer.settings, "reasoning")
+    again = pipe.chat()
+    again.ask("What?", shown, keep=4, max_new_tokens=12)
+    whole = again.ask("Why?", keep=4, max_new_tokens=8)
+    fresh = pipe.chat()
+    fresh.ask("What?", shown, keep=4, max_new_tokens=12)
+    fresh.turns[1] = Turn("assistant", answer.text.split(end)[-1].lstrip())
+    assert second.tokens == fresh.ask("Why?", keep=4, max_new_tokens=8).tokens
+    assert second.timings.prompt_rows < whole.timings.prompt_rows

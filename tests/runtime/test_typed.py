@@ -115,3 +115,20 @@ def test_nothing_else_reads_prompts_so():
         if "foveate.runtime.typed" in names:
             readers.add(path.relative_to(ROOT).as_posix())
     assert readers == {"runtime/run.py", "runtime/chat.py"}
+
+
+@pytest.mark.parametrize("verb", ["run", "chat"])
+def test_special_tokens_are_kept_on_request(bundle, pipe, capsys, monkeypatch, verb):
+    options = ["--temperature", "3", "--max-new-tokens", "40", "--keep-special"]
+    for seed in range(60):
+        arguments = {"max_new_tokens": 40, "temperature": 3.0, "seed": seed}
+        plain = pipe.generate(None, "What?", **arguments)
+        kept = pipe.generate(None, "What?", keep_special=True, **arguments)
+        if kept.text != plain.text:
+            break
+    else:
+        pytest.fail("no special token in 60 answers")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What?\n"))
+    prompt = ["What?"] if verb == "run" else []
+    assert cli.main([verb, str(bundle), *prompt, *options, "--seed", str(seed)]) == 0
+    assert capsys.readouterr().out == kept.text + "\n"
