@@ -18,7 +18,13 @@ _PIXELS: Table = (
     | irrelevant("images always have three colours here", "do_convert_rgb")
     | irrelevant(_CALL, "data_format", "input_data_format", "device", "return_tensors", "disable_grouping")
     | irrelevant(
-        _CALL, "_valid_processor_keys", "_valid_kwargs_names", "use_fast", "backend", "model_input_names"
+        _CALL,
+        "_valid_processor_keys",
+        "_valid_kwargs_names",
+        "model_valid_processing_keys",
+        "use_fast",
+        "backend",
+        "model_input_names",
     )
     | irrelevant(_ORIGIN, "processor_class", "_processor_class")
 )
@@ -58,7 +64,9 @@ _VIDEO: Table = (
     | irrelevant(
         "the pixels of all frames are always limited, as by Qwen's own tools", "cap_pixels_per_frame"
     )
-    | irrelevant(_UNREAD, "do_center_crop", "crop_size", "do_pad", "pad_size", "default_to_square")
+    | irrelevant(
+        _UNREAD, "do_center_crop", "crop_size", "do_pad", "pad_size", "default_to_square", "size_divisor"
+    )
     | irrelevant(_CALL, "return_metadata", "video_metadata", "image_processor_type", "use_token_compression")
 )
 _PROCESSOR: Table = (
