@@ -14,12 +14,13 @@ from typing import Any
 from foveate.engines.errors import UserError
 from foveate.jetson import devices, models
 from foveate.jetson.devices import Device
-from foveate.jetson.memory import memory
+from foveate.jetson.memory import DIALECTS, fitting_context, memory
 from foveate.jetson.models import Model
 from foveate.jetson.roofline import times
 from foveate.runtime import costs
 from foveate.runtime.budget import Keep
 from foveate.runtime.cli import Parser
+from foveate.runtime.compile import MAX_CONTEXT
 
 __all__ = ["best_keep", "main", "plan"]
 
@@ -35,17 +36,15 @@ def plan(
     text_tokens: int = costs.TEXT_TOKENS,
     new_tokens: int = 64,
     desktop: bool = True,
+    max_context: int | None = None,
+    dialect: str | None = None,
 ) -> dict[str, Any]:
-    """The plan as plain data. Where compiling does not fit, ``memory`` says into how few parts the language model must be cut
-    for it to, None where no number helps. ``ttft`` is a wanted time to first token in seconds. Raises UserError for a wrong ``keep``."""
+    """The plan as plain data. Where answering does not fit, ``memory`` says with which ``max_context`` it would
+    ("fitting_context"), and where compiling does not, into how few parts the language model must be cut ("llm_parts"); None
+    where no number helps. ``ttft`` is a wanted time to first token in seconds. Raises UserError for a wrong ``keep``."""
     schedule = model.schedule(keep)
     speed = times(model, device, schedule, text_tokens, new_tokens)
-    sizes = model, device, schedule, text_tokens, new_tokens, desktop
-    needs = memory(*sizes).to_json()
-    if not needs["builds"]:
-        layers = model.decoder["num_layers"]
-        fitting = (n for n in range(2, layers + 1) if memory(*sizes, n).build <= device.memory)
-        needs["llm_parts"] = next(fitting, None)
+    needs = _needs(model, device, max_context, dialect, desktop, _rows(schedule, text_tokens, new_tokens))
     facts = {
         "model": model.name,
         "precision": model.precision,
@@ -69,6 +68,33 @@ def plan(
     return facts
 
 
+def _rows(schedule: costs.Schedule, text_tokens: int, new_tokens: int) -> int:
+    """Of the kv cache that one answer fills."""
+    return max(tokens for _, tokens in schedule) + text_tokens + new_tokens
+
+
+def _needs(
+    model: Model, device: Device, max_context: int | None, dialect: str | None, desktop: bool, rows: int
+) -> dict[str, Any]:
+    sizes = {"max_context": max_context, "dialect": dialect, "desktop": desktop}
+    found = memory(model, device, **sizes)
+    if found.max_context < rows:
+        raise UserError(
+            f"the kv cache is too short | it has {found.max_context} rows, image, text and answer have {rows} "
+            "| give a larger --max-context, or a smaller --keep or --new-tokens",
+            code=2,
+        )
+    needs = found.to_json()
+    if not needs["fits"]:
+        context = needs["fitting_context"] = fitting_context(model, device, rows, dialect, desktop)
+        sizes["max_context"] = context or max_context
+    if not needs["builds"]:
+        parts = range(2, model.decoder["num_layers"] + 1)
+        fitting = (n for n in parts if memory(model, device, llm_parts=n, **sizes).build <= device.memory)
+        needs["llm_parts"] = next(fitting, None)
+    return needs
+
+
 def best_keep(model: Model, device: Device, ttft: float, text_tokens: int = costs.TEXT_TOKENS) -> int | None:
     """The largest budget whose first token comes within ``ttft`` seconds; None: not even 1 token does. A method that keeps
     a number of its own has that one or None."""
@@ -86,7 +112,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if (args.model is None) == (args.bundle is None):
         raise UserError("plan what? | expected a BUNDLE or --model NAME | foveate plan --help", code=2)
-    for name, least in (("text_tokens", 0), ("new_tokens", 1), ("visual_tokens", 1)):
+    for name, least in (("text_tokens", 0), ("new_tokens", 1), ("visual_tokens", 1), ("max_context", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             option = name.replace("_", "-")
@@ -106,6 +132,8 @@ def main(argv: list[str]) -> int:
         text_tokens=args.text_tokens,
         new_tokens=args.new_tokens,
         desktop=not args.headless,
+        max_context=args.max_context,
+        dialect=args.dialect,
     )
     print(json.dumps(facts) if args.json else "\n".join(_lines(facts)))
     return 0
@@ -131,6 +159,16 @@ def _parser() -> argparse.ArgumentParser:
         "--text-tokens", type=int, default=costs.TEXT_TOKENS, help=f"default {costs.TEXT_TOKENS}"
     )
     parser.add_argument("--new-tokens", type=int, default=64, help="of the answer (default 64)")
+    parser.add_argument(
+        "--max-context",
+        type=int,
+        help=f"rows of the kv cache, as of foveate compile (default: {MAX_CONTEXT}, or what the model takes)",
+    )
+    parser.add_argument(
+        "--dialect",
+        choices=DIALECTS,
+        help="native: TensorRT 10.15 or newer (JetPack 7.2); primitive: older ones, the default on a Jetson",
+    )
     parser.add_argument("--headless", action="store_true", help="the device runs no desktop")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
@@ -149,8 +187,12 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"{'decoding':<12}{facts['tokens_per_second']:10.1f} tokens/s",
         "",
     ]
-    parts = ("system", "weights", "cache", "activations", "run", "build", "total")
-    lines += [f"{name:<12}{needs[name] / 1e9:10.2f} GB" for name in parts]
+    notes = {
+        "cache": f"  {needs['max_context']} rows, whatever is kept",
+        "scratch": f"  an estimate, for {needs['max_context']} rows at once in the dialect {needs['dialect']}",
+    }
+    parts = ("system", "weights", "cache", "scratch", "run", "build", "total")
+    lines += [f"{name:<12}{needs[name] / 1e9:10.2f} GB{notes.get(name, '')}" for name in parts]
     lines += ["", *_verdict(needs)]
     if "ttft" in facts:
         wanted, keep = facts["ttft"]["wanted"], facts["ttft"]["keep"]
@@ -162,16 +204,24 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _verdict(needs: dict[str, Any]) -> list[str]:
-    parts = needs.get("llm_parts")
+    parts, context = needs.get("llm_parts"), needs.get("fitting_context")
+    and_so = " and that --max-context" if context else ""
     whole = "a smaller model or a larger module (swap does not help the builder)"
     lines = []
     for fits, need, what, remedy in (
-        ("fits", "run", "answering", "lower --precision, a smaller model or --headless"),
+        (
+            "fits",
+            "run",
+            "answering",
+            f"it does with `foveate compile --max-context {context}`"
+            if context
+            else "lower --precision, a smaller model or --headless",
+        ),
         (
             "builds",
             "build",
             "compiling",
-            f"it does with `foveate build --llm-parts {parts}`" if parts else whole,
+            f"it does with `foveate build --llm-parts {parts}`{and_so}" if parts else whole,
         ),
     ):
         lack = (needs[need] - needs["total"]) / 1e9

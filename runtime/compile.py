@@ -22,8 +22,10 @@ from foveate.runtime.cli import Parser
 from foveate.runtime.compile_job import Job, Progress
 from foveate.runtime.plans import TARGETS, Plan, backend, refused_dialect
 
-__all__ = ["OPTIONS", "compile_bundle", "main"]
+__all__ = ["MAX_CONTEXT", "OPTIONS", "compile_bundle", "main"]
 
+MAX_CONTEXT = 4096
+"""Rows of the kv cache where TensorRT fixes them, unless --max-context says otherwise or the model takes fewer."""
 _ABANDONED = 24 * 3600  # seconds; older half engines are of runs that were killed
 
 _TENSORRT = {
@@ -68,7 +70,7 @@ def compile_bundle(
     bundle = load(path, progress=lambda name: progress(f"checking {name}"))
     if "max_context" in chosen:
         most = bundle.manifest.decoder["max_positions"]
-        chosen["max_context"] = min(chosen["max_context"] or 4096, most)
+        chosen["max_context"] = min(chosen["max_context"] or MAX_CONTEXT, most)
     machine = module.machine(chosen)
     dialect = _dialect(bundle, module, dialect)
     _require_precision(bundle, module, machine)
