@@ -1,7 +1,8 @@
-"""Turn named dimensions of an ONNX file into numbers, without the onnx package: devices do not have it.
+"""Read and change ONNX files without the onnx package, which devices do not have: named dimensions become numbers, and files of
+external data are found.
 
 TensorRT wants the cache's length as a number when it parses, and only the device knows how long it should be.
-A protobuf message is a list of (tag, payload) fields; this walks down to the dimensions and copies the rest.
+A protobuf message is a list of (tag, payload) fields; this walks down to what is asked for and copies the rest.
 Field numbers are those of onnx.proto3.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["fix_dimensions"]
+__all__ = ["external_files", "fix_dimensions"]
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DIM_VALUE, _DIM_PARAM = 1, 2
@@ -23,6 +24,35 @@ _PATH: tuple[frozenset[int], ...] = tuple(
 def fix_dimensions(model: bytes, sizes: dict[str, int]) -> bytes:
     """The serialized ModelProto with each dimension named in ``sizes`` set to its size."""
     return _rewrite(model, 0, {name.encode(): size for name, size in sizes.items()})
+
+
+def external_files(model: bytes) -> set[str]:
+    """The files in which the tensors of the serialized ModelProto lie, as it names them; none for tensors that it holds itself."""
+    return {name.decode(errors="replace") for name in _locations(model, "model")}
+
+
+# what a message holds: field number -> kind of message inside; of every place in which a tensor can stand
+_HOLDS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+
+
+def _locations(message: bytes, kind: str) -> Iterator[bytes]:
+    if kind == "entry":
+        pair = {number: message[payload:end] for number, _, _, payload, end in _fields(message)}
+        if pair.get(1) == b"location":
+            yield pair.get(2, b"")
+        return
+    for number, wire, _, payload, end in _fields(message):
+        if wire == _BYTES and number in _HOLDS[kind]:
+            yield from _locations(message[payload:end], _HOLDS[kind][number])
 
 
 def _rewrite(message: bytes, depth: int, sizes: dict[bytes, int]) -> bytes:

@@ -193,13 +193,15 @@ def build(
             parts, statistics = calibrate.calibrated(
                 parts, method, graphs, manifest, calibration, precision, root, out, stage
             )
-        readings, index = write.write_graphs(root, parts, graphs, precision, dialects, stage, statistics)
+        written = write.write_graphs(root, parts, graphs, precision, dialects, stage, statistics)
         table = write.write_embeddings(root, parts.weights, precision)
         write.write_files(root, parts, graphs)
         stage("recording golden.npz", 0, 1)
-        write.write_golden(root, parts, method, graphs, readings, table)
+        ranges = write.write_golden(root, parts, method, graphs, written.readings, table)
+        write.widen(root, written, ranges, lambda line: print(line, file=sys.stderr))
         stage("hashing", 0, 1)
-        bundle.write_manifest(root, _manifest(out.name, parts, method, graphs, precision, index))
+        manifest = _manifest(out.name, parts, method, graphs, precision, written.index)
+        bundle.write_manifest(root, manifest | {"ranges": ranges.to_json()})
 
 
 def _manifest(

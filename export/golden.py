@@ -3,7 +3,8 @@
 The weights are those that were written (dequantized), and what a graph rounds of the products' inputs is rounded here as well: a
 replay tests the engine and not the quantization. So dialects that round differently have recordings of their own.
 Modules are filled one at a time, the decoder layer by layer, so a 7B model needs the memory of one layer.
-Inputs are rounded to float16 first: every dialect is fed the same numbers.
+Inputs are rounded to float16 first, where it holds them: every dialect is fed the same numbers.
+While the modules run, ``ranges`` notes how large the numbers become.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from torch import Tensor, nn
 from foveate.engines.spec import TensorSpec
 from foveate.export.decoder import Decoder, DecoderLayer, Linear, RMSNorm, Segment, rope_of, rope_tables
 from foveate.export.graph import Graph
+from foveate.export.ranges import Ranges
 from foveate.export.sources import fill
 from foveate.export.weights import Reading, Rounding
 from foveate.runtime.budget import Points
 from foveate.runtime.decode import Picture, axes_of, positions_of
 from foveate.runtime.layout import Layout
+from foveate.runtime.overflow import FLOAT16_MAX
 from foveate.runtime.segment import Chunk
 
 __all__ = ["Facts", "Question", "record", "sample_size"]
@@ -59,23 +62,32 @@ class Facts:
 
 @torch.inference_mode()
 def record(
-    graphs: list[Graph], weights: Reading, embed_tokens: np.ndarray, question: Question, facts: Facts
+    graphs: list[Graph],
+    weights: Reading,
+    embed_tokens: np.ndarray,
+    question: Question,
+    facts: Facts,
+    ranges: Ranges | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run every graph once and return the arrays of golden.npz (names: design section 5, ``runtime.check``)."""
+    """Run every graph once and return the arrays of golden.npz (names: design section 5, ``runtime.check``). The sizes of all
+    that is computed go into ``ranges``. Raises UserError where NaN or infinity is computed."""
+    ranges = Ranges() if ranges is None else ranges
     arrays: dict[str, np.ndarray] = {}
     piece = facts.layout.whole if facts.whole else facts.layout.pieces[-1]
     view = torch.from_numpy(facts.layout.order[piece])
     values = {"text_embeds": _embed(embed_tokens, question.words), "view": view}
     language = next(i for i, graph in enumerate(graphs) if graph.spec.in_place)
     for graph in graphs[:language]:
-        values |= _run(graph, weights, values, question, facts, arrays)
+        values |= _run(graph, weights, values, question, facts, arrays, ranges)
     visual, kept = _visual(values, view, piece.ravel())
     rng = np.random.default_rng(0)
     forced = rng.integers(0, len(embed_tokens), FORCED_TOKENS)
     parts = [_embed(embed_tokens, question.before), visual, _embed(embed_tokens, question.after)]
     prompt = _describe(question, kept, facts, axes_of(graphs[language].spec))
     rows = torch.cat([*parts, _embed(embed_tokens, forced)], dim=1)
-    return arrays | {"llm.tokens": forced} | _language(graphs[language:], weights, rows, prompt, facts)
+    return (
+        arrays | {"llm.tokens": forced} | _language(graphs[language:], weights, rows, prompt, facts, ranges)
+    )
 
 
 def sample_size(settings: dict[str, Any]) -> tuple[int, int]:
@@ -126,7 +138,7 @@ def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> 
 
 
 def _language(
-    graphs: list[Graph], weights: Reading, rows: Tensor, chunk: Chunk, facts: Facts
+    graphs: list[Graph], weights: Reading, rows: Tensor, chunk: Chunk, facts: Facts, ranges: Ranges
 ) -> dict[str, np.ndarray]:
     """The segments in order, each over the prompt as it is there and the forced tokens; pruners see the prompt alone."""
     arrays: dict[str, np.ndarray] = {}
@@ -136,13 +148,13 @@ def _language(
     for graph in graphs:
         if graph.spec.in_place:
             entering = _half(rows)
-            behind, found = _segment(graph, weights, entering, positions, len(chunk))
+            behind, found = _segment(graph, weights, entering, positions, len(chunk), ranges)
             arrays |= found
             rows = behind["hidden"]
         else:
             given = {"scored": entering, "inputs_embeds": embeds, **behind}
             before = {name: value[:, : len(chunk)] for name, value in given.items()} | carried
-            out = _prune(graph, weights.pruning or weights, before, chunk, facts, arrays)
+            out = _prune(graph, weights.pruning or weights, before, chunk, facts, arrays, ranges)
             count, forced = int(out["count"]), positions[..., len(chunk) :]
             rows = torch.cat([out["tokens"][:, :count], behind["hidden"][:, len(chunk) :]], dim=1)
             carried = {f"carried.{n[6:]}": v[:, :count] for n, v in out.items() if n.startswith("carry.")}
@@ -161,22 +173,32 @@ def _prune(
     chunk: Chunk,
     facts: Facts,
     arrays: dict[str, np.ndarray],
+    ranges: Ranges,
 ) -> dict[str, Tensor]:
     """A pruner between two segments: its outputs by name; inputs and outputs go into ``arrays``."""
     name = graph.spec.name
     known = chunk.feeds(facts.budgets.get(name, ()))
     values = before | {key: torch.from_numpy(value) for key, value in known.items()}
     inputs = [_half(values[tensor.name]) for tensor in graph.spec.inputs]
-    answer = _module(graph, weights)(*inputs)
-    found = {tensor.name: value for tensor, value in zip(graph.spec.outputs, answer, strict=True)}
+    found = _answer(graph, weights, inputs, ranges)
     arrays |= {f"{name}.in.{t.name}": _store(v) for t, v in zip(graph.spec.inputs, inputs, strict=True)}
     arrays |= {f"{name}.out.{key}": value.numpy() for key, value in found.items()}
     return found
 
 
-def _module(graph: Graph, weights: Reading) -> nn.Module:
-    """The graph's module at work: a copy, since the module itself may be traced once more."""
-    return _ready(copy.deepcopy(graph.module), weights, graph.weight)
+def _answer(graph: Graph, weights: Reading, inputs: list[Tensor], ranges: Ranges) -> dict[str, Tensor]:
+    """The graph's outputs by name. A copy of its module runs, since the module itself may be traced once more."""
+    name, module = graph.spec.name, _ready(copy.deepcopy(graph.module), weights, graph.weight)
+    for tensor, value in zip(graph.spec.inputs, inputs, strict=True):
+        ranges.see(name, f"input {tensor.name}", value, edge=True)
+    with ranges.watch(name, module):
+        answer = module(*inputs)
+    outputs = tuple(answer.values()) if isinstance(answer, dict) else answer
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    found = {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}
+    for key, value in found.items():
+        ranges.see(name, f"output {key}", value, edge=True)
+    return found
 
 
 def _ready(
@@ -202,8 +224,13 @@ def _round(rounding: Rounding, together: int | None, module: nn.Module, inputs: 
 
 
 def _half(x: Tensor) -> Tensor:
-    """Floats rounded to float16, integers as they are."""
-    return x.half().float() if x.is_floating_point() else x
+    """Floats rounded to float16, unless it cannot hold them; integers as they are."""
+    return x.half().float() if _holds(x) else x
+
+
+def _holds(x: Tensor) -> bool:
+    """Whether these are floats that float16 holds. Where it does not, no graph in float16 is written (``write.widen``)."""
+    return x.is_floating_point() and (not x.numel() or float(x.abs().amax()) <= FLOAT16_MAX)
 
 
 def _embed(table: np.ndarray, ids: np.ndarray) -> Tensor:
@@ -217,6 +244,7 @@ def _run(
     question: Question,
     facts: Facts,
     arrays: dict[str, np.ndarray],
+    ranges: Ranges,
 ) -> dict[str, Tensor]:
     name, inputs = graph.spec.name, []
     for tensor in graph.spec.inputs:
@@ -232,16 +260,13 @@ def _run(
             value = _half(values[tensor.name])
         inputs.append(value)
         arrays[f"{name}.in.{tensor.name}"] = _store(value)
-    answer = _module(graph, weights)(*inputs)
-    outputs = tuple(answer.values()) if isinstance(answer, dict) else answer
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    found = {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}
+    found = _answer(graph, weights, inputs, ranges)
     arrays |= {f"{name}.out.{key}": value.numpy() for key, value in found.items()}
     return found
 
 
 def _store(value: Tensor) -> np.ndarray:
-    return (value.half() if value.is_floating_point() else value).numpy()
+    return (value.half() if _holds(value) else value).numpy()
 
 
 def _pixels(tensor: TensorSpec, plan: Layout) -> Tensor:
@@ -264,7 +289,7 @@ def _picture(shape: tuple[int, ...]) -> Tensor:
 
 
 def _segment(
-    graph: Graph, weights: Reading, rows: Tensor, positions: np.ndarray, prompt: int
+    graph: Graph, weights: Reading, rows: Tensor, positions: np.ndarray, prompt: int, ranges: Ranges
 ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
     """Teacher-forced over prompt and forced tokens in one pass, one decoder layer in memory at a time: the outputs that
     have a row for each (not the logits), and what is recorded."""
@@ -291,11 +316,12 @@ def _segment(
         with torch.device("meta"):
             layer = DecoderLayer(spec)
         _ready(layer, weights, f"llm.layers.{index}.", together=prompt)
-        hidden, keys, values = layer(hidden, rope, start, mask, (empty, empty))
+        with ranges.watch(name, layer, layer=index, cached=True):
+            hidden, keys, values = layer(hidden, rope, start, mask, (empty, empty))
         if index in (first, end - 1):
             arrays |= {
-                f"{name}.out.present.{index}.key": keys.half().numpy(),
-                f"{name}.out.present.{index}.value": values.half().numpy(),
+                f"{name}.out.present.{index}.key": _store(keys),
+                f"{name}.out.present.{index}.value": _store(values),
             }
     behind["hidden"] = hidden
     answers = behind
@@ -306,7 +332,10 @@ def _segment(
                 Linear(spec.hidden_size, spec.vocab_size),
             )
         last = fill(norm, weights, "llm.norm.")(hidden[:, prompt - 1 :])
+        ranges.see(name, "norm, output", last)
         answers = {"logits": _ready(head, weights, "llm.lm_head.", together=1)(last)}
+    ranges.see(name, f"input {graph.spec.inputs[0].name}", rows, edge=True)
     for key, value in answers.items():
+        ranges.see(name, f"output {key}", value, edge=True)
         arrays[f"{name}.out.{key}"] = value[0, prompt - length - 1 :].numpy()
     return behind, arrays

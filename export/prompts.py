@@ -74,11 +74,11 @@ class Stages:
     ) -> None:
         others = [graph for graph in graphs if not graph.spec.in_place]
         exact = Precision("fp32")
-        readings, dialects = write.write_graphs(folder, parts, others, exact, [_DIALECT], progress)
-        (self._weights,) = readings.values()
+        written = write.write_graphs(folder, parts, others, exact, [_DIALECT], progress)
+        (self._weights,) = written.readings.values()
         write.write_files(folder, parts, graphs)
         table = write.write_embeddings(folder, parts.weights, exact)
-        values = manifest | {"dialects": dialects, "files": {}, "format": FORMAT}
+        values = manifest | {"dialects": written.index, "files": {}, "format": FORMAT}
         self._bundle = Bundle(folder, Manifest.from_json(values))
         self._cuts = len(self._bundle.manifest.cuts)
         self._before = [graph.spec.name for graph in others if not graph.spec.name.startswith("pruner.")]

@@ -20,9 +20,20 @@ from foveate.calib import schemes
 from foveate.calib.schemes.base import Form, Part, Quantized, Site, unpack
 from foveate.calib.statistics import InputStatistics, Statistics
 from foveate.engines.errors import UserError
+from foveate.export.lower.passes import cast_behind
 from foveate.export.parts import Weights
 
-__all__ = ["Reading", "Rounding", "Store", "attach", "packed", "parts_of", "pending", "require_ranges"]
+__all__ = [
+    "Reading",
+    "Rounding",
+    "Store",
+    "attach",
+    "packed",
+    "parts_of",
+    "pending",
+    "require_finite",
+    "require_ranges",
+]
 
 _ALIGNMENT = 4096  # a page: engines map the file instead of reading it
 _VALUES = ("int4", "int8", "int7", "float8_e4m3fn")
@@ -51,8 +62,14 @@ class Store:
     def __init__(self, root: Path, source: Weights) -> None:
         self.root, self.source = root, source
         self._places: dict[tuple[str, str], _Place] = {}
+        self._asked: set[tuple[str, str]] = set()  # a weight may lack a part
         self._files: dict[str, BinaryIO] = {}
         (root / "weights").mkdir(exist_ok=True)
+
+    def missing(self, name: str, parts: Collection[str]) -> set[str]:
+        """Those of ``parts`` that nobody has asked for yet of the weight ``name``."""
+        left = {part for part in parts if (name, part) not in self._asked}
+        return self.source.missing(name, left) if isinstance(self.source, Store) else left
 
     def write(
         self, wanted: Mapping[tuple[str, str], set[str]], progress: Callable[[str], None] = lambda name: None
@@ -63,6 +80,7 @@ class Store:
             for (name, encoding), names in wanted.items():
                 found = self._encode(name, encoding)
                 for part in sorted(names):
+                    self._asked.add((name, part))
                     self._append(name, part, found(part))
                 progress(name)
         finally:
@@ -87,6 +105,7 @@ class Store:
         if path not in self._files:
             self._files[path] = (self.root / path).open("ab")
         file, data = self._files[path], np.ascontiguousarray(content.data)
+        require_finite(name, data)
         file.write(b"\0" * (-file.tell() % _ALIGNMENT))
         self._places[name, part] = _Place(path, file.tell(), data.nbytes, content.shape, content.dtype)
         file.write(data.view(np.uint8).data)
@@ -198,6 +217,16 @@ def parts_of(encoding: str, form: Form) -> tuple[str, ...]:
     return schemes.load(encoding).needs(form) if encoding in schemes.names() else (encoding,)
 
 
+def require_finite(name: str, stored: np.ndarray) -> None:
+    """Raise UserError when the weight ``name``, in the form in which it is stored, holds NaN or infinity."""
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        raise UserError(
+            f"{name} cannot be stored in {stored.dtype} | it holds NaN, infinity, or numbers beyond "
+            f"{np.finfo(stored.dtype).max:g} | with numbers that large, build with --precision fp32 --dialects ort; else the "
+            "checkpoint is damaged"
+        )
+
+
 def require_ranges(needs: Iterable[tuple[str, str]], form: Form, statistics: Statistics | None) -> None:
     """Raise UserError when a graph of that form wants calibrated ranges that there are not."""
     for name, encoding in needs:
@@ -222,6 +251,11 @@ def attach(
         value = graph.initializers[name]
         if encoding not in schemes.names():
             value.const_value = store.tensor(name, encoding)
+            if (
+                stored_as := value.const_value.dtype
+            ) != value.dtype:  # a graph that was widened, see write.widen
+                cast_behind(graph, value, value.dtype)
+                value.type = ir.TensorType(stored_as)
             continue
 
         def stored(part: str, name: str = name) -> ir.Value | None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import torch
 
 from foveate.calib.schemes.base import Form
 from foveate.calib.statistics import Statistics
+from foveate.engines.errors import UserError
 from foveate.export import golden, lower, to_onnx
 from foveate.export.decoder import Decoder, rope_tables
 from foveate.export.graph import Graph
@@ -20,11 +22,30 @@ from foveate.export.methods.base import Method
 from foveate.export.pair import Pair
 from foveate.export.parts import Parts, Weights
 from foveate.export.precision import Precision
-from foveate.export.weights import Reading, Store, attach, packed, parts_of, pending, require_ranges
+from foveate.export.ranges import MARGIN, Peak, Ranges
+from foveate.export.weights import (
+    Reading,
+    Store,
+    attach,
+    packed,
+    parts_of,
+    pending,
+    require_finite,
+    require_ranges,
+)
 from foveate.runtime.layout import layout
+from foveate.runtime.overflow import FLOAT16_MAX
 from foveate.runtime.prompt import ChatTokenizer, ImageSlot, Turn, clip_segments, load_tokenizer
 
-__all__ = ["GOLDEN_TEXT", "write_embeddings", "write_files", "write_golden", "write_graphs"]
+__all__ = [
+    "GOLDEN_TEXT",
+    "Written",
+    "widen",
+    "write_embeddings",
+    "write_files",
+    "write_golden",
+    "write_graphs",
+]
 
 GOLDEN_TEXT = "What is in the picture, and where?"
 
@@ -49,12 +70,24 @@ class _WithTables:
 
 @dataclass
 class _Lowered:
+    graph: Graph
     model: ir.Model
     path: Path
     dialect: str
     form: Form
     needs: list[tuple[str, str]]  # (weight, encoding)
     store: Store
+
+
+@dataclass
+class Written:
+    """The graphs of a bundle. ``readings``: what they compute with, by the file in which their answers are to be recorded.
+    ``index``: bundle.json's "dialects"."""
+
+    readings: dict[str, Reading]
+    index: dict[str, dict[str, Any]]
+    lowered: list[_Lowered]
+    statistics: Statistics | None
 
 
 def write_graphs(
@@ -65,27 +98,26 @@ def write_graphs(
     dialects: list[str],
     progress: Progress,
     statistics: Statistics | None = None,
-) -> tuple[dict[str, Reading], dict[str, dict[str, object]]]:
-    """Write every graph in every dialect and their weights; return what they compute with, by the file in which their answers
-    are to be recorded, and bundle.json's "dialects".
+) -> Written:
+    """Write every graph in every dialect and their weights.
 
     Where ``precision`` has another form for prefill, the language model's graphs are written once more with it, and pruners
     between them, which see nothing but prompts, in it alone. Its integers are made of the numbers that the first form holds,
     so both are one model.
     """
     lowered: list[_Lowered] = []
-    index: dict[str, dict[str, object]] = {}
+    index: dict[str, dict[str, Any]] = {}
     forms = {name: lower.form(name, precision.decoder) for name in dialects}
     jobs = [(graph, dtype) for graph in graphs for dtype in sorted({form.dtype for form in forms.values()})]
     first = Store(root, _WithTables(parts.weights, parts.decoder))
     second = Store(root, first)
     schemes = {first: precision.choose(packed(parts.weights)), second: precision.prefilling.choose()}
 
-    def keep(model: ir.Model, name: str, dialect: str, store: Store) -> str:
+    def keep(graph: Graph, model: ir.Model, name: str, dialect: str, store: Store) -> str:
         needs = list(pending(model, schemes[store]))
         require_ranges(needs, forms[dialect], statistics)
         path = root / f"{name}.{dialect}.onnx"
-        lowered.append(_Lowered(model, path, dialect, forms[dialect], needs, store))
+        lowered.append(_Lowered(graph, model, path, dialect, forms[dialect], needs, store))
         return path.name
 
     for done, (graph, dtype) in enumerate(jobs):
@@ -97,9 +129,9 @@ def write_graphs(
             twice = precision.prefill is not None and forms[dialect].dynamic
             entry = index.setdefault(dialect, {"dtype": dtype, "files": {}})
             prompts_alone = twice and name.startswith("pruner.")
-            entry["files"][name] = keep(copy, name, dialect, second if prompts_alone else first)
+            entry["files"][name] = keep(graph, copy, name, dialect, second if prompts_alone else first)
             if twice and graph.spec.in_place:
-                again = keep(copy.clone(), f"{name}.prefill", dialect, second)
+                again = keep(graph, copy.clone(), f"{name}.prefill", dialect, second)
                 entry.setdefault("prefill", {})[name] = again
     known = _write_weights(first, lowered, progress)
     _write_weights(second, lowered, progress, known)
@@ -113,7 +145,7 @@ def write_graphs(
         kind = ("dynamic." if reading.form.dynamic else "static.") if reading.rounds else ""
         entry["golden"] = f"golden.{kind}npz"
         readings[entry["golden"]] = reading if kind else Reading(first)
-    return readings, index
+    return Written(readings, index, lowered, statistics)
 
 
 def _reading(lowered: list[_Lowered], first: Store, statistics: Statistics | None) -> Reading:
@@ -156,7 +188,9 @@ def write_embeddings(root: Path, weights: Weights, precision: Precision) -> np.n
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for rows in table.split(4096):  # a second table beside the first would be gigabytes
-            file.write(rows.to(getattr(torch, dtype)).contiguous().numpy().data)
+            stored = rows.to(getattr(torch, dtype)).contiguous().numpy()
+            require_finite("embed_tokens", stored)
+            file.write(stored.data)
     return np.load(path, mmap_mode="r")
 
 
@@ -180,8 +214,10 @@ def write_golden(
     graphs: list[Graph],
     readings: Mapping[str, Reading],
     table: np.ndarray,
-) -> None:
-    """Record what each graph must answer to a fixed question (see ``golden``), in a file for each of ``readings``."""
+) -> Ranges:
+    """Record what each graph must answer to a fixed question (see ``golden``), in a file for each of ``readings``; how large the
+    numbers became there."""
+    ranges = Ranges()
     one_axis = parts.spec.decoder.position_axes == 1
     renumbers = method.inside is not None and method.inside.position_mode == "compact" and one_axis
     plan = layout(golden.sample_size(parts.image), parts.image, parts.spec.vision.grid)
@@ -189,7 +225,60 @@ def write_golden(
     facts = golden.Facts(plan, method.budgets(parts.spec), renumbers, whole)
     question = _question(root, parts, graphs)
     for name, reading in readings.items():
-        np.savez(root / name, **golden.record(graphs, reading, table, question, facts))
+        np.savez(root / name, **golden.record(graphs, reading, table, question, facts, ranges))
+    return ranges
+
+
+def widen(root: Path, written: Written, ranges: Ranges, say: Callable[[str], None]) -> None:
+    """Write no graph in float16 that float16 cannot hold: it is written once more, in float32 between inputs and outputs in
+    float16 (``lower.passes.Float16Edges``), and stands under "widened" in its dialect's entry. A dialect whose inputs, outputs
+    or caches are too large is left out. ``say`` is told either. Raises UserError when no dialect is left."""
+    index, reasons = written.index, {}
+    for dialect, entry in list(index.items()):
+        if entry["dtype"] != "float16":
+            continue
+        edges = (ranges.first_too_wide(name, edge=True) for name in entry["files"])
+        if (peak := next(filter(None, edges), None)) is not None:
+            reasons[dialect] = _too_wide(peak)
+            _leave_out(root, written, dialect)
+            say(f"the dialect {dialect} is left out: {reasons[dialect]}")
+            continue
+        for name in entry["files"]:
+            if (peak := ranges.first_too_wide(name, edge=False)) is not None:
+                for item in (i for i in written.lowered if (i.dialect, i.graph.spec.name) == (dialect, name)):
+                    _write_widened(item, written.statistics)
+                entry.setdefault("widened", {})[name] = "float32"
+                say(f"{name} of {dialect} is written in float32: {_too_wide(peak)}")
+    if not index:
+        raise UserError(
+            f"no dialect of this bundle can hold what the model computes | {next(iter(reasons.values()))} "
+            "| build with --dialects ort and --precision int4, int8 or fp32, which compute in float32"
+        )
+
+
+def _too_wide(peak: Peak) -> str:
+    limit = f"float16 holds numbers up to {FLOAT16_MAX:g}"
+    if peak.value > FLOAT16_MAX:
+        return f"{peak} reaches {peak.value:.3g}, {limit}"
+    return f"{peak} reaches {peak.value:.3g} in the one prompt that is recorded, {limit}, of which 1/{MARGIN:g} is used"
+
+
+def _leave_out(root: Path, written: Written, dialect: str) -> None:
+    entry = written.index.pop(dialect)
+    for file in (*entry["files"].values(), *entry.get("prefill", {}).values()):
+        (root / file).unlink()
+    if not any(other["golden"] == entry["golden"] for other in written.index.values()):
+        (root / entry["golden"]).unlink()
+
+
+def _write_widened(item: _Lowered, statistics: Statistics | None) -> None:
+    """The graph in float32 with inputs and outputs in float16. Weights that are stored in float16 are cast where they are read."""
+    model = lower.lower(to_onnx.trace(item.graph, "float32"), item.graph.spec, item.dialect, widened=True)
+    form = replace(item.form, dtype="float32")
+    parts = {need: item.store.missing(need[0], parts_of(need[1], form)) for need in item.needs}
+    item.store.write({need: missing for need, missing in parts.items() if missing})
+    attach(model, item.store, item.needs, form, statistics)
+    ir.save(model, item.path)
 
 
 def _question(root: Path, parts: Parts, graphs: list[Graph]) -> golden.Question:

@@ -16,13 +16,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import zip_longest
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec
+from foveate.runtime.inside import require_external_data, require_names, require_no_links
 
 __all__ = ["FORMAT", "Bundle", "Manifest", "hash_file", "load", "stored_files", "write_manifest"]
 
@@ -47,7 +48,8 @@ class Manifest:
     graphs: dict[str, GraphSpec]
     dialects: dict[
         str, dict[str, Any]
-    ]  # name -> dtype, files {graph: file}, prefill likewise where there is any, golden: file of the recorded answers
+    ]  # name -> dtype, files {graph: file}, prefill likewise where there is any, golden: file of the recorded answers,
+    # widened {graph: dtype}: what it computes in inside, where that is not the dtype
     num_visual_tokens: int
     grid: tuple[int, int]
     decoder: dict[str, int]
@@ -64,6 +66,8 @@ class Manifest:
     # the checkpoint's defaults of answers (``runtime.generation``)
     generation: dict[str, Any] = field(default_factory=dict)
     licence: dict[str, Any] = field(default_factory=dict)  # by role, see ``runtime.licence``
+    # by graph, the largest values that were recorded: {"layer", "at", "value", "edge"}, see export.ranges
+    ranges: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -74,14 +78,8 @@ class Manifest:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
         """Fields that this version does not know are left out. Raises KeyError, TypeError or ValueError."""
-        later = (
-            "cuts",
-            "budgets",
-            "limits",
-            "vision",
-            "generation",
-            "licence",
-        )  # older bundles have none and need none
+        # older bundles have none and need none
+        later = ("cuts", "budgets", "limits", "vision", "generation", "licence", "ranges")
         values = {
             each.name: data[each.name] for each in fields(cls) if each.name in data or each.name not in later
         }
@@ -138,6 +136,12 @@ class Bundle:
     def golden(self, dialect: str) -> Path:
         """What graphs of the dialect must answer."""
         return self.path / self.manifest.dialects[dialect].get("golden", "golden.npz")
+
+    def require_own_weights(self, dialect: str) -> None:
+        """Raise UserError when a graph of the ``dialect`` reads weights from other files than those of the bundle."""
+        for graph in self.manifest.dialects[dialect]["files"]:
+            for _, file in self.manifest.forms(graph, dialect):
+                require_external_data(self.path / file, self.manifest.files)
 
     def embeddings(self) -> np.ndarray:
         """The token embedding [V, D], mapped."""
@@ -208,16 +212,15 @@ def _read_manifest(root: Path) -> Manifest:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"{file} is damaged | {what} | copy or build the bundle again") from error
-    for name in manifest.files:
-        inside = PurePosixPath(name)
-        if inside.is_absolute() or ".." in inside.parts or "\\" in name:
-            raise UserError(f"{file} names a file outside the bundle | got {name} | do not trust this bundle")
+    graphs = {name: spec.name for name, spec in manifest.graphs.items()}
+    require_names(file, manifest.name, graphs, manifest.stages, manifest.dialects, manifest.files)
     return manifest
 
 
 def _verify(bundle: Bundle, full: bool, progress: Callable[[str], None] | None) -> None:
     stamps = {} if full else _read_stamps(bundle.path)
     fresh: dict[str, list[int]] = {}
+    require_no_links(bundle.path, bundle.manifest.files)
     for name, expected in bundle.manifest.files.items():
         path = bundle.file(name)
         if not path.is_file():

@@ -9,8 +9,9 @@ once, then token by token over one cache, whose first and last layer are compare
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from foveate.engines.errors import UserError
 from foveate.runtime import options
 from foveate.runtime.bundle import Bundle, load
 from foveate.runtime.cli import Parser
+from foveate.runtime.overflow import cause_of
 from foveate.runtime.plans import Plan, choose, compile_command, load_engines
 from foveate.runtime.segment import Segment
 
-__all__ = ["LIMITS", "Finding", "Limits", "main", "replay"]
+__all__ = ["LIMITS", "Finding", "Limits", "main", "not_finite", "replay", "seen"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ No GPU has been asked yet."""
 @dataclass(frozen=True)
 class Finding:
     """One answer compared. ``agreement`` is the share of equal tokens or patches, ``excused`` how many near-ties were
-    let pass; both None where neither is asked."""
+    let pass; both None where neither is asked. ``not_finite``: which side holds NaN or infinity, "engine" or "recording"."""
 
     graph: str
     answer: str
@@ -66,6 +68,7 @@ class Finding:
     agreement: float | None
     excused: int | None
     ok: bool
+    not_finite: str | None = None
 
 
 def main(argv: list[str]) -> int:
@@ -91,9 +94,8 @@ def main(argv: list[str]) -> int:
     wrong = next((finding for finding in findings if not finding.ok), None)
     if wrong:
         limits = _limits(bundle, plan, wrong.graph)
-        raise UserError(
-            f"the graph {wrong.graph} is wrong on this machine | {wrong.answer}: cosine {wrong.cosine:.6f}, "
-            f"error {wrong.error:.2g}, expected {limits.cosine} and {limits.error:g} "
+        raise not_finite(bundle, plan.dialect, wrong) or UserError(
+            f"the graph {wrong.graph} is wrong on this machine | {seen(wrong)}, expected {limits.cosine} and {limits.error:g} "
             f"| {compile_command(bundle, plan)} --force"
         )
     if not args.json:
@@ -114,6 +116,25 @@ def replay(bundle: Bundle, plan: Plan, threads: int | None = None) -> Iterator[F
             prunes = f"{name}.out.kept" in golden  # the pruners, and an encoder that merges
             kind = _replay_segment if name.startswith("llm") else _replay_pruner if prunes else _replay_plain
             yield from kind(name, engines[name], golden, _limits(bundle, plan, name))
+
+
+def seen(finding: Finding) -> str:
+    """What a finding found, in words."""
+    if finding.not_finite:
+        return f"{finding.answer}: NaN or infinity"
+    return f"{finding.answer}: cosine {finding.cosine:.6f}, error {finding.error:.2g}"
+
+
+def not_finite(bundle: Bundle, dialect: str, finding: Finding) -> UserError | None:
+    """The error to raise where a graph answers NaN or infinity, and what the build recorded tells why."""
+    if not finding.not_finite:
+        return None
+    cause = cause_of(bundle, dialect, finding.graph, recorded=finding.not_finite == "recording")
+    if cause is None:
+        return None
+    return UserError(
+        f"the graph {finding.graph} answers NaN or infinity ({finding.answer}) | {cause.what} | {cause.remedy}"
+    )
 
 
 def _limits(bundle: Bundle, plan: Plan, graph: str) -> Limits:
@@ -161,7 +182,7 @@ def _replay_pruner(name: str, engine: Engine, golden: Golden, limits: Limits) ->
     mine, theirs = (list(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
     finding = _compare(name, "tokens", rows[mine], expected[theirs], limits)
     ok = finding.ok and bool(pairs) and differing <= limits.swaps * count
-    yield Finding(name, "tokens, kept", finding.cosine, finding.error, 1 - differing / count, differing, ok)
+    yield replace(finding, answer="tokens, kept", agreement=1 - differing / count, excused=differing, ok=ok)
 
 
 def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -> Iterator[Finding]:
@@ -200,9 +221,14 @@ def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -
 def _compare(graph: str, answer: str, got: np.ndarray, expected: np.ndarray, limits: Limits) -> Finding:
     cosine, error = _distance(got, expected)
     # "not below" rather than "above": NaN fails every comparison
-    return Finding(
-        graph, answer, cosine, error, None, None, cosine >= limits.cosine and error <= limits.error
-    )
+    ok = cosine >= limits.cosine and error <= limits.error
+    return Finding(graph, answer, cosine, error, None, None, ok, _not_finite(got, expected))
+
+
+def _not_finite(got: np.ndarray, expected: np.ndarray) -> str | None:
+    """``Finding.not_finite`` of an answer."""
+    sides = {"recording": expected, "engine": got}
+    return next((side for side, values in sides.items() if not np.isfinite(values).all()), None)
 
 
 def _distance(got: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
@@ -230,7 +256,8 @@ def _compare_logits(
     other = chosen != best
     tied = other & (behind <= limits.error)
     ok = cosine >= limits.cosine and error <= limits.error and bool((tied == other).all())
-    return Finding(graph, answer, cosine, error, float(1 - other.mean()), int(tied.sum()), ok)
+    agreement, nan = float(1 - other.mean()), _not_finite(got, expected)
+    return Finding(graph, answer, cosine, error, agreement, int(tied.sum()), ok, nan)
 
 
 def _compare_candidates(graph: str, logits: np.ndarray, values: np.ndarray, ids: np.ndarray) -> Finding:
@@ -239,12 +266,15 @@ def _compare_candidates(graph: str, logits: np.ndarray, values: np.ndarray, ids:
     theirs = np.take_along_axis(logits, ids.clip(0, logits.shape[1] - 1), axis=1)
     distinct = bool(np.diff(np.sort(ids, axis=1), axis=1).all())
     ok = distinct and np.array_equal(values, expected) and np.array_equal(values, theirs)
-    return Finding(graph, candidates.VALUES, *_distance(values, expected), None, None, ok)
+    distance, nan = _distance(values, expected), _not_finite(values, values)
+    return Finding(graph, candidates.VALUES, *distance, None, None, ok, nan and "engine")
 
 
 def _line(finding: Finding) -> str:
     line = f"{finding.graph:<16}{finding.answer:<24}cosine {finding.cosine:.6f}  error {finding.error:8.2e}"
-    if finding.agreement is not None:
+    if finding.not_finite:
+        line += "  NaN or infinity"
+    elif finding.agreement is not None:
         line += f"  agreement {finding.agreement:.1%}, {finding.excused} excused"
     return line + ("" if finding.ok else "  WRONG")
 
@@ -256,5 +286,13 @@ def _document(bundle: Bundle, plan: Plan, findings: list[Finding]) -> dict[str, 
         "files": len(bundle.manifest.files),
         "ok": all(finding.ok for finding in findings),
         "limits": {name: asdict(_limits(bundle, plan, name)) for name in bundle.manifest.stages},
-        "findings": [asdict(finding) for finding in findings],
+        "findings": [_plain(finding) for finding in findings],
+    }
+
+
+def _plain(finding: Finding) -> dict[str, Any]:
+    """For JSON, which knows neither NaN nor infinity: None in their place."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(finding).items()
     }

@@ -39,6 +39,7 @@ class Job:
 
     def compile(self, graphs: tuple[str, ...]) -> None:
         manifest = self.bundle.manifest
+        self.bundle.require_own_weights(self.dialect)
         for name in graphs:
             options, remedies = self._options(name)
             for spec, file in manifest.forms(name, self.dialect):
@@ -97,14 +98,14 @@ class Job:
             self.write({"not_run": reason})
             return
         while wrong := self._first_wrong():
-            self.progress(
-                f"{wrong.graph} is wrong: {wrong.answer}, cosine {wrong.cosine:.6f}, error {wrong.error:.2g}"
-            )
+            if error := check.not_finite(self.bundle, self.dialect, wrong):
+                raise error
+            self.progress(f"{wrong.graph} is wrong: {check.seen(wrong)}")
             remedy = self._remedy(wrong.graph)
             if remedy is None:
+                tried = sum(map(len, self.applied.values())) or "no"
                 raise UserError(
-                    f"the graph {wrong.graph} is wrong on this machine | {wrong.answer}: cosine {wrong.cosine:.6f}, "
-                    f"error {wrong.error:.2g}, after {sum(map(len, self.applied.values())) or 'no'} remedies "
+                    f"the graph {wrong.graph} is wrong on this machine | {check.seen(wrong)}, after {tried} remedies "
                     "| nothing was written; compile for another target, or report it with `foveate doctor`"
                 )
             self._apply(remedy, wrong.graph)

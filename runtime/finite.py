@@ -18,6 +18,7 @@ from foveate.engines.base import Feed, host
 from foveate.engines.errors import UserError
 from foveate.engines.rows import Rows
 from foveate.runtime.bundle import Bundle, Manifest
+from foveate.runtime.overflow import exceeded
 
 __all__ = ["first_wrong", "lies_on_host", "refuse"]
 
@@ -51,8 +52,10 @@ def _finite(values: np.ndarray) -> bool:
 
 def refuse(bundle: Bundle, graph: str, dtype: str, what: str) -> UserError:
     """The error for ``what`` the graph gave, computed in ``dtype``: with the command that computes it in a wider one."""
+    found = exceeded(bundle, graph) if dtype == "float16" else None
+    why = f"; {found}" if found else ""
     return UserError(
-        f"{graph} computed NaN or infinity | got {what} in {dtype}, expected finite numbers "
+        f"{graph} computed NaN or infinity | got {what} in {dtype}, expected finite numbers{why} "
         f"| {_remedy(bundle.manifest, bundle.path, dtype)}"
     )
 

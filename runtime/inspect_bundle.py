@@ -9,10 +9,11 @@ from typing import Any
 
 from foveate.engines.errors import UserError
 from foveate.engines.spec import FLOAT, TensorSpec
-from foveate.runtime import costs, licence, options
+from foveate.runtime import costs, licence, options, overflow
 from foveate.runtime.bundle import Bundle, Manifest, load
 from foveate.runtime.cli import Parser
 from foveate.runtime.generation import Generation
+from foveate.runtime.overflow import FLOAT16_MAX
 from foveate.runtime.plans import Plan, plans
 
 __all__ = ["describe", "main"]
@@ -120,10 +121,12 @@ def _stage(bundle: Bundle, name: str) -> dict[str, Any]:
         "name": name,
         "inputs": [_tensor(tensor) for tensor in spec.inputs],
         "outputs": [_tensor(tensor) for tensor in spec.outputs],
+        "largest": overflow.largest(bundle, name),
         "dialects": {
             dialect: {
                 "file": file,
                 "dtype": manifest.dialects[dialect]["dtype"],
+                "inside": manifest.dialects[dialect].get("widened", {}).get(name),
                 "bytes": manifest.files[file]["size"],
             }
             for dialect, file in files.items()
@@ -212,15 +215,24 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         lines += [f"  in   {text}" for text in _shapes(stage["inputs"])]
         lines += [f"  out  {text}" for text in _shapes(stage["outputs"])]
         lines += [
-            f"  {name:<12}{entry['file']}, {entry['dtype']}, {entry['bytes'] / 1e3:.1f} kB"
+            f"  {name:<12}{entry['file']}, {_dtype(entry)}, {entry['bytes'] / 1e3:.1f} kB"
             for name, entry in stage["dialects"].items()
         ]
+        if (peak := stage["largest"]) is not None:
+            where = overflow.place(peak, stage["name"])
+            lines.append(
+                f"  largest value recorded {peak['value']:.4g}, {where}; float16 ends at {FLOAT16_MAX:g}"
+            )
     weights = {name: size for name, size in facts["files"].items() if not name.endswith(".onnx")}
     lines += ["", *(f"{name:<32}{size / 1e6:10.1f} MB" for name, size in weights.items()), ""]
     lines += [line for engine in facts["engines"] for line in _engine_lines(engine)] or [
         "engine      none: foveate compile"
     ]
     return lines
+
+
+def _dtype(entry: dict[str, Any]) -> str:
+    return entry["dtype"] + (f" ({entry['inside']} inside)" if entry["inside"] else "")
 
 
 def _cost_lines(facts: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from onnx_ir.passes import common
 from foveate.calib.schemes.base import Form
 from foveate.engines.errors import unknown
 from foveate.engines.spec import GraphSpec
+from foveate.export.lower.passes import Float16Edges
 
 __all__ = ["dialect", "form", "lower", "names"]
 
@@ -42,9 +43,11 @@ def form(name: str, precision: str) -> Form:
     return Form(module.DTYPES[precision], module.DYNAMIC, module.ZERO_POINTS)
 
 
-def lower(model: ir.Model, spec: GraphSpec, name: str) -> ir.Model:
-    """A copy of ``model`` in the dialect ``name``."""
+def lower(model: ir.Model, spec: GraphSpec, name: str, *, widened: bool = False) -> ir.Model:
+    """A copy of ``model`` in the dialect ``name``. ``widened``: it was traced in float32, and takes and gives float16."""
     model = model.clone()
+    if widened:
+        Float16Edges(spec)(model)
     # ONNX wants a name once, in subgraphs as well. Constants of loops go out of them: ONNX Runtime 1.23.2 writes those of a
     # subgraph twice into the model that it optimized, and then refuses it.
     tidy = (common.LiftSubgraphInitializersToMainGraphPass(), common.NameFixPass())

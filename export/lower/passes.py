@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["CausalByLength"]
+from foveate.engines.spec import FLOAT, GraphSpec
+
+__all__ = ["CausalByLength", "Float16Edges", "cast_behind"]
 
 _MASK, _NONPAD = 3, 6  # positions of Attention-24's attn_mask and nonpad_kv_seqlen inputs
 
@@ -38,6 +40,76 @@ class CausalByLength(ir.passes.InPlacePass):
         for node in model.graph:
             if node.op_type == "Attention" and _input(node, _MASK) is not None:
                 raise ir.passes.PostconditionError(f"{node.name} still reads a mask")
+
+
+class Float16Edges(ir.passes.InPlacePass):
+    """A graph in float32 takes and gives float16: its neighbours and caches stay as they are.
+
+    Requires a graph that was traced in float32, whose caches only ``TensorScatter`` writes and only ``Attention`` reads.
+    Ensures that the inputs and outputs that ``spec`` leaves in the compute dtype are float16. Attention over a cache computes
+    in float16 as well, so that no cache is widened at every step; everything else stays float32.
+    """
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self._floats = {tensor.name for tensor in (*spec.inputs, *spec.outputs) if tensor.dtype == FLOAT}
+        self._caches = {name for pair in spec.in_place for name in pair}
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        for value in graph.inputs:
+            if value.name in self._floats - self._caches:
+                cast_behind(graph, value, ir.DataType.FLOAT)
+            if value.name in self._floats:
+                value.type = _float16()
+        scatters = [node for node in graph if node.op_type == "TensorScatter"]
+        for scatter in scatters:
+            _cast_before(scatter, 1, ir.DataType.FLOAT16)
+            scatter.outputs[0].type = _float16()
+        for node in {use.node for scatter in scatters for use in scatter.outputs[0].uses()}:
+            _cast_before(node, 0, ir.DataType.FLOAT16)  # the query
+            cast_behind(graph, node.outputs[0], ir.DataType.FLOAT)
+            node.outputs[0].type = _float16()
+        for index, value in enumerate(graph.outputs):
+            if value.name in self._floats - self._caches:
+                name, narrow = value.name, _cast(value, ir.DataType.FLOAT16)
+                graph.append(narrow)
+                value.name, narrow.outputs[0].name = f"{name}.float32", name
+                graph.outputs[index] = narrow.outputs[0]
+        return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            if value.name in self._floats and value.dtype != ir.DataType.FLOAT16:
+                raise ir.passes.PostconditionError(f"{value.name} is {value.dtype}")
+
+
+def _float16() -> ir.TensorType:
+    """A new one: setting a value's dtype would change that of every clone of the model."""
+    return ir.TensorType(ir.DataType.FLOAT16)
+
+
+def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    """A node that gives ``value`` in ``dtype``."""
+    node = ir.node("Cast", [value], {"to": dtype}, name=f"{value.name}.{dtype.name.lower()}")
+    (made,) = node.outputs
+    made.name, made.type, made.shape = node.name, ir.TensorType(dtype), value.shape
+    return node
+
+
+def cast_behind(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
+    """Everybody reads ``value`` in ``dtype``."""
+    node, producer = _cast(value, dtype), value.producer()
+    value.replace_all_uses_with(node.outputs[0])
+    node.replace_input_with(0, value)
+    graph.insert_before(graph[0], node) if producer is None else graph.insert_after(producer, node)
+
+
+def _cast_before(reader: ir.Node, index: int, dtype: ir.DataType) -> None:
+    """``reader`` reads its input ``index`` in ``dtype``."""
+    node = _cast(reader.inputs[index], dtype)
+    node.name = node.outputs[0].name = f"{reader.name}.{node.name}"
+    reader.graph.insert_before(reader, node)
+    reader.replace_input_with(index, node.outputs[0])
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:

@@ -58,7 +58,7 @@ def export(directory, precision: str, kv_heads: int = 2, head: str | None = None
     (graph,) = language_graphs(SimpleNamespace(decoder=decoder), None)
     chosen = Precision(precision, head)
     names, _ = dialects(chosen, [only] if only else None, calibrated=True)
-    readings, _ = write_graphs(
+    readings = write_graphs(
         directory,
         SimpleNamespace(weights=RandomWeights(decoder), decoder=decoder),
         [graph],
@@ -66,7 +66,7 @@ def export(directory, precision: str, kv_heads: int = 2, head: str | None = None
         names,
         lambda *progress: None,
         Ranges(),
-    )
+    ).readings
     store = next(iter(readings.values())).store
     reference = Decoder(decoder_spec(kv_heads)).eval()
     for name, parameter in reference.named_parameters():

@@ -1,0 +1,68 @@
+"""Numbers that are not numbers: why a graph answered NaN or infinity, from what its build recorded.
+
+``bundle.json``'s ``ranges`` hold the largest values of each graph's layers in float32 (``export.ranges``). Where float16 cannot
+hold one of them, a graph that computes in float16 overflows there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from foveate.runtime.bundle import Bundle
+
+__all__ = ["FLOAT16_MAX", "Cause", "cause_of", "exceeded", "largest", "place"]
+
+FLOAT16_MAX = 65504.0
+"""The largest finite number of float16 (IEEE 754 binary16)."""
+
+
+class Cause(NamedTuple):
+    what: str
+    remedy: str
+
+
+def largest(bundle: Bundle, graph: str) -> dict[str, Any] | None:
+    """The entry of ``ranges`` with the graph's largest value; None in bundles that are older than they."""
+    return max(bundle.manifest.ranges.get(graph, ()), key=lambda entry: entry["value"], default=None)
+
+
+def place(entry: dict[str, Any], graph: str) -> str:
+    """Where the value of an entry of ``ranges`` was seen."""
+    layer = "" if entry["layer"] is None else f"layer {entry['layer']} of "
+    return f"{layer}{graph} ({entry['at']})"
+
+
+def cause_of(bundle: Bundle, dialect: str, graph: str, *, recorded: bool) -> Cause | None:
+    """Why ``graph`` answered numbers that are not finite; ``recorded``: the recorded answer itself is not. None where the record
+    speaks against an overflow, so that the engine must be at fault."""
+    if recorded:
+        return Cause(
+            "the build recorded NaN or infinity for it, so the checkpoint computes them in float32 as well",
+            "build the bundle again from a sound checkpoint: the build names the layer",
+        )
+    entry = bundle.manifest.dialects[dialect]
+    if entry["dtype"] != "float16" or graph in entry.get("widened", {}):
+        return None
+    remedy = f"build the bundle again (graphs that float16 cannot hold become float32 then){_instead(bundle, dialect)}"
+    if not bundle.manifest.ranges:
+        return Cause(
+            f"float16 ends at {FLOAT16_MAX:g}, and this bundle is too old to tell how large its numbers are",
+            remedy,
+        )
+    found = exceeded(bundle, graph)
+    return found and Cause(f"float16 cannot hold what it computes: {found}", remedy)
+
+
+def exceeded(bundle: Bundle, graph: str) -> str | None:
+    """Where ``graph`` exceeds float16 first, in words; None where the record says that it does not."""
+    too_large = (each for each in bundle.manifest.ranges.get(graph, ()) if each["value"] > FLOAT16_MAX)
+    if (first := next(too_large, None)) is None:
+        return None
+    return f"{place(first, graph)} reaches {first['value']:.3g} in float32, float16 ends at {FLOAT16_MAX:g}"
+
+
+def _instead(bundle: Bundle, dialect: str) -> str:
+    wide = [name for name, entry in bundle.manifest.dialects.items() if entry["dtype"] == "float32"]
+    if not wide or dialect in wide:
+        return ", with --dialects ort where ONNX Runtime is enough"
+    return f", or compile what is in float32: foveate compile {bundle.path} --dialect {wide[0]}"
