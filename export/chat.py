@@ -1,9 +1,9 @@
 """Chat templates to plain pieces: the device has no template engine.
 
-In: a checkpoint's chat template. Out: the pieces of ``runtime.chat_format``, read off what the template makes of small
-conversations. Then the runtime's own code is proven to make the same prompts of larger ones, with texts chosen to show
-what templates do to them (blanks at the ends, tags, every word that the template's code names). What pieces cannot
-express is refused.
+In: a checkpoint's chat template. Out: the pieces of ``runtime.chat_format``, read off what the template makes
+of small conversations. Then the runtime's own code is proven to make the same prompts of larger ones, with
+texts chosen to show what templates do to them (blanks at the ends, tags, every word that the template's code
+names). What pieces cannot express is refused.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def pieces(
 ) -> dict[str, Any]:
     """The settings that ``runtime.chat_format`` describes, of the checkpoint's chat template.
 
-    ``special`` are its special tokens by name, ``default`` is the format of a checkpoint without a template. Raises
-    UserError when the template cannot be rendered or says more than pieces can.
+    ``special`` are its special tokens by name, ``default`` is the format of a checkpoint without a template.
+    Raises UserError when the template cannot be rendered or says more than pieces can.
     """
     found = chat_template.find(source)
     if found is None:
@@ -134,7 +134,8 @@ def _answer(template: ChatTemplate, first: str, user: str, after: str) -> tuple[
 
 
 def _system(template: ChatTemplate, user: str, after: str) -> dict[str, tuple[str, str]]:
-    """What opens and closes a system turn; nothing where the template takes none, or puts it into the user's."""
+    """What opens and closes a system turn; nothing where the template takes none, or puts it into the
+    user's."""
     try:
         opening, rest = _around(template([Turn("system", _A), _user(_B)]), _A)
     except (RenderError, MismatchError):
@@ -166,7 +167,8 @@ def _rule(left: list[str], right: list[str]) -> Rule:
 
 
 def _reasoning_rule(template: ChatTemplate, role: str, strip: Rule) -> Rule:
-    """The word of the template's code behind which the texts of ``role`` begin, and the blanks that go with it."""
+    """The word of the template's code behind which the texts of ``role`` begin, and the blanks that go with
+    it."""
     for word in sorted(template.constants, key=len):
         head = _A + _B + word
         bare = template(_talk(role, head + _B)) if word.strip() else ""
@@ -200,7 +202,8 @@ def _proven(template: ChatTemplate, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _choices(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Blanks are taken off each text of a user, or off all that a turn holds: small conversations do not tell."""
+    """Blanks are taken off each text of a user, or off all that a turn holds: small conversations do not
+    tell."""
     yield settings
     if rule := settings.get("strip", {}).get("user"):
         yield settings | {"strip": settings["strip"] | {"user": rule | {"whole": True}}}

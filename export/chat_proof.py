@@ -1,7 +1,8 @@
 """The proof that pieces of a chat format make the prompts that a chat template makes.
 
-Both are run on the same conversations, the pieces by the runtime's own code. The texts in them are chosen to show what
-templates do to texts: blanks at the ends, nothing at all, reasoning, and every string that the template's code holds.
+Both are run on the same conversations, the pieces by the runtime's own code. The texts in them are chosen to
+show what templates do to texts: blanks at the ends, nothing at all, reasoning, and every string that the
+template's code holds.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class MismatchError(Exception):
 
 
 def prove(template: ChatTemplate, settings: dict[str, Any], talks: Iterable[Sequence[Turn]]) -> None:
-    """Raises MismatchError for the first conversation of which the two make different prompts, RenderError where the
-    template makes none."""
+    """Raises MismatchError for the first conversation of which the two make different prompts, RenderError
+    where the template makes none."""
     for turns in talks:
         for generation in (True, False):
             for now in _DATES if template.dated else _DATES[:1]:

@@ -26,8 +26,8 @@ class RenderError(Exception):
 
 
 class ChatTemplate:
-    """``template(turns)`` is the prompt. ``constants`` are the strings that the template's code holds, ``dated`` says
-    whether it asks for the date. Raises RenderError for text that is no Jinja template."""
+    """``template(turns)`` is the prompt. ``constants`` are the strings that the template's code holds,
+    ``dated`` says whether it asks for the date. Raises RenderError for text that is no Jinja template."""
 
     def __init__(self, text: str, special: dict[str, str]) -> None:
         """``special``: the special tokens by name, which templates know as variables."""
@@ -75,8 +75,8 @@ class ChatTemplate:
 
 
 def find(source: Source) -> tuple[str, str] | None:
-    """The chat template and the name of its file, in transformers' order; None where the checkpoint has none. Raises
-    UserError when there are several and none of them is called "default"."""
+    """The chat template and the name of its file, in transformers' order; None where the checkpoint has none.
+    Raises UserError when there are several and none of them is called "default"."""
     for name in ("processor_config.json", "chat_template.json"):
         if found := (source.json(name) or {}).get("chat_template"):
             return _default(found, name, source), name

@@ -1,8 +1,9 @@
 """Special tokens by their names, and what a tokenizer puts around every text, as transformers 5 has both.
 
-In: ``tokenizer_config.json``, ``special_tokens_map.json`` and ``tokenizer.json`` of a checkpoint. Chat templates see the
-names (``bos_token``); the tokens around a text are of the post-processor in ``tokenizer.json`` alone, whatever
-``add_bos_token`` and ``add_eos_token`` say: transformers drops these two where there is a ``tokenizer.json``.
+In: ``tokenizer_config.json``, ``special_tokens_map.json`` and ``tokenizer.json`` of a checkpoint. Chat
+templates see the names (``bos_token``); the tokens around a text are of the post-processor in
+``tokenizer.json`` alone, whatever ``add_bos_token`` and ``add_eos_token`` say: transformers drops these two
+where there is a ``tokenizer.json``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def named(source: Source) -> dict[str, str]:
 
 
 def made_special(tokenizer: Tokenizer, names: Iterable[str]) -> bool:
-    """Make the tokens ``names`` special in ``tokenizer``; whether any was not, so that the tokenizer has changed."""
+    """Make the tokens ``names`` special in ``tokenizer``; whether any was not, so that the tokenizer has
+    changed."""
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     missing = sorted(set(names) - special)
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in missing])

@@ -1,7 +1,7 @@
 """A chat format of plain pieces: turns of a conversation go in, the prompt's text comes out.
 
-The device has no template engine. ``foveate build`` reads the pieces off the checkpoint's chat template and proves
-that they make the same prompts (``export.chat``). For LLaVA-1.5::
+The device has no template engine. ``foveate build`` reads the pieces off the checkpoint's chat template and
+proves that they make the same prompts (``export.chat``). For LLaVA-1.5::
 
     {"before": "",                       # opens the prompt, unless a system turn does
      "roles": {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "},           # opens a turn
@@ -18,10 +18,11 @@ What a chat template does to texts, by role, where it does something::
      "reasoning": {"assistant": {"end": "</think>", "left": "\\n"}},   # keeps what follows the last </think>
      "limits": ["user last"]}            # what the pieces cannot say; the keys of ``LIMITS``
 
-``left`` and ``right`` are the characters that are taken off that side, null for every kind of blank; a side that is
-absent stays. Those of ``reasoning`` apply only to texts that hold ``end``. With ``"whole": true`` beside them, ``strip``
-is of all that a turn holds, images too, and not of each text. ``order`` is absent where images between words are not
-known to come out as they do with the chat template, and in bundles of older versions: such turns are refused.
+``left`` and ``right`` are the characters that are taken off that side, null for every kind of blank; a side
+that is absent stays. Those of ``reasoning`` apply only to texts that hold ``end``. With ``"whole": true``
+beside them, ``strip`` is of all that a turn holds, images too, and not of each text. ``order`` is absent
+where images between words are not known to come out as they do with the chat template, and in bundles of
+older versions: such turns are refused.
 
 A piece may hold the date: ``{{ strftime_now("%d %b %Y") }}`` becomes the date in that format of ``strftime``.
 """
@@ -68,8 +69,9 @@ def date_piece(form: str) -> str:
 def render(
     settings: dict[str, Any], turns: Sequence[Turn], *, generation: bool = True, now: datetime | None = None
 ) -> list[Piece]:
-    """The prompt in pieces, with the opening of the answer when ``generation``. ``now`` is the date for formats that
-    show one; None: this moment's. Raises UserError for a turn or a conversation that the format cannot put."""
+    """The prompt in pieces, with the opening of the answer when ``generation``. ``now`` is the date for
+    formats that show one; None: this moment's. Raises UserError for a turn or a conversation that the format
+    cannot put."""
     roles = [turn.role for turn in turns]
     for limit in settings.get("limits", ()):
         words, broken = LIMITS[limit]

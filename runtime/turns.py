@@ -25,8 +25,8 @@ Prompt = str | Sequence[Part]
 class Turn:
     """One message: ``Turn("user", parts=["Is ", IMAGE, " like ", IMAGE, "?"])``.
 
-    ``Turn("user", "Which is larger?", 2)`` has its images before its text. A text of None is none at all, for a turn
-    of images alone; "" is a text that is empty, which some chat templates treat otherwise.
+    ``Turn("user", "Which is larger?", 2)`` has its images before its text. A text of None is none at all, for
+    a turn of images alone; "" is a text that is empty, which some chat templates treat otherwise.
     """
 
     role: str
@@ -48,7 +48,8 @@ class Turn:
 
     @property
     def text(self) -> str | None:
-        """The words without the images; where there are several texts, one blank stands between two of them."""
+        """The words without the images; where there are several texts, one blank stands between two of
+        them."""
         texts = self.texts
         if len(texts) > 1:
             return " ".join(text.strip() for text in texts)

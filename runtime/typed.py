@@ -1,7 +1,8 @@
 """Prompts that people type: ``<image>`` may stand where an image stands among the words.
 
-Only ``foveate run`` and ``foveate chat`` read prompts so, each its own user's. Elsewhere (in Python, in files, in requests)
-a prompt may hold what strangers wrote, and ``<image>`` stays ordinary text: who means an image says ``turns.IMAGE``.
+Only ``foveate run`` and ``foveate chat`` read prompts so, each its own user's. Elsewhere (in Python, in
+files, in requests) a prompt may hold what strangers wrote, and ``<image>`` stays ordinary text: who means an
+image says ``turns.IMAGE``.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ MARKER = "<image>"
 def read_prompt(
     text: str, images: int, tokenizer: ChatTokenizer, say: Callable[[str], None] = lambda line: None
 ) -> Prompt:
-    """``text``, cut at ``<image>`` where that stands there exactly once for each of ``images``; else as it is.
+    """``text``, cut at ``<image>`` where that stands there exactly once for each of ``images``; else as it
+    is.
 
-    What the chat format puts behind an image (for LLaVA-1.5 a line break) is not doubled where it was typed as well.
-    ``say`` gets a line for each thing that was probably meant otherwise than it is taken.
+    What the chat format puts behind an image (for LLaVA-1.5 a line break) is not doubled where it was typed
+    as well. ``say`` gets a line for each thing that was probably meant otherwise than it is taken.
     """
     for line in _hints(text, images, tokenizer):
         say(f"foveate: {line}")

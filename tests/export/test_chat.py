@@ -1,4 +1,5 @@
-"""Chat templates to pieces: ids equal those of transformers' processors, and what pieces cannot say is refused."""
+"""Chat templates to pieces: ids equal those of transformers' processors, and what pieces cannot say is
+refused."""
 
 from __future__ import annotations
 
