@@ -38,7 +38,9 @@ class Logits:
     def finite(self) -> np.ndarray:
         """All of them: [V], -inf allowed. Raises NotFiniteError where the largest is no finite number."""
         values = self.numpy()
-        _demand_finite(values[values.argmax()])  # argmax finds a NaN, and +inf
+        largest = values[values.argmax()]  # of a NaN and anything else, argmax finds the NaN
+        if not np.isfinite(largest):
+            raise NotFiniteError(f"the largest logit is {largest}")
         return values
 
     def largest(self, count: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -48,10 +50,9 @@ class Logits:
         """
         if count and self.top and count < self.top[0].shape[-1]:
             values, ids = (host(each).reshape(-1) for each in self.top)
-            _demand_finite(values.max())  # a NaN among them is their maximum
             order = np.lexsort((ids, -values))  # engines may order equal ones as they like
             # and choose among those that equal the smallest, which must therefore not be wanted
-            if values[order[count - 1]] > values[order[-1]]:
+            if _ordinary(values) and values[order[count - 1]] > values[order[-1]]:
                 return ids[order[:count]], values[order[:count]]
         values = self.finite()
         if count == 1:
@@ -61,6 +62,7 @@ class Logits:
         return order, values[order]
 
 
-def _demand_finite(largest: np.floating) -> None:
-    if not np.isfinite(largest):
-        raise NotFiniteError(f"the largest logit is {largest}")
+def _ordinary(candidates: np.ndarray) -> bool:
+    """Whether an engine's candidates are finite. What engines pick among NaN is not defined: they may fill up with the lowest
+    number that there is."""
+    return bool(np.isfinite(candidates).all() and candidates.max() > np.finfo(candidates.dtype).min)

@@ -28,6 +28,7 @@ from foveate.export.checkpoint import Directory
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.compile import compile_bundle
 from foveate.runtime.decode import prompt_ids
+from foveate.runtime.film import Video
 from foveate.runtime.generation import Generation, Options
 from foveate.runtime.logits import Logits
 from foveate.runtime.penalties import Penalties
@@ -259,6 +260,20 @@ def test_the_ids_of_a_pruned_prompt_are_the_processor_s(tmp_path, save_checkpoin
         patch.setattr("foveate.runtime.conversation.Penalties", Watching)
         answer = watched.generate(case.image, TEXT, keep=keep, max_new_tokens=2)
     assert len(answer.kept[0]) == keep and seen == [expected]
+
+
+def test_a_video_counts_with_its_own_placeholder(case) -> None:
+    if isinstance(case, Llava):
+        with pytest.raises(UserError, match="takes no videos"):
+            case.pipe.vision.layout(Video((case.image,) * 4, 0.5))
+        return
+    video = Video((case.image,) * 4, 0.5)
+    segments = case.pipe.tokenizer.encode_turns([Turn("user", TEXT, 2)])
+    plans = [case.pipe.vision.layout(each) for each in (case.image, video)]
+    ids = prompt_ids(segments, plans, case.pipe.manifest.prompt).tolist()
+    model = AutoModelForImageTextToText.from_pretrained(case.checkpoint)
+    counts = [ids.count(getattr(model.config, f"{kind}_token_id")) for kind in ("image", "video")]
+    assert counts == [plan.total for plan in plans] and len(set(counts)) == 2
 
 
 def test_processors_and_their_order(case) -> None:

@@ -15,7 +15,7 @@ from foveate.engines.base import Engine
 from foveate.engines.spec import GraphSpec, TensorSpec
 from foveate.runtime import check
 from foveate.runtime.bundle import load
-from foveate.runtime.logits import Logits
+from foveate.runtime.logits import Logits, NotFiniteError
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.plans import choose, load_engines
 from foveate.runtime.sampling import Sampler, Sampling
@@ -127,3 +127,12 @@ def test_the_self_test_asks_for_the_candidates(
         found = {finding.answer: finding.ok for finding in check.replay(opened, choose(opened))}
         assert found.pop("top_values") is bool(largest)
         assert all(found.values())
+
+
+@pytest.mark.parametrize("picks", [np.nan, np.inf, np.finfo(np.float16).min])
+def test_candidates_of_nan_are_an_error(picks: float) -> None:
+    """Whatever an engine picks where all logits are NaN: that they are is seen, and never one of its ids is said."""
+    top = np.full((1, 1, 64), picks, np.float16), np.zeros((1, 1, 64), np.int32)
+    for sampling in (Sampling(), Sampling(1.0, top_k=5)):
+        with pytest.raises(NotFiniteError):
+            Sampler(sampling)(Logits(np.full((1, 1, 900), np.nan, np.float16), top))
