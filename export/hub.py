@@ -20,6 +20,7 @@ from huggingface_hub import errors as hub
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from foveate.engines.errors import UserError
+from foveate.export.adapter import refuse_remnants
 from foveate.export.checkpoint_files import SETTINGS, weight_files
 
 __all__ = ["INSTEAD", "download", "download_file"]
@@ -36,7 +37,9 @@ def download(repo: str, *, weights: bool = True, revision: str | None = None) ->
     """
     with _explained(repo):
         path = _snapshot(repo, SETTINGS, revision=revision)
-        names = weight_files(_files(repo, path.name)) if weights else []
+        there = _files(repo, path.name) if weights else []
+        refuse_remnants(there, repo)
+        names = weight_files(there)
         for name in names:
             _fetch(repo, name, path.name)
         if names:  # links them into the snapshot

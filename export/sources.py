@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from foveate.engines.errors import UserError
-from foveate.export.adapter import Adapted, Adapter
+from foveate.export.adapted import Adapted
+from foveate.export.adapter import Adapter
 from foveate.export.checkpoint import Directory, Entry, Source
 from foveate.export.checkpoint_files import ADAPTER_CONFIG
 from foveate.export.decoder import Decoder, Linear, rope_tables

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from foveate.engines.errors import UserError, unknown
 from foveate.export import checkpoint_keys, generation, licence, sources
-from foveate.export.adapter import Adapted
+from foveate.export.adapted import Adapted
 from foveate.export.dummy import Dummy
 from foveate.export.parts import Parts
 

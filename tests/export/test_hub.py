@@ -13,10 +13,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
 from foveate.engines.errors import UserError
 from foveate.export import checkpoint_files, models
@@ -299,3 +301,25 @@ def test_a_repository_without_the_file(hub, copy):
     hub.folder = copy
     with pytest.raises(UserError, match=r"has no weights.pth \| .* \| train one"):
         download_file("some/model", ("weights.pth",), "train one")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_on_the_hub_brings_its_own_weights_alone(hub, llava_checkpoint, tmp_path, capsys):
+    """Its base model is in a directory here, so that nothing else is asked for."""
+    base, _ = llava_checkpoint()
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    for name in ("model.safetensors", "training_args.bin"):
+        (tmp_path / "adapter" / name).write_bytes(b"not needed")
+    hub.folder = tmp_path / "adapter"
+    found, named = models.load("some/model"), models.load(str(base), adapter="some/model")
+    assert set(hub.sent) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert found.source == named.source
+    assert found.source["adapter"] == "some/model" and found.source["adapter_revision"] == COMMIT
+    truth, name = models.load(str(tmp_path / "adapter")).weights, "llm.layers.1.self_attn.q_proj.weight"
+    assert not torch.equal(truth.get(name), models.load(str(base)).weights.get(name))
+    for parts in (found, named):
+        assert torch.equal(parts.weights.get(name), truth.get(name))
+    (tmp_path / "adapter" / "non_lora_trainables.bin").write_bytes(b"")
+    assert "original LLaVA format" in refusal("some/model")
