@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -89,7 +90,10 @@ def main(argv: list[str] | None = None) -> int:
             print(file=sys.stderr)
             return _INTERRUPTED
         except OSError as error:
-            if error is not output.fault:
+            if error.errno == errno.ENAMETOOLONG:  # of whichever argument: nothing of that name can exist
+                got = f"{str(error.filename)[:60]}... of {len(str(error.filename))} characters"
+                print(f"foveate: the name of a file is too long | got {got} | shorten it", file=sys.stderr)
+            elif error is not output.fault:
                 raise
             code = 1
         if isinstance(output.fault, BrokenPipeError):

@@ -119,6 +119,40 @@ def test_a_raw_stream_is_counted_by_decoding(name, stream, tmp_path):
     assert found == pytest.approx(want, abs=3)
 
 
+def test_a_phone_that_lay_on_its_side(tmp_path):
+    """The matrix in an MP4's track header turns the picture by a quarter; the frames are upright."""
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "phone.mp4"
+    out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    frame = np.zeros((48, 64, 3), np.uint8)
+    frame[:24, :32] = 255  # left and above
+    for _ in range(20):
+        out.write(frame)
+    out.release()
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40  # behind version, times, id, duration, layer and volume
+    one, zero = (1 << 16).to_bytes(4, "big"), bytes(4)
+    upright = one + zero * 3 + one + zero * 3 + (1 << 30).to_bytes(4, "big")
+    assert data[matrix : matrix + 36] == upright
+    minus = (-(1 << 16)).to_bytes(4, "big", signed=True)
+    turned = (
+        zero
+        + one
+        + zero
+        + minus
+        + zero * 2
+        + (48 << 16).to_bytes(4, "big")
+        + zero
+        + (1 << 30).to_bytes(4, "big")
+    )
+    data[matrix : matrix + 36] = turned
+    path.write_bytes(data)
+    video = load_video(path, FLAT)
+    assert video.size == (48, 64)
+    corners = [video.frames[0].getpixel(at)[0] > 128 for at in ((5, 5), (42, 5), (5, 58), (42, 58))]
+    assert corners == [False, True, False, False]  # turned clockwise
+
+
 @pytest.mark.parametrize(
     ("total", "rate", "count"),
     [(300, 30, 20), (10, 30, 4), (3, 30, 2), (1, 30, 1), (99999, 10, 768), (70, 30, 4)],

@@ -176,3 +176,22 @@ def test_typos(argv, says, capsys):
     assert cli.main(argv) == 2
     printed = capsys.readouterr().err
     assert says in printed and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    (
+        ["run", "LONG", "x"],
+        ["run", "B", "x", "--image", "LONG"],
+        ["run", "B", "x", "--image", "x.png", "--overlay", "LONG/a.png"],
+        ["compile", "LONG"],
+        ["inspect", "LONG"],
+        ["watch", "B", "--prompt", "x", "--video", "LONG"],
+        ["watch", "B", "--prompt", "x", "--camera", "LONG"],
+    ),
+)
+def test_names_that_are_too_long(argv, bundle, capsys):
+    argv = [{"B": str(bundle)}.get(each, each.replace("LONG", "x" * 300)) for each in argv]
+    assert cli.main(argv) in (1, 2)
+    printed = capsys.readouterr().err
+    assert printed.startswith("foveate: ") and printed.count("\n") == 1 and len(printed) < 500
