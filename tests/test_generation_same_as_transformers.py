@@ -265,9 +265,9 @@ def test_the_ids_of_a_pruned_prompt_are_the_processor_s(tmp_path, save_checkpoin
 def test_a_video_counts_with_its_own_placeholder(case) -> None:
     if isinstance(case, Llava):
         with pytest.raises(UserError, match="takes no videos"):
-            case.pipe.vision.layout(Video((case.image,) * 6, 0.5))
+            case.pipe.vision.layout(Video((case.image,) * 4, 0.5))
         return
-    video = Video((case.image,) * 6, 0.5)
+    video = Video((case.image,) * 4, 0.5)
     segments = case.pipe.tokenizer.encode_turns([Turn("user", TEXT, 2)])
     plans = [case.pipe.vision.layout(each) for each in (case.image, video)]
     ids = prompt_ids(segments, plans, case.pipe.manifest.prompt).tolist()
