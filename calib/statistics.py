@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 
 from foveate.calib.equivalent import GROUPS, of_layer
 from foveate.engines.errors import UserError
+from foveate.engines.files import atomic_file
 
 __all__ = ["KINDS", "InputStatistics", "Statistics"]
 
@@ -73,11 +74,10 @@ class Statistics:
         return cls(tensors, json.loads(metadata["identity"]))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Written beside ``path`` and renamed: a killed run leaves what was there."""
-        part = Path(f"{path}.writing")
+        """Write the file ``path``; a killed run leaves what was there."""
         arrays = {name: np.asarray(array, np.float32, order="C") for name, array in self.tensors.items()}
-        save_file(arrays, part, {"format": _FORMAT, "identity": json.dumps(dict(self.identity))})
-        part.replace(path)
+        with atomic_file(path) as part:
+            save_file(arrays, part, {"format": _FORMAT, "identity": json.dumps(dict(self.identity))})
 
     def require(self, identity: Mapping[str, Any], label: str | os.PathLike[str]) -> None:
         """Raises UserError where one of the entries of ``identity`` is another than ours; ``label`` names the file."""

@@ -26,6 +26,7 @@ The CUDA provider takes the same path; it has not been run on a GPU yet.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -38,6 +39,7 @@ import numpy as np
 
 from foveate.engines import ort_library, pages
 from foveate.engines.base import Feed, check_feeds, resolve
+from foveate.engines.child import end_with
 from foveate.engines.errors import UserError, unknown
 from foveate.engines.remedies import applicable
 from foveate.engines.rows import Rows
@@ -153,7 +155,7 @@ def _misplaced(model: Path) -> bool:
 
 
 def _compile_apart(source: Path, job: Mapping[str, Any]) -> None:
-    command = [sys.executable, "-m", "foveate.engines.ort", json.dumps(job)]
+    command = [sys.executable, "-m", "foveate.engines.ort", json.dumps({**job, "parent": os.getpid()})]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
@@ -345,4 +347,6 @@ class OrtEngine:
 
 
 if __name__ == "__main__":
-    _compile_here(json.loads(sys.argv[1]))
+    given = json.loads(sys.argv[1])
+    end_with(given["parent"])
+    _compile_here(given)

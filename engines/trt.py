@@ -176,7 +176,7 @@ class TensorRT:
     ) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-m", "foveate.engines.trt_build"],
-            input=json.dumps(job),
+            input=json.dumps({**job, "parent": os.getpid()}),
             stdout=subprocess.PIPE,
             text=True,
             check=False,

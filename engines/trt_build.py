@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -22,7 +21,9 @@ from types import ModuleType
 from typing import Any
 
 from foveate.engines import candidates, trt_plan, trt_says
+from foveate.engines.child import end_with
 from foveate.engines.errors import UserError
+from foveate.engines.files import atomic_file
 from foveate.engines.onnx_dims import fix_dimensions
 from foveate.engines.spec import Dim, GraphSpec, Symbol, TensorSpec
 from foveate.engines.trt_cuda import find_gpu
@@ -246,9 +247,8 @@ def _checked(file: Path, notes: list[str]) -> bytes:
 
 def _write_timings(cache: Any, file: Path) -> None:
     content = bytes(cache.serialize())
-    part = file.with_name(f"{file.name}.{os.getpid()}")
-    part.write_bytes(hashlib.sha256(content).digest() + content)
-    part.replace(file)
+    with atomic_file(file) as part:
+        part.write_bytes(hashlib.sha256(content).digest() + content)
 
 
 def _peak() -> int | None:
@@ -285,4 +285,6 @@ def _on_the_gpu(trt: ModuleType, plan: Path, options: Mapping[str, Any]) -> dict
 
 
 if __name__ == "__main__":
-    print(json.dumps(_main(json.load(sys.stdin))))
+    given = json.load(sys.stdin)
+    end_with(given["parent"])
+    print(json.dumps(_main(given)))

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 from foveate.engines.errors import UserError
+from foveate.engines.files import atomic_file
 
 __all__ = ["PlanFile", "serialize", "written"]
 
@@ -33,17 +34,13 @@ class PlanFile:
 def written(path: Path) -> Iterator[PlanFile]:
     """A file that is called ``path`` when the block succeeds and vanishes when it does not. Raises UserError where it cannot
     be written."""
-    part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with atomic_file(path) as part, part.open("wb") as file:
             yield PlanFile(file)
-        part.replace(path)
     except OSError as error:
         raise UserError(
             f"cannot write {path.name} | {error.strerror} | free some space where the bundle stands"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def serialize(trt: ModuleType, builder: Any, network: Any, config: Any, file: PlanFile) -> bool:

@@ -1,40 +1,30 @@
 """``foveate build``: a checkpoint and a method go in, a bundle comes out, compiled for this machine.
 
-The bundle is written beside its final place and renamed at the end: a build that fails or is killed leaves
-nothing under the final name, and the next one clears what it left beside it.
+Names and options are checked before torch is imported, so that help and typing errors are answered at once.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import argparse
 import os
-import shutil
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Any
 
 from foveate.calib import samples, schemes
-from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
-from foveate.export import calibrate, generation, lower, methods, models, pruner_weights, write
+from foveate.export import lower, methods, model_names
 from foveate.export import precision as precisions
-from foveate.export.assemble import assemble
-from foveate.export.graph import Graph
-from foveate.export.methods import base
-from foveate.export.methods.base import Method
-from foveate.export.pair import Pair
-from foveate.export.parts import DecoderSpec, Parts
 from foveate.export.precision import Precision, choices
-from foveate.export.weights import packed
-from foveate.runtime import bundle, licence
+from foveate.export.publish import compiled
+from foveate.export.staging import reserved
 from foveate.runtime.cli import Parser
 from foveate.runtime.plans import usable
+
+if TYPE_CHECKING:
+    from foveate.export.methods.base import Method
+    from foveate.export.pair import Pair
+    from foveate.export.parts import Parts
 
 __all__ = ["build", "main"]
 
@@ -115,43 +105,20 @@ def _parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
-    method = methods.load(args.method, _options(args.set))
+    methods.require(args.method)
+    set_options = _options(args.set)
     precision = Precision(args.precision, args.head_precision, args.vision_precision, args.prefill_precision)
-    calibration = None
+    asked = list(dict.fromkeys(args.dialects.split(","))) if args.dialects else None
+    lower.require(asked or [])
+    model_names.require(args.model)
     if args.calibrate is not None and not args.statistics and not precision.schemes:
         raise UserError(
             f"there is nothing to calibrate | nothing is quantized with --precision {args.precision} | leave out --calibrate, "
             "or say with --statistics where to keep what it finds for other builds",
             code=2,
         )
-    if args.calibrate is not None or args.statistics:
-        calibration = calibrate.Calibration(args.calibrate, args.calibration_count, args.statistics)
-    asked = list(dict.fromkeys(args.dialects.split(","))) if args.dialects else None
-    precisions.dialects(precision, asked, calibration is not None)  # refused before anything is downloaded
-    parts = models.load(
-        args.model,
-        load_format=args.load_format,
-        clip=args.clip,
-        max_pixels=args.max_pixels,
-        adapter=args.adapter,
-    )
-    for note in generation.notes(parts.prompt["stop_ids"], parts.generation):
-        print(note, file=sys.stderr)
-    sorts = _sorts(parts, method)
-    dialects, left_out = precisions.dialects(precision, asked, calibration is not None, sorts)
-    for name, reason in left_out.items():
-        print(f"the dialect {name} is left out: {reason}", file=sys.stderr)
-    out = args.out or Path("bundles") / f"{Path(args.model).name}.{args.method}.{args.precision}"
-    build(
-        parts,
-        method,
-        out,
-        precision=precision,
-        dialects=dialects,
-        pruner=args.pruner,
-        calibration=calibration,
-        llm_parts=args.llm_parts,
-    )
+    out = args.out or _default_out(args)
+    dialects = _build(args, set_options, precision, asked, out)
     if not args.no_compile:
         from foveate.runtime.compile import compile_bundle
 
@@ -161,101 +128,74 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def build(
-    parts: Parts,
-    method: Method | Pair,
-    out: Path,
-    *,
-    precision: Precision | str = "int4",
-    dialects: list[str] | None = None,
-    pruner: str | None = None,
-    statistics: Statistics | None = None,
-    calibration: calibrate.Calibration | None = None,
-    llm_parts: int = 1,
-) -> None:
-    """Write the bundle of ``parts`` pruned by ``method`` to ``out``; an older bundle there is replaced at the end.
-
-    ``pruner`` is where the weights of a trained method are (``pruner_weights.joined``). ``statistics`` are those of ``parts``;
-    with ``calibration`` they are collected, and ``parts`` made easier to quantize. ``llm_parts``: into how many graphs the
-    language model is cut, of which a compiler then sees one at a time. Raises UserError when ``out`` is
-    something else than a bundle, when there are no such weights, and when the disk is full.
-    """
-    precision = Precision.of(precision)
-    calibrated = bool(statistics or calibration)
-    dialects, _ = precisions.dialects(precision, dialects, calibrated, _sorts(parts, method))
-    with _staging(out) as root, _stages() as stage:
-        graphs = assemble(parts, method, llm_parts)
-        for note in licence.notes(parts.licence):
-            print(note, file=sys.stderr)
-        parts = pruner_weights.joined(parts, method, pruner)
-        if calibration is not None:
-            manifest = _manifest(out.name, parts, method, graphs, precision, {})
-            parts, statistics = calibrate.calibrated(
-                parts, method, graphs, manifest, calibration, precision, root, out, stage
-            )
-        written = write.write_graphs(root, parts, graphs, precision, dialects, stage, statistics)
-        table = write.write_embeddings(root, parts.weights, precision)
-        write.write_files(root, parts, graphs)
-        stage("recording golden.npz", 0, 1)
-        ranges = write.write_golden(root, parts, method, graphs, written.readings, table)
-        write.widen(root, written, ranges, lambda line: print(line, file=sys.stderr))
-        stage("hashing", 0, 1)
-        manifest = _manifest(out.name, parts, method, graphs, precision, written.index)
-        bundle.write_manifest(root, manifest | {"ranges": ranges.to_json()})
-
-
-def _manifest(
-    name: str,
-    parts: Parts,
-    method: Method | Pair,
-    graphs: list[Graph],
+def _build(
+    args: argparse.Namespace,
+    set_options: dict[str, str],
     precision: Precision,
-    dialects: dict[str, dict[str, object]],
-) -> dict[str, object]:
-    decoder, total = parts.spec.decoder, parts.spec.vision.picture_tokens
-    fields = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size")
-    fields += ("vocab_size", "max_positions")
-    return {
-        "name": name,
-        "family": parts.spec.family,
-        "source": parts.source,
-        "method": {
-            "name": method.name,
-            "options": methods.describe(method),
-            "position_mode": _position_mode(method, decoder),
-            "fixed_keep": method.fixed_keep(parts.spec),
-            "whole": method.before is not None and method.before.whole,
-            "position_mode_inside": _position_mode(method.inside, decoder),
-        },
-        "precision": precision.describe()
-        | ({"weights": "as the checkpoint has them"} if packed(parts.weights) else {}),
-        "stages": [graph.spec.name for graph in graphs],
-        "graphs": {graph.spec.name: graph.spec.to_json() for graph in graphs},
-        "dialects": dialects,
-        "num_visual_tokens": total,
-        "grid": list(parts.spec.vision.grid),
-        "cuts": [cut.layer for cut in method.inside.cuts(decoder)] if method.inside else [],
-        "budgets": method.budgets(parts.spec),
-        "limits": base.sampled(total, lambda keep: method.leaves(parts.spec, keep, total)),
-        "decoder": {field: getattr(decoder, field) for field in fields},
-        "vision": parts.spec.vision.sizes,
-        "image": parts.image,
-        "prompt": parts.prompt,
-        "generation": parts.generation,
-        "licence": parts.licence,
-    }
+    asked: list[str] | None,
+    out: Path,
+) -> list[str]:
+    """Build the bundle of arguments whose names are right; its dialects. The place is reserved before anything is
+    downloaded."""
+    from foveate.export import (  # they import torch, which takes seconds
+        build_bundle,
+        calibrate,
+        generation,
+        models,
+    )
+
+    method = methods.load(args.method, set_options)
+    calibration = None
+    if args.calibrate is not None or args.statistics:
+        calibration = calibrate.Calibration(args.calibrate, args.calibration_count, args.statistics)
+    calibrated = calibration is not None
+    precisions.dialects(precision, asked, calibrated)  # refused before anything is downloaded
+    with reserved(out) as place:
+        if args.no_compile and (engines := compiled(place.folder)):
+            keys = ", ".join(plan.key for plan in engines)
+            print(
+                f"{out} has compiled engines: {keys}; those that the new files do not fit will go",
+                file=sys.stderr,
+            )
+        parts = models.load(
+            args.model,
+            load_format=args.load_format,
+            clip=args.clip,
+            max_pixels=args.max_pixels,
+            adapter=args.adapter,
+        )
+        for note in generation.notes(parts.prompt["stop_ids"], parts.generation):
+            print(note, file=sys.stderr)
+        dialects, left_out = precisions.dialects(
+            precision, asked, calibrated, build_bundle.most_sorted(parts, method)
+        )
+        for name, reason in left_out.items():
+            print(f"the dialect {name} is left out: {reason}", file=sys.stderr)
+        build_bundle.write_bundle(
+            place,
+            parts,
+            method,
+            precision=precision,
+            dialects=dialects,
+            pruner=args.pruner,
+            calibration=calibration,
+            llm_parts=args.llm_parts,
+        )
+        return dialects
 
 
-def _sorts(parts: Parts, method: Method | Pair) -> int:
-    """The most tokens that a pruner ranks at once."""
-    return 0 if method.name == "none" else parts.spec.vision.picture_tokens
+def build(parts: Parts, method: Method | Pair, out: Path, **options: Any) -> None:
+    """``build_bundle.build``, imported when it is called."""
+    from foveate.export import build_bundle
+
+    build_bundle.build(parts, method, out, **options)
 
 
-def _position_mode(method: Any, decoder: DecoderSpec) -> str | None:
-    """None without a method. With M-RoPE rows keep their positions."""
-    if method is None:
-        return None
-    return method.position_mode if decoder.position_axes == 1 else "keep"
+def _default_out(args: argparse.Namespace) -> Path:
+    """``bundles/MODEL.METHOD.PRECISION``; a directory counts by its real name, whatever path leads to it."""
+    model = Path(args.model).expanduser()
+    name = Path(os.path.abspath(model)).name if model.is_dir() else model.name
+    return Path("bundles") / f"{name or 'model'}.{args.method}.{args.precision}"
 
 
 def _options(pairs: list[str]) -> dict[str, str]:
@@ -263,78 +203,6 @@ def _options(pairs: list[str]) -> dict[str, str]:
         if "=" not in pair:
             raise UserError(f"--set {pair} is not an option of the method | expected KEY=VALUE", code=2)
     return dict(pair.split("=", 1) for pair in pairs)
-
-
-@contextlib.contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A directory beside ``out`` that becomes ``out`` when the block succeeds and vanishes when it does not."""
-    out = out.absolute()
-    if out.exists() and not (out / "bundle.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"{out} is in the way | it is no bundle, so it is not replaced | choose another --out"
-        )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(out)
-        root = out.parent / f".{out.name}.building-{os.getpid()}"
-        root.mkdir()
-    except OSError as error:
-        raise UserError(f"cannot write to {out.parent} | {error.strerror} | choose another --out") from error
-    try:
-        yield root
-        _replace(root, out)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        free = shutil.disk_usage(out.parent).free >> 20
-        raise UserError(
-            f"the disk is full | {out.parent} has {free} MiB left | free some space or use --out"
-        ) from error
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def _clear_leftovers(out: Path) -> None:
-    """What a killed build left behind. A build that still runs keeps its directory."""
-    for path in out.parent.glob(f".{out.name}.building-*"):
-        owner = path.name.rpartition("-")[2]
-        if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _replace(root: Path, out: Path) -> None:
-    old = root.with_name(f"{root.name}.old")
-    if out.exists():
-        out.rename(old)
-    root.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _stages() -> Iterator[write.Progress]:
-    """Progress on stderr: one line per finished stage, a bar for the one that runs."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
-    )
-    task = bar.add_task("", total=1)
-    began: dict[str, float] = {}
-
-    def stage(what: str, done: int, total: int) -> None:
-        verb = what.split()[0]
-        if verb not in began:
-            finish()
-            began[verb] = time.monotonic()
-        bar.update(task, description=what, completed=done, total=total)
-
-    def finish() -> None:
-        if began:
-            verb, start = list(began.items())[-1]
-            console.print(f"{verb:<10} {time.monotonic() - start:6.1f} s", highlight=False)
-
-    with bar:
-        yield stage
-        finish()
 
 
 def _say_what_is_next(out: Path) -> None:

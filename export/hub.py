@@ -22,10 +22,9 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers
 from foveate.engines.errors import UserError
 from foveate.export.adapter import refuse_remnants
 from foveate.export.checkpoint_files import SETTINGS, weight_files
+from foveate.export.model_names import INSTEAD
 
 __all__ = ["INSTEAD", "download", "download_file"]
-
-INSTEAD = "name a checkpoint's directory, or use --load-format dummy (random weights)"
 
 
 def download(repo: str, *, weights: bool = True, revision: str | None = None) -> Path:

@@ -24,6 +24,7 @@ from foveate.calib.equivalent import GROUPS
 from foveate.calib.samples import Sample
 from foveate.engines.base import Engine
 from foveate.engines.errors import UserError
+from foveate.engines.files import atomic_file
 from foveate.engines.spec import GraphSpec
 from foveate.export import write
 from foveate.export.graph import Graph
@@ -163,9 +164,8 @@ def save_prompts(
         )
     for name in first.carried or ():
         arrays[f"carried.{name}"] = np.concatenate([prompt.carried[name][0] for prompt in prompts])
-    part = path.with_name(f"{path.name}.writing")
-    save_file(arrays, part, {"facts": json.dumps(facts)})
-    part.replace(path)
+    with atomic_file(path) as part:
+        save_file(arrays, part, {"facts": json.dumps(facts)})
 
 
 def load_prompts(path: Path) -> tuple[list[Prompt], dict[str, np.ndarray], dict[str, Any]] | None:

@@ -6,8 +6,6 @@ needs, ``fill`` puts them in. Random checkpoints are in ``dummy``.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,17 +18,13 @@ from foveate.export.adapter import Adapter
 from foveate.export.checkpoint import Directory, Entry, Source
 from foveate.export.checkpoint_files import ADAPTER_CONFIG
 from foveate.export.decoder import Decoder, Linear, rope_tables
-from foveate.export.hub import INSTEAD, download
+from foveate.export.hub import download
+from foveate.export.model_names import require_path_or_id
 from foveate.export.parts import Weights
 from foveate.export.tensor_files import Folder, some
 from foveate.runtime.options import say
 
-__all__ = ["entries", "fill", "find", "is_path_or_id", "language_entries", "under"]
-
-
-def is_path_or_id(name: str) -> bool:
-    """Whether ``name`` can be meant as a directory or as a hub id, rather than as the name of a model."""
-    return "/" in name or os.sep in name or name.startswith((".", "~")) or Path(name).is_dir()
+__all__ = ["entries", "fill", "find", "language_entries", "under"]
 
 
 def find(
@@ -67,12 +61,7 @@ def _folder(name: str, weights: bool, revision: str | None = None) -> tuple[Fold
     path = Path(name).expanduser()
     if path.is_dir():
         return Folder(path), "local"
-    if path.exists():
-        raise UserError(
-            f"{name} is a file | expected a directory in Hugging Face's format | give the directory it is in"
-        )
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise UserError(f"no directory {name} | got no such path | {INSTEAD}, or give a hub id (org/name)")
+    require_path_or_id(name)
     path = download(name, weights=weights, revision=revision)
     remedy = "run again with a network (HF_HUB_OFFLINE unset): the download goes on where it stopped"
     return Folder(path, name, remedy), path.name

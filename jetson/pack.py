@@ -8,18 +8,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from foveate.engines.errors import UserError, unknown
+from foveate.engines.files import atomic_file, sha256
 from foveate.jetson import wheels
 from foveate.jetson.devices import JETPACKS
 from foveate.jetson.wheels import Target
 from foveate.runtime import licence, options
-from foveate.runtime.bundle import hash_file, load
+from foveate.runtime.bundle import load
 from foveate.runtime.cli import Parser
 
 __all__ = ["add_wheels", "contents", "gather", "installer", "main", "pack"]
@@ -56,19 +56,15 @@ def pack(bundle: Path, target: Target, out: Path, wheels_in: Path | None = None,
     with tempfile.TemporaryDirectory() as folder:
         wheels_in = wheels_in or gather(target, Path(folder), video)
         facts = contents(bundle, manifest.name, wheels_in, target)
-        part = out.with_name(f".{out.name}.{os.getpid()}")
         try:
             # stored: weights do not compress, and the installer reads them as they lie
-            with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            with atomic_file(out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
                 archive.writestr("__main__.py", installer())
                 archive.writestr("pack.json", json.dumps(facts, indent=1))
                 for name in facts["files"]:
                     archive.write(_source(name, bundle, wheels_in), name)
-            part.replace(out)
         except OSError as error:
             raise UserError(f"cannot write {out} | {error.strerror} | choose another --out") from error
-        finally:
-            part.unlink(missing_ok=True)
     options.say(f"{out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -115,7 +111,7 @@ def installer() -> str:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": hash_file(path)}
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _source(name: str, bundle: Path, wheels_in: Path) -> Path:

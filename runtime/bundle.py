@@ -2,15 +2,11 @@
 
 In: a directory. Out: a ``Bundle`` whose files are those that were built: present, of the right size, unchanged.
 
-Sizes and small files' SHA-256 are checked on every load. Large files are hashed on the first one; then their stamp
-(size, mtime, inode) is kept in ``engines/.checked.json`` and hashing is repeated only when it differs. Where that file
-cannot be written (a bundle on read-only storage), large files are hashed on every load.
+Files are checked on every load, large ones by their stamps (``runtime.stamps``), which ``engines/.checked.json`` keeps.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -21,18 +17,21 @@ from typing import Any
 
 import numpy as np
 
+from foveate.engines import files, locks
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec
+from foveate.runtime import stamps
 from foveate.runtime.inside import require_external_data, require_names, require_no_links
 
-__all__ = ["FORMAT", "Bundle", "Manifest", "hash_file", "load", "stored_files", "write_manifest"]
+__all__ = ["FORMAT", "UNFINISHED", "Bundle", "Manifest", "load", "stored_files", "write_manifest"]
 
 FORMAT = 1
 
 _MANIFEST = "bundle.json"
+UNFINISHED = ".unfinished"
+"""Stands in a folder while a build replaces the bundle in it file by file: a JSON list of the new files' paths."""
 _STAMPS = Path("engines", ".checked.json")
 _APPENDING = ("primitive",)  # dialects whose graphs give out the new rows of their caches alone
-_SMALL = 1 << 20  # bytes; hashing this much takes a millisecond
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def write_manifest(path: str | os.PathLike[str], values: Mapping[str, Any]) -> M
     """
     root = Path(path)
     described = {
-        name: {"size": (root / name).stat().st_size, "sha256": hash_file(root / name)}
+        name: {"size": (root / name).stat().st_size, "sha256": files.sha256(root / name)}
         for name in stored_files(root)
     }
     manifest = Manifest.from_json({"format": FORMAT, **values, "files": described})
@@ -179,24 +178,18 @@ def write_manifest(path: str | os.PathLike[str], values: Mapping[str, Any]) -> M
 
 
 def stored_files(root: Path) -> list[str]:
-    """The files a bundle ships with, as POSIX paths: all but ``bundle.json`` and what was compiled from them."""
+    """The files a bundle ships with, as POSIX paths: all but ``bundle.json``, its lock, and what was compiled from them."""
+    apart = {_MANIFEST, UNFINISHED, locks.inside(root).name}
     found = (p.relative_to(root) for p in root.rglob("*") if p.is_file())
-    return sorted(p.as_posix() for p in found if p.parts[0] != "engines" and p.as_posix() != _MANIFEST)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sorted(p.as_posix() for p in found if p.parts[0] != "engines" and p.as_posix() not in apart)
 
 
 def _read_manifest(root: Path) -> Manifest:
     file = root / _MANIFEST
     if not file.is_file():
         got = "there is no bundle.json in it" if root.is_dir() else "no such directory"
+        if (root / UNFINISHED).exists():
+            got = "the build that wrote into it was cut off"
         raise UserError(
             f"{root} is no bundle | {got} | give the directory that `foveate build` wrote", code=2
         )
@@ -218,48 +211,11 @@ def _read_manifest(root: Path) -> Manifest:
 
 
 def _verify(bundle: Bundle, full: bool, progress: Callable[[str], None] | None) -> None:
-    stamps = {} if full else _read_stamps(bundle.path)
-    fresh: dict[str, list[int]] = {}
-    require_no_links(bundle.path, bundle.manifest.files)
-    for name, expected in bundle.manifest.files.items():
-        path = bundle.file(name)
-        if not path.is_file():
-            raise UserError(
-                f"{bundle.path} is incomplete | {name} is missing | copy or build the bundle again"
-            )
-        status = path.stat()
-        if status.st_size != expected["size"]:
-            raise UserError(
-                f"{name} has changed | got {status.st_size} bytes, expected {expected['size']} "
-                "| copy or build the bundle again"
-            )
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
-        small = status.st_size <= _SMALL
-        if small or stamps.get(name) != stamp:
-            if progress and not small:
-                progress(name)
-            if (got := hash_file(path)) != expected["sha256"]:
-                raise UserError(
-                    f"{name} has changed | its SHA-256 begins with {got[:12]}, expected {expected['sha256'][:12]} "
-                    "| copy or build the bundle again"
-                )
-        if not small:
-            fresh[name] = stamp
-    if fresh != stamps:
-        _write_stamps(bundle.path, fresh)
-
-
-def _read_stamps(root: Path) -> dict[str, list[int]]:
-    try:
-        stamps = json.loads((root / _STAMPS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or cut short by a power failure: hash again
-        return {}
-    return stamps if isinstance(stamps, dict) else {}
-
-
-def _write_stamps(root: Path, stamps: dict[str, list[int]]) -> None:
-    file, part = root / _STAMPS, root / _STAMPS.with_name(f".checked.{os.getpid()}")
-    with contextlib.suppress(OSError):  # read-only storage: the next load hashes again
-        file.parent.mkdir(exist_ok=True)
-        part.write_text(json.dumps(stamps), encoding="utf-8")
-        part.replace(file)
+    root = bundle.path
+    require_no_links(root, bundle.manifest.files)
+    fault = stamps.first_fault(root, bundle.manifest.files, root / _STAMPS, full=full, progress=progress)
+    if fault is None:
+        return
+    if fault.words is None:
+        raise UserError(f"{root} is incomplete | {fault.name} is missing | copy or build the bundle again")
+    raise UserError(f"{fault.name} has changed | {fault.words} | copy or build the bundle again")

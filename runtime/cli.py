@@ -1,6 +1,6 @@
 """``foveate VERB ...``: the dispatcher. A verb's module is imported only when it is asked for.
 
-Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 Ctrl-C, 141 whoever read our output went away. Output that cannot be written
+Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 Ctrl-C, 141 whoever read our output went away, 143 SIGTERM. Output that cannot be written
 (closed, disk full) is a failure where it is the result; verbs that make something (``_MAKERS``) go on without it.
 """
 
@@ -16,6 +16,7 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from foveate.engines.errors import UserError, unknown
+from foveate.runtime.signals import terminable
 from foveate.runtime.streams import guarded
 
 __all__ = ["VERBS", "Parser", "main"]
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     def raises(error: OSError) -> bool:
         return verb in _ENDLESS or (isinstance(error, BrokenPipeError) and verb not in _MAKERS)
 
-    with guarded(raises) as output:
+    with terminable(), guarded(raises) as output:
         try:
             code = _dispatch(argv)
             output.flush()
@@ -119,12 +120,8 @@ def _dispatch(argv: list[str]) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
-    return _load(verb).main(rest)
-
-
-def _load(verb: str):  # -> a module with ``main(argv) -> int``
     try:
-        return importlib.import_module(VERBS[verb][0])
+        return importlib.import_module(VERBS[verb][0]).main(rest)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if verb != "build" or missing in ("", "foveate"):

@@ -3,19 +3,25 @@
 In: a bundle. Out: ``engines/<key>/`` in it, written aside and renamed: a killed run leaves no half engine. Before that the
 engines answer what was recorded at build time (``runtime.check``); one that answers wrongly is compiled again with what
 is known to help, and where nothing helps nothing is written.
+
+A bundle's lock (``engines.locks.inside``) is held from before the bundle is read, so that no build replaces it meanwhile, and of
+two compilations the second waits for the first.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.engines import files, locks
 from foveate.engines.errors import UserError, unknown
 from foveate.runtime.bundle import Bundle, load
 from foveate.runtime.cli import Parser
@@ -26,7 +32,9 @@ __all__ = ["MAX_CONTEXT", "OPTIONS", "compile_bundle", "main"]
 
 MAX_CONTEXT = 4096
 """Rows of the kv cache where TensorRT fixes them, unless --max-context says otherwise or the model takes fewer."""
-_ABANDONED = 24 * 3600  # seconds; older half engines are of runs that were killed
+_WORK = ".compiling-"  # folders of this prefix beside the engines are those of runs that were killed, or ours
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _TENSORRT = {
     "max_context": None,
@@ -67,11 +75,25 @@ def compile_bundle(
     given = {"provider": provider, "accuracy_level": accuracy_level, **(options or {})}
     chosen = _options(target, given)
     module.machine(chosen)  # refuses before large files are hashed
-    bundle = load(path, progress=lambda name: progress(f"checking {name}"))
-    if "max_context" in chosen:
+    with _locked(Path(path), progress):
+        bundle = load(path, progress=lambda name: progress(f"checking {name}"))
+        return _compile(bundle, module, chosen, dialect, force, self_test, progress)
+
+
+def _compile(
+    bundle: Bundle,
+    module: Any,
+    options: dict[str, Any],
+    dialect: str | None,
+    force: bool,
+    self_test: bool,
+    progress: Progress,
+) -> Path:
+    """Compile a bundle whose lock is held; see ``compile_bundle``."""
+    if "max_context" in options:
         most = bundle.manifest.decoder["max_positions"]
-        chosen["max_context"] = min(chosen["max_context"] or MAX_CONTEXT, most)
-    machine = module.machine(chosen)
+        options["max_context"] = min(options["max_context"] or MAX_CONTEXT, most)
+    machine = module.machine(options)
     dialect = _dialect(bundle, module, dialect)
     _require_precision(bundle, module, machine)
     folder = bundle.path / "engines" / module.key(machine)
@@ -79,29 +101,67 @@ def compile_bundle(
     if (
         known
         and not force
-        and (known.options, known.dialect) == (chosen, dialect)
-        and known.fault(bundle) is None
+        and (known.options, known.dialect) == (options, dialect)
+        and known.fault(bundle, progress=lambda name: progress(f"checking {name}")) is None
     ):
         progress(f"{folder} is up to date")
         return folder
-    try:
-        folder.parent.mkdir(exist_ok=True)
-        _sweep(folder.parent)
-        work = Path(tempfile.mkdtemp(prefix=".compiling-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(
-            f"cannot write engines to {bundle.path} | {error.strerror} | free some space, or copy the bundle to where it can "
-            "be written"
-        ) from error
-    try:
-        job = Job(bundle, module, machine, chosen, work, dialect, progress)
+    with _work_folder(bundle) as work:
+        job = Job(bundle, module, machine, options, work, dialect, progress)
         job.compile(bundle.manifest.stages)
         job.prove() if self_test else job.write({"not_run": "it was not asked for"})
         work.chmod(0o755)  # mkdtemp's are for the owner alone
-        _put(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        files.flush(work)
+        files.put_folder(work, folder)
+        if made := _existing(folder):
+            made.remember()
     return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path, progress: Progress) -> Iterator[None]:
+    """Hold the lock of the bundle at ``path``, waiting for others that write there. Where there is no bundle, or it cannot be
+    written to, nobody writes and none is held."""
+    with contextlib.ExitStack() as stack:
+        if (path / "bundle.json").is_file():
+            lock = locks.held(*(locks.inside(path), "foveate compile"), refused="", remedy="", wait=progress)
+            try:
+                stack.enter_context(lock)
+            except OSError as error:
+                if error.errno not in _READ_ONLY:
+                    raise _unwritable(path, error) from error
+        yield
+
+
+@contextlib.contextmanager
+def _work_folder(bundle: Bundle) -> Iterator[Path]:
+    """A folder beside the engines that is removed at the end, with what killed runs left. The bundle's lock is held."""
+    engines = bundle.path / "engines"
+    try:
+        engines.mkdir(exist_ok=True)
+        for left in engines.glob(f"{_WORK}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=_WORK, dir=engines))
+    except OSError as error:
+        raise _unwritable(bundle.path, error) from error
+    try:
+        yield work
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _unwritable(bundle.path, error) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # after an exchange of names: the old engine
+        shutil.rmtree(work.with_name(f"{work.name}.old"), ignore_errors=True)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    reason = error.strerror
+    if error.errno in _FULL:
+        reason = f"{reason}, {shutil.disk_usage(path).free >> 20} MiB are free"
+    return UserError(
+        f"cannot write engines to {path} | {reason} | free some space, or copy the bundle to where it can be written"
+    )
 
 
 def _options(target: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,21 +224,6 @@ def _existing(folder: Path) -> Plan | None:
         return Plan(path=folder, **json.loads((folder / "engine.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # none, or one to replace
         return None
-
-
-def _put(work: Path, folder: Path) -> None:
-    """Rename ``work`` to ``folder``, in place of one that may be there."""
-    old = work.with_name(f"{work.name}.old")
-    if folder.exists():
-        folder.rename(old)
-    work.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sweep(engines: Path) -> None:
-    for left in engines.glob(".compiling-*"):
-        if time.time() - left.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _peak_memory() -> int | None:

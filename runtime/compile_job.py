@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.engines.errors import UserError
+from foveate.engines.files import sha256
 from foveate.engines.remedies import Remedy
 from foveate.runtime import check
-from foveate.runtime.bundle import Bundle, hash_file
+from foveate.runtime.bundle import Bundle
 from foveate.runtime.plans import Plan, cannot_run, sources
 
 __all__ = ["Job", "Progress"]
@@ -73,7 +74,7 @@ class Job:
 
     def write(self, self_test: dict[str, Any]) -> Plan:
         files = {
-            file.name: {"size": file.stat().st_size, "sha256": hash_file(file)}
+            file.name: {"size": file.stat().st_size, "sha256": sha256(file)}
             for file in sorted(self.work.iterdir())
             if file.name != "engine.json"
         }

@@ -141,7 +141,7 @@ def _tensor(tensor: TensorSpec) -> dict[str, Any]:
 
 def _engine(bundle: Bundle, plan: Plan) -> dict[str, Any]:
     try:
-        fault = plan.fault(bundle)
+        fault = plan.fault(bundle, progress=lambda name: options.say(f"checking {name}"))
     except UserError as error:  # its library is not installed here
         fault = str(error)
     return {

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from foveate.engines.errors import UserError
+from foveate.engines.files import atomic_file
 from foveate.runtime.image import patch_boxes
 from foveate.runtime.image_file import load_image
 from foveate.runtime.image_source import ImageSource
@@ -106,7 +107,8 @@ def save_overlay(drawn: Image.Image, path: str | PathLike[str]) -> None:
             f"cannot save the overlay as {path} | got the suffix {suffix!r} | use .png or .jpg", code=2
         )
     try:
-        drawn.save(path)
+        with atomic_file(path) as part:
+            drawn.save(part)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(

@@ -70,7 +70,7 @@ class Pipeline:
             )
         say = (lambda name: progress(f"checking {name}")) if progress else None
         bundle = load_bundle(path, progress=say)
-        plan = choose(bundle, engine)
+        plan = choose(bundle, engine, say)
         return cls(bundle, load_engines(bundle, plan, {"threads": threads}))
 
     @property

@@ -9,14 +9,15 @@
      "self_test": {"ok": true, "findings": [...]},        # or {"not_run": why}; see runtime.compile
      "files": {"llm.onnx": {"size": ..., "sha256": ...}, ...}}
 
-An engine made from other files or for another machine is refused with the reason, never loaded.
+An engine made from other files or for another machine, and one whose own files have changed, is refused with the reason, never
+loaded. Its files are checked as a bundle's are (``runtime.stamps``); ``engines/<key>/.checked.json`` keeps their stamps.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from typing import Any
 from foveate.engines.base import Engine
 from foveate.engines.by_rows import ByRows
 from foveate.engines.errors import UserError, unknown
-from foveate.runtime.bundle import Bundle, hash_file
+from foveate.runtime import stamps
+from foveate.runtime.bundle import Bundle
 
 __all__ = [
     "TARGETS",
@@ -35,6 +37,7 @@ __all__ = [
     "load_engine",
     "load_engines",
     "plans",
+    "plans_in",
     "refused_dialect",
     "sources",
     "usable",
@@ -86,8 +89,11 @@ class Plan:
         del data["path"]
         (self.path / "engine.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
-    def fault(self, bundle: Bundle, *, full: bool = False) -> str | None:
-        """Why this machine must not load it, or None. ``full`` hashes the compiled files."""
+    def fault(
+        self, bundle: Bundle, *, full: bool = False, progress: Callable[[str], None] | None = None
+    ) -> str | None:
+        """Why this machine must not load it, or None. ``full`` hashes the compiled files whatever their stamps; ``progress``
+        gets the path of each large file that is about to be hashed."""
         if self.sources != sources(bundle, self.dialect):
             return "it was compiled from other files than the bundle holds now"
         module = backend(self.target)
@@ -98,13 +104,21 @@ class Plan:
             made, have = self.machine.get(name), here.get(name)
             if made != have:
                 return f"it was made for {name} {_show(made, have)}, this machine has {_show(have, made)}"
-        for name, expected in self.files.items():
-            file = self.path / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != expected["size"] or (full and hash_file(file) != expected["sha256"]):
-                return f"{name} has changed since it was compiled"
-        return None
+        say = (lambda name: progress(f"engines/{self.key}/{name}")) if progress else None
+        fault = stamps.first_fault(self.path, self.files, self._stamps, full=full, progress=say)
+        if fault is None:
+            return None
+        if fault.words is None:
+            return f"{fault.name} is missing"
+        return f"{fault.name} has changed since it was compiled: {fault.words}"
+
+    @property
+    def _stamps(self) -> Path:
+        return self.path / ".checked.json"
+
+    def remember(self) -> None:
+        """Keep the stamps of the compiled files, which were hashed when they were written."""
+        stamps.remember(self.path, self.files, self._stamps)
 
 
 def _show(value: Any, other: Any) -> str:
@@ -126,9 +140,16 @@ def sources(bundle: Bundle, dialect: str) -> dict[str, str]:
 
 
 def plans(bundle: Bundle) -> Iterator[Plan]:
-    """Every compiled engine of the bundle, in the order of TARGETS and then by key."""
+    """Every compiled engine of the bundle, in the order of TARGETS and then by key. Raises UserError for a damaged record."""
+    yield from plans_in(bundle.path)
+
+
+def plans_in(folder: Path) -> list[Plan]:
+    """As ``plans``, of the bundle in ``folder``, whose manifest is not read."""
     found = []
-    for file in (bundle.path / "engines").glob("*/engine.json"):
+    for file in (folder / "engines").glob(
+        "[!.]*/engine.json"
+    ):  # hidden ones are being compiled, or were when killed
         try:
             found.append(Plan(path=file.parent, **json.loads(file.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:
@@ -136,11 +157,12 @@ def plans(bundle: Bundle) -> Iterator[Plan]:
                 f"{file} is damaged | {error} | remove {file.parent} and compile again"
             ) from error
     order = list(TARGETS)
-    yield from sorted(found, key=lambda p: (order.index(p.target) if p.target in order else 99, p.key))
+    return sorted(found, key=lambda p: (order.index(p.target) if p.target in order else 99, p.key))
 
 
-def choose(bundle: Bundle, engine: str | None = None) -> Plan:
-    """The first engine that fits this machine; ``engine`` is a key or the beginning of one, e.g. a target."""
+def choose(bundle: Bundle, engine: str | None = None, progress: Callable[[str], None] | None = None) -> Plan:
+    """The first engine that fits this machine; ``engine`` is a key or the beginning of one, e.g. a target. ``progress`` gets
+    the path of each large file that is about to be hashed. Raises UserError."""
     every = list(plans(bundle))
     wanted = [plan for plan in every if engine is None or plan.key.startswith(engine)]
     if not wanted:
@@ -150,7 +172,7 @@ def choose(bundle: Bundle, engine: str | None = None) -> Plan:
         raise UserError(f"{what} | {got} | foveate compile {bundle.path}{target}")
     faults = []
     for plan in wanted:
-        fault = _misfit(bundle, plan)
+        fault = _misfit(bundle, plan, progress)
         if fault is None:
             return plan
         faults.append((plan, *fault))
@@ -158,13 +180,13 @@ def choose(bundle: Bundle, engine: str | None = None) -> Plan:
     raise UserError(f"the engine {plan.key} does not fit | {why} | {remedy}")
 
 
-def _misfit(bundle: Bundle, plan: Plan) -> tuple[str, str] | None:
+def _misfit(bundle: Bundle, plan: Plan, progress: Callable[[str], None] | None) -> tuple[str, str] | None:
     """Why it cannot be executed here, and what to do about it; or None."""
     again = compile_command(bundle, plan)
     if plan.target not in TARGETS:
         return f"this foveate knows no target {plan.target}", again
     try:
-        fault = plan.fault(bundle) or cannot_run(plan.target)
+        fault = plan.fault(bundle, progress=progress) or cannot_run(plan.target)
     except UserError as error:  # its library is not installed, or broken
         *why, remedy = str(error).split(" | ")
         return ", ".join(why), remedy

@@ -22,6 +22,7 @@ from foveate.runtime.cli import Parser
 from foveate.runtime.frames import Frame, Reader, Source
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.run import to_json
+from foveate.runtime.signals import handled_elsewhere
 
 __all__ = ["main", "stopped_by_signals", "watch"]
 
@@ -97,7 +98,8 @@ def stopped_by_signals() -> Iterator[threading.Event]:
     for number in old:
         signal.signal(number, handle)
     try:
-        yield stop
+        with handled_elsewhere():
+            yield stop
     finally:
         restore()
 

@@ -11,18 +11,20 @@ passes(spec)                # the rewrites from the canonical graph (opset 24, n
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-from onnx_ir.passes import common
-
-from foveate.calib.schemes.base import Form
 from foveate.engines.errors import unknown
 from foveate.engines.spec import GraphSpec
-from foveate.export.lower.passes import Float16Edges
 
-__all__ = ["dialect", "form", "lower", "names"]
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from foveate.calib.schemes.base import Form
+
+__all__ = ["dialect", "form", "lower", "names", "require"]
 
 
 def names() -> list[str]:
@@ -31,20 +33,32 @@ def names() -> list[str]:
     )
 
 
+def require(given: Iterable[str]) -> None:
+    """Raise UserError (code 2) for a name that is no dialect's. Imports none of them."""
+    for name in given:
+        if name not in names():
+            raise unknown("dialect", name, names())
+
+
 def dialect(name: str) -> ModuleType:
-    if name not in names():
-        raise unknown("dialect", name, names())
+    require([name])
     return importlib.import_module(f"{__name__}.{name}")
 
 
 def form(name: str, precision: str) -> Form:
     """What weights of a decoder in ``precision`` are attached for in the dialect ``name``."""
+    from foveate.calib.schemes.base import Form  # ONNX comes with it
+
     module = dialect(name)
     return Form(module.DTYPES[precision], module.DYNAMIC, module.ZERO_POINTS)
 
 
 def lower(model: ir.Model, spec: GraphSpec, name: str, *, widened: bool = False) -> ir.Model:
     """A copy of ``model`` in the dialect ``name``. ``widened``: it was traced in float32, and takes and gives float16."""
+    from onnx_ir.passes import common
+
+    from foveate.export.lower.passes import Float16Edges
+
     model = model.clone()
     if widened:
         Float16Edges(spec)(model)

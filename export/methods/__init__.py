@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from foveate.engines import errors
-from foveate.export.methods import base
 
 if TYPE_CHECKING:
+    from foveate.export.methods import base
     from foveate.export.pair import Pair
 
-__all__ = ["describe", "load", "names"]
+__all__ = ["describe", "load", "names", "require"]
 
 
 def names() -> list[str]:
@@ -26,11 +26,29 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("base",))
 
 
+def require(name: str) -> None:
+    """Raise UserError (code 2) where ``name`` is no method and no pair of them. Imports none of them, nor torch."""
+    both = name.split("+")
+    if len(both) > 2:
+        raise errors.UserError(
+            f"{name} names {len(both)} methods | expected one or a pair, such as vscan+pyramiddrop "
+            "| leave the others out",
+            code=2,
+        )
+    known = names()
+    for each in both:
+        if each not in known:
+            raise errors.unknown("method", each, known)
+
+
 def load(name: str, options: Mapping[str, str] | None = None) -> base.Method | Pair:
     """The method ``name`` with ``options`` (``--set key=value``, values as text) parsed by each field's type.
 
     Raises UserError (code 2) for an unknown method or option and for a value that does not fit.
     """
+    from foveate.export.methods import base  # torch comes with it
+
+    require(name)
     options = options or {}
     if "+" in name:
         return _pair(name, options)
@@ -43,9 +61,6 @@ def load(name: str, options: Mapping[str, str] | None = None) -> base.Method | P
 
 
 def _class(name: str) -> type[base.Method]:
-    known = names()
-    if name not in known:
-        raise errors.unknown("method", name, known)
     return importlib.import_module(f"{__name__}.{name}").Method
 
 
@@ -53,18 +68,14 @@ def _pair(name: str, options: Mapping[str, str]) -> Pair:
     from foveate.export.pair import Pair  # it imports this package
 
     both = tuple(name.split("+"))
-    if len(both) != 2:
-        raise errors.UserError(
-            f"{name} names {len(both)} methods | expected one or a pair, such as vscan+pyramiddrop "
-            "| leave the others out",
-            code=2,
-        )
     given = Pair.sort(both, tuple(_class(each).options() for each in both), options)
     return Pair(*(load(each, given[each]) for each in both), **given["pair"])
 
 
 def describe(method: base.Method | Pair) -> dict[str, Any]:
     """Every option and its value, as JSON can hold it: what ``bundle.json`` records."""
+    from foveate.export.methods import base
+
     if not isinstance(method, base.Method):
         both = {each.name: describe(each) for each in (method.before, method.inside)}
         flat = {f"{name}.{key}": value for name, options in both.items() for key, value in options.items()}

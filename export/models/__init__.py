@@ -7,20 +7,16 @@ A family has ``CHECKPOINTS`` (CLI name -> hub id), ``CONFIGS`` (CLI name -> conf
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from types import ModuleType
 
 from foveate.engines.errors import UserError, unknown
 from foveate.export import checkpoint_keys, generation, licence, sources
 from foveate.export.adapted import Adapted
 from foveate.export.dummy import Dummy
+from foveate.export.model_names import checkpoints, families, require
 from foveate.export.parts import Parts
 
 __all__ = ["checkpoints", "families", "family", "load"]
-
-
-def families() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 
 
 def family(model_type: str) -> ModuleType:
@@ -28,11 +24,6 @@ def family(model_type: str) -> ModuleType:
     if model_type not in families():
         raise unknown("model family", model_type, families())
     return importlib.import_module(f"{__name__}.{model_type}")
-
-
-def checkpoints() -> dict[str, str]:
-    """CLI names with the model_type of their family."""
-    return {name: each for each in families() for name in family(each).CHECKPOINTS}
 
 
 def load(
@@ -57,10 +48,9 @@ def load(
         )
     if load_format not in ("auto", "dummy"):
         raise unknown("load format", load_format, ["auto", "dummy"])
+    require(model)
     known = checkpoints()
     if model not in known:
-        if not sources.is_path_or_id(model):
-            raise _no_such_model(model, list(known))
         source = sources.find(model, weights=load_format == "auto", adapter=adapter)
         if load_format == "dummy":
             source = Dummy(source.label, source.config, source)
@@ -85,8 +75,3 @@ def load(
         parts.licence[role], files = licence.of(folder, role)
         parts.files |= files
     return parts
-
-
-def _no_such_model(model: str, known: list[str]) -> UserError:
-    error = unknown("model", model, known)
-    return UserError(f"{error} (or give a hub id, org/name, or a checkpoint's directory)", code=error.code)

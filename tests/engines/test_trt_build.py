@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -263,7 +264,7 @@ def test_the_process_answers_an_error_in_words(negation: tuple[Path, GraphSpec],
         [tensor("y", ["some"])],
     )
     job = {"target": "tensorrt-rtx", "source": str(path), "spec": negation[1].to_json(), "options": OPTIONS}
-    places = {"plan": str(tmp_path / "p"), "cache": None}
+    places = {"plan": str(tmp_path / "p"), "cache": None, "parent": os.getpid()}
     command = [sys.executable, "-m", "foveate.engines.trt_build"]
     done = subprocess.run(command, input=json.dumps(job | places), capture_output=True, text=True, check=True)
     assert "Unique culprit" in json.loads(done.stdout.splitlines()[-1])["error"]

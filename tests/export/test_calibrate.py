@@ -14,8 +14,7 @@ from foveate.calib import samples
 from foveate.calib.equivalent import Smoothed
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
-from foveate.export import build as building
-from foveate.export import calibrate, methods
+from foveate.export import build_bundle, calibrate, methods
 from foveate.export.assemble import assemble
 from foveate.export.build import build
 from foveate.export.calibrate import Calibration, calibrated
@@ -46,7 +45,7 @@ def collect(parts, method, out, graphs=None, *, precision="fp32", asked=None, pr
     graphs = graphs or assemble(parts, method)
     root = out.with_name(f"{out.name}.building")
     root.mkdir()
-    manifest = building._manifest("b", parts, method, graphs, Precision("fp32"), {})
+    manifest = build_bundle.manifest("b", parts, method, graphs, Precision("fp32"), {})
     asked = asked or Calibration("scenes", COUNT)
     progress = progress or (lambda what, done, total: None)
     found = calibrated(parts, method, graphs, manifest, asked, Precision(precision), root, out, progress)
@@ -221,7 +220,9 @@ def test_the_verb_takes_samples_and_statistics(folder, collected, save_checkpoin
     assert "nothing to calibrate" in capsys.readouterr().err
     assert not (folder / "cli").exists()
     given = []
-    monkeypatch.setattr(building, "build", lambda *parts, **options: given.append(options["calibration"]))
+    monkeypatch.setattr(
+        build_bundle, "write_bundle", lambda *parts, **options: given.append(options["calibration"])
+    )
     (folder / "cli").mkdir()
     more = ["--calibrate", "scenes", "--calibration-count", "7", "--statistics", "kept"]
     for arguments in ([], ["--calibrate", "scenes"], more):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from foveate.engines.errors import UserError
+from foveate.runtime import stamps
 from foveate.runtime.bundle import load, write_manifest
 
 
@@ -64,6 +65,18 @@ def test_a_changed_byte_is_found(copy: Path, name: str) -> None:
     data[len(data) // 2] ^= 1
     (copy / name).write_bytes(data)
     with pytest.raises(UserError, match=rf"{name} has changed \| its SHA-256"):
+        load(copy)
+
+
+def test_the_message_shows_where_two_hashes_differ(copy: Path) -> None:
+    """Not their beginnings, where these are the same."""
+    names = json.loads((copy / "bundle.json").read_text())["files"]
+    true = names["tokenizer.json"]["sha256"]
+    wrong = true[:30] + "0" * 34
+    edit(copy, lambda data: data["files"]["tokenizer.json"].update(sha256=wrong))
+    with pytest.raises(
+        UserError, match=rf"from digit 25 on is {true[24:36]}, expected {wrong[24:36]} \| copy or"
+    ):
         load(copy)
 
 
@@ -146,8 +159,7 @@ def test_read_only_bundle(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(30, "Read-only file system")
 
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(stamps.files, "atomic_file", refuse)
     hashed: list[str] = []
     load(copy, progress=hashed.append)
     load(copy, progress=hashed.append)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from foveate.engines import ort
 from foveate.engines.errors import UserError
+from foveate.engines.files import sha256
+from foveate.runtime import cli, stamps
 from foveate.runtime.bundle import load
 from foveate.runtime.compile import compile_bundle, main
 from foveate.runtime.pipeline import Pipeline
@@ -73,14 +76,62 @@ def test_misfits_are_refused_with_reason_and_command(copy: Path, change: Any, re
     assert "--accuracy-level 4" in str(error.value)
 
 
-def test_a_changed_byte_of_an_engine_is_found_by_the_full_check(copy: Path) -> None:
-    file = record(copy).with_name("llm.data")
-    data = bytearray(file.read_bytes())
-    data[100] ^= 1
-    file.write_bytes(data)
+def flip(file: Path, at: int = 100) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(at)
+        byte = opened.read(1)[0]
+        opened.seek(at)
+        opened.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("name", ["llm.data", "llm.onnx", "pruner.onnx", "vision_encoder.onnx"])
+def test_a_changed_byte_of_an_engine_is_refused_with_the_command(copy: Path, name: str) -> None:
+    Pipeline.load(copy)
+    flip(record(copy).with_name(name))
+    with pytest.raises(
+        UserError, match=rf"{name} has changed since it was compiled: its SHA-256 .* expected"
+    ) as error:
+        Pipeline.load(copy)
+    assert f"| foveate compile {copy} --target onnxruntime" in str(error.value)
+    compile_bundle(copy)
+    Pipeline.load(copy)
+
+
+@pytest.fixture
+def large(copy: Path) -> Path:
+    """A file of 2 MiB among those of the engine."""
+    file = record(copy).with_name("large.data")
+    file.write_bytes(os.urandom(2 << 20))
+    entry = {"size": 2 << 20, "sha256": sha256(file)}
+    edit(copy, lambda data: data["files"].update({file.name: entry}))
+    return file
+
+
+def test_large_files_of_an_engine_are_hashed_once(copy: Path, large: Path) -> None:
+    """One that keeps its stamp although it changed is found by the full check."""
+    hashed: list[str] = []
+    for _ in range(2):
+        choose(load(copy), progress=hashed.append)
+    assert hashed == [f"engines/{large.parent.name}/large.data"]
+    before = large.stat()
+    flip(large)
+    os.utime(large, ns=(before.st_atime_ns, before.st_mtime_ns))
     plan = choose(load(copy))
-    assert plan.fault(load(copy)) is None
-    assert plan.fault(load(copy), full=True) == "llm.data has changed since it was compiled"
+    assert plan.fault(load(copy), full=True).startswith(
+        "large.data has changed since it was compiled: its SHA-256"
+    )
+    assert cli.main(["check", str(copy)]) == 1
+    os.utime(large)
+    with pytest.raises(UserError, match=r"large\.data has changed"):
+        choose(load(copy))
+
+
+def test_a_fresh_engine_is_not_hashed_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stamps, "_SMALL", 0)
+    compile_bundle(copy, force=True)
+    hashed: list[str] = []
+    choose(load(copy), progress=hashed.append)
+    assert hashed == []
 
 
 def test_a_damaged_record(copy: Path) -> None:
