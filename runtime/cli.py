@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from foveate.engines.errors import UserError, unknown
 from foveate.runtime.signals import terminable
-from foveate.runtime.streams import guarded
+from foveate.runtime.streams import Output, guarded
 
 __all__ = ["VERBS", "Parser", "main"]
 
@@ -54,15 +54,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         found, extra = self.parse_known_args(args, namespace)
-        wrong = [each for each in extra if each.startswith("-")]
-        if wrong:
-            name, known = (
-                wrong[0].split("=")[0],
-                {each.strip("-"): each for each in self._option_string_actions},
-            )
-            near = difflib.get_close_matches(name.strip("-"), known, n=1, cutoff=0.5)
+        if wrong := [each.split("=")[0] for each in extra if each.startswith("-")]:
+            known = {each.strip("-"): each for each in self._option_string_actions}
+            near = difflib.get_close_matches(wrong[0].strip("-"), known, n=1, cutoff=0.5)
             hint = f"did you mean {known[near[0]]}?" if near else self.usage_line()
-            raise UserError(f"unknown option {name} | {hint} | {self.prog} --help", code=2)
+            raise UserError(f"unknown option {wrong[0]} | {hint} | {self.prog} --help", code=2)
         if extra:
             got = f"got {len(extra)} more than expected: {' '.join(extra)}"
             raise UserError(f"too many arguments | {got} | put quotes around text with blanks", code=2)
@@ -81,33 +77,42 @@ def main(argv: list[str] | None = None) -> int:
         return verb in _ENDLESS or (isinstance(error, BrokenPipeError) and verb not in _MAKERS)
 
     with terminable(), guarded(raises) as output:
-        try:
-            code = _dispatch(argv)
-            output.flush()
-        except UserError as error:
-            print(f"foveate: {' '.join(str(error).split())}", file=sys.stderr)
-            code = error.code
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-            return _INTERRUPTED
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:  # of whichever argument: nothing of that name can exist
-                got = f"{str(error.filename)[:60]}... of {len(str(error.filename))} characters"
-                print(f"foveate: the name of a file is too long | got {got} | shorten it", file=sys.stderr)
-            elif error is not output.fault:
-                raise
-            code = 1
-        if isinstance(output.fault, BrokenPipeError):
-            return code if verb in _MAKERS else _PIPE_CLOSED
-        if output.fault is None:
-            return code
-        reason = output.fault.strerror.lower()
-        print(f"foveate: cannot write to the standard output | {reason} | {_lost(verb)}", file=sys.stderr)
-        return code if verb in _MAKERS else code or 1
+        return _after_lost_output(verb, _outcome(argv, output), output.fault)
 
 
-def _lost(verb: str) -> str:
-    return "the work was done" if verb in _MAKERS else "lead it to a file on a disk with room"
+def _outcome(argv: list[str], output: Output) -> int:
+    """The exit code of the verb alone; what a user can mend is said on the standard error."""
+    try:
+        code = _dispatch(argv)
+        output.flush()
+        return code
+    except UserError as error:
+        print(f"foveate: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return _INTERRUPTED
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of whichever argument: nothing of that name can exist
+            got = f"{str(error.filename)[:60]}... of {len(str(error.filename))} characters"
+            print(f"foveate: the name of a file is too long | got {got} | shorten it", file=sys.stderr)
+        elif error is not output.fault:
+            raise
+        return 1
+
+
+def _after_lost_output(verb: str, code: int, fault: OSError | None) -> int:
+    """The exit code in view of output that could not be written: ``fault``."""
+    if fault is None:
+        return code
+    if isinstance(fault, BrokenPipeError):
+        return code if verb in _MAKERS else _PIPE_CLOSED
+    remedy = (
+        "the work was done" if verb in _MAKERS and code == 0 else "lead it to a terminal, or a disk with room"
+    )
+    reason = "it is closed" if fault.errno == errno.EBADF else fault.strerror.lower()
+    print(f"foveate: cannot write to the standard output | {reason} | {remedy}", file=sys.stderr)
+    return code if verb in _MAKERS else code or 1
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import shutil
@@ -21,8 +22,11 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/ful
 
 @pytest.fixture
 def shell(bundle: Path, picture: np.ndarray, tmp_path: Path):
-    """``shell(command)`` in a folder with x.png; $F is foveate, $B the bundle."""
+    """``shell(command)`` in a folder with x.png and x.mjpeg, of eight seconds; $F is foveate, $B the bundle."""
     Image.fromarray(picture).save(tmp_path / "x.png")
+    frame = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(frame, "JPEG")
+    (tmp_path / "x.mjpeg").write_bytes(frame.getvalue() * 200)
     run = f"{sys.executable} -m foveate.runtime.cli"
 
     def call(command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -37,6 +41,7 @@ VERBS = {
     "run": '$F run "$B" "Why?" --image x.png --max-new-tokens 9',
     "run --json": '$F run "$B" "Why?" --image x.png --max-new-tokens 9 --json',
     "chat": '$F chat "$B" --max-new-tokens 9 < questions',
+    "watch": '$F watch "$B" --video x.mjpeg --prompt "Why?" --max-new-tokens 9',
     "check": '$F check "$B"',
     "inspect": '$F inspect "$B"',
     "doctor": "$F doctor --json",
@@ -48,7 +53,7 @@ VERBS = {
 @FULL
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(
-    "where, reason", ((">&-", b"bad file descriptor"), (">/dev/full", b"no space left on device"))
+    "where, reason", ((">&-", b"it is closed"), (">/dev/full", b"no space left on device"))
 )
 def test_an_answer_that_cannot_be_printed(verb, where, reason, shell, tmp_path):
     (tmp_path / "questions").write_text("What?\nWhy?\n")
