@@ -1,11 +1,11 @@
 """A checkpoint with a LoRA adapter, which is merged tensor by tensor while the weights are read.
 
-In: the Source of the base model and an ``Adapter``. Out: a Source whose tensors are those of the model that was trained, in
-float32: what peft's ``merge_and_unload`` gives. With W ``[out,in]``, A ``[r,in]``, B ``[out,r]`` that is W + scaling B A; with
-DoRA each row of it is given the length of its magnitude.
+In: the Source of the base model and an ``Adapter``. Out: a Source whose tensors are those of the model that
+was trained, in float32: what peft's ``merge_and_unload`` gives. With W ``[out,in]``, A ``[r,in]``, B
+``[out,r]`` that is W + scaling B A; with DoRA each row of it is given the length of its magnitude.
 
-Where a head is tied to the table of embeddings and one of them was trained apart, they part, as in the model that was
-trained; peft's merge changes both then, and warns.
+Where a head is tied to the table of embeddings and one of them was trained apart, they part, as in the model
+that was trained; peft's merge changes both then, and warns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _IMAGES = ("preprocessor_config.json", "processor_config.json", "video_preproces
 
 
 class Adapted:
-    """The Source of a model with an adapter. Files that lie beside the adapter stand before the base model's."""
+    """The Source of a model with an adapter. Files that lie beside the adapter stand before the base
+    model's."""
 
     load_format = "auto"
 
@@ -46,13 +47,15 @@ class Adapted:
         if base.config.get("quantization_config") is not None:
             method = base.config["quantization_config"].get("quant_method")
             raise UserError(
-                f"{adapter.label} cannot be merged into quantized weights | {base.label} is quantized by {method}, expected "
+                f"{adapter.label} cannot be merged into quantized weights | {base.label} is quantized by "
+                f"{method}, expected "
                 "float weights | name the unquantized model with --model and the adapter with --adapter"
             )
         self._shadows = self._shadowed()
 
     def _shadowed(self) -> frozenset[str]:
-        """Files of the base model that the adapter's folder speaks for, whether it has each of them or not."""
+        """Files of the base model that the adapter's folder speaks for, whether it has each of them or
+        not."""
         folder = self.adapter.folder
         settings = folder.json("tokenizer_config.json") or {}
         found = ()
@@ -129,7 +132,8 @@ def _plan(adapter: Adapter, entries: Mapping[str, Entry], stored: frozenset[str]
                 (also_steps if number else steps)[name] = step
     if lost:
         raise UserError(
-            f"{adapter.label} does not fit the model | the model has no {some(lost)} | name the base model that the adapter "
+            f"{adapter.label} does not fit the model | the model has no {some(lost)} | name the base model "
+            "that the adapter "
             "was trained on with --model"
         )
     unsaved = sorted(
@@ -137,7 +141,8 @@ def _plan(adapter: Adapter, entries: Mapping[str, Entry], stored: frozenset[str]
     )
     if unsaved:
         raise UserError(
-            f"{adapter.label} lacks modules that it says it holds | modules_to_save is {some([*config.modules_to_save])}, there "
+            f"{adapter.label} lacks modules that it says it holds | modules_to_save is "
+            f"{some([*config.modules_to_save])}, there "
             f"is no {some(unsaved)} | {adapter.folder.remedy}"
         )
     plan = _Plan(adapter, entries, also_whole | whole, also_steps | steps)
@@ -146,8 +151,8 @@ def _plan(adapter: Adapter, entries: Mapping[str, Entry], stored: frozenset[str]
 
 
 def _owners(entries: Mapping[str, Entry], stored: frozenset[str]) -> dict[str, list[str]]:
-    """By the name of a tensor, those of ours that it is, the one first that is called so first. A head that is tied to the
-    table of embeddings makes two, where only one of them is ``stored``."""
+    """By the name of a tensor, those of ours that it is, the one first that is called so first. A head that
+    is tied to the table of embeddings makes two, where only one of them is ``stored``."""
     found: dict[str, list[str]] = {}
     for name, entry in entries.items():
         for key in entry.names:
@@ -162,7 +167,8 @@ def _owners(entries: Mapping[str, Entry], stored: frozenset[str]) -> dict[str, l
 def _found(
     lost: list[str], owners: Mapping[str, list[str]], unread: Unread, key: str, *, all_of: bool = False
 ) -> list[str]:
-    """The first of the owners of ``key``, or ``all_of`` them. Without any, ``key`` is ``lost`` unless a rule explains it."""
+    """The first of the owners of ``key``, or ``all_of`` them. Without any, ``key`` is ``lost`` unless a rule
+    explains it."""
     if key not in owners and not any(re.fullmatch(rule, key) for rule in unread):
         lost.append(key)
     return owners.get(key, [])[: None if all_of else 1]
@@ -182,7 +188,8 @@ def _check_shapes(plan: _Plan) -> None:
             tensor = step.change.parts.get(part)
             if tensor is None:
                 raise UserError(
-                    f"{plan.adapter.label} is incomplete | {step.change.module} has no {part} | {plan.adapter.folder.remedy}"
+                    f"{plan.adapter.label} is incomplete | {step.change.module} has no {part} | "
+                    f"{plan.adapter.folder.remedy}"
                 )
             if tensor.shape != shape and not (
                 part == "lora_magnitude_vector" and _length(tensor) == _length(shape)
@@ -191,7 +198,8 @@ def _check_shapes(plan: _Plan) -> None:
     if wrong:
         texts = [f"{tensor.name} is {list(tensor.shape)}, expected {list(shape)}" for tensor, shape in wrong]
         raise UserError(
-            f"{plan.adapter.label} does not fit the model | {some(texts, '; ')} | name the base model that the adapter was "
+            f"{plan.adapter.label} does not fit the model | {some(texts, '; ')} | name the base model that "
+            "the adapter was "
             "trained on with --model; for one with a larger vocabulary merge the adapter with peft first"
         )
 

@@ -1,4 +1,5 @@
-"""LoRA adapters on disk, as peft and transformers save them: ``adapter_config.json`` and tensors by the modules they change.
+"""LoRA adapters on disk, as peft and transformers save them: ``adapter_config.json`` and tensors by the
+modules they change.
 
 ``adapted`` merges them into a checkpoint.
 """
@@ -32,8 +33,8 @@ _WHOLE = re.compile(r"\.(?:token_adapter\.base_layer|base_layer|modules_to_save(
 
 @dataclass
 class Change:
-    """What an adapter does to the tensors of one ``module``; ``parts`` by peft's names, ``whole`` by the tensor's ("weight",
-    "bias")."""
+    """What an adapter does to the tensors of one ``module``; ``parts`` by peft's names, ``whole`` by the
+    tensor's ("weight", "bias")."""
 
     module: str
     parts: dict[str, Tensor] = field(default_factory=dict)
@@ -41,7 +42,8 @@ class Change:
 
 
 class Adapter:
-    """The adapter in ``folder``; ``revision`` is the commit of one from the hub. Raises UserError for what cannot be merged."""
+    """The adapter in ``folder``; ``revision`` is the commit of one from the hub. Raises UserError for what
+    cannot be merged."""
 
     def __init__(self, folder: Folder, revision: str = "local") -> None:
         self.folder, self.revision = folder, revision
@@ -63,7 +65,8 @@ class Adapter:
                 f"| name one of them: --adapter {self.folder.path / below[0]}"
             )
         return UserError(
-            f"{self.label} is no adapter | it has no {ADAPTER_CONFIG} | give the folder that peft's save_pretrained wrote"
+            f"{self.label} is no adapter | it has no {ADAPTER_CONFIG} | give the folder that peft's "
+            "save_pretrained wrote"
         )
 
     @cached_property
@@ -80,7 +83,8 @@ class Adapter:
         for stored, tensor in self.folder.tensors_of(name).items():
             if tensor.dtype not in DTYPES:
                 raise UserError(
-                    f"{self.label}: {stored} is of another kind | got {tensor.dtype}, expected {', '.join(DTYPES)} "
+                    f"{self.label}: {stored} is of another kind | got {tensor.dtype}, expected "
+                    f"{', '.join(DTYPES)} "
                     "| save the adapter unquantized"
                 )
             plain = stored.removeprefix("base_model.model.")
@@ -94,15 +98,18 @@ class Adapter:
             found.setdefault(match["module"], Change(match["module"])).parts[part] = tensor
         if len(adapters) > 1:
             raise UserError(
-                f"{self.label} is several adapters | {name} has {some(sorted(adapters))}, expected one | save one of them"
+                f"{self.label} is several adapters | {name} has {some(sorted(adapters))}, expected one | "
+                "save one of them"
             )
         return found
 
 
 def refuse_remnants(names: list[str], label: str) -> None:
-    """Raise UserError when a folder with the files ``names`` holds an adapter in the original LLaVA format."""
+    """Raise UserError when a folder with the files ``names`` holds an adapter in the original LLaVA
+    format."""
     if _REMNANTS in names:
         raise UserError(
-            f"{label} is in the original LLaVA format | it has {_REMNANTS}, expected peft's files for a model in "
+            f"{label} is in the original LLaVA format | it has {_REMNANTS}, expected peft's files for a "
+            "model in "
             "Hugging Face's format | merge it with LLaVA's scripts and convert the model"
         )

@@ -1,7 +1,8 @@
 """A checkpoint on disk, as transformers saves it: config, files, tensors read one at a time.
 
-Which tensors there are and their shapes is known from the files' headers, so a checkpoint that is cut short or does not
-fit is refused before any long work. Every tensor is read, or left out for a reason (``Unread``), or named in a warning.
+Which tensors there are and their shapes is known from the files' headers, so a checkpoint that is cut short
+or does not fit is refused before any long work. Every tensor is read, or left out for a reason (``Unread``),
+or named in a warning.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ _WRAPPERS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor that a model needs: its shape here, its possible names in a checkpoint (the first that is there
-    counts), and whether it is stored the other way round there."""
+    """A tensor that a model needs: its shape here, its possible names in a checkpoint (the first that is
+    there counts), and whether it is stored the other way round there."""
 
     shape: tuple[int, ...]
     names: tuple[str, ...]
@@ -57,8 +58,8 @@ class Entry:
 
 class Source(Protocol):
     """A checkpoint: where it is (``label``), which it is (``revision``), whether its weights are real
-    (``load_format`` "auto" or "dummy"), its ``config.json``, other files and tensors. ``folders``: where its weights lie, by
-    the role of each ("model", "adapter"); a dummy has none."""
+    (``load_format`` "auto" or "dummy"), its ``config.json``, other files and tensors. ``folders``: where its
+    weights lie, by the role of each ("model", "adapter"); a dummy has none."""
 
     label: str
     revision: str
@@ -75,13 +76,13 @@ class Source(Protocol):
         ...
 
     def names(self) -> frozenset[str]:
-        """The tensors that the checkpoint stores, by the names that an ``Entry`` uses; a dummy stores none. Raises
-        UserError."""
+        """The tensors that the checkpoint stores, by the names that an ``Entry`` uses; a dummy stores none.
+        Raises UserError."""
         ...
 
     def weights(self, entries: Mapping[str, Entry], unread: Unread | None = None) -> Weights:
-        """The tensors that ``entries`` name. Raises UserError when one is missing or has another shape; says which other
-        tensors there are that no rule in ``unread`` explains."""
+        """The tensors that ``entries`` name. Raises UserError when one is missing or has another shape; says
+        which other tensors there are that no rule in ``unread`` explains."""
         ...
 
 
@@ -104,7 +105,8 @@ class Directory(Folder):
         config = self.json("config.json")
         if config is None:
             raise UserError(
-                f"{self.label} is no checkpoint | it has no config.json, expected a directory in Hugging Face's "
+                f"{self.label} is no checkpoint | it has no config.json, expected a directory in Hugging "
+                "Face's "
                 "format | give the directory that holds config.json"
             )
         self.config = config
@@ -138,7 +140,8 @@ class Directory(Folder):
         strange = sorted({tensors[place].dtype for place in places.values()} - set(DTYPES))
         if strange:
             raise UserError(
-                f"{self.label}: these weights are quantized or of another kind | got {', '.join(strange)}, expected "
+                f"{self.label}: these weights are quantized or of another kind | got {', '.join(strange)}, "
+                "expected "
                 f"{', '.join(DTYPES)} | use the unquantized checkpoint; foveate quantizes it itself"
             )
         left = set(tensors) - set(places.values()) - {key for each in packed.values() for key in each.stored}
@@ -165,7 +168,8 @@ class Directory(Folder):
         }
         for start, who in wrapped.items():
             return UserError(
-                f"{what}, got names in which {who} left {start} in some places | save the model without that wrapper, "
+                f"{what}, got names in which {who} left {start} in some places | save the model without "
+                "that wrapper, "
                 "with unwrapped.save_pretrained(...)"
             )
         return UserError(f"{what} | {self.remedy}, or repair config.json")
@@ -186,7 +190,8 @@ class Directory(Folder):
                 left.remove(name)
         if left:
             say(
-                f"warning: {self.label} holds {len(left)} tensors that this model does not read: {some(left)}. "
+                f"warning: {self.label} holds {len(left)} tensors that this model does not read: "
+                f"{some(left)}. "
                 "Its answers may differ from those of the model that was trained"
             )
 
@@ -241,7 +246,8 @@ class _Packed:
                 raise ValueError(f"a matrix of {found.values.shape}, expected {self.shape}")
         except (KeyError, ValueError) as error:
             raise UserError(
-                f"{self.label}: {self.module} cannot be read as {self.form.name} | it has {error} | {self.remedy}"
+                f"{self.label}: {self.module} cannot be read as {self.form.name} | it has {error} | "
+                f"{self.remedy}"
             ) from error
         return found
 

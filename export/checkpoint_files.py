@@ -1,4 +1,5 @@
-"""Which files of a checkpoint are read. The one list: what is not in it is neither downloaded (``hub``) nor opened."""
+"""Which files of a checkpoint are read. The one list: what is not in it is neither downloaded (``hub``) nor
+opened."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ SETTINGS = (
 """Small files, as patterns."""
 
 WEIGHTS = ((SINGLE,), ("model-*-of-*.safetensors",), (PICKLED,), ("pytorch_model-*-of-*.bin",))
-"""Patterns of weight files in the order in which transformers looks for them; the first that is there counts."""
+"""Patterns of weight files in the order in which transformers looks for them; the first that is there
+counts."""
 
 _BESIDE = ("clip/config.json",)  # a whole CLIP checkpoint in a directory
 
@@ -69,6 +71,7 @@ def matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
 
 
 def weight_files(names: list[str]) -> list[str]:
-    """Those of a repository's files that hold the weights: an adapter's where it is one, which needs no others."""
+    """Those of a repository's files that hold the weights: an adapter's where it is one, which needs no
+    others."""
     kinds = tuple((name,) for name in ADAPTER) if ADAPTER_CONFIG in names else WEIGHTS
     return next((found for kind in kinds if (found := matching(names, kind))), [])

@@ -1,7 +1,8 @@
 """The Hugging Face hub: a repository's files in the local cache, downloaded where they are not there yet.
 
-Settings come by ``snapshot_download``. Weights are brought into the same cache file by file, each into a partial file
-that a later run continues: huggingface_hub itself (2.4) throws away what it has of a file when the process ends.
+Settings come by ``snapshot_download``. Weights are brought into the same cache file by file, each into a
+partial file that a later run continues: huggingface_hub itself (2.4) throws away what it has of a file when
+the process ends.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ __all__ = ["INSTEAD", "download", "download_file"]
 
 
 def download(repo: str, *, weights: bool = True, revision: str | None = None) -> Path:
-    """The snapshot directory of ``repo`` in the cache, named by its commit; ``revision`` is a branch, tag or commit, the main
-    branch by default. Without the hub, what the cache holds.
+    """The snapshot directory of ``repo`` in the cache, named by its commit; ``revision`` is a branch, tag or
+    commit, the main branch by default. Without the hub, what the cache holds.
 
     Shows progress; goes on where it stopped; heeds HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN. Raises
     UserError.
@@ -47,7 +48,8 @@ def download(repo: str, *, weights: bool = True, revision: str | None = None) ->
 
 
 def download_file(repo: str, names: tuple[str, ...], instead: str) -> Path:
-    """The first of the files ``names`` that ``repo`` has, in the cache; ``instead`` is what else users can do.
+    """The first of the files ``names`` that ``repo`` has, in the cache; ``instead`` is what else users can
+    do.
 
     As ``download``. Raises UserError.
     """
@@ -111,7 +113,8 @@ def _fetch(repo: str, name: str, revision: str) -> None:
 
 
 def _is_intact(path: Path, etag: str) -> bool:
-    """Large files are named by their SHA-256; of others only the size is known, which the download has checked."""
+    """Large files are named by their SHA-256; of others only the size is known, which the download has
+    checked."""
     if not re.fullmatch("[0-9a-f]{64}", etag):
         return True
     with path.open("rb") as file:
@@ -130,7 +133,8 @@ def _explained(repo: str, instead: str = INSTEAD) -> Iterator[None]:
         ) from error
     except hub.RepositoryNotFoundError as error:
         raise UserError(
-            f"the hub has no model {repo}, or it is private | no directory of that name here either | check the "
+            f"the hub has no model {repo}, or it is private | no directory of that name here either | check "
+            "the "
             f"name, run `hf auth login` for a private one, or {instead}"
         ) from error
     except hub.LocalEntryNotFoundError as error:

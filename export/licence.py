@@ -1,7 +1,8 @@
 """The licence of a checkpoint: what its model card says, and its licence files.
 
-The card is ``README.md``; its front matter is YAML between two lines of ``---``. What is known of an identifier is only
-whether it allows commercial use under its terms: this is no legal advice, and every user reads the licence.
+The card is ``README.md``; its front matter is YAML between two lines of ``---``. What is known of an
+identifier is only whether it allows commercial use under its terms: this is no legal advice, and every user
+reads the licence.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ _NON_COMMERCIAL = re.compile(
     r"(?:^|[-_. ])nc(?:[-_. ]|$)|non-?commercial|research|amlr|deepfloyd-if", re.IGNORECASE
 )
 _COMMERCIAL = re.compile(
-    r"apache-2\.0|mit|(?:new-)?bsd(?:-\w+)*|bsl-1\.0|isc|zlib|ncsa|unlicense|wtfpl|0bsd|afl-3\.0|artistic-2\.0|ecl-2\.0"
-    r"|epl-\d\.0|eupl-1\.\d|ms-pl|osl-3\.0|postgresql|ofl-1\.1|lppl-1\.3c|mpl-2\.0|[al]?gpl(?:-\d\.\d)?|cc|cc0-1\.0"
-    r"|cc-by(?:-sa|-nd)?-\d\.\d|pddl|odbl|odc-by|cdla-(?:permissive|sharing)-\d\.0|c-uda|gfdl"
-    r"|(?:bigscience-|bigcode-|creativeml-)?openrail(?:-m|\+\+)?|bigscience-bloom-rail-1\.0|llama[234](?:\.\d)?|gemma"
+    r"apache-2\.0|mit|(?:new-)?bsd(?:-\w+)*|bsl-1\.0|isc|zlib|ncsa|unlicense|wtfpl|0bsd|afl-3\.0"
+    r"|artistic-2\.0|ecl-2\.0|epl-\d\.0|eupl-1\.\d|ms-pl|osl-3\.0|postgresql|ofl-1\.1|lppl-1\.3c|mpl-2\.0"
+    r"|[al]?gpl(?:-\d\.\d)?|gfdl|cc|cc0-1\.0|cc-by(?:-sa|-nd)?-\d\.\d|pddl|odbl|odc-by|c-uda"
+    r"|cdla-(?:permissive|sharing)-\d\.0|(?:bigscience-|bigcode-|creativeml-)?openrail(?:-m|\+\+)?"
+    r"|bigscience-bloom-rail-1\.0|llama[234](?:\.\d)?|gemma"
 )
 """Identifiers of the hub."""
 
 
 def of(folder: Folder, role: str) -> tuple[dict[str, Any], dict[str, Path]]:
-    """What is known of the licence of what lies in ``folder``, and its files by their names in a bundle. ``role`` is that
-    of the folder there, such as "model"."""
+    """What is known of the licence of what lies in ``folder``, and its files by their names in a bundle.
+    ``role`` is that of the folder there, such as "model"."""
     said = _front_matter(folder.file(CARD))
     names = sorted(path.name for path in folder.path.iterdir() if path.is_file())
     files = {

@@ -1,7 +1,7 @@
 """``adapter_config.json`` of a LoRA adapter: what each of its keys means for merging.
 
-Every key of peft's ``LoraConfig`` is used, irrelevant for a reason, or refused where it says something; a test reads
-peft's own class and fails when one is missing here. Another key is named in a warning.
+Every key of peft's ``LoraConfig`` is used, irrelevant for a reason, or refused where it says something; a
+test reads peft's own class and fails when one is missing here. Another key is named in a warning.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ IRRELEVANT = {
     "corda_config": _START,
     "eva_config": _START,
     "exclude_modules": _SAID,
-    "fan_in_fan_out": "for transformers' Conv1D; peft itself takes it back for a torch.nn.Linear, as all matrices here are",
+    "fan_in_fan_out": "for transformers' Conv1D; peft itself takes it back for a torch.nn.Linear, as all "
+    "matrices here are",
     "inference_mode": "for training alone",
     "layers_pattern": _SAID,
     "layers_to_transform": _SAID,
@@ -116,7 +117,8 @@ class LoraConfig:
         unknown = [k for k in found if k not in (*USED, *IRRELEVANT, *REFUSED) and found[k]]
         if unknown:
             say(
-                f"warning: {label}: adapter_config.json has keys that foveate does not know: {', '.join(unknown)}"
+                f"warning: {label}: adapter_config.json has keys that foveate does not know: "
+                f"{', '.join(unknown)}"
             )
         values = {each: found[each] for each in cls.__dataclass_fields__ if found.get(each) is not None}
         try:
@@ -196,6 +198,7 @@ _CONVERT = {
 
 def _refusal(label: str, what: str, got: str, expected: str, remedy: str) -> UserError:
     return UserError(
-        f"{label} {what} | adapter_config.json has {got}, expected {expected} | {remedy}, or give a checkpoint into which "
+        f"{label} {what} | adapter_config.json has {got}, expected {expected} | {remedy}, or give a "
+        "checkpoint into which "
         "it was merged"
     )

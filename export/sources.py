@@ -1,7 +1,7 @@
 """Where a checkpoint comes from: a directory or the Hugging Face hub; and modules filled from it.
 
-``find`` gives a ``Source`` (``checkpoint``): its config, files and tensors. ``entries`` says which tensors a module
-needs, ``fill`` puts them in. Random checkpoints are in ``dummy``.
+``find`` gives a ``Source`` (``checkpoint``): its config, files and tensors. ``entries`` says which tensors a
+module needs, ``fill`` puts them in. Random checkpoints are in ``dummy``.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ def find(
 ) -> Source:
     """The checkpoint in a directory, or that of a hub id (``org/name``), downloaded where the cache lacks it.
 
-    ``adapter`` is the directory or hub id of a LoRA adapter that is merged into it. One that lies beside the weights is, too;
-    where one lies alone, its base model is found by the name that it gives. Downloads show their progress, go on where they
-    stopped, and heed HF_HOME, HF_HUB_OFFLINE and HF_TOKEN. ``weights`` False fetches settings only. Raises UserError.
+    ``adapter`` is the directory or hub id of a LoRA adapter that is merged into it. One that lies beside the
+    weights is, too; where one lies alone, its base model is found by the name that it gives. Downloads show
+    their progress, go on where they stopped, and heed HF_HOME, HF_HUB_OFFLINE and HF_TOKEN. ``weights`` False
+    fetches settings only. Raises UserError.
     """
     folder, commit = _folder(name, weights, revision)
     beside = folder.file(ADAPTER_CONFIG) is not None
     if adapter is not None and beside:
         raise UserError(
-            f"{name} has an adapter of its own | got --adapter {adapter} besides, expected one | leave --adapter out, or "
+            f"{name} has an adapter of its own | got --adapter {adapter} besides, expected one | leave "
+            "--adapter out, or "
             "name the base model with --model",
             code=2,
         )
@@ -75,7 +77,8 @@ def _base(adapter: Adapter, weights: bool) -> Directory:
     """The model that ``adapter`` says it belongs to."""
     if not adapter.base:
         raise UserError(
-            f"{adapter.label} does not say what its base model is | base_model_name_or_path is empty | name the base model "
+            f"{adapter.label} does not say what its base model is | base_model_name_or_path is empty | name "
+            "the base model "
             "with --model and this one with --adapter"
         )
     say(f"{adapter.label} belongs to {adapter.base}")
@@ -83,12 +86,14 @@ def _base(adapter: Adapter, weights: bool) -> Directory:
         found = find(adapter.base, weights=weights, revision=adapter.base_revision)
     except UserError as error:
         raise UserError(
-            f"the base model of {adapter.label} cannot be had | it names {adapter.base}: {str(error).replace(' | ', '; ')} "
+            f"the base model of {adapter.label} cannot be had | it names {adapter.base}: "
+            f"{str(error).replace(' | ', '; ')} "
             "| name a copy of that model with --model and this one with --adapter"
         ) from error
     if not isinstance(found, Directory):
         raise UserError(
-            f"{adapter.label} is one of several adapters | its base model {adapter.base} has one of its own, expected one in "
+            f"{adapter.label} is one of several adapters | its base model {adapter.base} has one of its "
+            "own, expected one in "
             "all | merge them with peft first"
         )
     return found
@@ -104,7 +109,8 @@ def _adapted(base: Directory, adapter: Adapter, weights: bool) -> Source:
 def _refuse_several(adapter: Adapter, others: list[str]) -> None:
     if others:
         raise UserError(
-            f"{adapter.label} is one of several adapters | got others in {some(others)}, expected one | name the base model "
+            f"{adapter.label} is one of several adapters | got others in {some(others)}, expected one | "
+            "name the base model "
             "with --model, in a directory without adapters, and one of them with --adapter"
         )
 
@@ -112,8 +118,8 @@ def _refuse_several(adapter: Adapter, others: list[str]) -> None:
 def entries(
     module: nn.Module, prefix: str, renames: Iterable[tuple[str, tuple[str, ...]]]
 ) -> dict[str, Entry]:
-    """What ``module`` needs, as ``prefix`` + path. ``renames`` gives, for the start of a path, the possible starts
-    in a checkpoint; the first that fits counts. ``Linear`` matrices are stored transposed there."""
+    """What ``module`` needs, as ``prefix`` + path. ``renames`` gives, for the start of a path, the possible
+    starts in a checkpoint; the first that fits counts. ``Linear`` matrices are stored transposed there."""
     linear = {f"{path}.weight" for path, part in module.named_modules() if isinstance(part, Linear)}
     found = {}
     for path, parameter in module.named_parameters():
@@ -124,11 +130,11 @@ def entries(
 
 
 def language_entries(decoder: Decoder, starts: tuple[str, ...], head: tuple[str, ...]) -> dict[str, Entry]:
-    """What a language model needs: the table of its embeddings, ``decoder``'s layers, stored behind one of ``starts``, and its
-    ``head``.
+    """What a language model needs: the table of its embeddings, ``decoder``'s layers, stored behind one of
+    ``starts``, and its ``head``.
 
-    Tied, as transformers 5 ties: where only one of table and head is stored it serves as both. Where both are stored each
-    is itself, whether they are equal or not.
+    Tied, as transformers 5 ties: where only one of table and head is stored it serves as both. Where both are
+    stored each is itself, whether they are equal or not.
     """
     spec, table, own = decoder.spec, under(starts, "embed_tokens.weight"), under(head, "weight")
     found = {"embed_tokens": Entry((spec.vocab_size, spec.hidden_size), table + (own if spec.tied else ()))}
@@ -146,8 +152,8 @@ def under(starts: tuple[str, ...], path: str) -> tuple[str, ...]:
 def fill(module: nn.Module, weights: Weights, weight: str | Callable[[str], str]) -> nn.Module:
     """Give ``module``, built on the meta device, its values in float32 on the CPU, in place; returns it.
 
-    ``weight`` tells the name in ``weights`` of a parameter's path, or is what stands before it. Rotary tables, which no
-    checkpoint holds, are computed.
+    ``weight`` tells the name in ``weights`` of a parameter's path, or is what stands before it. Rotary
+    tables, which no checkpoint holds, are computed.
     """
     name_of = weight.__add__ if isinstance(weight, str) else weight
     for path, part in module.named_modules():

@@ -1,7 +1,7 @@
 """Tensors in files: safetensors and PyTorch archives, whole or in shards.
 
-Names, shapes and dtypes of all are known from the headers; tensors are read one at a time, and one that holds NaN or
-infinity is refused when it is.
+Names, shapes and dtypes of all are known from the headers; tensors are read one at a time, and one that holds
+NaN or infinity is refused when it is.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Tensor:
 
 
 class Folder:
-    """A directory with JSON files and tensors. ``label`` names it to users; ``remedy`` is what they are told to do about
-    missing or damaged files."""
+    """A directory with JSON files and tensors. ``label`` names it to users; ``remedy`` is what they are told
+    to do about missing or damaged files."""
 
     def __init__(
         self, path: Path, label: str | None = None, remedy: str = "copy or download it again"
@@ -53,8 +53,8 @@ class Folder:
         return path if path.is_file() else None
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark; None where there is none. Raises
-        UserError."""
+        """A JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark; None where there is
+        none. Raises UserError."""
         path = self.file(name)
         if path is None:
             return None
@@ -70,7 +70,8 @@ class Folder:
         return UserError(f"{self.label}: {name} is damaged | it is {got} | {self.remedy}")
 
     def weights_file(self) -> str | None:
-        """The file that holds the weights, or their index: transformers looks for them in this order. None without any."""
+        """The file that holds the weights, or their index: transformers looks for them in this order. None
+        without any."""
         return next((n for n in (SINGLE, INDEX, PICKLED, PICKLED_INDEX) if self.file(n)), None)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -78,7 +79,8 @@ class Folder:
         name = self.weights_file()
         if name is None:
             raise UserError(
-                f"{self.label} has no weights | expected {SINGLE}, {PICKLED}, or an index ({INDEX}, {PICKLED_INDEX}) "
+                f"{self.label} has no weights | expected {SINGLE}, {PICKLED}, or an index ({INDEX}, "
+                f"{PICKLED_INDEX}) "
                 f"with its shards | {self.remedy}, or use --load-format dummy (random weights)"
             )
         files = self._shards(name) if name in (INDEX, PICKLED_INDEX) else [name]
@@ -127,7 +129,8 @@ class Folder:
         return found
 
     def _archive(self, name: str) -> dict[str, Tensor]:
-        """PyTorch's format before safetensors. Runs no code; mapped, not read, where the archive is a zip file."""
+        """PyTorch's format before safetensors. Runs no code; mapped, not read, where the archive is a zip
+        file."""
         path = self.path / name
         try:
             found = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
@@ -138,7 +141,8 @@ class Folder:
         strange = [str(key) for key, value in found.items() if not isinstance(value, torch.Tensor)]
         if strange:
             raise UserError(
-                f"{self.label}: {name} holds more than weights | got {some(strange)} beside or around tensors, "
+                f"{self.label}: {name} holds more than weights | got {some(strange)} beside or around "
+                "tensors, "
                 "expected tensors by name | it is a training state: save the model with save_pretrained"
             )
         return {
@@ -158,8 +162,8 @@ class Reader:
         self._finite: set[tuple[Path, str]] = set()
 
     def __call__(self, tensor: Tensor) -> torch.Tensor:
-        """The tensor in its dtype, F64 in float32. The memory may be the file's: it is not to be changed. Raises UserError
-        for NaN and infinity."""
+        """The tensor in its dtype, F64 in float32. The memory may be the file's: it is not to be changed.
+        Raises UserError for NaN and infinity."""
         value = tensor.value
         if value is None:
             if tensor.file not in self._files:
@@ -174,7 +178,8 @@ class Reader:
 
 
 def refuse_not_finite(value: torch.Tensor, what: str, where: str) -> None:
-    """Raise UserError when ``value``, which ``what`` names to users and ``where`` is the place of, holds NaN or infinity."""
+    """Raise UserError when ``value``, which ``what`` names to users and ``where`` is the place of, holds NaN
+    or infinity."""
     if not value.numel():
         return
     low, high = value.aminmax()  # NaN passes through both; far quicker than isfinite
@@ -182,8 +187,10 @@ def refuse_not_finite(value: torch.Tensor, what: str, where: str) -> None:
         return
     count = sum(int((~part.isfinite()).sum()) for part in value.reshape(-1).split(1 << 24))
     raise UserError(
-        f"{what} holds NaN or infinity | {count} of {value.numel()} values in {where}, expected finite numbers "
-        "| take an earlier checkpoint of the training or another revision, or save it again in bfloat16 or float32"
+        f"{what} holds NaN or infinity | {count} of {value.numel()} values in {where}, expected finite "
+        "numbers "
+        "| take an earlier checkpoint of the training or another revision, or save it again in bfloat16 or "
+        "float32"
     )
 
 

@@ -1,6 +1,7 @@
-"""The licences of what is in a bundle, as ``bundle.json`` has them: by the role of what they are for ("model", "adapter",
-"clip"), its ``source``, the licence's ``id``, ``name`` and ``link`` where the model card has them, its ``files`` in the
-bundle, and whether it allows commercial ``use`` under its terms ("commercial", "non-commercial", "unknown")."""
+"""The licences of what is in a bundle, as ``bundle.json`` has them: by the role of what they are for
+("model", "adapter", "clip"), its ``source``, the licence's ``id``, ``name`` and ``link`` where the model card
+has them, its ``files`` in the bundle, and whether it allows commercial ``use`` under its terms ("commercial",
+"non-commercial", "unknown")."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ def lines(licence: Mapping[str, Any]) -> list[str]:
 
 
 def notes(licence: Mapping[str, Any]) -> list[str]:
-    """What users are told unasked: of licences that allow no commercial use, or of which that is not known."""
+    """What users are told unasked: of licences that allow no commercial use, or of which that is not
+    known."""
     told = {role: each for role, each in licence.items() if each.get("use") != "commercial"}
     return [f"licence of the {line}; read it before use" for line in lines(told)]

@@ -1,4 +1,5 @@
-"""Tier 3 with a LoRA adapter: through merging, graphs and the runtime, the answers of transformers with peft."""
+"""Tier 3 with a LoRA adapter: through merging, graphs and the runtime, the answers of transformers with
+peft."""
 
 from __future__ import annotations
 

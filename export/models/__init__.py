@@ -1,7 +1,7 @@
 """Model families: one file each, named after Hugging Face's ``model_type`` and found by it.
 
-A family has ``CHECKPOINTS`` (CLI name -> hub id), ``CONFIGS`` (CLI name -> config of the true size, for dummies),
-``load(source, *, clip=None, max_pixels=None) -> Parts`` and ``tiny() -> Parts``.
+A family has ``CHECKPOINTS`` (CLI name -> hub id), ``CONFIGS`` (CLI name -> config of the true size, for
+dummies), ``load(source, *, clip=None, max_pixels=None) -> Parts`` and ``tiny() -> Parts``.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def load(
     """The Parts of a CLI name, a directory in Hugging Face's format, or a hub id (``org/name``).
 
     ``load_format`` "dummy" gives random weights of the true size; for a CLI name nothing is downloaded then.
-    ``clip`` names the CLIP checkpoint of the vision tower, ``max_pixels`` is the most that a picture may have where pictures
-    are of any size (default: as many as every dialect takes). ``adapter`` is a LoRA adapter's directory or hub id
-    (``sources.find``). Raises UserError.
+    ``clip`` names the CLIP checkpoint of the vision tower, ``max_pixels`` is the most that a picture may have
+    where pictures are of any size (default: as many as every dialect takes). ``adapter`` is a LoRA adapter's
+    directory or hub id (``sources.find``). Raises UserError.
     """
     if adapter is not None and load_format == "dummy":
         raise UserError(

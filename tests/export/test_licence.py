@@ -67,9 +67,11 @@ def test_commercial_use_is_silent_and_the_rest_is_said():
         "use": "non-commercial",
         "files": ["licences/model/LICENSE"],
     }
-    assert notes({"model": each, "adapter": other}) == [
-        "licence of the adapter a/c: cc-by-nc-4.0 (not for commercial use), licences/model/LICENSE; read it before use"
-    ]
+    expected = (
+        "licence of the adapter a/c: cc-by-nc-4.0 (not for commercial use), licences/model/LICENSE; "
+        "read it before use"
+    )
+    assert notes({"model": each, "adapter": other}) == [expected]
     nothing = {"source": "a/d", "use": "unknown", "files": []}
     assert "not given (whether for commercial use is not known)" in notes({"model": nothing})[0]
 

@@ -1,4 +1,5 @@
-"""Weights in the forms that people save: shards, archives, wrappers' names; what nothing reads; what is no number."""
+"""Weights in the forms that people save: shards, archives, wrappers' names; what nothing reads; what is no
+number."""
 
 from __future__ import annotations
 
