@@ -171,7 +171,7 @@ def _build(
         )
         for name, reason in left_out.items():
             print(f"the dialect {name} is left out: {reason}", file=sys.stderr)
-        build_bundle.write_bundle(
+        return build_bundle.write_bundle(
             place,
             parts,
             method,
@@ -181,7 +181,6 @@ def _build(
             calibration=calibration,
             llm_parts=args.llm_parts,
         )
-        return dialects
 
 
 def build(parts: Parts, method: Method | Pair, out: Path, **options: Any) -> None:

@@ -79,8 +79,9 @@ def write_bundle(
     statistics: Statistics | None = None,
     calibration: calibrate.Calibration | None = None,
     llm_parts: int = 1,
-) -> None:
-    """As ``build``, to a place that is reserved."""
+) -> list[str]:
+    """As ``build``, to a place that is reserved. Returns the dialects that the bundle has: those that were asked for, less what
+    would overflow (``write.widen``)."""
     precision = Precision.of(precision)
     calibrated = bool(statistics or calibration)
     dialects, _ = precisions.dialects(precision, dialects, calibrated, most_sorted(parts, method))
@@ -106,6 +107,7 @@ def write_bundle(
         values = manifest(place.name, parts, method, graphs, precision, written.index)
         made = bundle.write_manifest(root, values | {"ranges": ranges.to_json()})
     publish(place, bundle.Bundle(root, made), lambda line: print(line, file=sys.stderr))
+    return list(written.index)
 
 
 def _require_room(place: Place, decoder: DecoderSpec, precision: str) -> None:

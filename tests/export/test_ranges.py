@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foveate.engines.errors import UserError
+from foveate.export import build as build_module
 from foveate.export import ranges as ranges_module
 from foveate.export.decoder import Decoder, DecoderLayer, rope_of, rope_tables
 from foveate.export.parts import DecoderSpec
@@ -92,8 +93,12 @@ def test_the_same_in_the_vision_encoder(scaled, tmp_path, capsys):
     assert main(["compile", str(tmp_path / "b")]) == 0
 
 
-def test_a_dialect_whose_caches_overflow_is_left_out(scaled, tmp_path, capsys):
-    assert build(scaled(**{KEYS: 5e3}), tmp_path / "b") == 0
+def test_a_dialect_whose_caches_overflow_is_left_out(scaled, tmp_path, capsys, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(build_module, "usable", lambda dialects: compiled.append(list(dialects)) or [])
+    usual = ["--method", "none", "--dialects", "ort,primitive", "--out", str(tmp_path / "b")]
+    assert main(["build", "--model", str(scaled(**{KEYS: 5e3})), *usual]) == 0
+    assert compiled == [["ort"]]  # no target that takes nothing else is tried
     said = capsys.readouterr().err
     assert "the dialect primitive is left out: layer 1 of llm (self_attn, " in said
     assert set(manifest(tmp_path / "b").dialects) == {"ort"}
