@@ -24,6 +24,7 @@ from foveate.engines.ort import VERSION
 
 ALONE = ("unshare", "--map-root-user", "--net", "--mount", sys.executable, recorded_network.__file__)
 FOVEATE = (sys.executable, "-m", "foveate.runtime.cli")
+ROOT = Path(__file__).parents[2]
 KILLED = -31  # by SIGSYS: it opened a socket
 COLLECTOR = "microsoft.com"  # the end of the name that ONNX Runtime asks for
 REPORTS = pytest.mark.skipif(
@@ -177,4 +178,22 @@ def test_control_the_resolver_records_the_collector(watched) -> None:
     assert seen.packets and all(packet.startswith("UDP") for packet in seen.packets)
     assert watched(command, telemetry="0").exit == KILLED  # the socket that it needs for that
     seen = watched(command)
+    assert seen.exit == 0 and seen.silent, seen
+
+
+@pytest.mark.slow
+def test_build_from_a_directory(watched, tmp_path: Path) -> None:
+    """The host side too, with torch and everything that it exports with; a method that needs no other checkpoint."""
+    options = ("--method", "sppruner", "--precision", "int4", "--out", tmp_path / "built")
+    seen = watched([*FOVEATE, "build", "--model", ROOT / "scripts/shapes", *options])
+    assert seen.exit == 0 and seen.silent, seen
+    seen = watched([*FOVEATE, "bench", tmp_path / "built", "--json"])
+    assert seen.exit == 0 and seen.silent, seen
+
+
+@pytest.mark.slow
+def test_compile_for_rtx(watched, method_bundle, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    copy = shutil.copytree(method_bundle("none"), tmp_path / "copy")
+    seen = watched([*FOVEATE, "compile", copy, "--target", "tensorrt-rtx"])
     assert seen.exit == 0 and seen.silent, seen
