@@ -1,6 +1,7 @@
 # make demo    a small model, built, asked and looked at, from nothing
 # make test    every test but the slow ones, in an environment of its own
 # make matrix  every method on every family, in every dialect, which takes a while; writes docs/engines-matrix.md
+# make generated  writes the tables and data files that follow from the code
 # make lint    ruff: check and format
 # make clean   removes the environment and what was built
 
@@ -14,7 +15,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUNDLE := bundles/shapes.sppruner
 
-.PHONY: demo test matrix lint clean
+.PHONY: demo test matrix generated lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.export
@@ -29,6 +30,9 @@ test: $(VENV)/.dev
 matrix: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m "slow or not slow"
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/matrix.py
+
+generated: $(VENV)/.export
+	$(BIN)/python scripts/generate.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

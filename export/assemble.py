@@ -14,7 +14,7 @@ from foveate.export.pair import Pair
 from foveate.export.parts import ModelSpec, Parts, VisionSpec
 from foveate.export.segments import language_graphs
 
-__all__ = ["TEXT_TAPS", "assemble", "tap_shape"]
+__all__ = ["TEXT_TAPS", "assemble", "missing", "tap_shape"]
 
 TEXT_TAPS = ("text_embeds", "clip_text")
 """Taps that come from the question and not from the vision encoder; the runtime feeds them."""
@@ -43,18 +43,18 @@ def assemble(parts: Parts, method: Method | Pair, llm_parts: int = 1) -> list[Gr
 
 
 def _refuse_missing(spec: ModelSpec, method: Method) -> None:
-    missing = _missing(spec, method)
-    if missing:
-        able = [name for name in methods.names() if not _missing(spec, methods.load(name))]
+    lacks = missing(spec, method)
+    if lacks:
+        able = [name for name in methods.names() if not missing(spec, methods.load(name))]
         raise UserError(
-            f"{spec.family} has no {', '.join(missing)}, which {method.name} reads "
+            f"{spec.family} has no {', '.join(lacks)}, which {method.name} reads "
             f"| it offers {', '.join(spec.taps)} | methods that work: {', '.join(able)}",
             code=2,
         )
 
 
-def _missing(spec: ModelSpec, method: Method) -> list[str]:
-    """Taps that the family does not offer; what comes from the question needs no offer."""
+def missing(spec: ModelSpec, method: Method) -> list[str]:
+    """Names of the taps that ``method`` reads and the family does not offer, sorted. Taps of the question are always there."""
     offers = {tap.split(".")[0] for tap in method.taps(spec)}
     return sorted(offers - {*spec.taps, *TEXT_TAPS})
 

@@ -2,7 +2,7 @@
 
 ``config_keys``, ``processor_keys`` and ``generation`` hold the tables; ``check`` holds a checkpoint against them. A key that
 no table has is named in a warning, one line for each file. A refused key stops the build unless its value changes nothing.
-``python -m foveate.export.checkpoint_keys`` prints the tables as docs/checkpoint-keys.md has them.
+``make generated`` writes docs/checkpoint-keys.md from them.
 """
 
 from __future__ import annotations
@@ -111,7 +111,3 @@ def markdown() -> str:
         lines += ["", f"## {title}", "", "| key | what | why |", "|---|---|---|"]
         lines += [f"| `{name}` | {table[name].status} | {table[name].told} |" for name in sorted(table)]
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")

@@ -26,8 +26,7 @@ The keys of `generation_config.json` are read from `config.json` where that file
 Keys of adapters (`adapter_config.json`) and of quantized weights (`quantization_config`) are not listed here: the modules
 that read them refuse what they do not know.
 
-`export/config_keys.py` and `export/processor_keys.py` hold the tables, from which this page is made:
-`python -m foveate.export.checkpoint_keys > docs/checkpoint-keys.md`."""
+`export/config_keys.py` and `export/processor_keys.py` hold the tables, from which `make generated` writes this page."""
 
 _TRAINING = "acts in training only"
 _ORIGIN = "tells where the file comes from"

@@ -1,7 +1,7 @@
 """What a plan must know of a model: a decoder, a vision encoder and a method as plain numbers. No torch, nothing built.
 
 In: a bundle, or a name of ``models.json`` or a ``config.json`` in Hugging Face's format; a method of ``methods.json``, which
-``scripts/plan_methods.py`` writes from the methods themselves. Out: a ``Model``, whose ``manifest`` is what
+``make generated`` writes from the methods themselves. Out: a ``Model``, whose ``manifest`` is what
 ``runtime.costs`` reads: that of the bundle, or one that says as much of a bundle that is not built yet.
 """
 

@@ -24,16 +24,14 @@ from typing import Any
 from foveate.engines import ort, trt
 from foveate.engines.errors import UserError
 from foveate.engines.ort import onnxruntime
-from foveate.export import lower, methods
+from foveate.export import lower, methods, models
 from foveate.export.build import build
 from foveate.export.calibrate import Calibration
-from foveate.export.models import llava, llava_next, qwen2_5_vl
 from foveate.export.parts import Parts
 from foveate.runtime.bundle import Bundle, load
 from foveate.runtime.compile_job import Job
 
-FAMILIES = {"llava": llava, "llava_next": llava_next, "qwen2_5_vl": qwen2_5_vl}
-OPTIONS = {("llava_next", "tome"): {"keep": "16"}}  # of a tile
+FAMILIES = models.families()
 PRECISIONS = ("fp16", "fp32", "int8", "int4", "fp8")
 CALIBRATED = ("int8", "fp8")
 SAMPLES = 48
@@ -69,7 +67,7 @@ def examine(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
         try:
-            chosen = methods.load(method, OPTIONS.get((family, method), {}))
+            chosen = methods.load(method)
             calibration = Calibration("scenes", SAMPLES) if precision in CALIBRATED else None
             build(parts, chosen, out, precision=precision, calibration=calibration)
         except UserError as error:
@@ -222,7 +220,7 @@ def timed(case: tuple[str, str, str]) -> tuple[str, dict[str, Any], float]:
     """The key of a case, its result, and how many seconds it took."""
     start, (family, method, precision) = time.perf_counter(), case
     if family not in PARTS:
-        PARTS[family] = FAMILIES[family].tiny(layers=4)
+        PARTS[family] = models.family(family).tiny(layers=4)
     found = examine(PARTS[family], family, method, precision, COMPILED)
     return "/".join(case), found, time.perf_counter() - start
 

@@ -1,7 +1,6 @@
-"""Writes ``jetson/methods.json``: where each method prunes and how many tokens it leaves, for plans made without torch.
+"""The table in ``jetson/methods.json``: where each method prunes and how many tokens it leaves, for plans made without torch.
 
-``python scripts/plan_methods.py`` after a method was added or its budgets changed; a test holds the file to the methods.
-Cuts that move with the depth of the decoder stand as shares ("8/32"), the others as layers. Counts are those of the default
+``make generated`` writes it. Cuts that move with the depth of the decoder stand as shares ("8/32"), the others as layers. Counts are those of the default
 options on LLaVA-1.5's grid of 24 x 24.
 """
 
@@ -9,15 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from foveate.export import methods
 from foveate.export.dummy import Dummy
 from foveate.export.methods import base
 from foveate.export.models import llava
 from foveate.export.parts import ModelSpec
-
-TARGET = Path(__file__).parents[1] / "jetson" / "methods.json"
 
 
 def table() -> dict[str, dict]:
@@ -51,8 +47,3 @@ def _cuts(inside, spec: ModelSpec) -> list[int | str]:
     }
     moves = at[32] != at[64]
     return [f"{layer}/32" if moves else layer for layer in at[32]]
-
-
-if __name__ == "__main__":
-    rows = ",\n".join(f" {json.dumps(name)}: {json.dumps(facts)}" for name, facts in table().items())
-    TARGET.write_text(f"{{\n{rows}\n}}\n", encoding="utf-8")

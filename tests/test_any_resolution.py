@@ -1,6 +1,6 @@
-"""Every method on tiny models whose pictures differ in their tokens: the graphs, and what the runtime makes of the shapes.
+"""Every method on every family whose images differ in their tokens: the graphs, and what the runtime makes of the shapes.
 
-Each takes many seconds; those of ``OFTEN`` are in every test run, all of them in ``make matrix``.
+Each takes many seconds: one method of each family is in every test run, all of them are in ``make matrix``.
 """
 
 from __future__ import annotations
@@ -12,45 +12,54 @@ from PIL import Image
 from foveate.engines import trt
 from foveate.engines.errors import UserError
 from foveate.export import methods
-from foveate.export.assemble import assemble
+from foveate.export.assemble import assemble, missing
 from foveate.export.build import build
-from foveate.export.models import llava_next, qwen2_5_vl
+from foveate.export.models import families, family
 from foveate.runtime import check
 from foveate.runtime.bundle import load
 from foveate.runtime.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.plans import choose
 
-PARTS = {  # one of each for all: what methods share is traced once
-    "tiles": llava_next.tiny(layers=4),
-    "windows": qwen2_5_vl.tiny(layers=4),
-}
+FAMILIES = {name: parts for name in families() if (parts := family(name).tiny(layers=4)).spec.vision.varies}
+"""Those whose images differ in their tokens; the Parts serve all tests, so what methods share is traced once."""
 QUESTION = "What is left of the bus?"
-OPTIONS = {"tome": {"keep": "16"}}  # of a tile, whose number is fixed when a bundle is built
-REFUSED = {
-    "tome": "layers",
-    "trim": "clip_image",
-    "visionzip": "cls_attention_heads, cls_feature, keys",
-}
 SIZES = [(56, 56), (84, 20), (25, 61)]  # width and height: 5 tiles; 4 with padding above and below; 3, beside
-OFTEN = {("tiles", "visionzip"), ("windows", "sppruner")}
+
+
+def works(name: str, method: str) -> bool:
+    return not missing(FAMILIES[name].spec, methods.load(method))
+
+
+OFTEN = {
+    name: next(method for method in ("visionzip", "sppruner", "uniform") if works(name, method))
+    for name in FAMILIES
+}
 CASES = [
-    pytest.param(kind, name, marks=() if (kind, name) in OFTEN else pytest.mark.slow)
-    for kind in PARTS
-    for name in methods.names()
-    if name != "none" and not (kind == "windows" and name in REFUSED)
+    pytest.param(name, method, marks=() if OFTEN[name] == method else pytest.mark.slow)
+    for name in FAMILIES
+    for method in methods.names()
+    if method != "none" and works(name, method)
 ]
+REFUSED = [(name, method) for name in FAMILIES for method in methods.names() if not works(name, method)]
+
+
+def options(name: str, method: str) -> dict[str, str]:
+    """A method whose budget is fixed when a bundle is built is told to keep everything (of a tile)."""
+    spec = FAMILIES[name].spec
+    fixed = methods.load(method).fixed_keep(spec) is not None
+    return {"keep": str(spec.vision.num_tokens)} if fixed else {}
 
 
 @pytest.fixture(scope="module")
 def pipes(tmp_path_factory):
     root, found = tmp_path_factory.mktemp("pipes"), {}
 
-    def get(kind: str, method: str) -> Pipeline:
-        key = f"{kind}.{method}"
+    def get(name: str, method: str) -> Pipeline:
+        key = f"{name}.{method}"
         if key not in found:
-            chosen = methods.load(method, OPTIONS.get(method, {}))
-            build(PARTS[kind], chosen, root / key, precision="fp32", dialects=["ort"])
+            chosen = methods.load(method, options(name, method))
+            build(FAMILIES[name], chosen, root / key, precision="fp32", dialects=["ort"])
             compile_bundle(root / key)
             found[key] = Pipeline.load(root / key)
         return found[key]
@@ -62,15 +71,16 @@ def picture(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.random.default_rng(5).integers(0, 256, (size[1], size[0], 3), np.uint8))
 
 
-@pytest.mark.parametrize(("kind", "method"), CASES)
-def test_budgets(pipes, kind, method):
-    pipe, whole, chosen = pipes(kind, method), pipes(kind, "none"), methods.load(method)
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_budgets(pipes, name, method):
+    pipe, whole, chosen = pipes(name, method), pipes(name, "none"), methods.load(method)
+    fixed = bool(options(name, method))
     for size in SIZES:
         image = picture(size)
         every = whole.generate(image, QUESTION, max_new_tokens=6)
         total = every.layouts[0].total
-        answer = pipe.generate(image, QUESTION, keep=None if method == "tome" else total, max_new_tokens=6)
-        if method == "tome":  # merges within a tile, and newlines are no tokens of one
+        answer = pipe.generate(image, QUESTION, keep=None if fixed else total, max_new_tokens=6)
+        if fixed:  # merges within a tile, and newlines are no tokens of one
             assert answer.kept[0].tolist() == every.layouts[0].whole[0].tolist()
             continue
         assert answer.tokens == every.tokens
@@ -89,26 +99,34 @@ def test_budgets(pipes, kind, method):
         assert len(trt.compile_plan(pipe.bundle.graph_file("pruner", "ort"), spec)) > 1000
 
 
-@pytest.mark.parametrize("method", REFUSED)
-def test_what_has_no_class_token_or_clip_is_refused_with_what_works(method):
-    with pytest.raises(
-        UserError, match=f"qwen2_5_vl has no {REFUSED[method]}, which {method} reads"
-    ) as error:
-        assemble(PARTS["windows"], methods.load(method))
+@pytest.mark.parametrize(("name", "method"), REFUSED)
+def test_a_method_whose_taps_are_missing_is_refused_with_those_that_work(name, method):
+    lacks = ", ".join(missing(FAMILIES[name].spec, methods.load(method)))
+    with pytest.raises(UserError, match=f"{name} has no {lacks}, which {method} reads") as error:
+        assemble(FAMILIES[name], methods.load(method))
     able = str(error.value).rpartition("methods that work: ")[2].split(", ")
-    assert able == [name for name in methods.names() if name not in REFUSED]
+    assert able == [other for other in methods.names() if works(name, other)]
+
+
+def test_qwen_has_no_class_token_joint_space_or_merging():
+    """The others are derived; these are said here."""
+    spec = FAMILIES["qwen2_5_vl"].spec
+    said = {
+        "tome": ["layers"],
+        "trim": ["clip_image"],
+        "visionzip": ["cls_attention_heads", "cls_feature", "keys"],
+    }
+    assert {method: missing(spec, methods.load(method)) for method in said} == said
+    assert works("llava_next", "visionzip") and works("qwen2_5_vl", "sppruner")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "method"), [("tiles", "none"), ("tiles", "tome"), ("windows", "sppruner")])
-def test_tensorrt_rtx_compiles_the_encoder_and_the_decoder(tmp_path, kind, method):
-    build(
-        PARTS[kind],
-        methods.load(method, OPTIONS.get(method, {})),
-        tmp_path,
-        precision="fp16",
-        dialects=["native"],
-    )
+@pytest.mark.parametrize(
+    ("name", "method"), [("llava_next", "none"), ("llava_next", "tome"), ("qwen2_5_vl", "sppruner")]
+)
+def test_tensorrt_rtx_compiles_the_encoder_and_the_decoder(tmp_path, name, method):
+    chosen = methods.load(method, options(name, method))
+    build(FAMILIES[name], chosen, tmp_path, precision="fp16", dialects=["native"])
     bundle = load(tmp_path)
     for graph in bundle.manifest.stages:
         plan = trt.compile_plan(

@@ -10,12 +10,15 @@ from PIL import Image
 
 from foveate.engines.errors import UserError
 from foveate.export import methods
+from foveate.export.models import llava
 from foveate.runtime import check, costs, inspect_bundle
 from foveate.runtime.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
 QUESTION = "What is left of the bus?"
-FIXED = {"tome": {"keep": "64"}}  # methods whose budget is decided when a bundle is built
+SPEC = llava.tiny(layers=4).spec
+FIXED = [name for name in methods.names() if methods.load(name).fixed_keep(SPEC) is not None]
+"""Methods whose budget is decided when a bundle is built."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def picture():
 @pytest.mark.parametrize("method", [name for name in methods.names() if name != "none"])
 def test_keeping_everything_is_method_none(pipes, picture, method):
     whole = pipes("none").generate(picture, QUESTION, max_new_tokens=24)
-    pruned = pipes(method, **FIXED.get(method, {}))
+    pruned = pipes(method, **({"keep": str(SPEC.vision.num_tokens)} if method in FIXED else {}))
     total = pruned.manifest.num_visual_tokens
     answer = pruned.generate(picture, QUESTION, keep=total, max_new_tokens=24)
     assert answer.tokens == whole.tokens

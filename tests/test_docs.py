@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.export import lower, methods
+from foveate.export import lower
 from foveate.runtime import cli, pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -125,11 +125,6 @@ def test_paths_named_in_code_exist():
     for page in PAGES:
         for name in re.findall(pattern, page.read_text()):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
-
-
-def test_the_table_of_methods_is_the_folder_of_methods():
-    rows = re.findall(r"^\| `(\w+)` \|", README.split("## Methods")[1].split("\n## ")[0], flags=re.MULTILINE)
-    assert rows == sorted(rows) and set(rows) == set(methods.names())
 
 
 def test_the_table_of_dialects_is_the_folder_of_dialects():

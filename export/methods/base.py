@@ -4,6 +4,9 @@ A method is a frozen dataclass called ``Method``; its fields are its options. It
 model. ``Scorer`` is for methods that rank: they write ``score``, the selection is done here. A method that
 picks in a loop or merges writes ``reduce``.
 
+README's row of a method comes from its file: the first line of the docstring is ``name: what it keeps.``, and the first
+``arXiv 1234.56789`` in the docstring is the source.
+
 Rules for ``reduce``, so that one graph serves ONNX Runtime and TensorRT: no shape may depend on data (no
 nonzero, no boolean indexing), ``keep`` is a run-time number, scores and selection are float32 or integers
 whatever the tokens' dtype, and new tensors are made on the tokens' device (they may be ``meta`` tensors).
@@ -59,6 +62,12 @@ class Method:
     """
 
     position_mode: Literal["compact", "keep"] = "compact"
+
+    our_reading: ClassVar[bool] = False
+    """True: the publication leaves formulas open and there is no public code; the module's docstring says what is ours."""
+
+    reads_question: ClassVar[bool] = False
+    """Whether the choice depends on the prompt's text."""
 
     where: ClassVar[Literal["encoder", "before", "inside"]] = "before"
     """Inside the vision encoder (``merging``), before the language model, or inside it (``export/inside.py``)."""

@@ -1,4 +1,4 @@
-"""cdpruner: tokens that are diverse and that the question asks for, the likeliest set of a determinantal point process.
+"""cdpruner: a diverse and relevant set: DPP MAP over cosine similarity weighted by relevance to the question.
 
 CDPruner (Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs",
 NeurIPS 2025, arXiv 2506.10967), after the published code. Relevance scales each token, similarity makes tokens
@@ -26,7 +26,7 @@ a constant relevance is no relevance. The published code scales r over all crops
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ _AT_ONCE = 4
 @dataclass(frozen=True)
 class Method(base.Method):
     """Conditional diversity. The options are explained in the module's docstring."""
+
+    reads_question: ClassVar[bool] = True
 
     relevance: Literal["auto", "clip", "embeddings", "none"] = "auto"
     sign: Literal["auto", "positive", "negative"] = "auto"

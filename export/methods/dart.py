@@ -1,4 +1,4 @@
-"""dart: behind an early layer, the visual tokens that are least like a few pivots: duplicates go, whatever their weight.
+"""dart: the tokens least similar to a few pivot tokens, so that near-duplicates are dropped.
 
 DART (Wen et al., "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", EMNLP 2025,
 arXiv 2502.11494), after the published code.
@@ -24,7 +24,7 @@ and its own share, and the text behind the last one serves them all. Cosines wit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ __all__ = ["Method"]
 @dataclass(frozen=True)
 class Method(Inside):
     """Tokens unlike the pivots. The options are explained in the module's docstring."""
+
+    reads_question: ClassVar[bool] = True  # its text pivots
 
     position_mode: Literal["compact", "keep"] = "keep"
     layer: int = base.option(2, 1)

@@ -1,4 +1,4 @@
-"""divprune: the most diverse tokens, picked one by one, each as far as possible from all before it.
+"""divprune: the most diverse tokens: greedy max-min of cosine distance.
 
 DivPrune (Alvar, Singh, Akbari, Zhang, "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
 CVPR 2025, arXiv 2503.02175), after the published code. It solves the max-min diversity problem greedily and reads

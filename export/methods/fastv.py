@@ -1,4 +1,4 @@
-"""fastv: behind an early layer of the language model, the visual tokens that the last word attends to.
+"""fastv: the tokens that the prompt's last token attends to most in an early layer.
 
 FastV (Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
 Vision-Language Models", ECCV 2024, arXiv 2403.06764), after the published code.
@@ -18,7 +18,7 @@ found that it makes the score prefer the bottom of the picture); that is no opti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -32,6 +32,8 @@ __all__ = ["Method"]
 @dataclass(frozen=True)
 class Method(Inside):
     """Attention of the last token in an early layer. The options are explained in the module's docstring."""
+
+    reads_question: ClassVar[bool] = True
 
     position_mode: Literal["compact", "keep"] = "keep"
     layer: int = base.option(2, 1)

@@ -1,4 +1,4 @@
-"""feather: behind an early layer what the last word asks for and an even grid; behind a middle layer a sharper choice.
+"""feather: tokens with the most last-token attention without RoPE, and an even grid; again in a middle layer.
 
 FEATHER (Endo, Wang, Yeung-Levy, "Feather the Throttle: Revisiting Visual Token Pruning for Vision-Language Model
 Acceleration", ICCV 2025, arXiv 2412.13180), after the published code. With rotary embedding in it, an early layer's
@@ -42,6 +42,7 @@ __all__ = ["Method"]
 class Method(Inside):
     """Attention without rotary embedding and a grid. The options are explained in the module's docstring."""
 
+    reads_question: ClassVar[bool] = True
     fills: ClassVar[bool] = False
 
     position_mode: Literal["compact", "keep"] = "keep"

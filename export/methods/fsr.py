@@ -1,4 +1,4 @@
-"""fsr: focus on what the question asks for, scan what is farthest from it, refine the scan by merging.
+"""fsr: tokens with high attention and relevance, then the farthest from these; dropped ones are merged in.
 
 FSR (Tong, Bai, Zhu, Jiang, Liu, "Focus-Scan-Refine: From Human Visual Perception to Efficient Visual Token Pruning",
 arXiv 2602.05809). No code is public; this follows the paper's equations, and the numbers below are the paper's.
@@ -42,6 +42,7 @@ __all__ = ["Method"]
 class Method(base.Method):
     """Focus, scan, refine. The options are explained in the module's docstring."""
 
+    reads_question: ClassVar[bool] = True
     merges: ClassVar[bool] = True
 
     relevance: Literal["auto", "clip", "embeddings", "none"] = "auto"

@@ -1,4 +1,4 @@
-"""greedyprune: the visual tokens most like the last word, none of them too much like another.
+"""greedyprune: the tokens most similar to the last token, none of them too similar to one already kept.
 
 GreedyPrune (Pei, Sun, Fu, Wang, "GreedyPrune: Retenting Critical Visual Token Set for Large Vision Language Models", arXiv
 2506.13166). There is no public code, and of the paper we know the abstract and what others wrote of it: the tokens that
@@ -23,7 +23,7 @@ Step 2 is a loop in the graph that looks at each token at most once, the most sa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ __all__ = ["Method"]
 @dataclass(frozen=True)
 class Method(Inside):
     """Salient and dissimilar tokens. The options are explained in the module's docstring."""
+
+    our_reading: ClassVar[bool] = True
+    reads_question: ClassVar[bool] = True
 
     position_mode: Literal["compact", "keep"] = "keep"
     layer: int = base.option(2, 1)

@@ -1,4 +1,4 @@
-"""hiprune: objects from a middle layer with what surrounds them, the rest of the budget from a deep layer.
+"""hiprune: tokens with the most received attention in a middle layer, their neighbours, then by a deep layer.
 
 HiPrune (Liu et al., "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language
 Models", arXiv 2508.00553), after the published code. Middle layers of a vision encoder attend to objects, deep ones to

@@ -1,4 +1,4 @@
-"""holov: every part of the picture gets a share of the budget, so that no one region takes it all.
+"""holov: per image region, within its budget, the tokens with the most class-token attention.
 
 HoloV (Zou et al., "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention",
 NeurIPS 2025, arXiv 2510.02912), after the published code. The question is not read.

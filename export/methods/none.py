@@ -1,4 +1,7 @@
-"""none: every visual token stays; the bundle has no pruner graph. The baseline that all others are held against."""
+"""none: every visual token; the unpruned baseline.
+
+The bundle has no pruner graph.
+"""
 
 from __future__ import annotations
 

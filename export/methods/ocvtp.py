@@ -1,4 +1,4 @@
-"""ocvtp: a small trained network lets the tokens compete for slots, and each slot names the token it looks at most.
+"""ocvtp: tokens selected by the slots of a trained slot-attention network, then by received attention.
 
 OC-VTP (Li, Zhao, Deng, Wang, Pajarinen, "Object-Centric Vision Token Pruning for Vision Language Models", arXiv
 2511.20439, CVPR 2026 Findings), after the published code. The network (``export/slots.py``) is trained once per vision

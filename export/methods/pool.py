@@ -1,4 +1,4 @@
-"""pool: the grid in fewer, larger cells, each the mean of its tokens: a lower bound for methods that look at the picture.
+"""pool: mean-pooled cells of the token grid; a lower bound that ignores the image's content.
 
 In: the projected tokens ``[B,N,D]``. Out: the means of r x c cells in raster order, r c <= ``keep`` (``count``); ``kept``
 is the token in the middle of each cell.

@@ -1,4 +1,4 @@
-"""pyramiddrop: fewer and fewer visual tokens, at several depths of the language model.
+"""pyramiddrop: the tokens that the prompt's last token attends to most, fewer at each of three depths.
 
 PyramidDrop (Xing et al., "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy
 Reduction", CVPR 2025, arXiv 2410.17247), after the published code.
@@ -20,6 +20,7 @@ published. VScan's stage in the language model (arXiv 2505.22654) is this method
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -35,6 +36,8 @@ _LEAST = 2.0**-20
 @dataclass(frozen=True)
 class Method(Inside):
     """Attention of the last token, at several layers. The options are explained in the module's docstring."""
+
+    reads_question: ClassVar[bool] = True
 
     layers: tuple[int, ...] | None = None
 

@@ -1,4 +1,4 @@
-"""random: a random choice of tokens, the same for every picture. A lower bound that methods must beat.
+"""random: a random subset, the same for every image; a lower bound.
 
 The scores are pseudo-random numbers made from the seed and the token's index by integer arithmetic in the
 graph, so they are the same on every engine and need no table.

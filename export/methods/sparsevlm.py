@@ -1,4 +1,4 @@
-"""sparsevlm: at three depths, the visual tokens that the telling words of the question attend to; of the rest, summaries.
+"""sparsevlm: tokens that relevant question tokens attend to most, at three depths; others as cluster means.
 
 SparseVLM (Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", ICML 2025,
 arXiv 2410.04417), after the published code. It has fixed lists of how many tokens stay, where the paper speaks of a rank.
@@ -64,6 +64,7 @@ _OF = 576
 class Method(Inside):
     """Attention of the question's raters, at three layers. The options are explained in the module's docstring."""
 
+    reads_question: ClassVar[bool] = True
     merges: ClassVar[bool] = True
     carries: ClassVar[tuple[str, ...]] = ("raters",)
 

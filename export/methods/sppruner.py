@@ -1,4 +1,4 @@
-"""sppruner: first the subjects a picture and a question point at, then a structural scan of what surrounds them.
+"""sppruner: salient tokens that are relevant to the question, then an adaptive sample of their context.
 
 Our realisation of the *published description* of SPpruner, "Focus-then-Context" (Jiang, Zheng, Zhao, Wang, Zhang,
 arXiv 2605.20950): a focus stage joins visual saliency with semantic relevance to find the subjects; a context
@@ -31,7 +31,7 @@ The default path is Hilbert's curve: runs along it are compact patches of the pi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -59,6 +59,9 @@ class Method(base.Method):
     ``structure``: divergence of the vision "features" or of the "projected" tokens.
     ``rho`` 1 is TopK of phi alone, 0 is sampling alone.
     """
+
+    our_reading: ClassVar[bool] = True
+    reads_question: ClassVar[bool] = True
 
     relevance: Literal["embeddings", "clip", "none"] = "embeddings"
     sign: Literal["auto", "positive", "negative"] = "auto"

@@ -1,4 +1,4 @@
-"""star: in two stages, first the visual tokens that the others look at, then, halfway down, those the question looks at.
+"""star: tokens with the most attention from other patches; in a middle layer, from the question's tokens.
 
 STAR (Guo et al., "STAR: Stage-Wise Attention-Guided Token Reduction for Efficient Large Vision-Language Models Inference",
 arXiv 2505.12359). There is no public code, and of the paper we know the abstract and what others wrote of it; both stages
@@ -23,6 +23,7 @@ within 2^-20 of the mean score are equal.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,9 @@ _FINE = 2.0**20
 @dataclass(frozen=True)
 class Method(base.Scorer):
     """Two stages, of which this is the first. The options are explained in the module's docstring."""
+
+    our_reading: ClassVar[bool] = True
+    reads_question: ClassVar[bool] = True
 
     layer: int | None = base.option(None, 1)
     early: float = base.option(0.5, 0, 1)

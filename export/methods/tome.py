@@ -1,4 +1,4 @@
-"""tome: in every layer of the vision encoder the most similar patches become one; the encoder itself gets faster.
+"""tome: merged patches: the most similar ones, in every encoder layer; their number is fixed at build.
 
 Token Merging (Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461), between the attention and
 the MLP of each layer, as published. There is no pruner graph: the vision encoder gives the tokens that are left. The

@@ -1,4 +1,4 @@
-"""topv: behind an early layer, the visual tokens that contribute most to what the layer makes of the picture.
+"""topv: tokens that contribute most to an early layer (optimal transport), and an even sample of the rest.
 
 TopV (Yang et al., "TopV: Compatible Token Pruning with Inference Time Optimization for Fast and Low-Memory Multimodal
 Vision Language Model", CVPR 2025, arXiv 2503.18278). There is no public code; what is said here of the paper comes from
@@ -28,7 +28,7 @@ within 2^-16 of its mean is equal; of equals the first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ _FAR = 1e30
 @dataclass(frozen=True)
 class Method(Inside):
     """Optimal transport through one layer. The options are explained in the module's docstring."""
+
+    our_reading: ClassVar[bool] = True
 
     position_mode: Literal["compact", "keep"] = "keep"
     layer: int = base.option(2, 1)

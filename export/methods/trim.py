@@ -1,4 +1,4 @@
-"""trim: the patches that CLIP finds least like the question's text, and one mean of all the others.
+"""trim: the tokens least similar to the question in CLIP's joint space, and one mean of the rest.
 
 TRIM (Song et al., "Less is More: A Simple yet Effective Token Reduction Method for Efficient Multi-modal LLMs", COLING
 2025, arXiv 2409.10994), after the published code. It acts before the projector.
@@ -40,6 +40,7 @@ _FINE = 2.0**22  # dot products are rounded to this fraction of the largest: pic
 class Method(base.Method):
     """Patches by the question and the mean of the rest. The options are explained in the module's docstring."""
 
+    reads_question: ClassVar[bool] = True
     source: ClassVar[Literal["projected", "features"]] = "features"
     merges: ClassVar[bool] = True
 

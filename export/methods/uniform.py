@@ -1,4 +1,4 @@
-"""uniform: tokens at even distances, whatever the picture shows. The other lower bound.
+"""uniform: evenly spaced tokens; a lower bound that ignores the image's content.
 
 Any ``keep`` from 1 to N gives exactly that many tokens, by integer arithmetic at run time:
 

@@ -1,4 +1,4 @@
-"""visionzip: the tokens the class token attends to, and a few mixtures of all the others.
+"""visionzip: the class token, the tokens it attends to most, and a few merged tokens for the rest.
 
 VisionZip (Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision Language Models", CVPR 2025, arXiv
 2412.04467), after the published code. It acts before the projector; the question is not read.

@@ -1,4 +1,4 @@
-"""vispruner: the tokens the class token attends to, and of the others those that are least like one another.
+"""vispruner: tokens with the most class-token attention, and of the rest those least similar to one another.
 
 VisPruner (Zhang et al., "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs",
 ICCV 2025, arXiv 2412.01818), after the published code. The question is not read.

@@ -1,4 +1,4 @@
-"""vscan: what a shallow layer finds in every window, what a deep layer finds in the whole; the rest is merged into these.
+"""vscan: tokens with the most class-token attention, per window and overall; dropped ones are merged in.
 
 The encoder stage of VScan (Zhang et al., "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language
 Models", TMLR 2026, arXiv 2505.22654), after the published code. Its second stage, which prunes to a third inside the

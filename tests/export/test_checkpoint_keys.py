@@ -369,9 +369,3 @@ def test_a_value_is_harmless_by_its_kind_too():
     key = Key("refused", "why", (False, 1.0, ["x"]))
     assert not any(map(key.refuses, (None, False, 1, 1.0, ["x"], [False, False])))
     assert all(map(key.refuses, (0, True, 2, [True], "false")))
-
-
-def test_the_documentation_shows_the_tables():
-    page = Path(__file__).parents[2] / "docs/checkpoint-keys.md"
-    told = "run python -m foveate.export.checkpoint_keys > docs/checkpoint-keys.md"
-    assert page.read_text() == checkpoint_keys.markdown(), told

@@ -68,11 +68,6 @@ def test_a_wrong_power_mode_would_be_seen():
             assert abs(fit.error(roofline.fitted()["prefill"], fit.prefill(row | {"device": other}))) > 0.2
 
 
-def test_the_table_of_methods_is_what_the_methods_say():
-    """``python scripts/plan_methods.py`` writes it."""
-    assert json.loads((ROOT / "jetson" / "methods.json").read_text()) == script("plan_methods").table()
-
-
 def test_a_schedule_is_that_of_the_bundle():
     """Depths other than 32 move the cuts that go by share, and only those."""
     assert models.model("llava-1.5-7b", "fastv").schedule(64) == ((2, 576), (30, 64))

@@ -95,6 +95,20 @@ def test_nothing_overflows_in_half_precision(model, name, tmp_path):
             check(method, flattened(large), session(flattened(large)), keep)
 
 
+@pytest.mark.parametrize("name", [name for name in methods.names() if methods.load(name).inside])
+def test_the_question_counts_where_a_method_says_so(model, name):
+    """Other text behind the image, the same image: a method that ``reads_question`` keeps other tokens, the rest the same."""
+    here, changed = model(load(name, {})), False
+    for seed in range(4):
+        feeds = here.prompt(seed)
+        size = feeds["picture"].shape[1]
+        behind = torch.arange(size)[:, None] >= size - 9  # the layout's last text
+        other = here.prompt(seed + 100)
+        asked = {key: torch.where(behind, other[key], x) if x.ndim == 3 else x for key, x in feeds.items()}
+        changed |= here.left(feeds) != here.left(asked)
+    assert changed == methods.load(name).reads_question
+
+
 @each_case
 def test_pictures_have_budgets_of_their_own(model, name, options, stage):
     here = model(load(name, options))

@@ -1,0 +1,29 @@
+"""What follows from the code is as the code says: README's tables, pages and data files."""
+
+from __future__ import annotations
+
+import generate
+import pytest
+
+from foveate.export import methods
+from foveate.export.assemble import TEXT_TAPS
+from foveate.export.models import families, family
+
+
+@pytest.mark.parametrize("name", generate.FILES)
+def test_generated_files_are_up_to_date(name):
+    assert (generate.ROOT / name).read_text(encoding="utf-8") == generate.expected(name), "run make generated"
+
+
+def test_a_method_that_reads_the_question_before_the_language_model_says_so():
+    """Inside it no tap tells: tests/export/methods/inside."""
+    for name in methods.names():
+        method = methods.load(name)
+        if method.inside is None:
+            taps = {tap for each in families() for tap in method.taps(family(each).tiny().spec)}
+            assert method.reads_question == bool(taps & set(TEXT_TAPS)), name
+
+
+def test_blocks_that_are_not_in_the_readme_are_noticed():
+    with pytest.raises(generate.UserError, match=r"README\.md has 0 blocks families"):
+        generate.FILES["README.md"]("# foveate\n")
