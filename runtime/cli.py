@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     def raises(error: OSError) -> bool:
         return verb in _ENDLESS or (isinstance(error, BrokenPipeError) and verb not in _MAKERS)
 
-    with terminable(), guarded(raises) as output:
+    with guarded(raises) as output, terminable():  # the streams first: a pipe would take their numbers
         return _after_lost_output(verb, _outcome(argv, output), output.fault)
 
 

