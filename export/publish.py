@@ -99,15 +99,13 @@ def _carry_timings(place: Place) -> None:
 
 
 def _exchanged(place: Place) -> bool:
-    """Whether the folders could be exchanged by renaming; ``place.root`` is the old one then, which the caller removes."""
+    """Whether the folders could be exchanged by renaming; whoever reserved the place removes the old one."""
     try:
-        old = files.put_folder(place.root, place.folder)
+        files.put_folder(place.root, place.folder)
     except OSError:
         if not place.folder.is_dir():
             raise
         return False
-    if old is not None and old != place.root:
-        shutil.rmtree(old, ignore_errors=True)
     return True
 
 

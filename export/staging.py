@@ -61,22 +61,24 @@ def reserved(out: Path) -> Iterator[Place]:
         raise UserError(f"cannot read {out} | {error.strerror} | choose another --out") from error
     if reason:
         raise UserError(f"{out} is in the way | {reason} | choose another --out")
+    hidden = _hidden(folder, inside)
     with contextlib.ExitStack() as stack:
+        # behind the locks: the old bundle holds one of them, and NFS and FUSE keep files that are open in their folder
+        for root in (hidden, hidden.with_name(f"{hidden.name}.old")):
+            stack.callback(shutil.rmtree, root, ignore_errors=True)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             _lock(stack, folder, inside)
             _remove_leftovers(folder, inside)
-            root = _hidden(folder, inside)
-            root.mkdir()
+            hidden.mkdir()
         except OSError as error:
             if error.errno in FULL:
                 raise no_room(folder.parent, error) from error
             raise UserError(
                 f"cannot write to {folder if inside else folder.parent} | {error.strerror} | choose another --out"
             ) from error
-        stack.callback(shutil.rmtree, root, ignore_errors=True)
         try:
-            yield Place(name, folder, root, inside)
+            yield Place(name, folder, hidden, inside)
         except OSError as error:
             if error.errno not in FULL:
                 raise

@@ -17,6 +17,7 @@ from types import FrameType
 __all__ = ["TERMINATED", "handled_elsewhere", "terminable"]
 
 _elsewhere: list[None] = []
+_terminated = threading.Event()
 TERMINATED = 128 + signal.SIGTERM
 _GRACE = 5.0  # seconds; `docker stop` kills after 10
 
@@ -38,8 +39,13 @@ def terminable() -> Iterator[None]:
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, _raise)
     threading.Thread(target=_watch, args=(read, ended), daemon=True).start()
+    _terminated.clear()
     try:
         yield
+    except BaseException:
+        if _terminated.is_set():  # a library may have caught SystemExit, and failed of it in its own way
+            raise SystemExit(TERMINATED) from None
+        raise
     finally:
         ended.set()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -58,6 +64,7 @@ def handled_elsewhere() -> Iterator[None]:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    _terminated.set()
     raise SystemExit(TERMINATED)
 
 

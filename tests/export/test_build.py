@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from foveate.export import build as build_module
+from foveate.export import models
 from foveate.runtime.bundle import load
 from foveate.runtime.cli import main
 
@@ -117,3 +119,46 @@ def test_a_killed_build_leaves_no_bundle_and_the_next_one_succeeds(checkpoint, t
     assert not (tmp_path / "b").exists()
     assert main(command[3:]) == 0
     assert load(tmp_path / "b", full=True) and not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], "usage: foveate build"),
+        (["--model", "x", "--method", "sprunner"], "did you mean sppruner"),
+        (["--model", "llava-1.5-7n", "--method", "none"], "did you mean llava-1.5-7b"),
+        (["--model", "no/such/folder", "--method", "none"], "no directory no/such/folder"),
+        (["--model", ".", "--method", "none", "--precision", "int3"], "invalid choice: 'int3'"),
+        (["--model", ".", "--method", "none", "--dialects", "nativ"], "did you mean native"),
+        (["--model", ".", "--method", "none", "--metod", "x"], "unknown option --metod"),
+        (["--model", ".", "--method", "none", "--set", "rho"], "expected KEY=VALUE"),
+    ],
+)
+def test_help_and_mistyped_names_are_answered_without_torch(tmp_path, arguments, words):
+    code = (
+        "import sys\nfrom foveate.runtime.cli import main\n"
+        "try:\n    main(['build', *sys.argv[1:]])\n"
+        "except SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'onnx_ir', 'onnx', 'huggingface_hub') if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert words in done.stdout + done.stderr
+    assert done.stdout.endswith("[]\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_models_are_those_of_their_families():
+    for family in models.families():
+        named = [name for name, each in models.checkpoints().items() if each == family]
+        assert named == list(models.family(family).CHECKPOINTS)
+
+
+def test_a_directory_gives_the_bundle_its_real_name(checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint)
+    for given in (".", "../tiny/", str(checkpoint)):
+        args = build_module._parser().parse_args(["--model", given, "--method", "none"])
+        assert build_module._default_out(args) == Path("bundles/tiny.none.int4")
+    args = build_module._parser().parse_args(["--model", "org/name", "--method", "none"])
+    assert build_module._default_out(args) == Path("bundles/name.none.int4")

@@ -57,6 +57,17 @@ def test_so_does_process_1_of_a_container() -> None:
     assert (code, out) == (143, "cleaned up\n")
 
 
+def test_a_library_that_catches_everything_changes_nothing() -> None:
+    """torch's tracer does."""
+    busy = """
+        try:
+            time.sleep(60)
+        except BaseException:
+            raise AttributeError("half imported")"""
+    code, out, _ = stopped(busy)
+    assert (code, out) == (143, "cleaned up\n")
+
+
 def test_a_library_that_does_not_return_is_left_after_seconds() -> None:
     """A mutex that is locked twice waits in C for ever, and no signal wakes it."""
     lock = "libc.pthread_mutex_lock(mutex)"

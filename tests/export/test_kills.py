@@ -1,0 +1,157 @@
+"""Builds and compilations as process 1 of a container on a mounted folder, killed at random moments: nothing is lost.
+
+After each kill the older bundle is whole, or the folder is known as unfinished; and the next run succeeds and leaves nothing
+behind.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from foveate.engines.errors import UserError
+from foveate.runtime.bundle import load
+from foveate.runtime.compile import compile_bundle
+from foveate.runtime.plans import plans
+
+pytestmark = pytest.mark.slow
+KILLS = 20
+FOVEATE = [sys.executable, "-m", "foveate.runtime.cli"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, save_checkpoint) -> Path:
+    path = tmp_path_factory.mktemp("hf") / "tiny"
+    save_checkpoint(path)
+    return path
+
+
+@pytest.fixture
+def container(tmp_path: Path):
+    """``container(*command)``: start it as process 1 of a namespace, with ``disk`` mounted at ``out``; the process and its id
+    here."""
+    for name in ("disk", "out"):
+        (tmp_path / name).mkdir()
+
+    def start(*command: str) -> tuple[subprocess.Popen[bytes], int]:
+        script = 'mount --bind disk out && exec unshare --pid --fork --mount-proc --kill-child "$@"'
+        line = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", *command]
+        with (tmp_path / "said").open("ab") as said:
+            process = subprocess.Popen(line, cwd=tmp_path, stdout=said, stderr=said)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None:
+            found = children.read_text().split() if children.exists() else []
+            name = Path(f"/proc/{found[0]}/cmdline") if found else None
+            if name and name.exists() and b"foveate" in name.read_bytes().split(b"\0")[:3][-1]:
+                return process, int(found[0])
+            time.sleep(0.005)
+        pytest.skip(f"no namespaces can be made here: {(tmp_path / 'said').read_text()}")
+
+    return start
+
+
+def moments(whole: float, seed: int) -> list[tuple[float, int]]:
+    """Seconds after the start, from the first to the last tenth of a run, with SIGKILL and SIGTERM in turn."""
+    drawn = random.Random(seed)
+    signals = (signal.SIGKILL, signal.SIGTERM)
+    return [(drawn.uniform(0.1, 1.05) * whole, signals[number % 2]) for number in range(KILLS)]
+
+
+def killed(container, command: list[str], seconds: float, number: int) -> int:
+    """Run ``command`` in the container and kill it after so many seconds; its exit code, 0 if it ended before."""
+    process, pid = container(*command)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.kill(pid, number)
+    code = process.wait(60)
+    return code
+
+
+def timed(container, command: list[str]) -> float:
+    process, _ = container(*command)
+    start = time.monotonic()
+    assert process.wait(600) == 0
+    return time.monotonic() - start
+
+
+def hidden(folder: Path) -> list[str]:
+    """Hidden files but locks and stamps."""
+    known = {".lock", ".checked.json"}
+    return [str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name not in known]
+
+
+@pytest.mark.parametrize("place", ["a mount point", "a folder on it"])
+def test_a_build_that_is_killed_loses_nothing(
+    container, checkpoint: Path, tmp_path: Path, place: str
+) -> None:
+    out = "out" if place == "a mount point" else "out/b"
+    disk = tmp_path / ("disk" if out == "out" else "disk/b")
+    command = [
+        *FOVEATE,
+        "build",
+        "--model",
+        str(checkpoint),
+        "--method",
+        "none",
+        "--dialects",
+        "ort",
+        "--out",
+        out,
+    ]
+    command += ["--no-compile", "--precision", "fp32"]
+    whole = timed(container, command)
+    outcomes = {"whole": 0, "unfinished": 0}
+    for seconds, number in moments(whole, seed=14):
+        before = (disk / "bundle.json").read_bytes() if (disk / "bundle.json").exists() else None
+        code = killed(container, command, seconds, number)
+        assert (
+            code == 0 or number == signal.SIGKILL or code in (143, 128 + signal.SIGTERM, -signal.SIGTERM)
+        ), code
+        try:
+            load(disk, full=True)
+            outcomes["whole"] += 1
+        except UserError as error:
+            assert place == "a mount point" and "was cut off" in str(error), error
+            assert before is not None
+            outcomes["unfinished"] += 1
+            process, _ = container(*command)
+            assert process.wait(600) == 0
+            load(disk, full=True)
+    process, _ = container(*command)
+    assert process.wait(600) == 0, (tmp_path / "said").read_text()[-2000:]
+    load(disk, full=True)
+    assert hidden(tmp_path / "disk") == ([] if place == "a mount point" else [".b.lock"])
+    print(f"{place}: {KILLS} kills, {outcomes}")
+
+
+def test_a_compilation_that_is_killed_loses_nothing(container, checkpoint: Path, tmp_path: Path) -> None:
+    build = [
+        *FOVEATE,
+        "build",
+        "--model",
+        str(checkpoint),
+        "--method",
+        "none",
+        "--dialects",
+        "ort",
+        "--out",
+        "out",
+    ]
+    timed(container, [*build, "--precision", "fp32"])
+    disk = tmp_path / "disk"
+    command = [*FOVEATE, "compile", "out", "--force"]
+    whole = timed(container, command)
+    for seconds, number in moments(whole, seed=41):
+        killed(container, command, seconds, number)
+        (plan,) = plans(load(disk, full=True))
+        assert plan.self_test["ok"] and plan.fault(load(disk), full=True) is None
+    compile_bundle(disk, force=True)
+    assert hidden(disk) == []
