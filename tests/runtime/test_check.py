@@ -154,5 +154,5 @@ def test_a_changed_engine(bundle: Path, tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[0] ^= 1
     file.write_bytes(data)
-    with pytest.raises(UserError, match=r"damaged \| llm\.data has changed.*--force"):
+    with pytest.raises(UserError, match=r"llm\.data has changed since it was compiled.*foveate compile"):
         main([str(root)])
