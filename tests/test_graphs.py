@@ -79,6 +79,9 @@ def test_graphs_are_standard_onnx(bundles, variant):
             names = list(names_in(model.graph))
             assert len(names) == len(set(names))
             assert not any(inner.initializer for inner in subgraphs(model.graph))
+            # ONNX Runtime before 1.32 takes the sign of an int64 from its lower 32 bits
+            graphs = (model.graph, *subgraphs(model.graph))
+            assert not [node.name for graph in graphs for node in graph.node if node.op_type == "Sign"]
 
 
 @pytest.mark.parametrize("dialect", lower.names())

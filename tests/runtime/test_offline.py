@@ -127,6 +127,8 @@ def test_compile_and_check(watched, bundle: Path, tmp_path: Path) -> None:
     before = files(copy)
     proved = watched([*FOVEATE, "check", copy])
     assert proved.exit == 0 and proved.silent, proved
+    shown = watched([*FOVEATE, "inspect", copy])
+    assert shown.exit == 0 and shown.silent, shown
     assert files(copy) == before
 
 
@@ -187,7 +189,7 @@ def test_build_from_a_directory(watched, tmp_path: Path) -> None:
     options = ("--method", "sppruner", "--precision", "int4", "--out", tmp_path / "built")
     seen = watched([*FOVEATE, "build", "--model", ROOT / "scripts/shapes", *options])
     assert seen.exit == 0 and seen.silent, seen
-    seen = watched([*FOVEATE, "bench", tmp_path / "built", "--json"])
+    seen = watched([*FOVEATE, "bench", tmp_path / "built", "--rounds", 1])
     assert seen.exit == 0 and seen.silent, seen
 
 
