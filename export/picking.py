@@ -6,6 +6,7 @@ turns is found at run time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "loop",
     "minmax",
     "mix",
+    "outliers",
     "owners",
     "pick_farthest",
     "place_within",
@@ -79,6 +81,20 @@ def minmax(cue: Tensor) -> Tensor:
     """``[B,N]`` to 0..1 over the picture; a constant becomes 0."""
     low, high = cue.amin(1, keepdim=True), cue.amax(1, keepdim=True)
     return (cue - low) / (high - low + 1e-6)
+
+
+def outliers(x: Tensor) -> Tensor:
+    """How many entries of each row of ``x [B,N]`` are above Q3 + 1.5 (Q3 - Q1), quartiles interpolated: ``[B,1]`` int64."""
+    falling = x.topk(x.shape[1], dim=1).values
+
+    def quartile(upper: float) -> Tensor:
+        """The value that a share ``upper`` of the entries is above, linear between two entries."""
+        place = upper * (x.shape[1] - 1)
+        low, high = falling[:, math.ceil(place)][:, None], falling[:, math.floor(place)][:, None]
+        return low + (math.ceil(place) - place) * (high - low)
+
+    limit = quartile(0.25) + 1.5 * (quartile(0.25) - quartile(0.75))
+    return (x > limit).to(torch.int64).sum(1, keepdim=True)
 
 
 def saliency(spec: ModelSpec) -> str:

@@ -20,7 +20,6 @@ dot products counts; without a text the patches that stay lie at even distances;
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -65,7 +64,7 @@ class Method(base.Method):
             budget - 1 if self.auto else budget - 1 + budget // size
         )  # keep = N: nothing is left for a mean
         if self.auto:
-            number = torch.minimum(number, _outliers(score))
+            number = torch.minimum(number, picking.outliers(score.softmax(-1)))
         even = (index + 1) * number // size > index * number // size
         stays = (asked & (base.rank(score) < number)) | (~asked & even)
         rest = (~stays).float()
@@ -88,18 +87,3 @@ class Method(base.Method):
         largest = dot.abs().amax(1, keepdim=True).clamp(min=1e-30)
         level = (dot / largest * _FINE).round() / _FINE * largest
         return level if self.sign == "positive" else -level, words > 0
-
-
-def _outliers(score: Tensor) -> Tensor:
-    """How many of the softmax of ``score [B,N]`` lie above Q3 + 1.5 (Q3 - Q1): ``[B,1]`` int64."""
-    share = score.softmax(-1)
-    falling = share.topk(share.shape[1], dim=1).values
-
-    def quartile(upper: float) -> Tensor:
-        """What a share ``upper`` of the values lies above, linear between two."""
-        place = upper * (share.shape[1] - 1)
-        low, high = falling[:, math.ceil(place)][:, None], falling[:, math.floor(place)][:, None]
-        return low + (math.ceil(place) - place) * (high - low)
-
-    limit = quartile(0.25) + 1.5 * (quartile(0.25) - quartile(0.75))
-    return (share > limit).to(torch.int64).sum(1, keepdim=True)
