@@ -132,6 +132,6 @@ def _text(line: str) -> str:
         return line.encode(encoding, "surrogateescape").decode("utf-8")
     except UnicodeError as error:
         raise UserError(
-            f"the question is not valid text | its bytes are neither {encoding} nor UTF-8 "
+            f"the question is not valid text | its bytes are not {' or '.join(dict.fromkeys((encoding.upper(), 'UTF-8')))} "
             "| set the terminal to UTF-8 and ask again"
         ) from error

@@ -108,7 +108,9 @@ def _after_lost_output(verb: str, code: int, fault: OSError | None) -> int:
     if isinstance(fault, BrokenPipeError):
         return code if verb in _MAKERS else _PIPE_CLOSED
     remedy = (
-        "the work was done" if verb in _MAKERS and code == 0 else "lead it to a terminal, or a disk with room"
+        "the work was done"
+        if verb in _MAKERS and code == 0
+        else "redirect it to a file on a disk with room, or leave the redirection out"
     )
     reason = "it is closed" if fault.errno == errno.EBADF else fault.strerror.lower()
     print(f"foveate: cannot write to the standard output | {reason} | {remedy}", file=sys.stderr)

@@ -10,6 +10,7 @@ import base64
 import binascii
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -54,10 +55,22 @@ ImageSource = str | PathLike[str] | bytes | BinaryIO | EncodedImage | Image.Imag
 [H, W, 1] or [H, W] (RGB, alpha last)."""
 
 
-def from_command_line(name: str, *, allow_url: bool = False) -> ImageSource:
-    """``read_once`` of the value of ``--image``, where "-" is the standard input."""
-    if name not in STANDARD_INPUT:
-        return read_once(name, allow_url=allow_url)
+def from_command_line(names: Sequence[str], *, allow_url: bool = False) -> list[ImageSource]:
+    """``read_once`` of each value of ``--image``, where "-" is the standard input, which holds one image."""
+    inputs = [name for name in names if name in STANDARD_INPUT]
+    if len(inputs) > 1:
+        raise UserError(
+            f"the standard input holds one image | got {' and '.join(f'--image {name}' for name in inputs)} "
+            "| give the others as files or, in bash, as <(COMMAND)",
+            code=2,
+        )
+    return [
+        _of_standard_input() if name in STANDARD_INPUT else read_once(name, allow_url=allow_url)
+        for name in names
+    ]
+
+
+def _of_standard_input() -> EncodedImage:
     if sys.stdin is None or sys.stdin.isatty():
         got = "closed" if sys.stdin is None else "a terminal"
         raise UserError(
@@ -104,6 +117,8 @@ def short(name: object) -> str:
 
 
 def _of_path(source: str | PathLike[str]) -> ImageSource:
+    if source == "":  # which a Path takes for the current directory
+        raise _unreadable('""', "the name is empty", "give the path of an image file")
     path, name = Path(source), short(source)
     got = fault(path)
     if got is None:
@@ -127,7 +142,14 @@ def _of_data_url(url: str) -> EncodedImage:
         raise _unreadable(
             f"{url[:60]}...", "there is no comma in the data URL", "write data:image/png;base64,CONTENT"
         )
-    data = unquote_to_bytes(body)
+    try:
+        data = unquote_to_bytes(body)
+    except (
+        UnicodeEncodeError
+    ) as error:  # lone surrogates: bytes that the shell passed on and that are no UTF-8
+        raise _unreadable(
+            name, "it holds bytes that are not UTF-8", "write them as %FF, or in base64"
+        ) from error
     if head.lower().endswith(";base64"):
         data = b"".join(data.split())
         try:

@@ -23,6 +23,7 @@ SECONDS = 30.0
 
 _SILENCE = 10.0  # seconds without a byte after which a connection counts as dead
 _CHUNK = 2**16
+_AS_THEY_ARE = "%/:?#[]@!$&'()*+,;="  # characters with a meaning in URLs (RFC 3986)
 
 
 def without_secrets(url: str) -> str:
@@ -57,7 +58,7 @@ def download(url: str, most_bytes: int) -> bytes:
 
 
 def _get(url: str, most_bytes: int, deadline: float) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": f"foveate/{version('foveate')}"})
+    request = urllib.request.Request(_in_ascii(url), headers={"User-Agent": f"foveate/{version('foveate')}"})
     with _opener().open(request, timeout=_SILENCE) as answer:
         promised = answer.length  # None where the server does not say
         parts, size = [], 0
@@ -71,6 +72,20 @@ def _get(url: str, most_bytes: int, deadline: float) -> bytes:
     if promised is not None and size < promised:
         raise _failed(url, f"the connection ended after {size} of {promised} bytes", "try again")
     return b"".join(parts)
+
+
+def _in_ascii(url: str) -> str:
+    """The URL as it is sent: blanks and letters beyond ASCII are encoded as browsers do it, what is encoded stays.
+
+    Raises ValueError for what cannot be encoded.
+    """
+    parts = urllib.parse.urlsplit(url)
+    try:
+        host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+        path, query = (urllib.parse.quote(part, safe=_AS_THEY_ARE) for part in (parts.path, parts.query))
+    except UnicodeError as error:
+        raise ValueError("the address holds characters that no address may hold") from error
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
 
 
 def _opener() -> urllib.request.OpenerDirector:

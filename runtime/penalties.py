@@ -46,13 +46,20 @@ class Penalties:
     def __call__(self, logits: np.ndarray, answer: Sequence[int]) -> np.ndarray:
         """``logits`` [V] for the token behind ``answer``: float32 [V], -inf for what must not be said.
 
-        Raises UserError when nothing is left.
+        Raises UserError when nothing is left, and for a repetition penalty so extreme that float32 overflows.
         """
         changed = logits.astype(np.float32)
         ids = np.concatenate([self._prompt, np.array(answer, np.int64)])
-        for step in self.at(len(answer)):
-            step(changed, ids)
-        if np.isneginf(changed.max()):
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # looked at below
+            for step in self.at(len(answer)):
+                step(changed, ids)
+        largest = changed.max()
+        if np.isnan(largest) or np.isposinf(largest):
+            raise UserError(
+                f"the repetition penalty {self._asked.repetition_penalty} makes numbers of logits that float32 cannot hold "
+                "| expected a number near 1 | change --repetition-penalty; 1.0 switches it off"
+            )
+        if np.isneginf(largest):
             raise UserError(
                 "no token is left to continue with | all are suppressed, or would repeat an n-gram "
                 "| lower --no-repeat-ngram-size, or ask for fewer tokens"

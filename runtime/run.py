@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.overlay:
         _can_draw(args.overlay, args.image)
-    images = [from_command_line(name, allow_url=args.allow_url) for name in args.image]
+    images = from_command_line(args.image, allow_url=args.allow_url)
     pipe = Pipeline.load(args.bundle, args.engine, threads=args.threads, progress=options.say)
     shown = [*images, *map(pipe.video, args.video)]
     prompt = read_prompt(args.prompt, len(shown), pipe.tokenizer, options.say)

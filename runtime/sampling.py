@@ -72,7 +72,8 @@ class Sampler:
         ids, values = logits.largest(self.sampling.top_k)
         said = np.count_nonzero(values > -np.inf)  # what is suppressed stands last
         ids, values = ids[:said], values[:said].astype(np.float64)
-        chances = np.exp((values - values[0]) / self.sampling.temperature)
+        with np.errstate(over="ignore"):  # a temperature near 0: what is not the largest gets -inf
+            chances = np.exp((values - values[0]) / self.sampling.temperature)
         chances /= chances.sum()
         if self.sampling.top_p is not None:
             # the likeliest token has nothing before it and always stays

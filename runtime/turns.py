@@ -64,8 +64,14 @@ class Turn:
 def user_turn(prompt: Prompt, images: int) -> Turn:
     """The user's turn that shows ``images`` images: before a text, or in the places that ``prompt`` names.
 
-    Raises UserError (code 2) when no words are left, or when places and images differ in number.
+    Raises UserError (code 2) for parts of another type, when no words are left, or when places and images differ in number.
     """
+    if strange := [part for part in prompt if not isinstance(part, str | ImagePart)]:
+        raise UserError(
+            f"a prompt is a text, or texts and IMAGE in order | got a part of type {type(strange[0]).__name__} "
+            "| give the images beside the prompt, and IMAGE (foveate.runtime.turns) in their places",
+            code=2,
+        )
     turn = Turn("user", prompt, images) if isinstance(prompt, str) else Turn("user", parts=prompt)
     if not turn.images:  # no places are named
         turn = Turn("user", parts=[IMAGE] * images + turn.texts)

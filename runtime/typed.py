@@ -42,8 +42,8 @@ def _hints(text: str, images: int, tokenizer: ChatTokenizer) -> list[str]:
     lines, settings, count = [], tokenizer.settings, text.count(MARKER)
     if count and count != images:
         lines.append(
-            f"{MARKER} stands in the prompt {count} times, and the number of images is {images}: it is taken as "
-            f"ordinary text. Images stand between the words where the prompt holds one {MARKER} for each."
+            f"the prompt holds {count} {MARKER} for {images} image{'' if images == 1 else 's'}: {MARKER} is taken as "
+            f"ordinary text. To place images among the words, write {MARKER} once for each image."
         )
     openings = [settings["roles"]["user"].strip(), settings["generation"].strip()]
     found = sorted(name for name in tokenizer.special.keys() - {MARKER} if name in text)

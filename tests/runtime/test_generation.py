@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,17 @@ def test_an_answer_without_any_token_left_is_refused() -> None:
     sampler = Sampler(Sampling(), Penalties(Generation(suppress_tokens=(0, 1)), np.empty(0, np.int64), ()))
     with pytest.raises(UserError, match="no token is left"):
         sampler(Logits(np.zeros(2, np.float32)))
+
+
+@pytest.mark.parametrize("penalty", (1e-46, 1e-38, 1e39))
+def test_a_penalty_that_float32_cannot_follow_is_named(penalty: float) -> None:
+    """The model is not at fault. A penalty that makes a token impossible leaves the others."""
+    logits = np.array([0.0, 30.0, -3.0, 1.0], np.float32)
+    sampler = Sampler(Sampling(), Penalties(Generation(repetition_penalty=penalty), np.array([0, 1, 2]), ()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if penalty > 1:
+            assert sampler(Logits(logits)) == 3
+            return
+        with pytest.raises(UserError, match=f"the repetition penalty {penalty}"):
+            sampler(Logits(logits))

@@ -131,7 +131,9 @@ def test_run_takes_a_pipe_and_a_socket(bundle, png, picture, tmp_path):
     (
         ('$F run "$B" "Why?" --image - <&-', "standard input"),
         ('$F run "$B" "Why?" --image - </dev/null', "image standard input | the file is empty"),
-        ('$F run "$B" "Why?" --image - --image - < x.png', "image standard input | the file is empty"),
+        ('$F run "$B" "Why?" --image - --image /dev/stdin < x.png', "the standard input holds one image"),
+        ('$F run "$B" "Why?" --image ""', "the name is empty"),
+        ('printf "/image\\nWhy?\\n" | $F chat "$B"', "the name is empty"),
         ('echo "Why?" | $F chat "$B" --image -', "chat reads the questions there"),
         ('printf "/image -\\nWhy?\\n" | $F chat "$B"', "chat reads the questions there"),
         ('$F run "$B" "Why?" --image https://127.0.0.1:9/x.png', "add --allow-url"),
@@ -149,13 +151,15 @@ def test_what_cannot_be_an_image_is_one_line(command, says, bundle, png, tmp_pat
         ("x" * 300 + ".png", "file name too long"),
         ("a\0b", "null"),
         ("\ud800.png", "surrogates|no such file"),
-        ("", "a directory|no such file"),
+        ("", "the name is empty"),
         (b"", "the file is empty"),
         (io.BytesIO(), "the file is empty"),
         (io.StringIO("text"), "open as text"),
         ("data:image/png;base64", "no comma"),
         ("data:image/png;base64,a.b", "base64 is damaged"),
         ("data:image/png;base64,", "the file is empty"),
+        ("data:image/png;base64,\udcff", "not UTF-8"),
+        ("data:,\udcff", "not UTF-8"),
         ("data:text/plain,hello", "not an image"),
         ("file:///etc/passwd", "got a file URL"),
         ("ftp://host/x.png", "got a ftp URL"),
@@ -231,6 +235,7 @@ def server(png, monkeypatch) -> Iterator[str]:
 
     Handler.answers = {
         "/x.png": lambda h: h.say(200, png),
+        "/%C3%A9%20%41+b?q=%C3%A9%20&r=/:": lambda h: h.say(200, png),
         "/moved": lambda h: h.say(302, Location="/x.png"),
         "/away": lambda h: h.say(302, Location="file:///etc/passwd"),
         "/ftp": lambda h: h.say(302, Location="ftp://127.0.0.1/x.png"),
@@ -252,7 +257,7 @@ def server(png, monkeypatch) -> Iterator[str]:
 
 
 def test_urls_are_downloaded_when_that_is_allowed(server, picture):
-    for path in ("/x.png", "/moved"):
+    for path in ("/x.png", "/moved", "/é %41+b?q=é &r=/:#part"):
         found = read_once(server + path, allow_url=True)
         assert np.array_equal(np.asarray(load_image(found)), picture)
 
@@ -282,9 +287,19 @@ def test_bad_downloads(path, says, server, monkeypatch):
 
 
 def test_bad_addresses(server):
-    for url in (f"http://127.0.0.1:{9}/x", "http://", "http://[::1", "https:x", f"https{server[4:]}/x.png"):
-        with pytest.raises(UserError, match="cannot download the image"):
+    for url in (
+        *(f"http://127.0.0.1:{9}/x", "http://", "http://[::1", "https:x", f"https{server[4:]}/x.png"),
+        *(
+            f"{server}/\udcff?key=secret",
+            "http://\udcff/?key=secret",
+            "http://a..é/?key=secret",
+            "http://a:b/",
+        ),
+        *(f"http://{'é' * 70}/x.png", "http://127.0.0.1 /?key=secret", "http://127.0.0.1:9/a b?key=sec ret"),
+    ):
+        with pytest.raises(UserError, match="cannot download the image") as caught:
             read_once(url, allow_url=True)
+        assert "sec" not in str(caught.value) and "codec" not in str(caught.value)
 
 
 def test_never_from_https_back_to_http():

@@ -47,6 +47,8 @@ def test_a_prompt_becomes_a_turn():
         ([IMAGE, " "], 1, "the prompt is empty"),
         ([], 1, "the prompt is empty"),
         ("\n ", 0, "the prompt is empty"),
+        (["What?", None], 1, "a part of type NoneType"),
+        ([b"What?"], 0, "a part of type bytes"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(prompt, images, message):

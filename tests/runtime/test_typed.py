@@ -57,8 +57,8 @@ def test_prompts_are_cut_where_the_numbers_agree(pipe, text, images, prompt):
     [
         ("What?", 1, ""),
         ("Is <image>?", 1, ""),
-        ("Is <image>?", 0, "<image> stands in the prompt 1 times, and the number of images is 0"),
-        ("Is <image>?", 2, "<image> stands in the prompt 1 times, and the number of images is 2"),
+        ("Is <image>?", 0, "the prompt holds 1 <image> for 0 images"),
+        ("Is <image>?", 2, "the prompt holds 1 <image> for 2 images"),
         ("U: <image>\nWhat? A:", 1, "looks like a whole chat template, since it holds U: and A:"),
         ("<s>What?</s>", 0, "looks like a whole chat template, since it holds </s> and <s>"),
     ],
@@ -80,7 +80,7 @@ def test_run_puts_images_between_words(bundle, pipe, images, capsys):
     literal = pipe.generate(images[0], "Is <image> like <image>?", keep=4, max_new_tokens=6)
     assert printed.out == literal.text + "\n" != expected.text + "\n"
     assert (
-        printed.err.startswith("foveate: <image> stands in the prompt 2 times")
+        printed.err.startswith("foveate: the prompt holds 2 <image> for 1 image:")
         and printed.err.count("\n") == 1
     )
 
@@ -98,7 +98,7 @@ def test_chat_puts_the_images_of_a_turn_between_its_words(bundle, pipe, images, 
         chat.ask("What is <image>?", keep=4, max_new_tokens=5),
     ]
     assert printed.out == "".join(f"{answer.text}\n" for answer in answers)
-    assert printed.err.count("<image> stands in the prompt 1 times, and the number of images is 0") == 1
+    assert printed.err.count("the prompt holds 1 <image> for 0 images") == 1
 
 
 def test_nothing_else_reads_prompts_so():
