@@ -13,6 +13,7 @@ what was there before or what is there after. The next run goes on where this on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +22,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 __all__ = ["main"]
 
@@ -156,10 +163,30 @@ def _bundle(source: Zip | Folder, pack: dict, root: Path) -> None:
     os.sync()
     old = root / "bundles" / f".{pack['bundle']}.old"
     shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    work.rename(target)
+    with _unused(target):
+        engines = sorted(path.parent.name for path in target.glob("engines/[!.]*/engine.json"))
+        if target.exists():
+            target.rename(old)
+        work.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+    if engines:
+        print(f"the compiled engines {', '.join(engines)} of the older bundle are gone")
+
+
+@contextlib.contextmanager
+def _unused(bundle: Path) -> Iterator[None]:
+    """Hold the lock that `foveate compile` holds while it writes into a bundle. Raises ValueError while it does."""
+    if fcntl is None or not bundle.is_dir():
+        yield
+        return
+    with (bundle / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{bundle} is in use: a compilation writes into it") from error
+        except OSError:  # a file system without such locks
+            print(f"whether {bundle} is in use cannot be told on its file system", file=sys.stderr)
+        yield
 
 
 def _put(source: Zip | Folder, pack: dict, name: str, target: Path) -> None:

@@ -305,6 +305,20 @@ def test_a_pack_for_another_machine_is_refused(source: Path, tmp_path: Path, whe
     assert not (tmp_path / "device").exists()
 
 
+def test_a_bundle_that_a_compilation_writes_into_is_not_replaced(tmp_path: Path) -> None:
+    from foveate.engines import locks
+    from foveate.jetson import installer
+
+    with (
+        locks.held(locks.inside(tmp_path), "foveate compile", refused="", remedy=""),
+        pytest.raises(ValueError, match="in use: a compilation writes into it"),
+        installer._unused(tmp_path),
+    ):
+        pytest.fail("it was replaced")
+    with installer._unused(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize(
     ("condition", "python", "expected"),
     (
