@@ -12,7 +12,7 @@ from foveate.engines.errors import UserError
 from foveate.export.clip import ACTIVATIONS
 from foveate.export.parts import DecoderSpec, VisionSpec
 
-__all__ = ["Config", "clip_vision_spec", "decoder_spec"]
+__all__ = ["DECODERS", "Config", "clip_vision_spec", "decoder_spec"]
 
 _CLIP_VISION = {
     "hidden_size": 768,
@@ -55,7 +55,8 @@ _QWEN = _LLAMA | {
     "rope_theta": 1e6,
     "eos_token_id": 151645,
 }
-_DECODERS = {"llama": _LLAMA, "mistral": _MISTRAL, "qwen2_5_vl_text": _QWEN}
+DECODERS = {"llama": _LLAMA, "mistral": _MISTRAL, "qwen2_5_vl_text": _QWEN}
+"""What transformers takes for keys that a ``text_config`` leaves out, by its ``model_type``."""
 _QWEN_POSITIONS = 32768
 """What Qwen2.5-VL was trained on; its configs say 128,000, which it reaches with another rotary embedding."""
 
@@ -130,9 +131,9 @@ def decoder_spec(values: dict[str, Any], tied: bool, where: str) -> DecoderSpec:
     """LLaMA, Mistral where its window never bites, and Qwen2.5-VL's. Raises UserError for anything else."""
     family = values.get("model_type") or "llama"
     where = f"{where}: text_config"
-    if family not in _DECODERS:
-        raise Config({}, {}, where).misfit("model_type", family, " or ".join(_DECODERS))
-    config = Config(values, _DECODERS[family], where)
+    if family not in DECODERS:
+        raise Config({}, {}, where).misfit("model_type", family, " or ".join(DECODERS))
+    config = Config(values, DECODERS[family], where)
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     positions = config.size("max_position_embeddings")
     if family == "mistral" and config.get("sliding_window", positions) < positions:

@@ -1,13 +1,15 @@
 """What a plan must know of a model: a decoder, a vision encoder and a method as plain numbers. No torch, nothing built.
 
-In: a bundle, or a name of ``models.json`` or a ``config.json`` in Hugging Face's format; a method of ``methods.json``, which
-``make generated`` writes from the methods themselves. Out: a ``Model``, whose ``manifest`` is what
-``runtime.costs`` reads: that of the bundle, or one that says as much of a bundle that is not built yet.
+In: a bundle, or a name of ``models.json`` or ``other_models.json``, or a ``config.json`` in Hugging Face's format; a method of
+``methods.json``. ``make generated`` writes ``models.json`` and ``methods.json`` from the families and methods themselves. Out: a
+``Model``, whose ``manifest`` is what ``runtime.costs`` reads: that of the bundle, or one that says as much of a bundle that is
+not built yet.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from foveate.engines.errors import UserError, unknown
+from foveate.jetson import model_config
+from foveate.jetson.model_config import PHOTO
 from foveate.runtime import costs
 from foveate.runtime.budget import Keep, resolve_keep
 from foveate.runtime.bundle import Manifest, load
+from foveate.runtime.layout import layout
 
 __all__ = ["Model", "known", "methods", "model"]
 
@@ -83,7 +88,7 @@ class Model:
         projected = self.decoder["hidden_size"]
         if self.vision["kind"] == "merged":
             return costs.merged_vision_flops(**sizes, patches=self.patches, projected=projected)
-        tiles = max(1, round(self.patches / sizes["patches"]))
+        tiles = math.ceil(self.patches / sizes["patches"])  # at least; padding is in no token
         return tiles * costs.vision_flops(**sizes, projected=projected)
 
     @property
@@ -124,9 +129,14 @@ def _table(name: str) -> dict[str, Any]:
     return json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
+def _rows() -> dict[str, dict[str, Any]]:
+    """The models that are known by name: those of the families, and others that were measured."""
+    return _table("models.json")["models"] | _table("other_models.json")["models"]
+
+
 def known() -> list[str]:
-    """Names of models that see."""
-    return sorted(name for name, row in _table("models.json")["models"].items() if row["vision"])
+    """Names of vision-language models."""
+    return sorted(name for name, row in _rows().items() if row["vision"])
 
 
 def methods() -> list[str]:
@@ -143,23 +153,29 @@ def model(
     path = Path(name)
     if path.is_dir() and (path / "bundle.json").is_file():
         manifest = _of_bundle(path)
+        any_size = manifest.image["kind"] != "clip"
     else:
-        manifest = _unbuilt(_of_config(path) if path.is_file() else _row(name), method, precision)
-    return Model(_shown(manifest, visual_tokens) if visual_tokens else manifest)
+        row = _of_config(path) if path.is_file() else _row(name)
+        manifest, any_size = _unbuilt(row, method, precision), row["any_size"]
+    return Model(_shown(manifest, visual_tokens, any_size) if visual_tokens else manifest)
 
 
 def _row(name: str) -> dict[str, Any]:
+    if name not in _rows():
+        raise unknown("model", name, _rows())
+    return {"name": name, **_rows()[name]}
+
+
+def _of_config(path: Path) -> dict[str, Any]:
     table = _table("models.json")
-    if name not in table["models"]:
-        raise unknown("model", name, table["models"])
-    row = table["models"][name]
-    return {"name": name, **row, "vision": table["vision"].get(row["vision"])}
+    families = table["families"] | _table("other_models.json")["families"]
+    return model_config.read(path, families, table["decoders"])
 
 
-def _shown(manifest: Manifest, visual_tokens: int) -> Manifest:
-    """With so many of a picture."""
+def _shown(manifest: Manifest, visual_tokens: int, any_size: bool) -> Manifest:
+    """The manifest for an image of so many tokens. Raises UserError where all images have the same number."""
     known = manifest.num_visual_tokens
-    if manifest.vision and manifest.vision["kind"] == "clip" and visual_tokens != known:
+    if manifest.vision and not any_size and visual_tokens != known:
         raise UserError(
             f"{manifest.name} makes {known} visual tokens of every picture | got {visual_tokens} | leave it out",
             code=2,
@@ -214,7 +230,7 @@ def _cut(cut: int | str, layers: int) -> int:
 
 
 def _of_bundle(path: Path) -> Manifest:
-    """A bundle whose pictures differ in their tokens is planned for one of 640 x 480."""
+    """Where images differ in their tokens, one of 640 x 480 pixels is planned for."""
     manifest = load(path).manifest
     if manifest.vision is None:
         raise UserError(
@@ -222,84 +238,5 @@ def _of_bundle(path: Path) -> Manifest:
             "| build it again, or foveate plan --model ... --method ...",
             code=2,
         )
-    if manifest.vision["kind"] == "merged":
-        tokens = min(_of_photo(manifest.vision), manifest.num_visual_tokens)
-        manifest = replace(manifest, num_visual_tokens=tokens)
-    return manifest
-
-
-def _of_photo(vision: Mapping[str, Any]) -> int:
-    """Visual tokens of a picture of 640 x 480."""
-    side = vision["patch_size"] * vision["merge"]
-    return round(640 / side) * round(480 / side)
-
-
-def _of_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return _CONFIGS[config["model_type"]](config)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"cannot plan from {path} | {type(error).__name__}: {error} "
-            f"| expected a config.json of {', '.join(sorted(_CONFIGS))} that states its sizes",
-            code=2,
-        ) from error
-
-
-def _decoder(text: Mapping[str, Any]) -> dict[str, int]:
-    """Sizes that a config leaves out are LLaMA-7B's, as in transformers."""
-    hidden, heads = text.get("hidden_size", 4096), text.get("num_attention_heads", 32)
-    return {
-        "num_layers": text.get("num_hidden_layers", 32),
-        "num_heads": heads,
-        "num_kv_heads": text.get("num_key_value_heads") or heads,
-        "head_dim": text.get("head_dim") or hidden // heads,
-        "hidden_size": hidden,
-        "intermediate_size": text.get("intermediate_size", 11008),
-        "vocab_size": text.get("vocab_size", 32000),
-        "max_positions": text.get("max_position_embeddings", 2048),
-    }
-
-
-def _llava(config: Mapping[str, Any]) -> dict[str, Any]:
-    v = config["vision_config"]
-    layer = config.get("vision_feature_layer", -2)
-    patches = (v["image_size"] // v["patch_size"]) ** 2
-    vision = {
-        "kind": "clip",
-        "hidden": v["hidden_size"],
-        "intermediate": v["intermediate_size"],
-        "layers": layer % (v["num_hidden_layers"] + 1),
-        "patch_size": v["patch_size"],
-        "patches": patches,
-    }
-    decoder = _decoder(config["text_config"])
-    return {"name": "llava", "vision": vision, "visual_tokens": patches, "decoder": decoder}
-
-
-def _qwen(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Qwen2.5-VL, whose text sizes may stand at the top, and Qwen3-VL."""
-    v, text = config["vision_config"], config.get("text_config") or config
-    windows = "fullatt_block_indexes" in v
-    vision = {
-        "kind": "merged",
-        "hidden": v["hidden_size"],
-        "intermediate": v["intermediate_size"],
-        "layers": v["depth"],
-        "patch_size": v["patch_size"],
-        "merge": v.get("spatial_merge_size", 2),
-        "mlp_matrices": 3 if windows else 2,
-        "full_layers": len(v["fullatt_block_indexes"]) if windows else v["depth"],
-        "window": (v.get("window_size", 112) // v["patch_size"]) ** 2 if windows else 0,
-        "mergers": 1 + len(v.get("deepstack_visual_indexes", ())),
-    }
-    tokens = _of_photo(vision)
-    return {
-        "name": config["model_type"],
-        "vision": vision,
-        "visual_tokens": tokens,
-        "decoder": _decoder(text),
-    }
-
-
-_CONFIGS = {"llava": _llava, "qwen2_5_vl": _qwen, "qwen3_vl": _qwen}
+    tokens = layout(PHOTO, manifest.image, manifest.grid).total
+    return replace(manifest, num_visual_tokens=min(tokens, manifest.num_visual_tokens))

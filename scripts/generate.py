@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import plan_methods
+import plan_models
 
 from foveate.engines.errors import UserError
 from foveate.export import checkpoint_keys, methods, models
@@ -107,14 +109,25 @@ def _refused(spec: ModelSpec) -> str:
 
 
 def _table_of_methods(_: str) -> str:
-    rows = (f" {json.dumps(name)}: {json.dumps(facts)}" for name, facts in plan_methods.table().items())
-    return "{\n" + ",\n".join(rows) + "\n}\n"
+    return f"{_rows(plan_methods.table())}\n"
+
+
+def _table_of_models(_: str) -> str:
+    parts = (f" {json.dumps(name)}: {_rows(rows, ' ')}" for name, rows in plan_models.table().items())
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _rows(table: Mapping[str, Any], indent: str = "") -> str:
+    """An object in JSON, with a line for each value."""
+    rows = (f"{indent} {json.dumps(name)}: {json.dumps(row)}" for name, row in table.items())
+    return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
 
 
 FILES: dict[str, Callable[[str], str]] = {
     "README.md": _readme,
     "docs/checkpoint-keys.md": lambda _: checkpoint_keys.markdown(),
     "jetson/methods.json": _table_of_methods,
+    "jetson/models.json": _table_of_models,
 }
 """What is written: by its path, how its text follows from the code and from the text that is there."""
 

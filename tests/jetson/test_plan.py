@@ -12,6 +12,7 @@ import pytest
 
 from foveate.engines.errors import UserError
 from foveate.engines.trt_build import settled
+from foveate.export.models import families, family
 from foveate.export.parts import VisionSpec
 from foveate.export.qwen_vision import WindowSpec
 from foveate.jetson import models, roofline
@@ -105,6 +106,28 @@ def test_a_config_json_is_as_good_as_a_name(tmp_path):
     file.write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UserError, match="cannot plan from"):
         models.model(str(file))
+
+
+@pytest.mark.parametrize("name", [name for each in families() for name in family(each).CONFIGS])
+def test_the_config_of_every_model_that_is_known_by_name(name, tmp_path):
+    """A file as good as the name: a family of known parts needs nothing in jetson."""
+    (config,) = (family(each).CONFIGS[name] for each in families() if name in family(each).CONFIGS)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    ours, theirs = models.model(str(file)).manifest, models.model(name).manifest
+    assert (ours.vision, ours.decoder, ours.num_visual_tokens) == (
+        theirs.vision,
+        theirs.decoder,
+        theirs.num_visual_tokens,
+    )
+
+
+def test_images_in_tiles():
+    """LLaVA-NeXT: one of 640 x 480 is a tile and four more, of which padding is not read, and a newline behind each row."""
+    m = models.model("llava-v1.6-mistral-7b")
+    assert m.manifest.num_visual_tokens == 576 + 36 * (48 + 1)
+    assert m.vision_flops == 5 * models.model("llava-1.5-7b").vision_flops
+    assert models.model("llava-v1.6-mistral-7b", visual_tokens=1152).manifest.num_visual_tokens == 1152
 
 
 def test_qwen_configs_as_published(tmp_path):
@@ -307,11 +330,11 @@ def test_a_bundle_plans_itself(make_bundle, capsys):
 
 def test_an_encoder_tells_its_sizes():
     """Those of the published towers are the table's, however they are written: a bundle is planned as its model is."""
-    table = json.loads((ROOT / "jetson" / "models.json").read_text())["vision"]
+    table = json.loads((ROOT / "jetson" / "models.json").read_text())["models"]
     clip = VisionSpec(336, 14, 1024, 4096, 16, depth=23, activation="quick_gelu", layer_norm_eps=1e-5)
-    assert clip.sizes == table["clip-l-336"]
+    assert clip.sizes == table["llava-1.5-7b"]["vision"]
     qwen = WindowSpec(1280, 3420, 16, 32, (7, 15, 23, 31), window=4, patch_size=14, frames=2, max_tokens=4096)
-    assert qwen.sizes == table["qwen2.5"]
+    assert qwen.sizes == table["qwen2.5-vl-7b"]["vision"]
 
 
 def test_tiles_are_encoded_one_by_one():

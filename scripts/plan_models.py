@@ -1,0 +1,66 @@
+"""The table in ``jetson/models.json``: sizes of the models that are known by name, for plans made without torch.
+
+``make generated`` writes it, from each family's ``CONFIGS``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foveate.export import config_keys, models
+from foveate.export.config import DECODERS
+from foveate.export.dummy import Dummy
+from foveate.export.parts import Parts
+from foveate.jetson.model_config import PHOTO
+from foveate.runtime.layout import layout
+
+__all__ = ["table"]
+
+_DECODER = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size")
+_SIZES = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "intermediate_size",
+)
+_SIZES += ("vocab_size", "max_position_embeddings")
+
+
+def table() -> dict[str, dict[str, Any]]:
+    """The table, as JSON has it: ``families`` by ``model_type``, sizes that ``decoders`` have where a config leaves them out, and
+    a row for each of the ``models``."""
+    families, rows = {}, {}
+    for name in models.families():
+        configs = models.family(name).CONFIGS
+        parts = {each: models.family(name).load(Dummy(each, config)) for each, config in configs.items()}
+        rows |= {each: _row(found) for each, found in parts.items()}
+        families[name] = {
+            "vision": next(iter(parts.values())).spec.vision.sizes["kind"],
+            "decoder": config_keys.DEFAULT_TEXT[name],
+            "max_positions": max(
+                filter(None, (_capped(parts[each], configs[each]) for each in parts)), default=None
+            ),
+        }
+    decoders = {
+        name: {key: values[key] for key in _SIZES if key in values} for name, values in DECODERS.items()
+    }
+    return {"families": families, "decoders": decoders, "models": rows}
+
+
+def _row(parts: Parts) -> dict[str, Any]:
+    spec = parts.spec
+    return {
+        "vision": spec.vision.sizes,
+        "visual_tokens": layout(PHOTO, parts.image, spec.vision.grid).total,
+        "any_size": spec.vision.varies,
+        "decoder": {
+            field: getattr(spec.decoder, field) for field in (*_DECODER, "vocab_size", "max_positions")
+        },
+    }
+
+
+def _capped(parts: Parts, config: dict[str, Any]) -> int | None:
+    """How many positions the family runs, where its config says more."""
+    said = (config.get("text_config") or config)["max_position_embeddings"]
+    return parts.spec.decoder.max_positions if parts.spec.decoder.max_positions < said else None
