@@ -1,20 +1,20 @@
 """What becomes of every key in a checkpoint's settings files: used, irrelevant, or refused. None is passed over in silence.
 
-``config_keys``, ``processor_keys`` and ``generation`` hold the tables; ``check`` holds a checkpoint against them. A key that
+``config_keys``, ``processor_keys`` and ``generation`` hold the tables, a family's ``KEYS`` say which are its own; ``check`` holds a checkpoint against them. A key that
 no table has is named in a warning, one line for each file. A refused key stops the build unless its value changes nothing.
 ``make generated`` writes docs/checkpoint-keys.md from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from foveate.engines.errors import UserError
 from foveate.export import config_keys, processor_keys
 from foveate.export.checkpoint import Source
-from foveate.export.key_table import Table
+from foveate.export.key_table import FamilyKeys, Table
 from foveate.runtime.options import say
 
 __all__ = ["check", "check_clip", "markdown", "places"]
@@ -30,23 +30,20 @@ class Place:
     table: Table
 
 
-def check(source: Source) -> None:
+def check(source: Source, keys: FamilyKeys) -> None:
     """Warns of keys that no table has. Raises UserError for a refused key whose value matters."""
-    _check(source, places(source))
+    _check(source, places(source, keys))
 
 
 def check_clip(source: Source) -> None:
     """The same for the CLIP checkpoint of a vision tower, of which the config is read and nothing else."""
-    _check(source, _configs(source, "clip"))
+    _check(source, _configs(source, config_keys.CLIP))
 
 
-def places(source: Source) -> Iterator[Place]:
-    """Every object of ``source`` that a table is for. Families that are not known have none."""
-    family = str(source.config.get("model_type"))
-    if family not in config_keys.TOP:
-        return
-    yield from _configs(source, family)
-    for (file, *path), table in processor_keys.tables(family).items():
+def places(source: Source, keys: FamilyKeys) -> Iterator[Place]:
+    """Every object of ``source`` that a table is for."""
+    yield from _configs(source, keys)
+    for (file, *path), table in processor_keys.tables(keys).items():
         values: Any = source.json(file) or {}
         for key in path:
             values = values.get(key)
@@ -54,26 +51,25 @@ def places(source: Source) -> Iterator[Place]:
             yield Place(file, tuple(path), values, table)
 
 
-def _configs(source: Source, family: str) -> Iterator[Place]:
-    """``config.json`` and what is nested in it. Qwen2.5-VL's may have the language model's keys at its top."""
+def _configs(source: Source, keys: FamilyKeys) -> Iterator[Place]:
+    """``config.json`` and what is nested in it."""
     config, file = source.config, "config.json"
     text = config.get("text_config") or {}
-    kind = str(text.get("model_type") or config_keys.DEFAULT_TEXT[family])
-    inner = config_keys.TEXT.get(kind, {})
-    top = config_keys.TOP[family]
-    if family == "qwen2_5_vl":
+    inner = config_keys.TEXT.get(str(text.get("model_type") or keys.text), {})
+    top = keys.top
+    if keys.flat:
         top = (config_keys.beside(inner) if text else inner) | top
     yield Place(file, (), config, top)
     for name, values, table in (
         ("text_config", text, inner),
-        ("vision_config", config.get("vision_config") or {}, config_keys.VISION[family]),
+        ("vision_config", config.get("vision_config") or {}, keys.vision),
     ):
         if table:
             yield Place(file, (name,), values, table)
             for key, nested in config_keys.NESTED.items():
                 if isinstance(values.get(key), dict):
                     yield Place(file, (name, key), values[key], nested[name])
-    if family == "qwen2_5_vl" and not text:
+    if keys.flat and not text:
         for key, nested in config_keys.NESTED.items():
             if isinstance(config.get(key), dict):
                 yield Place(file, (key,), config[key], nested["text_config"])
@@ -104,10 +100,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def markdown() -> str:
-    """The tables as docs/checkpoint-keys.md has them."""
+def markdown(families: Mapping[str, FamilyKeys]) -> str:
+    """The tables as docs/checkpoint-keys.md has them. ``families`` by their titles."""
     lines = [config_keys.INTRODUCTION]
-    for title, table in (config_keys.sections() | processor_keys.sections()).items():
+    for title, table in (config_keys.sections(families) | processor_keys.sections()).items():
         lines += ["", f"## {title}", "", "| key | what | why |", "|---|---|---|"]
         lines += [f"| `{name}` | {table[name].status} | {table[name].told} |" for name in sorted(table)]
     return "\n".join(lines) + "\n"

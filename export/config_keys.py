@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from foveate.export.generation_keys import GENERATION
-from foveate.export.key_table import Key, Table, irrelevant, refused, used
+from foveate.export.key_table import FamilyKeys, Key, Table, irrelevant, refused, used
 
 __all__ = [
-    "DEFAULT_TEXT",
+    "CLIP",
+    "CLIP_VISION",
     "INTRODUCTION",
+    "LLAVA",
+    "LLAVA_NEXT",
     "NESTED",
+    "QWEN",
+    "QWEN_VISION",
     "TEXT",
-    "TOP",
-    "VISION",
     "beside",
     "sections",
 ]
@@ -77,7 +82,7 @@ _TOP_BASE: Table = (
     | used("whether the head is the table of embeddings", "tie_word_embeddings")
     | used("ends an answer, or fills up", "eos_token_id", "pad_token_id")
 )
-_LLAVA: Table = (
+LLAVA: Table = (
     _TOP_BASE
     | refused("another class computes something else", ("LlavaForConditionalGeneration",), "architectures")
     | used("the token that images take the place of", "image_token_index", "image_token_id")
@@ -90,8 +95,8 @@ _LLAVA: Table = (
         "the original LLaVA format is not read; names of the other are llava-hf/...", (), "mm_vision_tower"
     )
 )
-_LLAVA_NEXT: Table = (
-    _LLAVA
+LLAVA_NEXT: Table = (
+    LLAVA
     | refused(
         "another class computes something else", ("LlavaNextForConditionalGeneration",), "architectures"
     )
@@ -102,7 +107,7 @@ _QWEN_IDS = irrelevant(
     "the top of the config, or the chat template, has it",
     *("video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id"),
 )
-_QWEN: Table = (
+QWEN: Table = (
     _TOP_BASE
     | refused(
         "another class computes something else", ("Qwen2_5_VLForConditionalGeneration",), "architectures"
@@ -170,7 +175,7 @@ _CLIP_TEXT: Table = (
     | irrelevant("a text is filled up with its end", "pad_token_id")
     | irrelevant("there is no head", "tie_word_embeddings")
 )
-_CLIP_VISION: Table = (
+CLIP_VISION: Table = (
     _INNER
     | used("a size", *_SIZES, "image_size", "patch_size")
     | used("the activation; refused where it is not known", "hidden_act")
@@ -181,7 +186,7 @@ _CLIP_VISION: Table = (
         "a vision tower has no words", "vocab_size", "tie_word_embeddings", "eos_token_id", "pad_token_id"
     )
 )
-_QWEN_VISION: Table = (
+QWEN_VISION: Table = (
     _INNER
     | used("a size", "depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size")
     | used("how images become patches and tokens", "patch_size", "temporal_patch_size", "spatial_merge_size")
@@ -211,13 +216,6 @@ _VISION_ROPE: Table = (
     | refused("the rotary embedding turns whole heads", (1.0,), "partial_rotary_factor")
 )
 
-TOP: dict[str, Table] = {
-    "llava": _LLAVA,
-    "llava_next": _LLAVA_NEXT,
-    "qwen2_5_vl": _QWEN,
-    "clip": _CLIP,
-}
-"""By ``model_type`` of the whole config."""
 TEXT: dict[str, Table] = {
     "llama": _LLAMA,
     "mistral": _MISTRAL,
@@ -225,20 +223,9 @@ TEXT: dict[str, Table] = {
     "qwen2_5_vl": _QWEN_TEXT,
     "clip_text_model": _CLIP_TEXT,
 }
-"""By ``model_type`` of ``text_config``. Others are refused when they are read (``export/config.py``)."""
-DEFAULT_TEXT = {
-    "llava": "llama",
-    "llava_next": "llama",
-    "qwen2_5_vl": "qwen2_5_vl_text",
-    "clip": "clip_text_model",
-}
-"""The ``model_type`` of a ``text_config`` that tells none."""
-VISION: dict[str, Table] = {
-    "llava": _CLIP_VISION,
-    "llava_next": _CLIP_VISION,
-    "qwen2_5_vl": _QWEN_VISION,
-    "clip": _CLIP_VISION,
-}
+"""By ``model_type`` of a ``text_config``. Others are refused when they are read (``export/config.py``)."""
+CLIP = FamilyKeys(top=_CLIP, text="clip_text_model", vision=CLIP_VISION, image={}, tokenizer={})
+"""Of the CLIP checkpoint of a vision tower."""
 NESTED: dict[str, dict[str, Table]] = {
     "rope_scaling": {"text_config": _ROPE, "vision_config": _VISION_ROPE},
     "rope_parameters": {"text_config": _ROPE, "vision_config": _VISION_ROPE},
@@ -251,17 +238,17 @@ def beside(table: Table) -> Table:
     return irrelevant("text_config is there, so nothing reads it here", *table)
 
 
-def sections() -> dict[str, Table]:
-    """Titles and tables of the documentation."""
-    own = {"llava": "LLaVA", "llava_next": "LLaVA-NeXT", "qwen2_5_vl": "Qwen2.5-VL", "clip": "CLIP (--clip)"}
-    titles = {f"config.json of {name}": _without(TOP[family], _BASE) for family, name in own.items()}
+def sections(families: Mapping[str, FamilyKeys]) -> dict[str, Table]:
+    """Titles and tables of the documentation. ``families`` by their titles."""
+    own = {**families, "CLIP (--clip)": CLIP}
+    titles = {f"config.json of {name}": _without(keys.top, _BASE) for name, keys in own.items()}
     titles |= {
         "text_config: LLaMA": _without(_LLAMA, _INNER),
         "text_config: Mistral": _without(_MISTRAL, _INNER),
         "text_config: Qwen2.5-VL (or at the top of its config.json)": _without(_QWEN_TEXT, _INNER),
         "text_config: CLIP": _without(_CLIP_TEXT, _INNER),
-        "vision_config: CLIP": _without(_CLIP_VISION, _INNER),
-        "vision_config: Qwen2.5-VL": _without(_QWEN_VISION, _INNER),
+        "vision_config: CLIP": _without(CLIP_VISION, _INNER),
+        "vision_config: Qwen2.5-VL": _without(QWEN_VISION, _INNER),
         "rope_scaling and rope_parameters of a text_config": _ROPE,
         "rope_parameters of a vision_config": _VISION_ROPE,
     }

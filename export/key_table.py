@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Key", "Table", "irrelevant", "refused", "refused_elsewhere", "used"]
+__all__ = ["FamilyKeys", "Key", "Table", "irrelevant", "refused", "refused_elsewhere", "used"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,30 @@ class Key:
 
 
 Table = dict[str, Key]
+
+
+@dataclass(frozen=True)
+class FamilyKeys:
+    """The tables of a family's settings files: ``KEYS`` in its file in ``models``. Those of ``config_keys`` and
+    ``processor_keys`` are for known parts; a family adds keys of its own with ``|``."""
+
+    top: Table
+    """Keys of ``config.json`` itself."""
+
+    text: str
+    """The ``model_type`` of a ``text_config`` that names none: a key of ``config_keys.TEXT``."""
+
+    vision: Table
+    """Keys of ``vision_config``."""
+
+    image: Table
+    """Keys of the image processor."""
+
+    tokenizer: Table
+    """Keys of ``tokenizer_config.json``."""
+
+    flat: bool = False
+    """Whether keys of the ``text_config`` may stand at the top of ``config.json``."""
 
 
 def used(why: str, *names: str) -> Table:

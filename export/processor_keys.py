@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from foveate.export.generation_keys import GENERATION
-from foveate.export.key_table import Table, irrelevant, refused, used
+from foveate.export.key_table import FamilyKeys, Table, irrelevant, refused, used
 
-__all__ = ["FILES", "sections", "tables"]
+__all__ = ["CLIP", "FILES", "QWEN_TOKENIZER", "TILES", "TOKENIZER", "WINDOWS", "sections", "tables"]
 
 _ORIGIN = "tells where the file comes from"
 _CALL = "says how transformers is called or computes, not what"
@@ -35,8 +35,8 @@ _IMAGE: Table = (
     | irrelevant("acts where do_pad does", "pad_size")
 )
 _CROPPING = used("a step", "do_center_crop") | used("a step's numbers", "crop_size", "default_to_square")
-_CLIP: Table = _IMAGE | _CROPPING | used("refused where true", "do_pad", "use_square_size")
-_TILES: Table = (
+CLIP: Table = _IMAGE | _CROPPING | used("refused where true", "do_pad", "use_square_size")
+TILES: Table = (
     _IMAGE
     | _CROPPING
     | used("the canvases that images are cut on", "image_grid_pinpoints")
@@ -45,7 +45,7 @@ _TILES: Table = (
 )
 _UNREAD = "Qwen2-VL's processor does not read it"
 _PATCHES = used("how images become patches and tokens", "patch_size", "temporal_patch_size", "merge_size")
-_WINDOWS: Table = (
+WINDOWS: Table = (
     _IMAGE
     | _PATCHES
     | used("the fewest and the most pixels", "min_pixels", "max_pixels")
@@ -93,7 +93,7 @@ _TOKENS: Table = (
     | used("refused where tokenizer.json lacks one that is needed", "additional_special_tokens")
     | used("refused where tokenizer.json lacks one that is needed", "extra_special_tokens")
 )
-_TOKENIZER: Table = (
+TOKENIZER: Table = (
     _TOKENS
     | _CODE
     | used("the chat template", "chat_template")
@@ -131,7 +131,7 @@ _TOKENIZER: Table = (
     | irrelevant(_ORIGIN, "slow_tokenizer_class", "device_map", "verbose", "__type", "model_input_names")
 )
 
-_QWEN_TOKENIZER: Table = _TOKENIZER | refused(
+QWEN_TOKENIZER: Table = TOKENIZER | refused(
     "Qwen2Tokenizer would put a space in front", (False,), "add_prefix_space"
 )
 
@@ -144,35 +144,33 @@ FILES = (
     "special_tokens_map.json",
 )
 """Every settings file besides ``config.json``."""
-_IMAGES = {"llava": _CLIP, "llava_next": _TILES, "qwen2_5_vl": _WINDOWS}
 
 
-def tables(family: str) -> dict[tuple[str, ...], Table]:
+def tables(keys: FamilyKeys) -> dict[tuple[str, ...], Table]:
     """The table of each file, and of objects in it: by the file's name and the keys that lead there."""
-    image, qwen = _IMAGES[family], family == "qwen2_5_vl"
     return {
         ("generation_config.json",): GENERATION,
         ("processor_config.json",): _PROCESSOR,
-        ("processor_config.json", "image_processor"): image,
+        ("processor_config.json", "image_processor"): keys.image,
         ("processor_config.json", "video_processor"): _VIDEO,
-        ("preprocessor_config.json",): image,
+        ("preprocessor_config.json",): keys.image,
         ("video_preprocessor_config.json",): _VIDEO,
-        ("tokenizer_config.json",): _QWEN_TOKENIZER if qwen else _TOKENIZER,
+        ("tokenizer_config.json",): keys.tokenizer,
         ("special_tokens_map.json",): _TOKENS,
     }
 
 
 def sections() -> dict[str, Table]:
     """Titles and tables of the documentation."""
-    changed = {name: key for name, key in _QWEN_TOKENIZER.items() if _TOKENIZER[name] != key}
+    changed = {name: key for name, key in QWEN_TOKENIZER.items() if TOKENIZER[name] != key}
     return {
         "generation_config.json": GENERATION,
-        "Image processor of LLaVA (preprocessor_config.json, or image_processor in processor_config.json)": _CLIP,
-        "Image processor of LLaVA-NeXT": _TILES,
-        "Image processor of Qwen2.5-VL": _WINDOWS,
+        "Image processor of LLaVA (preprocessor_config.json, or image_processor in processor_config.json)": CLIP,
+        "Image processor of LLaVA-NeXT": TILES,
+        "Image processor of Qwen2.5-VL": WINDOWS,
         "Video processor (video_preprocessor_config.json, or video_processor in processor_config.json)": _VIDEO,
         "processor_config.json": _PROCESSOR,
-        "tokenizer_config.json": _TOKENIZER,
+        "tokenizer_config.json": TOKENIZER,
         "tokenizer_config.json of Qwen2.5-VL": changed,
         "special_tokens_map.json": _TOKENS,
     }

@@ -90,15 +90,23 @@ def _families() -> str:
     lines = ["| family | `--model` | methods that are refused, and what it lacks for them |", "|---|---|---|"]
     for name in models.families():
         family = models.family(name)
-        title = re.match(rf"(.+?) \(model_type ``{name}``\)", family.__doc__ or "")
-        if not title:
-            raise UserError(
-                f"export/models/{name}.py does not say its title | expected a docstring that begins with "
-                f'"TITLE (model_type ``{name}``)" | write it'
-            )
         known = ", ".join(f"`{checkpoint}`" for checkpoint in family.CHECKPOINTS)
-        lines.append(f"| {title[1]} (`{name}`) | {known} | {_refused(family.tiny().spec) or 'none'} |")
+        lines.append(f"| {_title(name)} (`{name}`) | {known} | {_refused(family.tiny().spec) or 'none'} |")
     return "\n".join(lines)
+
+
+def _title(family: str) -> str:
+    title = re.match(rf"(.+?) \(model_type ``{family}``\)", models.family(family).__doc__ or "")
+    if not title:
+        raise UserError(
+            f"export/models/{family}.py does not say its title | expected a docstring that begins with "
+            f'"TITLE (model_type ``{family}``)" | write it'
+        )
+    return title[1]
+
+
+def _keys(_: str) -> str:
+    return checkpoint_keys.markdown({_title(name): models.family(name).KEYS for name in models.families()})
 
 
 def _refused(spec: ModelSpec) -> str:
@@ -125,7 +133,7 @@ def _rows(table: Mapping[str, Any], indent: str = "") -> str:
 
 FILES: dict[str, Callable[[str], str]] = {
     "README.md": _readme,
-    "docs/checkpoint-keys.md": lambda _: checkpoint_keys.markdown(),
+    "docs/checkpoint-keys.md": _keys,
     "jetson/methods.json": _table_of_methods,
     "jetson/models.json": _table_of_models,
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foveate.export import config_keys, models
+from foveate.export import models
 from foveate.export.config import DECODERS
 from foveate.export.dummy import Dummy
 from foveate.export.parts import Parts
@@ -37,7 +37,7 @@ def table() -> dict[str, dict[str, Any]]:
         rows |= {each: _row(found) for each, found in parts.items()}
         families[name] = {
             "vision": next(iter(parts.values())).spec.vision.sizes["kind"],
-            "decoder": config_keys.DEFAULT_TEXT[name],
+            "decoder": models.family(name).KEYS.text,
             "max_positions": max(
                 filter(None, (_capped(parts[each], configs[each]) for each in parts)), default=None
             ),

@@ -1,7 +1,7 @@
 """Model families: one file each, named after Hugging Face's ``model_type`` and found by it.
 
 A family has ``CHECKPOINTS`` (CLI name -> hub id), ``CONFIGS`` (CLI name -> config of the true size, for
-dummies), ``load(source, *, clip=None, max_pixels=None) -> Parts`` and ``tiny() -> Parts``.
+dummies), ``KEYS`` (the tables of its settings files), ``load(source, *, clip=None, max_pixels=None) -> Parts`` and ``tiny() -> Parts``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def load(
             f"{source.label} is of a family that is not supported | got model_type {model_type}, expected "
             f"{' or '.join(families())} | use a checkpoint of one of these"
         )
-    checkpoint_keys.check(source)
+    checkpoint_keys.check(source, family(model_type).KEYS)
     answers = generation.defaults(source)  # what is refused is said before any long work
     parts = family(model_type).load(source, clip=clip, max_pixels=max_pixels)
     parts.generation = answers

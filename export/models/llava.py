@@ -12,13 +12,22 @@ from typing import Any
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.export import generation, image_processor, licence, processor, sources
+from foveate.export import (
+    config_keys,
+    generation,
+    image_processor,
+    licence,
+    processor,
+    processor_keys,
+    sources,
+)
 from foveate.export.checkpoint import Entry, Source, Unread
 from foveate.export.clip import ACTIVATIONS, TAPS, Projector, Vision
 from foveate.export.config import Config, clip_vision_spec, decoder_spec
 from foveate.export.decoder import Decoder
 from foveate.export.dummy import Dummy, byte_tokenizer
 from foveate.export.joint import JointSpace, joint_size
+from foveate.export.key_table import FamilyKeys
 from foveate.export.parts import DecoderSpec, ModelSpec, Parts, StartMerging, VisionSpec, Weights
 from foveate.export.sources import entries, language_entries, under
 from foveate.export.vocabulary import fed_by, refuse_tokens_beside, refuse_tokens_beyond
@@ -28,6 +37,7 @@ __all__ = [
     "CHECKPOINTS",
     "CLIP_TOWER",
     "CONFIGS",
+    "KEYS",
     "VICUNA",
     "VICUNA_13B",
     "clip_of",
@@ -41,6 +51,14 @@ CHECKPOINTS = {
     "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
     "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
 }
+
+KEYS = FamilyKeys(
+    top=config_keys.LLAVA,
+    text="llama",
+    vision=config_keys.CLIP_VISION,
+    image=processor_keys.CLIP,
+    tokenizer=processor_keys.TOKENIZER,
+)
 
 _CLIP_ID = "openai/clip-vit-large-patch14-336"
 CLIP_TOWER = {

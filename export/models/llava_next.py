@@ -22,19 +22,21 @@ from typing import Any
 import numpy as np
 
 from foveate.engines.errors import UserError
-from foveate.export import image_processor
+from foveate.export import config_keys, image_processor, processor_keys
 from foveate.export.checkpoint import Entry, Source
 from foveate.export.dummy import Dummy
 from foveate.export.models import llava
 from foveate.export.parts import Parts
 
-__all__ = ["CHECKPOINTS", "CONFIGS", "load", "tiny"]
+__all__ = ["CHECKPOINTS", "CONFIGS", "KEYS", "load", "tiny"]
 
 CHECKPOINTS = {
     "llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
     "llava-v1.6-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
     "llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
 }
+
+KEYS = replace(llava.KEYS, top=config_keys.LLAVA_NEXT, image=processor_keys.TILES)
 
 _PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 _MISTRAL = {

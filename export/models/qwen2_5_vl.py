@@ -15,22 +15,32 @@ from typing import Any
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.export import generation, image_processor, processor
+from foveate.export import config_keys, generation, image_processor, processor, processor_keys
 from foveate.export.checkpoint import Entry, Source
 from foveate.export.config import Config, decoder_spec
 from foveate.export.decoder import Decoder
 from foveate.export.dummy import Dummy, byte_tokenizer
+from foveate.export.key_table import FamilyKeys
 from foveate.export.parts import ModelSpec, Parts, StartMerging
 from foveate.export.qwen_vision import TAPS, Merger, Vision, WindowSpec
 from foveate.export.sources import entries, language_entries, under
 from foveate.export.vocabulary import fed_by, refuse_tokens_beside, refuse_tokens_beyond
 
-__all__ = ["CHECKPOINTS", "CONFIGS", "load", "tiny"]
+__all__ = ["CHECKPOINTS", "CONFIGS", "KEYS", "load", "tiny"]
 
 CHECKPOINTS = {
     "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
     "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
 }
+
+KEYS = FamilyKeys(
+    top=config_keys.QWEN,
+    text="qwen2_5_vl_text",
+    vision=config_keys.QWEN_VISION,
+    image=processor_keys.WINDOWS,
+    tokenizer=processor_keys.QWEN_TOKENIZER,
+    flat=True,
+)
 
 _VISION = {
     "hidden_size": 1280,

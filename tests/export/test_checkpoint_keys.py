@@ -46,21 +46,21 @@ from foveate.export.key_table import Key
 from foveate.export.models import qwen2_5_vl
 
 CONFIGS = {
-    LlavaConfig: config_keys.TOP["llava"],
-    LlavaNextConfig: config_keys.TOP["llava_next"],
-    Qwen2_5_VLConfig: config_keys.TOP["qwen2_5_vl"],
-    CLIPConfig: config_keys.TOP["clip"],
+    LlavaConfig: config_keys.LLAVA,
+    LlavaNextConfig: config_keys.LLAVA_NEXT,
+    Qwen2_5_VLConfig: config_keys.QWEN,
+    CLIPConfig: config_keys.CLIP.top,
     LlamaConfig: config_keys.TEXT["llama"],
     MistralConfig: config_keys.TEXT["mistral"],
     Qwen2_5_VLTextConfig: config_keys.TEXT["qwen2_5_vl_text"],
     CLIPTextConfig: config_keys.TEXT["clip_text_model"],
-    CLIPVisionConfig: config_keys.VISION["llava"],
-    Qwen2_5_VLVisionConfig: config_keys.VISION["qwen2_5_vl"],
+    CLIPVisionConfig: config_keys.CLIP_VISION,
+    Qwen2_5_VLVisionConfig: config_keys.QWEN_VISION,
 }
 
 
 def table(family, file):
-    return processor_keys.tables(family)[(file,)]
+    return processor_keys.tables(models.family(family).KEYS)[(file,)]
 
 
 @pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
@@ -205,7 +205,7 @@ def reading(monkeypatch):
 
         monkeypatch.setattr(Directory, "json", noting)
         monkeypatch.setattr(config.Config, "get", noting_get)
-        monkeypatch.setattr(checkpoint_keys, "check", lambda _: None)
+        monkeypatch.setattr(checkpoint_keys, "check", lambda *_: None)
         models.load(str(path))
         return read
 
@@ -215,13 +215,13 @@ def reading(monkeypatch):
 def listed(file, path, family):
     """What the tables say of a key."""
     if file == "config.json":
-        top = config_keys.TOP[family]
-        text = config_keys.TEXT[config_keys.DEFAULT_TEXT[family]]
-        tables = {(): top, ("text_config",): text, ("vision_config",): config_keys.VISION[family]}
+        keys = models.family(family).KEYS
+        text = config_keys.TEXT[keys.text]
+        tables = {(): keys.top, ("text_config",): text, ("vision_config",): keys.vision}
         for name, nested in config_keys.NESTED.items():
             tables |= {(part, name): table for part, table in nested.items()}
         return tables[path[:-1]].get(path[-1])
-    nested = processor_keys.tables(family).get((file, *path[:-1]))
+    nested = processor_keys.tables(models.family(family).KEYS).get((file, *path[:-1]))
     return (table(family, file) if nested is None else nested).get(path[-1 if nested else 0])
 
 

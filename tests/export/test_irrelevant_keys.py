@@ -58,7 +58,7 @@ def tokens_and_text(path):
 @pytest.mark.parametrize("key", TOKENIZER)
 def test_keys_of_the_tokenizer(checkpoint, edit_json, key):
     family = json.loads((checkpoint / "config.json").read_text())["model_type"]
-    table = processor_keys.tables(family)[("tokenizer_config.json",)]
+    table = processor_keys.tables(models.family(family).KEYS)[("tokenizer_config.json",)]
     if table[key].refuses(TOKENIZER[key]):
         pytest.skip("refused for this family")
     assert table[key].status == "irrelevant"
@@ -125,9 +125,9 @@ def test_keys_of_the_config(llava_checkpoint, qwen, tmp_path, family):
     ids = torch.randint(10, 300, (1, 12), generator=torch.Generator().manual_seed(0))
     before, config = answer(path, ids), json.loads((path / "config.json").read_text())
     tables = {
-        (): config_keys.TOP[config["model_type"]],
+        (): models.family(config["model_type"]).KEYS.top,
         ("text_config",): config_keys.TEXT[config["text_config"]["model_type"]],
-        ("vision_config",): config_keys.VISION[config["model_type"]],
+        ("vision_config",): models.family(config["model_type"]).KEYS.vision,
     }
     for where, values in CONFIGS[family].items():
         for key in values:
