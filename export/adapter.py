@@ -7,8 +7,10 @@ modules they change.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from foveate.engines.errors import UserError
 from foveate.export.checkpoint_files import ADAPTER, ADAPTER_CONFIG
@@ -53,9 +55,15 @@ class Adapter:
             raise self._none_here()
         refuse_remnants([path.name for path in folder.path.iterdir()], self.label)
         self.config = LoraConfig.of(found, self.label)
-        self.base: str | None = found.get("base_model_name_or_path")
-        self.base_revision: str | None = found.get("revision")
+        self.base = self._text(found, "base_model_name_or_path")
+        self.base_revision = self._text(found, "revision")
         self.read = Reader(self.label)
+
+    def _text(self, found: Mapping[str, Any], key: str) -> str | None:
+        value = found.get(key)
+        if not isinstance(value, str | None):
+            raise self.folder.damaged(ADAPTER_CONFIG, f"one whose {key} is {value!r}, expected a text")
+        return value
 
     def _none_here(self) -> UserError:
         below = sorted(path.parent.name for path in self.folder.path.glob(f"*/{ADAPTER_CONFIG}"))

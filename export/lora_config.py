@@ -123,7 +123,7 @@ class LoraConfig:
         values = {each: found[each] for each in cls.__dataclass_fields__ if found.get(each) is not None}
         try:
             return cls(label, **{key: _CONVERT[key](value) for key, value in values.items()})
-        except (TypeError, ValueError, AttributeError, re.error) as error:
+        except (TypeError, ValueError, OverflowError, AttributeError, re.error) as error:
             raise UserError(
                 f"{label}: adapter_config.json is damaged | {error} | copy or download the adapter again"
             ) from error
@@ -162,8 +162,8 @@ def _matched(patterns: Mapping[str, Any], paths: Iterable[str], default: Any) ->
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"it has {value!r}, expected a whole number above 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+        raise ValueError(f"it has {str(value)[:40]}, expected a whole number from 1 to {2**31 - 1}")
     return value
 
 

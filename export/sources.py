@@ -83,18 +83,21 @@ def _base(adapter: Adapter, weights: bool) -> Directory:
         )
     say(f"{adapter.label} belongs to {adapter.base}")
     try:
-        found = find(adapter.base, weights=weights, revision=adapter.base_revision)
+        folder, commit = _folder(adapter.base, weights, adapter.base_revision)
+        alone = folder.file(ADAPTER_CONFIG) is None
+        found = _directory(folder, commit) if alone else None
     except UserError as error:
         raise UserError(
             f"the base model of {adapter.label} cannot be had | it names {adapter.base}: "
             f"{str(error).replace(' | ', '; ')} "
             "| name a copy of that model with --model and this one with --adapter"
         ) from error
-    if not isinstance(found, Directory):
+    if found is None:
+        itself = folder.path.resolve() == adapter.folder.path.resolve()
+        got = "is the adapter itself" if itself else "is or has an adapter, too"
         raise UserError(
-            f"{adapter.label} is one of several adapters | its base model {adapter.base} has one of its "
-            "own, expected one in "
-            "all | merge them with peft first"
+            f"the base model of {adapter.label} is no model without adapters | {adapter.base} {got} | name the model with "
+            "--model and one adapter with --adapter, or merge all but one with peft first"
         )
     return found
 

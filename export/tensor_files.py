@@ -60,7 +60,10 @@ class Folder:
             return None
         try:
             found = json.loads(path.read_bytes())
-        except ValueError as error:
+            json.dumps(
+                found, ensure_ascii=False
+            ).encode()  # fails for lone surrogates, which no text may hold
+        except (ValueError, RecursionError) as error:
             raise self.damaged(name, f"not JSON ({error})") from error
         if not isinstance(found, dict):
             raise self.damaged(name, f"a JSON {type(found).__name__}, expected an object")

@@ -10,7 +10,7 @@ import importlib
 from types import ModuleType
 
 from foveate.engines.errors import UserError, unknown
-from foveate.export import checkpoint_keys, generation, licence, sources
+from foveate.export import checkpoint_keys, generation, licence, settings_types, sources
 from foveate.export.adapted import Adapted
 from foveate.export.dummy import Dummy
 from foveate.export.model_names import checkpoints, families, require
@@ -64,6 +64,7 @@ def load(
             f"{source.label} is of a family that is not supported | got model_type {model_type}, expected "
             f"{' or '.join(families())} | use a checkpoint of one of these"
         )
+    settings_types.check(source)
     checkpoint_keys.check(source, family(model_type).KEYS)
     answers = generation.defaults(source)  # what is refused is said before any long work
     parts = family(model_type).load(source, clip=clip, max_pixels=max_pixels)

@@ -337,7 +337,7 @@ def _pad_id(top: Config) -> int | None:
 
 def clip_of(source: Source, clip: str | None) -> tuple[dict[str, Any] | None, Source | str | None]:
     """Config of the tower's CLIP checkpoint, and that checkpoint or the hub id it can be had by."""
-    tower = {k: source.config.get("vision_config", CLIP_TOWER).get(k) for k in CLIP_TOWER}
+    tower = {k: (source.config.get("vision_config") or CLIP_TOWER).get(k) for k in CLIP_TOWER}
     beside = source.file("clip/config.json")
     if clip is not None or beside is not None:
         found = sources.find(clip or str(beside.parent))

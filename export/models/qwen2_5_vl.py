@@ -217,19 +217,22 @@ def _vision_spec(
 ) -> tuple[WindowSpec, dict[str, Any]]:
     """The encoder, and the settings by which pictures become its patches."""
     where = f"{source.label}: vision_config"
-    config = Config(source.config.get("vision_config", {}), _VISION_DEFAULTS, where)
+    config = Config(source.config.get("vision_config") or {}, _VISION_DEFAULTS, where)
     config.demand("spatial_merge_size", 2)
     config.demand("out_hidden_size", width)
     patch, frames = config.size("patch_size"), config.size("temporal_patch_size")
     window = config.size("window_size") // patch // 2
     seconds = config.number("tokens_per_second")
     image = image_processor.window_settings(source, patch, 2, frames, window, seconds, max_pixels) | pixels
+    full = config.get("fullatt_block_indexes")
+    if full is None:
+        raise config.misfit("fullatt_block_indexes", None, "a list of layers")
     spec = WindowSpec(
         hidden_size=config.size("hidden_size"),
         intermediate_size=config.size("intermediate_size"),
         num_heads=config.size("num_heads"),
         depth=config.size("depth"),
-        full=tuple(config.get("fullatt_block_indexes")),
+        full=tuple(full),
         window=window,
         patch_size=patch,
         frames=frames,

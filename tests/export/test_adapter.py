@@ -310,6 +310,9 @@ def test_settings_beside_an_adapter_stand_before_the_base_models(base, adapter, 
         ),
         ({"bias": "some"}, "bias some"),
         ({"r": "many"}, "whole number"),
+        ({"r": 10**400}, "whole number"),
+        ({"lora_alpha": 10**400}, "damaged"),
+        ({"base_model_name_or_path": 5}, "base_model_name_or_path is 5, expected a text"),
         ({"rank_pattern": {"(": 3}}, "damaged"),
         ({"alpha_pattern": {"q_proj": "x"}}, "damaged"),
         ({"r": 2}, r"expected \[2, 64\]"),
@@ -363,7 +366,11 @@ def test_several_adapters(base, copy, adapter, tmp_path):
 def test_an_adapter_to_an_adapter(base, adapter, tmp_path, edit_json):
     shutil.copytree(adapter, tmp_path / "upon")
     edit_json(tmp_path / "upon" / "adapter_config.json", base_model_name_or_path=str(adapter))
-    assert "one of several adapters" in refusal(tmp_path / "upon")
+    assert "is or has an adapter" in refusal(tmp_path / "upon")
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(tmp_path / "upon"))
+    assert "is or has an adapter" in refusal(tmp_path / "upon"), "each is the other's base model"
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(adapter))
+    assert "is the adapter itself" in refusal(adapter)
 
 
 @pytest.mark.parametrize("name", [None, "/home/someone/llava", "no-such-place"])
