@@ -15,7 +15,8 @@ _PR_SET_PDEATHSIG = 1
 def end_with(parent: int) -> None:
     """Have this process killed when ``parent``, the id of the one that started it, ends, however that ends.
 
-    A compiler whose parent was killed would go on for minutes and write into a folder that nobody waits for. On Linux alone.
+    A compiler whose parent was killed would go on for minutes and write into a folder that nobody waits
+    for. On Linux alone.
     """
     if sys.platform != "linux":
         return

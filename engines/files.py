@@ -1,7 +1,8 @@
-"""Files and folders that stand under their final name whole or not at all: written aside, flushed to the disk, renamed.
+"""Files and folders that stand under their final name whole or not at all: written aside, flushed to the
+disk, renamed.
 
-A process that is killed half-way leaves a hidden temporary file beside the final name. The next writer of the same file
-removes it. A power failure at any moment leaves the old content or the new one.
+A process that is killed half-way leaves a hidden temporary file beside the final name. The next writer of
+the same file removes it. A power failure at any moment leaves the old content or the new one.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ def difference(got: str, expected: str) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write a file to; when the block succeeds, the file gets the name ``path``, in place of one that had it.
+    """A path to write a file to; when the block succeeds, the file gets the name ``path``, in place of one
+    that had it.
 
-    The temporary path has the suffix of ``path`` and stands in the same folder. Where ``path`` is a symbolic link, the file
-    that it points to is replaced. When the block raises, nothing is left. Raises OSError.
+    The temporary path has the suffix of ``path`` and stands in the same folder. Where ``path`` is a
+    symbolic link, the file that it points to is replaced. When the block raises, nothing is left. Raises
+    OSError.
     """
     final = Path(os.path.realpath(path))
     _remove_abandoned(final)
@@ -66,7 +69,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _remove_abandoned(final: Path) -> None:
-    """Temporary files of writers of ``final`` that were killed. Where the file system has no locks they stay."""
+    """Temporary files of writers of ``final`` that were killed. Where the file system has no locks they
+    stay."""
     pattern = rf"\.{re.escape(final.stem)}\.[0-9a-f]{{8}}\.part{re.escape(final.suffix)}"
     with contextlib.suppress(OSError):  # without them writing goes on
         for name in os.listdir(final.parent):
@@ -81,7 +85,8 @@ def _remove_abandoned(final: Path) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Write every file and folder in ``folder`` from memory to the disk. Raises OSError, as for a full disk."""
+    """Write every file and folder in ``folder`` from memory to the disk. Raises OSError, as for a full
+    disk."""
     for root, _, names in os.walk(folder):
         for name in names:
             _flush(Path(root, name))
@@ -105,8 +110,8 @@ def flush_folder(folder: Path) -> None:
 def put_folder(new: Path, place: Path) -> Path | None:
     """Give the folder ``new`` the name ``place``; where the folder that had this name stands now, or None.
 
-    Both are in one file system. Where that file system can exchange two names, there is no moment without a whole folder at
-    ``place``. Raises OSError, and both folders are where they were.
+    Both are in one file system. Where that file system can exchange two names, there is no moment without
+    a whole folder at ``place``. Raises OSError, and both folders are where they were.
     """
     if not os.path.lexists(place):
         new.rename(place)

@@ -1,12 +1,14 @@
-"""Locks between processes that write into one folder, on one machine, in several containers, or on several hosts.
+"""Locks between processes that write into one folder, on one machine, in several containers, or on several
+hosts.
 
-A lock is ``flock`` on a small file that is never deleted. The kernel frees it when its process ends, however it ends: what a
-killed process left is known by its free lock, and process ids, which repeat in containers, do not matter. The file tells who
-holds the lock, for messages alone.
+A lock is ``flock`` on a small file that is never deleted. The kernel frees it when its process ends, however
+it ends: what a killed process left is known by its free lock, and process ids, which repeat in containers, do
+not matter. The file tells who holds the lock, for messages alone.
 
-Some file systems have no ``flock``, and on some (NFS, CIFS, FUSE) it may hold on this host alone. There a second file,
-``<lock>.owner``, is created exclusively and removed at the end. It names the host, its boot, the process and when that
-started. One that another host left is never removed, since its processes cannot be seen from here; the message names the file.
+Some file systems have no ``flock``, and on some (NFS, CIFS, FUSE) it may hold on this host alone. There a
+second file, ``<lock>.owner``, is created exclusively and removed at the end. It names the host, its boot,
+the process and when that started. One that another host left is never removed, since its processes cannot
+be seen from here; the message names the file.
 """
 
 from __future__ import annotations
@@ -66,8 +68,8 @@ def beside(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock. ``boot`` is Linux's id of the machine's current run, ``started`` when the process began (clock ticks
-    after the boot), ``space`` its namespace of process ids."""
+    """Who holds a lock. ``boot`` is Linux's id of the machine's current run, ``started`` when the process
+    began (clock ticks after the boot), ``space`` its namespace of process ids."""
 
     what: str
     host: str
@@ -102,8 +104,9 @@ def held(
 ) -> Iterator[None]:
     """Hold the lock ``file`` during the block; ``what`` is told to others who want it, e.g. "foveate build".
 
-    When somebody else holds it: with ``wait`` this is called once with a line, and the lock is waited for; without it
-    UserError says ``refused`` | who holds it | ``remedy``. Raises OSError when ``file`` cannot be opened.
+    When somebody else holds it: with ``wait`` this is called once with a line, and the lock is waited for;
+    without it UserError says ``refused`` | who holds it | ``remedy``. Raises OSError when ``file`` cannot
+    be opened.
     """
     said = False
     while isinstance(found := _take(file, Owner.here(what)), str):
@@ -160,7 +163,8 @@ def _take(file: Path, me: Owner) -> _Taken | str:
 
 
 def try_flock(descriptor: int) -> bool | None:
-    """Whether an open file is locked now; None where its file system has no such locks. Never waits. Raises OSError."""
+    """Whether an open file is locked now; None where its file system has no such locks. Never waits.
+    Raises OSError."""
     if fcntl is None:
         return None
     try:
@@ -199,7 +203,8 @@ def _is_shared(file: Path) -> bool:
 
 
 def _create_owner(file: Path, me: Owner, *, flocked: bool) -> str | None:
-    """Create the second file; who holds the lock where it is there already. Raises UserError for another host's."""
+    """Create the second file; who holds the lock where it is there already. Raises UserError for another
+    host's."""
     for _ in range(5):
         try:
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -261,7 +266,8 @@ def _read(descriptor: int) -> str:
 
 
 def _boot() -> str:
-    """Differs from machine to machine and from one run of a machine to the next; containers of one machine share it."""
+    """Differs from machine to machine and from one run of a machine to the next; containers of one machine
+    share it."""
     return _line("/proc/sys/kernel/random/boot_id")
 
 

@@ -1,6 +1,7 @@
 """Mounted file systems, as Linux tells of them: where each one is mounted, and of which type it is.
 
-Python's ``os.path.ismount`` does not see a bind mount whose source is on the same disk; ``/proc/self/mountinfo`` does.
+Python's ``os.path.ismount`` does not see a bind mount whose source is on the same disk;
+``/proc/self/mountinfo`` does.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ _MOUNTINFO = Path("/proc/self/mountinfo")
 
 @dataclass(frozen=True)
 class Mount:
-    """``point``: the absolute path of the folder; ``kind``: the file system's type, e.g. "ext4" or "fuse.sshfs"."""
+    """``point``: the absolute path of the folder; ``kind``: the file system's type, e.g. "ext4" or
+    "fuse.sshfs"."""
 
     point: Path
     kind: str
 
 
 def mounts() -> list[Mount]:
-    """Every mount that this process sees, in the order in which they were made; none where the system does not tell."""
+    """Every mount that this process sees, in the order in which they were made; none where the system does
+    not tell."""
     try:
         lines = _MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:  # no Linux, or no /proc
@@ -46,6 +49,7 @@ def of(path: Path) -> Mount | None:
 
 
 def at_or_below(folder: Path) -> bool:
-    """Whether a file system is mounted at ``folder`` or in it, so that the folder cannot be renamed or removed."""
+    """Whether a file system is mounted at ``folder`` or in it, so that the folder cannot be renamed or
+    removed."""
     real = Path(os.path.realpath(folder))
     return os.path.ismount(real) or any(mount.point.is_relative_to(real) for mount in mounts())

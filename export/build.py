@@ -135,8 +135,8 @@ def _build(
     asked: list[str] | None,
     out: Path,
 ) -> list[str]:
-    """Build the bundle of arguments whose names are right; its dialects. The place is reserved before anything is
-    downloaded."""
+    """Build the bundle of arguments whose names are right; its dialects. The place is reserved before
+    anything is downloaded."""
     from foveate.export import (  # they import torch, which takes seconds
         build_bundle,
         calibrate,

@@ -1,4 +1,5 @@
-"""A checkpoint's parts and a method become the files of a bundle: graphs, weights, recorded answers, and their manifest."""
+"""A checkpoint's parts and a method become the files of a bundle: graphs, weights, recorded answers, and
+their manifest."""
 
 from __future__ import annotations
 
@@ -47,12 +48,14 @@ def build(
     calibration: calibrate.Calibration | None = None,
     llm_parts: int = 1,
 ) -> None:
-    """Write the bundle of ``parts`` pruned by ``method`` to ``out``; an older bundle there is replaced at the end.
+    """Write the bundle of ``parts`` pruned by ``method`` to ``out``; an older bundle there is replaced at the
+    end.
 
-    ``pruner`` is where the weights of a trained method are (``pruner_weights.joined``). ``statistics`` are those of ``parts``;
-    with ``calibration`` they are collected, and ``parts`` made easier to quantize. ``llm_parts``: into how many graphs the
-    language model is cut, of which a compiler then sees one at a time. Raises UserError when ``out`` is something else than a
-    bundle or is in use, when there are no such weights, and when the disk is full.
+    ``pruner`` is where the weights of a trained method are (``pruner_weights.joined``). ``statistics`` are
+    those of ``parts``; with ``calibration`` they are collected, and ``parts`` made easier to quantize.
+    ``llm_parts``: into how many graphs the language model is cut, of which a compiler then sees one at a
+    time. Raises UserError when ``out`` is something else than a bundle or is in use, when there are no
+    such weights, and when the disk is full.
     """
     with reserved(out) as place:
         write_bundle(
@@ -80,8 +83,8 @@ def write_bundle(
     calibration: calibrate.Calibration | None = None,
     llm_parts: int = 1,
 ) -> list[str]:
-    """As ``build``, to a place that is reserved. Returns the dialects that the bundle has: those that were asked for, less what
-    would overflow (``write.widen``)."""
+    """As ``build``, to a place that is reserved. Returns the dialects that the bundle has: those that were
+    asked for, less what would overflow (``write.widen``)."""
     precision = Precision.of(precision)
     calibrated = bool(statistics or calibration)
     dialects, _ = precisions.dialects(precision, dialects, calibrated, most_sorted(parts, method))
@@ -111,7 +114,8 @@ def write_bundle(
 
 
 def _require_room(place: Place, decoder: DecoderSpec, precision: str) -> None:
-    """Refuse a disk that cannot hold the language model's matrices alone, before any work. Raises UserError."""
+    """Refuse a disk that cannot hold the language model's matrices alone, before any work. Raises
+    UserError."""
     width, head = decoder.hidden_size, decoder.head_dim
     attention = 2 * width * head * (decoder.num_heads + decoder.num_kv_heads)
     layers = decoder.num_layers * (attention + 3 * width * decoder.intermediate_size)
@@ -141,7 +145,8 @@ def manifest(
     precision: Precision,
     dialects: dict[str, dict[str, object]],
 ) -> dict[str, object]:
-    """The values of ``bundle.json`` but ``format`` and ``files``; ``dialects`` as ``write_graphs`` gives them."""
+    """The values of ``bundle.json`` but ``format`` and ``files``; ``dialects`` as ``write_graphs`` gives
+    them."""
     decoder, total = parts.spec.decoder, parts.spec.vision.picture_tokens
     fields = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size")
     fields += ("vocab_size", "max_positions")

@@ -1,5 +1,5 @@
-"""What ``--model`` may say: the name of a model, a directory, or a hub id. Looked up without importing a family, whose torch takes
-seconds."""
+"""What ``--model`` may say: the name of a model, a directory, or a hub id. Looked up without importing a
+family, whose torch takes seconds."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """A bundle that is whole takes the place of what stood there, in one step where that can be.
 
 * A folder is exchanged by renaming: at every moment the old bundle or the new one is there.
-* Where the folder cannot be renamed (a mount point, a folder of an image's lower layer), files are moved into it one by one,
-  ``bundle.json`` last. A file is never written over, so programs that have the old ones mapped go on with them. Without
-  ``bundle.json`` the folder is an unfinished build, which readers refuse and the next build replaces.
+* Where the folder cannot be renamed (a mount point, a folder of an image's lower layer), files are moved into
+  it one by one, ``bundle.json`` last. A file is never written over, so programs that have the old ones mapped
+  go on with them. Without ``bundle.json`` the folder is an unfinished build, which readers refuse and the
+  next build replaces.
 
 Compiled engines that the new files fit stay; of each that is dropped the caller is told.
 """
@@ -43,8 +44,8 @@ def compiled(folder: Path, bundle: Bundle | None = None) -> list[Plan]:
 
 
 def publish(place: Place, bundle: Bundle, say: Callable[[str], None]) -> None:
-    """Put the bundle in ``place.root`` to ``place.folder``, whose locks are held; ``say`` is told of engines that are kept and
-    dropped.
+    """Put the bundle in ``place.root`` to ``place.folder``, whose locks are held; ``say`` is told of engines
+    that are kept and dropped.
 
     When it cannot be put there, it is kept beside, whole. Raises UserError.
     """
@@ -72,7 +73,8 @@ def publish(place: Place, bundle: Bundle, say: Callable[[str], None]) -> None:
 
 
 def _carried(plan: Plan, root: Path) -> bool:
-    """Whether the files of an engine could be brought into ``root``: as links where the file system has them."""
+    """Whether the files of an engine could be brought into ``root``: as links where the file system has
+    them."""
     target = root / _ENGINES / plan.key
     try:
         target.mkdir(parents=True)
@@ -110,7 +112,8 @@ def _exchanged(place: Place) -> bool:
 
 
 def _put_inside(place: Place, engines: set[str]) -> None:
-    """Move the files of ``place.root`` into ``place.folder``, ``bundle.json`` last; of the older bundle ``engines`` stay."""
+    """Move the files of ``place.root`` into ``place.folder``, ``bundle.json`` last; of the older bundle
+    ``engines`` stay."""
     root, folder = place.root, place.folder
     new = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
     new = [path for path in new if path.parts[0] != _ENGINES]

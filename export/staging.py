@@ -1,9 +1,10 @@
-"""Where a bundle is built: the folder that ``--out`` means is checked and locked before any work, and replaced at the end.
+"""Where a bundle is built: the folder that ``--out`` means is checked and locked before any work, and
+replaced at the end.
 
-The bundle is written into a hidden folder on the same disk, beside its final place. A build that fails or is killed leaves
-nothing under the final name; what it left beside is removed by the next one, which is the sign that its lock is free
-(``engines.locks``). Where the final folder cannot be renamed, as a mount point, the hidden folder stands inside it, and so does
-the lock (``publish``).
+The bundle is written into a hidden folder on the same disk, beside its final place. A build that fails or
+is killed leaves nothing under the final name; what it left beside is removed by the next one, which is the
+sign that its lock is free (``engines.locks``). Where the final folder cannot be renamed, as a mount point,
+the hidden folder stands inside it, and so does the lock (``publish``).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ _FOREIGN = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}  # what f
 
 @dataclass(frozen=True)
 class Place:
-    """``folder`` is the real one, behind any link; ``root`` is what the bundle is written into; ``name`` is the bundle's.
-    ``inside``: ``folder`` cannot be renamed, and ``root`` is in it."""
+    """``folder`` is the real one, behind any link; ``root`` is what the bundle is written into; ``name``
+    is the bundle's. ``inside``: ``folder`` cannot be renamed, and ``root`` is in it."""
 
     name: str
     folder: Path
@@ -51,8 +52,8 @@ class Place:
 def reserved(out: Path) -> Iterator[Place]:
     """The place of a bundle to be built at ``out``; nobody else builds or compiles there during the block.
 
-    At the end of the block what is left of ``root`` is removed. Raises UserError where ``out`` is something else than a bundle,
-    cannot be written to, or is in use.
+    At the end of the block what is left of ``root`` is removed. Raises UserError where ``out`` is
+    something else than a bundle, cannot be written to, or is in use.
     """
     name, folder = Path(os.path.abspath(out)).name, _real(out)
     try:
@@ -63,7 +64,8 @@ def reserved(out: Path) -> Iterator[Place]:
         raise UserError(f"{out} is in the way | {reason} | choose another --out")
     hidden = _hidden(folder, inside)
     with contextlib.ExitStack() as stack:
-        # behind the locks: the old bundle holds one of them, and NFS and FUSE keep files that are open in their folder
+        # behind the locks: the old bundle holds one of them, and NFS and FUSE keep files that are open in
+        # their folder
         for root in (hidden, hidden.with_name(f"{hidden.name}.old")):
             stack.callback(shutil.rmtree, root, ignore_errors=True)
         try:
@@ -104,8 +106,8 @@ def no_room(folder: Path, error: OSError) -> UserError:
 
 
 def in_the_way(folder: Path, name: str) -> str | None:
-    """Why no bundle called ``name`` may be put at ``folder``: something else is there; None: nothing is, or a bundle, or what a
-    build into that folder left."""
+    """Why no bundle called ``name`` may be put at ``folder``: something else is there; None: nothing is,
+    or a bundle, or what a build into that folder left."""
     if not os.path.lexists(folder) or (folder / "bundle.json").is_file():
         return None
     if not folder.is_dir():
@@ -154,8 +156,8 @@ def _real(out: Path) -> Path:
 
 
 def _cannot_be_renamed(folder: Path) -> bool:
-    """Whether the bundle has to be put into ``folder`` file by file: something is mounted there, its name cannot be changed, it
-    is the current folder (whose name a shell would lose), or that was begun before."""
+    """Whether the bundle has to be put into ``folder`` file by file: something is mounted there, its name
+    cannot be changed, it is the current folder (whose name a shell would lose), or that was begun before."""
     if not folder.is_dir():
         return False
     return (

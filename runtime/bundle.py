@@ -1,8 +1,10 @@
 """Bundle: a directory that holds everything a device needs, and ``bundle.json``, which says what that is.
 
-In: a directory. Out: a ``Bundle`` whose files are those that were built: present, of the right size, unchanged.
+In: a directory. Out: a ``Bundle`` whose files are those that were built: present, of the right size,
+unchanged.
 
-Files are checked on every load, large ones by their stamps (``runtime.stamps``), which ``engines/.checked.json`` keeps.
+Files are checked on every load, large ones by their stamps (``runtime.stamps``), which
+``engines/.checked.json`` keeps.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ FORMAT = 1
 
 _MANIFEST = "bundle.json"
 UNFINISHED = ".unfinished"
-"""Stands in a folder while a build replaces the bundle in it file by file: a JSON list of the new files' paths."""
+"""Stands in a folder while a build replaces the bundle in it file by file: a JSON list of the new files'
+paths."""
 _STAMPS = Path("engines", ".checked.json")
 _APPENDING = ("primitive",)  # dialects whose graphs give out the new rows of their caches alone
 
@@ -56,7 +59,8 @@ class Manifest:
     prompt: dict[str, Any]
     files: dict[str, dict[str, Any]]  # path in the bundle -> size, sha256
     cuts: tuple[int, ...] = ()  # decoder layers before which it is cut to prune
-    # by stage, as points of ``runtime.budget``: what it is given, and what it leaves at most where that differs
+    # by stage, as points of ``runtime.budget``: what it is given, and what it leaves at most where that
+    # differs
     budgets: dict[str, list[list[float]]] = field(default_factory=dict)
     limits: dict[str, list[list[float]]] = field(default_factory=dict)
     vision: dict[str, Any] | None = (
@@ -98,7 +102,8 @@ class Manifest:
 
     @property
     def segments(self) -> list[tuple[str, str | None]]:
-        """The graphs of the language model in order, ``llm`` or ``llm.0`` and so on, each with the pruner behind it."""
+        """The graphs of the language model in order, ``llm`` or ``llm.0`` and so on, each with the pruner
+        behind it."""
         following = zip_longest(self.stages, self.stages[1:], fillvalue="")
         return [
             (name, behind if behind.startswith("pruner.") else None)
@@ -112,8 +117,8 @@ class Manifest:
         return spec.appending() if dialect in _APPENDING and spec.in_place else spec
 
     def forms(self, graph: str, dialect: str) -> list[tuple[GraphSpec, str]]:
-        """What is compiled of a graph, each with its file: the graph and, where there is one, its form for many new rows
-        (``engines.by_rows``), whose spec is called ``<graph>.prefill``."""
+        """What is compiled of a graph, each with its file: the graph and, where there is one, its form for
+        many new rows (``engines.by_rows``), whose spec is called ``<graph>.prefill``."""
         spec, kinds = self.spec(graph, dialect), self.dialects[dialect]
         found = [(spec, kinds["files"][graph])]
         if graph in kinds.get("prefill", {}):
@@ -137,7 +142,8 @@ class Bundle:
         return self.path / self.manifest.dialects[dialect].get("golden", "golden.npz")
 
     def require_own_weights(self, dialect: str) -> None:
-        """Raise UserError when a graph of the ``dialect`` reads weights from other files than those of the bundle."""
+        """Raise UserError when a graph of the ``dialect`` reads weights from other files than those of the
+        bundle."""
         for graph in self.manifest.dialects[dialect]["files"]:
             for _, file in self.manifest.forms(graph, dialect):
                 require_external_data(self.path / file, self.manifest.files)
@@ -152,8 +158,9 @@ def load(
 ) -> Bundle:
     """Read and verify the bundle in directory ``path``; ``full`` hashes every file whatever its stamp.
 
-    ``progress`` is called with the name of each file about to be hashed that takes a while. Raises UserError when
-    the directory is no bundle, was made by a newer foveate, or a file is missing or changed.
+    ``progress`` is called with the name of each file about to be hashed that takes a while. Raises
+    UserError when the directory is no bundle, was made by a newer foveate, or a file is missing or
+    changed.
     """
     root = Path(path)
     bundle = Bundle(root, _read_manifest(root))
@@ -178,7 +185,8 @@ def write_manifest(path: str | os.PathLike[str], values: Mapping[str, Any]) -> M
 
 
 def stored_files(root: Path) -> list[str]:
-    """The files a bundle ships with, as POSIX paths: all but ``bundle.json``, its lock, and what was compiled from them."""
+    """The files a bundle ships with, as POSIX paths: all but ``bundle.json``, its lock, and what was
+    compiled from them."""
     apart = {_MANIFEST, UNFINISHED, locks.inside(root).name}
     found = (p.relative_to(root) for p in root.rglob("*") if p.is_file())
     return sorted(p.as_posix() for p in found if p.parts[0] != "engines" and p.as_posix() not in apart)

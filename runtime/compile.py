@@ -1,11 +1,11 @@
 """``foveate compile``: the graphs of a bundle become engines for this machine, and prove themselves.
 
-In: a bundle. Out: ``engines/<key>/`` in it, written aside and renamed: a killed run leaves no half engine. Before that the
-engines answer what was recorded at build time (``runtime.check``); one that answers wrongly is compiled again with what
-is known to help, and where nothing helps nothing is written.
+In: a bundle. Out: ``engines/<key>/`` in it, written aside and renamed: a killed run leaves no half engine.
+Before that the engines answer what was recorded at build time (``runtime.check``); one that answers wrongly
+is compiled again with what is known to help, and where nothing helps nothing is written.
 
-A bundle's lock (``engines.locks.inside``) is held from before the bundle is read, so that no build replaces it meanwhile, and of
-two compilations the second waits for the first.
+A bundle's lock (``engines.locks.inside``) is held from before the bundle is read, so that no build
+replaces it meanwhile, and of two compilations the second waits for the first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from foveate.runtime.plans import TARGETS, Plan, backend, refused_dialect
 __all__ = ["MAX_CONTEXT", "OPTIONS", "compile_bundle", "main"]
 
 MAX_CONTEXT = 4096
-"""Rows of the kv cache where TensorRT fixes them, unless --max-context says otherwise or the model takes fewer."""
+"""Rows of the kv cache where TensorRT fixes them, unless --max-context says otherwise or the model takes
+fewer."""
 _WORK = ".compiling-"  # folders of this prefix beside the engines are those of runs that were killed, or ours
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -66,10 +67,11 @@ def compile_bundle(
 ) -> Path:
     """Compile every graph of the bundle at ``path`` for this machine; the folder with the engines.
 
-    ``provider`` is ONNX Runtime's, "cpu" (also None) or "cuda". ``accuracy_level`` is that of int4 products in ONNX
-    Runtime: 4 (also None) rounds activations to int8 and is several times as fast, 1 computes in float32. ``options`` are
-    those of TensorRT, see ``OPTIONS``. ``dialect`` None: the best that the target takes. ``progress`` gets a line per
-    graph. An engine that already fits is left alone unless ``force``. Raises UserError.
+    ``provider`` is ONNX Runtime's, "cpu" (also None) or "cuda". ``accuracy_level`` is that of int4
+    products in ONNX Runtime: 4 (also None) rounds activations to int8 and is several times as fast, 1
+    computes in float32. ``options`` are those of TensorRT, see ``OPTIONS``. ``dialect`` None: the best
+    that the target takes. ``progress`` gets a line per graph. An engine that already fits is left alone
+    unless ``force``. Raises UserError.
     """
     module = backend(target)
     given = {"provider": provider, "accuracy_level": accuracy_level, **(options or {})}
@@ -120,8 +122,8 @@ def _compile(
 
 @contextlib.contextmanager
 def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of the bundle at ``path``, waiting for others that write there. Where there is no bundle, or it cannot be
-    written to, nobody writes and none is held."""
+    """Hold the lock of the bundle at ``path``, waiting for others that write there. Where there is no
+    bundle, or it cannot be written to, nobody writes and none is held."""
     with contextlib.ExitStack() as stack:
         if (path / "bundle.json").is_file():
             lock = locks.held(*(locks.inside(path), "foveate compile"), refused="", remedy="", wait=progress)
@@ -135,7 +137,8 @@ def _locked(path: Path, progress: Progress) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _work_folder(bundle: Bundle) -> Iterator[Path]:
-    """A folder beside the engines that is removed at the end, with what killed runs left. The bundle's lock is held."""
+    """A folder beside the engines that is removed at the end, with what killed runs left. The bundle's
+    lock is held."""
     engines = bundle.path / "engines"
     try:
         engines.mkdir(exist_ok=True)
@@ -165,7 +168,8 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 
 def _options(target: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the target, defaults where None was given. Raises UserError for one that it has not, or a wrong value."""
+    """Those of the target, defaults where None was given. Raises UserError for one that it has not, or a
+    wrong value."""
     allowed = OPTIONS[target]
     for name, value in given.items():
         if value not in (None, False) and name not in allowed:

@@ -1,16 +1,17 @@
-"""Compiled engines of a bundle: where they stand, what they are bound to, and whether this machine may load them.
+"""Compiled engines of a bundle: where they stand, what they are bound to, and whether this machine may load
+them.
 
 ``engines/<key>/`` holds what a backend compiled and ``engine.json``::
 
-    {"target": "onnxruntime", "machine": {...},          # the backend's own word on what the engine is bound to
-     "dialect": "ort", "options": {...},
-     "sources": {"llm.ort.onnx": sha256, "weights/llm.data": sha256, ...},
-     "remedies": {"llm": [...], ...},                     # what it took to compile a graph, in words
-     "self_test": {"ok": true, "findings": [...]},        # or {"not_run": why}; see runtime.compile
-     "files": {"llm.onnx": {"size": ..., "sha256": ...}, ...}}
+{"target": "onnxruntime", "machine": {...},          # the backend's own word on what the engine is bound to
+"dialect": "ort", "options": {...}, "sources": {"llm.ort.onnx": sha256, "weights/llm.data": sha256, ...},
+"remedies": {"llm": [...], ...},                     # what it took to compile a graph, in words "self_test":
+{"ok": true, "findings": [...]},        # or {"not_run": why}; see runtime.compile "files": {"llm.onnx":
+{"size": ..., "sha256": ...}, ...}}
 
-An engine made from other files or for another machine, and one whose own files have changed, is refused with the reason, never
-loaded. Its files are checked as a bundle's are (``runtime.stamps``); ``engines/<key>/.checked.json`` keeps their stamps.
+An engine made from other files or for another machine, and one whose own files have changed, is refused
+with the reason, never loaded. Its files are checked as a bundle's are (``runtime.stamps``);
+``engines/<key>/.checked.json`` keeps their stamps.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ TARGETS = {
 
 
 def backend(target: str) -> Any:
-    """The backend of a target: see ``engines.base``. Raises UserError when the target is unknown or its library is not
-    installed."""
+    """The backend of a target: see ``engines.base``. Raises UserError when the target is unknown or its
+    library is not installed."""
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
     module, library, remedy = TARGETS[target]
@@ -92,8 +93,8 @@ class Plan:
     def fault(
         self, bundle: Bundle, *, full: bool = False, progress: Callable[[str], None] | None = None
     ) -> str | None:
-        """Why this machine must not load it, or None. ``full`` hashes the compiled files whatever their stamps; ``progress``
-        gets the path of each large file that is about to be hashed."""
+        """Why this machine must not load it, or None. ``full`` hashes the compiled files whatever their
+        stamps; ``progress`` gets the path of each large file that is about to be hashed."""
         if self.sources != sources(bundle, self.dialect):
             return "it was compiled from other files than the bundle holds now"
         module = backend(self.target)
@@ -140,7 +141,8 @@ def sources(bundle: Bundle, dialect: str) -> dict[str, str]:
 
 
 def plans(bundle: Bundle) -> Iterator[Plan]:
-    """Every compiled engine of the bundle, in the order of TARGETS and then by key. Raises UserError for a damaged record."""
+    """Every compiled engine of the bundle, in the order of TARGETS and then by key. Raises UserError for a
+    damaged record."""
     yield from plans_in(bundle.path)
 
 
@@ -161,8 +163,8 @@ def plans_in(folder: Path) -> list[Plan]:
 
 
 def choose(bundle: Bundle, engine: str | None = None, progress: Callable[[str], None] | None = None) -> Plan:
-    """The first engine that fits this machine; ``engine`` is a key or the beginning of one, e.g. a target. ``progress`` gets
-    the path of each large file that is about to be hashed. Raises UserError."""
+    """The first engine that fits this machine; ``engine`` is a key or the beginning of one, e.g. a target.
+    ``progress`` gets the path of each large file that is about to be hashed. Raises UserError."""
     every = list(plans(bundle))
     wanted = [plan for plan in every if engine is None or plan.key.startswith(engine)]
     if not wanted:
@@ -231,7 +233,8 @@ def _flag(name: str, value: Any) -> str:
 
 
 def load_engines(bundle: Bundle, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Engine]:
-    """The engine of every stage, by graph name. ``settings`` join the options of the compilation (``threads``)."""
+    """The engine of every stage, by graph name. ``settings`` join the options of the compilation
+    (``threads``)."""
     return {name: load_engine(bundle, plan, name, settings) for name in bundle.manifest.stages}
 
 

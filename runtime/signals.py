@@ -1,8 +1,9 @@
 """SIGTERM, which stops services and containers: a verb cleans up and ends with exit code 143.
 
-Without a handler Linux ignores SIGTERM for process 1, which a verb is in a container. The handler raises SystemExit in the
-main thread, so that ``finally`` and ``with`` do their work. A main thread that is busy in a library for longer than a few
-seconds is not waited for: what a verb writes is safe against being killed.
+Without a handler Linux ignores SIGTERM for process 1, which a verb is in a container. The handler raises
+SystemExit in the main thread, so that ``finally`` and ``with`` do their work. A main thread that is busy
+in a library for longer than a few seconds is not waited for: what a verb writes is safe against being
+killed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _GRACE = 5.0  # seconds; `docker stop` kills after 10
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """During the block SIGTERM raises ``SystemExit(143)``, and ends the process when it has not ended within seconds.
+    """During the block SIGTERM raises ``SystemExit(143)``, and ends the process when it has not ended within
+    seconds.
 
     Only in the main thread, and where nobody else handles SIGTERM; elsewhere the block runs as it is.
     """

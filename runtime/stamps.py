@@ -1,8 +1,9 @@
 """Whether files are those that were hashed when they were made, without hashing large ones each time.
 
-Sizes and the SHA-256 of small files are looked at every time. A large file is hashed once; then its stamp (size, time of the
-last change, inode) is kept in a file, and hashing is repeated only when the stamp differs. A change that keeps the stamp is
-found by the full check alone. Where that file cannot be written, as on read-only storage, large files are hashed every time.
+Sizes and the SHA-256 of small files are looked at every time. A large file is hashed once; then its stamp
+(size, time of the last change, inode) is kept in a file, and hashing is repeated only when the stamp
+differs. A change that keeps the stamp is found by the full check alone. Where that file cannot be written,
+as on read-only storage, large files are hashed every time.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def first_fault(
 ) -> Fault | None:
     """The first of the files that is missing or changed, or None.
 
-    ``expected``: path in ``root`` -> its ``size`` in bytes and ``sha256``. ``full`` hashes every file whatever its stamp.
-    ``progress`` gets the name of each large file that is about to be hashed.
+    ``expected``: path in ``root`` -> its ``size`` in bytes and ``sha256``. ``full`` hashes every file
+    whatever its stamp. ``progress`` gets the name of each large file that is about to be hashed.
     """
     known = {} if full else _read(stamps_file)
     fresh: dict[str, list[int]] = {}

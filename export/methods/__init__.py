@@ -1,7 +1,9 @@
-"""Pruning methods: one file each, found by name. In: a method's name and its options as text; out: a ``Method``.
+"""Pruning methods: one file each, found by name. In: a method's name and its options as text; out: a
+``Method``.
 
-A file ``<name>.py`` in this folder with a frozen dataclass ``Method`` (see ``base``, and ``export/inside.py`` for those
-inside the language model) is a method; nothing else is to be registered anywhere. ``a+b`` is a pair of them.
+A file ``<name>.py`` in this folder with a frozen dataclass ``Method`` (see ``base``, and
+``export/inside.py`` for those inside the language model) is a method; nothing else is to be registered
+anywhere. ``a+b`` is a pair of them.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def names() -> list[str]:
 
 
 def require(name: str) -> None:
-    """Raise UserError (code 2) where ``name`` is no method and no pair of them. Imports none of them, nor torch."""
+    """Raise UserError (code 2) where ``name`` is no method and no pair of them. Imports none of them, nor
+    torch."""
     both = name.split("+")
     if len(both) > 2:
         raise errors.UserError(

@@ -1,4 +1,5 @@
-"""Where a bundle is put: mount points, links, disks of other kinds, bundles in use, and what killed builds left."""
+"""Where a bundle is put: mount points, links, disks of other kinds, bundles in use, and what killed builds
+left."""
 
 from __future__ import annotations
 
