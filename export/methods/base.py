@@ -79,7 +79,8 @@ class Method:
     """False: every token stays and the bundle has no pruner graph."""
 
     fills: ClassVar[bool] = True
-    """``count`` is ``keep``. False: it depends on the picture and may be less; rows behind it are 0, ``kept`` -1."""
+    """``count`` is ``keep``. False: it depends on the image. It is at most ``keep`` before the language model, where rows
+    behind it are 0 and ``kept`` is -1; inside, ``leaves`` gives the most."""
 
     merges: ClassVar[bool] = False
     """True: rows may be mixtures of tokens; ``reduce`` then also says which row each token went into."""
