@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from foveate.calib.scenes import HELD_OUT, make_scene, questions
+from foveate.calib.scenes.questions import HELD_OUT, make_scene, questions
 from foveate.engines.errors import UserError
-from foveate.runtime.image_file import load_image
-from foveate.runtime.image_source import ImageSource
+from foveate.runtime.images.image_file import load_image
+from foveate.runtime.images.image_source import ImageSource
 
 __all__ = ["COUNT", "PROMPTS", "SCENES", "Sample", "Samples", "load"]
 

@@ -24,9 +24,9 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from foveate.calib.equivalent import GROUPS, of_layer
+from foveate.calib.smoothing.fold import GROUPS, of_layer
+from foveate.engines.disk.files import atomic_file
 from foveate.engines.errors import UserError
-from foveate.engines.files import atomic_file
 
 __all__ = ["KINDS", "InputStatistics", "Statistics"]
 

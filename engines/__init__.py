@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 
-from foveate.engines.hidden import warn_of_hidden
+from foveate.engines.hidden_install import warn_of_hidden
 
 __all__ = ["NO_TELEMETRY", "switch_telemetry_off"]
 

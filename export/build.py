@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.calib import samples, schemes
 from foveate.engines.errors import UserError
-from foveate.export import lower, methods, model_names
-from foveate.export import precision as precisions
-from foveate.export.precision import Precision, choices
-from foveate.export.publish import compiled
-from foveate.export.staging import reserved
+from foveate.export import lowering, methods
+from foveate.export.bundling import precision as precisions
+from foveate.export.bundling.precision import Precision, choices
+from foveate.export.bundling.publish import compiled
+from foveate.export.bundling.staging import reserved
+from foveate.export.checkpoints import model_names
+from foveate.runtime.bundle.compiled import usable
 from foveate.runtime.cli import Parser
-from foveate.runtime.plans import usable
 
 if TYPE_CHECKING:
-    from foveate.export.methods.base import Method
-    from foveate.export.pair import Pair
-    from foveate.export.parts import Parts
+    from foveate.export.pruning.combined import Pair
+    from foveate.export.pruning.method import Method
+    from foveate.export.spec import Parts
 
 __all__ = ["build", "main"]
 
@@ -80,7 +81,7 @@ def _parser() -> Parser:
         "--pruner", help="weights of a trained pruner: a .safetensors or .pth file, or a hub id"
     )
     parser.add_argument(
-        "--dialects", help=f"comma-separated, of {', '.join(lower.names())}; default: all that can be had"
+        "--dialects", help=f"comma-separated, of {', '.join(lowering.names())}; default: all that can be had"
     )
     parser.add_argument(
         "--max-pixels",
@@ -109,7 +110,7 @@ def main(argv: list[str]) -> int:
     set_options = _options(args.set)
     precision = Precision(args.precision, args.head_precision, args.vision_precision, args.prefill_precision)
     asked = list(dict.fromkeys(args.dialects.split(","))) if args.dialects else None
-    lower.require(asked or [])
+    lowering.require(asked or [])
     model_names.require(args.model)
     if args.calibrate is not None and not args.statistics and not precision.schemes:
         raise UserError(
@@ -120,7 +121,7 @@ def main(argv: list[str]) -> int:
     out = args.out or _default_out(args)
     dialects = _build(args, set_options, precision, asked, out)
     if not args.no_compile:
-        from foveate.runtime.compile import compile_bundle
+        from foveate.runtime.compiling.compile import compile_bundle
 
         for target in usable(dialects):
             compile_bundle(out, target, progress=lambda line: print(line, file=sys.stderr))
@@ -137,12 +138,10 @@ def _build(
 ) -> list[str]:
     """Build the bundle of arguments whose names are right; its dialects. The place is reserved before
     anything is downloaded."""
-    from foveate.export import (  # they import torch, which takes seconds
-        build_bundle,
-        calibrate,
-        generation,
-        models,
-    )
+    from foveate.export import models
+    from foveate.export.bundling import build_bundle
+    from foveate.export.calibration import calibrate
+    from foveate.export.settings import generation
 
     method = methods.load(args.method, set_options)
     calibration = None
@@ -185,7 +184,7 @@ def _build(
 
 def build(parts: Parts, method: Method | Pair, out: Path, **options: Any) -> None:
     """``build_bundle.build``, imported when it is called."""
-    from foveate.export import build_bundle
+    from foveate.export.bundling import build_bundle
 
     build_bundle.build(parts, method, out, **options)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.runtime.layout import Layout
-from foveate.runtime.view import View
+from foveate.runtime.images.token_layout import Layout
+from foveate.runtime.images.view import View
 
 __all__ = ["Answer", "Clock", "Stream", "Timings"]
 

@@ -11,20 +11,20 @@ import numpy as np
 
 from foveate.engines.errors import UserError
 from foveate.runtime.answer import Answer, Clock, Stream, Timings
-from foveate.runtime.budget import Keep
-from foveate.runtime.decode import Picture, prompt_ids, prompt_items
-from foveate.runtime.film import Video
 from foveate.runtime.finite import refuse
-from foveate.runtime.generation import MAX_NEW_TOKENS, Generation, Options
-from foveate.runtime.image_source import ImageSource, read_once
-from foveate.runtime.layout import Layout
-from foveate.runtime.logits import Logits, NotFiniteError
-from foveate.runtime.penalties import Penalties
-from foveate.runtime.prompt import Segment
-from foveate.runtime.sampling import Sampler
-from foveate.runtime.stops import AnswerText, StopStrings
-from foveate.runtime.turns import Prompt, Turn, user_turn
-from foveate.runtime.vision import Seen
+from foveate.runtime.images.image_source import ImageSource, read_once
+from foveate.runtime.images.token_layout import Layout
+from foveate.runtime.llm.budget import Keep
+from foveate.runtime.llm.decoder import Picture, prompt_ids, prompt_items
+from foveate.runtime.llm.generation import MAX_NEW_TOKENS, Generation, Options
+from foveate.runtime.llm.logits import Logits, NotFiniteError
+from foveate.runtime.llm.penalties import Penalties
+from foveate.runtime.llm.sampling import Sampler
+from foveate.runtime.text.chat_prompt import Segment
+from foveate.runtime.text.stops import AnswerText, StopStrings
+from foveate.runtime.text.turns import Prompt, Turn, user_turn
+from foveate.runtime.video.video_file import Video
+from foveate.runtime.vision.stages import Seen
 
 if TYPE_CHECKING:
     from foveate.runtime.pipeline import Pipeline

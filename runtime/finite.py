@@ -14,10 +14,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from foveate.engines.base import Feed, host
+from foveate.engines.engine import Feed, host
 from foveate.engines.errors import UserError
-from foveate.engines.rows import Rows
-from foveate.runtime.bundle import Bundle, Manifest
+from foveate.engines.row_gather import Rows
+from foveate.runtime.bundle.loading import Bundle, Manifest
 from foveate.runtime.overflow import exceeded
 
 __all__ = ["first_wrong", "lies_on_host", "refuse"]

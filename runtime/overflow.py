@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from foveate.runtime.bundle import Bundle
+from foveate.runtime.bundle.loading import Bundle
 
 __all__ = ["FLOAT16_MAX", "Cause", "cause_of", "exceeded", "largest", "place"]
 

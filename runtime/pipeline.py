@@ -18,21 +18,21 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from foveate.engines.base import Engine
+from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.runtime.answer import Answer, Clock, Stream, Timings
-from foveate.runtime.budget import Keep
-from foveate.runtime.bundle import Bundle, Manifest
-from foveate.runtime.bundle import load as load_bundle
+from foveate.runtime.bundle.compiled import choose, load_engines
+from foveate.runtime.bundle.loading import Bundle, Manifest
+from foveate.runtime.bundle.loading import load as load_bundle
 from foveate.runtime.conversation import Chat, Images
-from foveate.runtime.decode import Decoder
-from foveate.runtime.film import Video, load_video
-from foveate.runtime.generation import Generation, Options
-from foveate.runtime.image_source import ImageSource, read_once
-from foveate.runtime.plans import choose, load_engines
-from foveate.runtime.prompt import ChatTokenizer
-from foveate.runtime.turns import Prompt
-from foveate.runtime.vision import Seen, VisionStages
+from foveate.runtime.images.image_source import ImageSource, read_once
+from foveate.runtime.llm.budget import Keep
+from foveate.runtime.llm.decoder import Decoder
+from foveate.runtime.llm.generation import Generation, Options
+from foveate.runtime.text.chat_prompt import ChatTokenizer
+from foveate.runtime.text.turns import Prompt
+from foveate.runtime.video.video_file import Video, load_video
+from foveate.runtime.vision.stages import Seen, VisionStages
 
 __all__ = ["Answer", "Chat", "Options", "Pipeline", "Stream", "Timings"]
 

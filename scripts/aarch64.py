@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foveate.calib.scenes import HELD_OUT, make_scene, questions
-from foveate.jetson.pack import pack
-from foveate.jetson.wheels import Target
-from foveate.runtime.compile import compile_bundle
+from foveate.calib.scenes.questions import HELD_OUT, make_scene, questions
+from foveate.jetson.deployment.pack import pack
+from foveate.jetson.deployment.wheels import Target
+from foveate.runtime.compiling.compile import compile_bundle
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 EMULATOR = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")  # of Debian's qemu-user-static

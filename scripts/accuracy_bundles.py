@@ -11,10 +11,10 @@ from accuracy_store import ROOT, code_version
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.export.parts import Parts
-from foveate.export.precision import Precision
-from foveate.runtime.budget import resolve_keep
-from foveate.runtime.compile import compile_bundle
+from foveate.export.bundling.precision import Precision
+from foveate.export.spec import Parts
+from foveate.runtime.compiling.compile import compile_bundle
+from foveate.runtime.llm.budget import resolve_keep
 
 __all__ = ["at_budgets", "options_of", "precision_of", "ready_bundle", "slug"]
 

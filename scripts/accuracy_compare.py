@@ -25,10 +25,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from foveate.calib.scenes import HELD_OUT, KINDS
+from foveate.calib.scenes.questions import HELD_OUT, KINDS
 from foveate.engines.errors import UserError
 from foveate.export import methods
-from foveate.runtime import bundle
+from foveate.runtime.bundle import loading as bundle
 
 WORKERS = 2
 SCREEN = Console(stderr=True)

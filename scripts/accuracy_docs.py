@@ -22,7 +22,7 @@ Written by `scripts/accuracy.py`; do not edit. {date}, {machine}:
 {command}
 ```
 
-{asked} questions about held-out scenes (`calib/scenes.py`, seeds from {first_seed} on), the same for every method, to the checkpoint
+{asked} questions about held-out scenes (`calib/scenes/questions.py`, seeds from {first_seed} on), the same for every method, to the checkpoint
 `{model}` in float32, through exported graphs and the runtime. An answer counts when it is exactly right. Every method has its
 published defaults. Intervals are Wilson's, 95 %; they are of one case: two methods answered the same questions, so a
 difference between them is surer than their intervals say.
@@ -46,7 +46,7 @@ Per cent of right answers by the number of visual tokens asked for; the best fir
 ## What it costs
 
 Tokens are means over the questions, in each part of the decoder between its cuts. FLOPs are the prefill's, computed by
-`runtime/costs.py` from the tokens that were really there. {clock}
+`runtime/measuring/costs.py` from the tokens that were really there. {clock}
 
 {costs}
 """

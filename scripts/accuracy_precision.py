@@ -21,9 +21,9 @@ from accuracy_bundles import ready_bundle
 from accuracy_compare import answer_all
 from accuracy_scenes import UNPRUNED, Plan
 
-from foveate.calib.scenes import HELD_OUT, KINDS
-from foveate.engines.ort import onnxruntime
-from foveate.runtime import bundle
+from foveate.calib.scenes.questions import HELD_OUT, KINDS
+from foveate.engines.ort.backend import onnxruntime
+from foveate.runtime.bundle import loading as bundle
 
 PRECISIONS = (
     *("fp32", "int8", "int4", "int4+prefill-int8"),

@@ -19,12 +19,12 @@ import numpy as np
 from accuracy_bundles import ready_bundle, slug
 from accuracy_store import Log, version
 
-from foveate.calib.scenes import Question, Scene, make_scene, questions
-from foveate.runtime import costs
-from foveate.runtime.budget import resolve_keep
-from foveate.runtime.bundle import Manifest
+from foveate.calib.scenes.questions import Question, Scene, make_scene, questions
+from foveate.runtime.bundle.loading import Manifest
+from foveate.runtime.llm.budget import resolve_keep
+from foveate.runtime.measuring import costs
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.prompt import Turn
+from foveate.runtime.text.chat_prompt import Turn
 
 __all__ = [
     "PER_SCENE",

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from foveate.runtime import bundle
+from foveate.runtime.bundle import loading as bundle
 
 __all__ = ["ROOT", "Log", "code_version", "version"]
 
 ROOT = Path(__file__).parents[1]
-_ANSWERS = ("foveate.runtime.pipeline", "foveate.engines.ort", "foveate.calib.scenes")
+_ANSWERS = ("foveate.runtime.pipeline", "foveate.engines.ort.backend", "foveate.calib.scenes.questions")
 _SKIPPED = (
     "golden.npz",
 )  # recorded by torch: no engine reads it, and other versions of torch round differently

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines.errors import UserError
-from foveate.runtime import bench
+from foveate.runtime.measuring import bench
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ from bench_rivals import ask, start
 from PIL import Image
 from rivals import gguf_file, projector_file
 
-from foveate.runtime.bench import environment, question
-from foveate.runtime.bundle import load
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.measuring.bench import environment, question
 from foveate.runtime.pipeline import Pipeline
 
 LLAMA = "llama.cpp-q4_0"

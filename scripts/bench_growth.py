@@ -26,9 +26,9 @@ import numpy as np
 from bench_rivals import Ours
 from matplotlib import pyplot as plt
 
-from foveate.runtime import costs
-from foveate.runtime.bench import environment
-from foveate.runtime.bundle import load
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.measuring import costs
+from foveate.runtime.measuring.bench import environment
 
 LENGTHS = [64, 128, 256, 512, 1024, 2048, 2880, 4080]
 _STEPS = 8

@@ -24,18 +24,19 @@ from typing import Any
 
 import numpy as np
 
-from foveate.engines import ort
-from foveate.engines.base import Engine
+from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
+from foveate.engines.ort import backend as ort
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
-from foveate.export import methods, models, pruner_weights
-from foveate.export.assemble import assemble
-from foveate.export.parts import Parts, VisionSpec
-from foveate.export.precision import Precision
-from foveate.export.write import write_graphs
-from foveate.runtime.bench import environment
-from foveate.runtime.budget import Points
-from foveate.runtime.segment import Chunk
+from foveate.export import methods, models
+from foveate.export.bundling.precision import Precision
+from foveate.export.bundling.write_graphs import write_graphs
+from foveate.export.checkpoints import pruner_weights
+from foveate.export.graphs.assemble import assemble
+from foveate.export.spec import Parts, VisionSpec
+from foveate.runtime.llm.budget import Points
+from foveate.runtime.llm.segment import Chunk
+from foveate.runtime.measuring.bench import environment
 
 GRIDS = {576: (24, 24), 2880: (48, 60)}
 TEXT, WORDS = 64, 12

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from rivals import gguf_file, openvino_file
 
-from foveate.runtime.bench import environment, resident_bytes
-from foveate.runtime.bundle import load
-from foveate.runtime.cache import KVCache
-from foveate.runtime.plans import choose, load_engine
+from foveate.runtime.bundle.compiled import choose, load_engine
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.llm.kv_cache import KVCache
+from foveate.runtime.measuring.bench import environment, resident_bytes
 
 KINDS = ("llama.cpp-q4_0", "openvino-int4", "openvino-int8")
 _STEPS = 16

@@ -31,7 +31,7 @@ from accuracy_report import wilson
 from accuracy_scenes import PER_SCENE, UNPRUNED, Plan, held_out
 from rich.progress import track
 
-from foveate.calib.scenes import HELD_OUT, KINDS
+from foveate.calib.scenes.questions import HELD_OUT, KINDS
 from foveate.runtime.pipeline import Pipeline
 
 QUARTERS = 4

@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw, ImageFont
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.runtime import costs
-from foveate.runtime.bundle import Manifest
-from foveate.runtime.compile import compile_bundle
-from foveate.runtime.overlay import draw_overlay
+from foveate.runtime.bundle.loading import Manifest
+from foveate.runtime.compiling.compile import compile_bundle
+from foveate.runtime.images.overlay import draw_overlay
+from foveate.runtime.measuring import costs
 from foveate.runtime.pipeline import Answer, Pipeline
 
 PAPER, INK, FAINT, WRONG = (24, 25, 27), (236, 234, 226), (150, 149, 144), (255, 126, 103)

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.export import pruner_weights
-from foveate.export.slots import SlotPruner
+from foveate.export.checkpoints import pruner_weights
+from foveate.export.methods._ocvtp_network import SlotPruner
 
 WIDTH_FROM = "encode_project.mlp.0.weight"
 

@@ -1,7 +1,7 @@
 """Fits the efficiencies of ``foveate plan`` to published measurements, and shows how far off it is where it was not fitted.
 
 ``python scripts/fit_plan.py`` prints, stage by stage, the fit, its errors when each row is left out, when each device is left
-out, and on measurements of other engines and people; ``--write`` writes ``jetson/efficiency.json``.
+out, and on measurements of other engines and people; ``--write`` writes ``jetson/data/efficiency.json``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from foveate.jetson import roofline
-from foveate.jetson.devices import device
-from foveate.jetson.models import model
-from foveate.jetson.roofline import Efficiency
+from foveate.jetson.device.devices import device
+from foveate.jetson.planner import roofline
+from foveate.jetson.planner.model_sizes import model
+from foveate.jetson.planner.roofline import Efficiency
 
-FOLDER = Path(__file__).parents[1] / "jetson"
+FOLDER = Path(__file__).parents[1] / "jetson" / "data"
 _NEW_TOKENS = 32  # rows of the answer in the cache where a rate of decoding was taken; it hardly matters
 
 Row = dict[str, Any]

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = {
     "import numpy": "import numpy",
     "import foveate.runtime.pipeline": "import foveate.runtime.pipeline",
-    "the same with onnxruntime": "import foveate.runtime.pipeline, foveate.engines.ort",
+    "the same with onnxruntime": "import foveate.runtime.pipeline, foveate.engines.ort.backend",
     "foveate --version": "from foveate.runtime import cli; cli.main(['--version'])",
 }
 SIZES = """

@@ -16,10 +16,11 @@ import plan_methods
 import plan_models
 
 from foveate.engines.errors import UserError
-from foveate.export import checkpoint_keys, methods, models
-from foveate.export.assemble import missing
-from foveate.export.methods.base import Method
-from foveate.export.parts import ModelSpec
+from foveate.export import methods, models
+from foveate.export.graphs.assemble import missing
+from foveate.export.keys import checkpoint_keys
+from foveate.export.pruning.method import Method
+from foveate.export.spec import ModelSpec
 
 __all__ = ["FILES", "expected", "main"]
 
@@ -134,8 +135,8 @@ def _rows(table: Mapping[str, Any], indent: str = "") -> str:
 FILES: dict[str, Callable[[str], str]] = {
     "README.md": _readme,
     "docs/checkpoint-keys.md": _keys,
-    "jetson/methods.json": _table_of_methods,
-    "jetson/models.json": _table_of_models,
+    "jetson/data/methods.json": _table_of_methods,
+    "jetson/data/models.json": _table_of_models,
 }
 """What is written: by its path, how its text follows from the code and from the text that is there."""
 

@@ -23,8 +23,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from foveate.engines.errors import UserError
-from foveate.runtime.generation import Options
-from foveate.runtime.image_file import load_image
+from foveate.runtime.images.image_file import load_image
+from foveate.runtime.llm.generation import Options
 from foveate.runtime.pipeline import Pipeline
 
 __all__ = ["Foveate", "register"]

@@ -21,15 +21,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from foveate.engines import ort, trt
 from foveate.engines.errors import UserError
-from foveate.engines.ort import onnxruntime
-from foveate.export import lower, methods, models
+from foveate.engines.ort import backend as ort
+from foveate.engines.ort.backend import onnxruntime
+from foveate.engines.trt import backend as trt
+from foveate.export import lowering, methods, models
 from foveate.export.build import build
-from foveate.export.calibrate import Calibration
-from foveate.export.parts import Parts
-from foveate.runtime.bundle import Bundle, load
-from foveate.runtime.compile_job import Job
+from foveate.export.calibration.calibrate import Calibration
+from foveate.export.spec import Parts
+from foveate.runtime.bundle.loading import Bundle, load
+from foveate.runtime.compiling.job import Job
 
 FAMILIES = models.families()
 PRECISIONS = ("fp16", "fp32", "int8", "int4", "fp8")
@@ -139,7 +140,7 @@ def page(results: Results) -> str:
 
 
 def table(results: Results, precision: str | None) -> Iterator[str]:
-    columns = [(family, dialect) for family in FAMILIES for dialect in lower.names()]
+    columns = [(family, dialect) for family in FAMILIES for dialect in lowering.names()]
     first = "method" if precision else "precision"
     yield f"| {first} | {' | '.join(f'{family} {dialect}' for family, dialect in columns)} |"
     yield f"|---|{'---|' * len(columns)}"

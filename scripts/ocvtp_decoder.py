@@ -20,9 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from foveate.export import methods, pruner_weights
+from foveate.export import methods
+from foveate.export.checkpoints import pruner_weights
+from foveate.export.methods._ocvtp_network import TURNS, SlotPruner
 from foveate.export.methods.ocvtp import noise_table, picks
-from foveate.export.slots import TURNS, SlotPruner
 
 __all__ = [
     "SEEN",

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foveate.calib.scenes import HELD_OUT, make_scene
+from foveate.calib.scenes.questions import HELD_OUT, make_scene
 from foveate.engines.errors import UserError
 from foveate.export import models
-from foveate.export.methods import base
+from foveate.export.checkpoints.find import fill
 from foveate.export.methods.ocvtp import vision_layer
-from foveate.export.parts import Parts
-from foveate.export.sources import fill
-from foveate.runtime.image import preprocess
-from foveate.runtime.image_file import load_image
-from foveate.runtime.layout import layout, single
+from foveate.export.pruning import method
+from foveate.export.spec import Parts
+from foveate.runtime.images.image_file import load_image
+from foveate.runtime.images.processor import preprocess
+from foveate.runtime.images.token_layout import layout, single
 
 FIRST_SCENE = 300_000_000
 """Seed of the first scene; scripts/train_shapes.py draws below 200,000,000, and accuracy is measured from HELD_OUT on."""
@@ -132,7 +132,7 @@ class Encoder:
     """What a layer of the model's tower makes of a picture, as the published features were made: squashed, not cropped."""
 
     def __init__(self, parts: Parts, layer: int, grid: tuple[int, int]) -> None:
-        self.tap, self.settings, self.grid = base.tap(parts.spec, "hidden", layer), parts.image, grid
+        self.tap, self.settings, self.grid = method.tap(parts.spec, "hidden", layer), parts.image, grid
         self.any_size = self.settings["kind"] == "windows"
         self.side = grid[0] * cell_of(parts.image) if self.any_size else parts.spec.vision.image_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

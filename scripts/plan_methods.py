@@ -1,4 +1,4 @@
-"""The table in ``jetson/methods.json``: where each method prunes and how many tokens it leaves, for plans made without torch.
+"""The table in ``jetson/data/methods.json``: where each method prunes and how many tokens it leaves, for plans made without torch.
 
 ``make generated`` writes it. Cuts that move with the depth of the decoder stand as shares ("8/32"), the others as layers. Counts are those of the default
 options on LLaVA-1.5's grid of 24 x 24.
@@ -10,10 +10,10 @@ import json
 from dataclasses import replace
 
 from foveate.export import methods
-from foveate.export.dummy import Dummy
-from foveate.export.methods import base
+from foveate.export.checkpoints.random_weights import Dummy
 from foveate.export.models import llava
-from foveate.export.parts import ModelSpec
+from foveate.export.pruning import method as base
+from foveate.export.spec import ModelSpec
 
 
 def table() -> dict[str, dict]:

@@ -1,4 +1,4 @@
-"""The table in ``jetson/models.json``: sizes of the models that are known by name, for plans made without torch.
+"""The table in ``jetson/data/models.json``: sizes of the models that are known by name, for plans made without torch.
 
 ``make generated`` writes it, from each family's ``CONFIGS``.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from foveate.export import models
-from foveate.export.config import DECODERS
-from foveate.export.dummy import Dummy
-from foveate.export.parts import Parts
-from foveate.jetson.model_config import PHOTO
-from foveate.runtime.layout import layout
+from foveate.export.checkpoints.random_weights import Dummy
+from foveate.export.settings.hf_config import DECODERS
+from foveate.export.spec import Parts
+from foveate.jetson.planner.model_config import PHOTO
+from foveate.runtime.images.token_layout import layout
 
 __all__ = ["table"]
 

@@ -10,7 +10,7 @@ trap 'rm -rf "$WORK"' EXIT
 "${PYTHON:-python3.10}" -m venv "$WORK/venv"
 git -C "$HERE" archive HEAD | tar -x -C "$WORK" --one-top-level=source
 "$WORK/venv/bin/python" -m pip install --quiet "$WORK/source"
-"$WORK/venv/bin/python" -c 'import sys; from foveate.engines.ort import onnxruntime; print("Python", sys.version.split()[0], "ONNX Runtime", onnxruntime.__version__)'
+"$WORK/venv/bin/python" -c 'import sys; from foveate.engines.ort.backend import onnxruntime; print("Python", sys.version.split()[0], "ONNX Runtime", onnxruntime.__version__)'
 WRONG=
 for BUNDLE; do
     echo "$BUNDLE"

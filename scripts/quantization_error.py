@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from foveate.calib import schemes
-from foveate.calib.collect import LayerWatch
-from foveate.calib.equivalent import GROUPS, Smoothed
-from foveate.calib.schemes.base import Form
+from foveate.calib.activation_watch import LayerWatch
+from foveate.calib.schemes.scheme import Form
+from foveate.calib.smoothing.fold import GROUPS, Smoothed
 from foveate.calib.statistics import InputStatistics, Statistics
-from foveate.export.decoder import Decoder, DecoderLayer, rope_tables
-from foveate.export.parts import DecoderSpec
-from foveate.export.sources import fill
+from foveate.export.checkpoints.find import fill
+from foveate.export.networks.decoder import Decoder, DecoderLayer, rope_tables
+from foveate.export.spec import DecoderSpec
 
 PREFIX = "llm.layers.0."
 AT_RUN_TIME, FIXED = Form("float32", True, False), Form("float16", False, False)

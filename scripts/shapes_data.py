@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.utils.data import IterableDataset
 
-from foveate.calib.scenes import (
+from foveate.calib.scenes.questions import (
     CELLS,
     COLOURS,
     GLYPHS,

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from foveate.calib.scenes import (
+from foveate.calib.scenes.questions import (
     CELLS,
     HELD_OUT,
     KINDS,

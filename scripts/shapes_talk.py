@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foveate.calib.scenes import KINDS
+from foveate.calib.scenes.questions import KINDS
 
 
 def packed_attention(

@@ -43,8 +43,8 @@ from ocvtp_features import collect
 from torch import Tensor, nn
 
 from foveate.engines.errors import UserError
-from foveate.export import pruner_weights
-from foveate.export.slots import SlotPruner
+from foveate.export.checkpoints import pruner_weights
+from foveate.export.methods._ocvtp_network import SlotPruner
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.runtime.compile import compile_bundle
+from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
 WORDS = 12

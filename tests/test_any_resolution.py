@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.engines import trt
 from foveate.engines.errors import UserError
+from foveate.engines.trt import backend as trt
 from foveate.export import methods
-from foveate.export.assemble import assemble, missing
 from foveate.export.build import build
+from foveate.export.graphs.assemble import assemble, missing
 from foveate.export.models import families, family
-from foveate.runtime import check
-from foveate.runtime.bundle import load
-from foveate.runtime.compile import compile_bundle
+from foveate.runtime.bundle.compiled import choose
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.compiling import self_test
+from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.plans import choose
 
 FAMILIES = {name: parts for name in families() if (parts := family(name).tiny(layers=4)).spec.vision.varies}
 """Those whose images differ in their tokens; the Parts serve all tests, so what methods share is traced once."""
@@ -92,7 +92,7 @@ def test_budgets(pipes, name, method):
             placed = kept[kept >= 0]
             assert len(set(placed)) == len(placed) and kept.min() >= -1 and kept.max() < total
             assert chosen.merges or (len(placed) == len(kept) and (np.diff(kept) > 0).all())
-    findings = list(check.replay(pipe.bundle, choose(pipe.bundle)))
+    findings = list(self_test.replay(pipe.bundle, choose(pipe.bundle)))
     assert findings and all(finding.ok for finding in findings)
     if "pruner" in pipe.manifest.stages:
         spec = pipe.manifest.spec("pruner", "ort")

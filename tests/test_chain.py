@@ -11,8 +11,10 @@ from PIL import Image
 from foveate.engines.errors import UserError
 from foveate.export import methods
 from foveate.export.models import llava
-from foveate.runtime import check, costs, inspect_bundle
-from foveate.runtime.compile import compile_bundle
+from foveate.runtime.cli import inspect
+from foveate.runtime.compiling import self_test
+from foveate.runtime.compiling.compile import compile_bundle
+from foveate.runtime.measuring import costs
 from foveate.runtime.pipeline import Pipeline
 
 QUESTION = "What is left of the bus?"
@@ -83,9 +85,9 @@ def test_an_encoder_that_merges_has_one_budget(pipes, picture):
 
 def test_bundles_of_an_encoder_that_merges_are_checked_and_inspected(pipes, capsys):
     path = str(pipes("tome", keep="24").bundle.path)
-    assert check.main([path]) == 0
+    assert self_test.main([path]) == 0
     assert re.search(r"vision_encoder +tokens, kept .* agreement 100.0%", capsys.readouterr().out)
-    assert inspect_bundle.main([path]) == 0
+    assert inspect.main([path]) == 0
     assert (
         "tome (position_mode=compact, keep=24), positions compact, always 24 visual tokens"
         in capsys.readouterr().out

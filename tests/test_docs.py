@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.export import lower
+from foveate.export import lowering
 from foveate.runtime import cli, pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +120,7 @@ def test_local_links_resolve(page):
 
 
 def test_paths_named_in_code_exist():
-    """``runtime/image.py`` in backquotes is a claim, too."""
+    """``runtime/images/processor.py`` in backquotes is a claim, too."""
     pattern = r"`((?:export|calib|engines|runtime|jetson|scripts|tests|docs)/[\w./-]*)`"
     for page in PAGES:
         for name in re.findall(pattern, page.read_text()):
@@ -129,7 +129,7 @@ def test_paths_named_in_code_exist():
 
 def test_the_table_of_dialects_is_the_folder_of_dialects():
     rows = re.findall(r"^\| `(\w+)` \|", README.split("## What has run where")[1], flags=re.MULTILINE)
-    assert rows == lower.names()
+    assert rows == lowering.names()
 
 
 def test_the_python_example_uses_names_that_exist():

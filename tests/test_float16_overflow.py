@@ -16,7 +16,7 @@ from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
 from foveate.runtime import cli
-from foveate.runtime.compile import compile_bundle
+from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
 LARGEST = {"llm": r"layers\.0\.mlp\.down_proj", "vision_encoder": r"multi_modal_projector\.linear_2\.weight"}

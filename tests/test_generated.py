@@ -6,7 +6,7 @@ import generate
 import pytest
 
 from foveate.export import methods
-from foveate.export.assemble import TEXT_TAPS
+from foveate.export.graphs.assemble import TEXT_TAPS
 from foveate.export.models import families, family
 
 

@@ -22,20 +22,21 @@ from transformers import (
 )
 
 from foveate.engines.errors import UserError
-from foveate.export import generation, methods, models
+from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.export.checkpoint import Directory
-from foveate.runtime.bundle import Bundle
-from foveate.runtime.compile import compile_bundle
-from foveate.runtime.decode import prompt_ids
-from foveate.runtime.film import Video
-from foveate.runtime.generation import Generation, Options
-from foveate.runtime.logits import Logits
-from foveate.runtime.penalties import Penalties
+from foveate.export.checkpoints.directory import Directory
+from foveate.export.settings import generation
+from foveate.runtime.bundle.loading import Bundle
+from foveate.runtime.compiling.compile import compile_bundle
+from foveate.runtime.llm.decoder import prompt_ids
+from foveate.runtime.llm.generation import Generation, Options
+from foveate.runtime.llm.logits import Logits
+from foveate.runtime.llm.penalties import Penalties
+from foveate.runtime.llm.sampling import Sampler, Sampling
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.prompt import ImageSlot
-from foveate.runtime.sampling import Sampler, Sampling
-from foveate.runtime.turns import Turn
+from foveate.runtime.text.chat_prompt import ImageSlot
+from foveate.runtime.text.turns import Turn
+from foveate.runtime.video.video_file import Video
 
 TEXT = "what is in the picture, and où?"
 LENGTH = 24

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from foveate.engines import trt
-from foveate.engines.ort import onnxruntime
-from foveate.export import lower, methods
-from foveate.export.lower import primitive
-from foveate.runtime.bundle import Manifest
+from foveate.engines.ort.backend import onnxruntime
+from foveate.engines.trt import backend as trt
+from foveate.export import lowering, methods
+from foveate.export.lowering import primitive
+from foveate.runtime.bundle.loading import Manifest
 
 VARIANTS = {
     **{name: (name, {}) for name in methods.names()},
@@ -69,7 +69,7 @@ def names_in(graph: onnx.GraphProto) -> Iterator[str]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_graphs_are_standard_onnx(bundles, variant):
     bundle = bundles(variant, "fp16")
-    for dialect in lower.names():
+    for dialect in lowering.names():
         for file in manifest(bundle)["dialects"][dialect]["files"].values():
             onnx.checker.check_model(bundle / file, full_check=True)
             model = onnx.load(bundle / file, load_external_data=False)
@@ -84,7 +84,7 @@ def test_graphs_are_standard_onnx(bundles, variant):
             assert not [node.name for graph in graphs for node in graph.node if node.op_type == "Sign"]
 
 
-@pytest.mark.parametrize("dialect", lower.names())
+@pytest.mark.parametrize("dialect", lowering.names())
 @pytest.mark.parametrize(
     ("variant", "precision"), [*((v, "fp16") for v in VARIANTS), ("sppruner", "fp32"), ("sppruner", "int4")]
 )

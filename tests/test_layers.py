@@ -22,11 +22,11 @@ MAY_IMPORT = {
 DEVICE = ("engines", "runtime", "jetson")
 DEVICE_LIBRARIES = {"numpy", "PIL", "tokenizers", "foveate"}
 BACKENDS = {  # a backend's own library only in that backend's files
-    "onnxruntime": re.compile(r"engines/ort\w*\.py"),
-    "tensorrt": re.compile(r"engines/trt\w*\.py"),
-    "tensorrt_rtx": re.compile(r"engines/trt\w*\.py"),
-    "cuda": re.compile(r"engines/trt\w*\.py"),
-    "cv2": re.compile(r"runtime/(video|film)\.py"),
+    "onnxruntime": re.compile(r"engines/ort/\w+\.py"),
+    "tensorrt": re.compile(r"engines/trt/\w+\.py"),
+    "tensorrt_rtx": re.compile(r"engines/trt/\w+\.py"),
+    "cuda": re.compile(r"engines/trt/\w+\.py"),
+    "cv2": re.compile(r"runtime/video/(capture|video_file)\.py"),
 }
 HOST_ONLY = (
     *("torch", "torchvision", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors"),
@@ -90,7 +90,7 @@ def test_the_layer_test_sees_faults(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     bad = tmp_path / "bad.py"
     bad.write_text(
-        "def f():\n    from foveate.export import build\n    import foveate.calib.scenes\n    from foveate import export\n"
+        "def f():\n    from foveate.export import build\n    import foveate.calib.scenes.questions\n    from foveate import export\n"
     )
     assert len(layer_faults(bad, "runtime")) == 3
     bad.write_text("from foveate.engines.spec import Symbol\n")
@@ -146,7 +146,7 @@ def test_device_modules_import_without_the_host_libraries():
 
 def test_a_backend_is_imported_only_when_it_is_named():
     script = (
-        "import sys\nimport foveate.runtime, foveate.runtime.cli, foveate.runtime.prompt\n"
+        "import sys\nimport foveate.runtime, foveate.runtime.cli, foveate.runtime.text.chat_prompt\n"
         "from foveate.runtime import Pipeline\n"
         "print([m for m in ('onnxruntime', 'tensorrt', 'tensorrt_rtx', 'torch', 'huggingface_hub') if m in sys.modules])\n"
     )

@@ -12,15 +12,15 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.export.dummy import byte_tokenizer
+from foveate.export.checkpoints.random_weights import byte_tokenizer
 from foveate.runtime.answer import Clock
-from foveate.runtime.compile import compile_bundle
-from foveate.runtime.decode import prompt_items
-from foveate.runtime.film import Video
-from foveate.runtime.image import preprocess
-from foveate.runtime.layout import layout
+from foveate.runtime.compiling.compile import compile_bundle
+from foveate.runtime.images.processor import preprocess
+from foveate.runtime.images.token_layout import layout
+from foveate.runtime.llm.decoder import prompt_items
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.prompt import ImageSlot, Turn
+from foveate.runtime.text.chat_prompt import ImageSlot, Turn
+from foveate.runtime.video.video_file import Video
 
 NEW_TOKENS = 32
 TEXT = "what is in the picture, and où?"

@@ -10,10 +10,10 @@ from PIL import Image
 from foveate.export import methods, models
 from foveate.export.build import build
 from foveate.runtime.answer import Clock
-from foveate.runtime.compile import compile_bundle
-from foveate.runtime.decode import prompt_items
+from foveate.runtime.compiling.compile import compile_bundle
+from foveate.runtime.llm.decoder import prompt_items
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.prompt import Turn
+from foveate.runtime.text.chat_prompt import Turn
 
 NEW_TOKENS = 32
 CHECKPOINTS = {

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import onnx
 import pytest
 
-from foveate.export import lower, methods
+from foveate.export import lowering, methods
 from foveate.export.build import build
-from foveate.export.calibrate import Calibration
+from foveate.export.bundling.precision import Precision, choices, dialects
+from foveate.export.calibration.calibrate import Calibration
 from foveate.export.models import llava
-from foveate.export.precision import Precision, choices, dialects
 
 PRECISIONS = [*map(Precision, choices()), Precision("int4", head="int8", vision="int8", prefill="int8")]
 
@@ -52,4 +52,4 @@ def test_every_operator_is_one_of_standard_onnx(tiny, tmp_path, precision):
 def test_no_dialect_is_forgotten():
     """Each of them takes some precision of the test above."""
     found = {name for precision in PRECISIONS for name in dialects(precision, None, True)[0]}
-    assert found == set(lower.names())
+    assert found == set(lowering.names())

@@ -12,7 +12,7 @@ __all__ = ["load", "names"]
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem != "base")
+    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem != "scheme")
 
 
 def load(name: str) -> ModuleType:

@@ -2,7 +2,7 @@
 
 The stored form is what ONNX's blocked ``DequantizeLinear`` reads, so that ONNX Runtime fuses it into its int4 kernels and
 TensorRT packs it as it is. Weights that a checkpoint brings quantized may have zero points and an order of their inputs
-(``export/quantized.py``). Engines that take no zero points (TensorRT) compute
+(``export/checkpoints/prequantized.py``). Engines that take no zero points (TensorRT) compute
 
     x @ (s (q - z)) = x @ (s q) + sums(x) @ (-s z),    sums(x) [G] over the blocks of x
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from foveate.calib.schemes.base import Form, Quantized, Site
+from foveate.calib.schemes.scheme import Form, Quantized, Site
 
 __all__ = ["BLOCK", "ROUNDS_ACTIVATIONS", "block_size", "needs", "place", "quantize", "takes"]
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from foveate.calib.schemes.base import Form, Quantized, Site
+from foveate.calib.schemes.scheme import Form, Quantized, Site
 from foveate.calib.statistics import InputStatistics
 
 __all__ = ["ROUNDS_ACTIVATIONS", "needs", "place", "quantize", "rounded", "takes"]

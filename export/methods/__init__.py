@@ -2,7 +2,7 @@
 ``Method``.
 
 A file ``<name>.py`` in this folder with a frozen dataclass ``Method`` (see ``base``, and
-``export/inside.py`` for those inside the language model) is a method; nothing else is to be registered
+``export/pruning/in_llm.py`` for those inside the language model) is a method; nothing else is to be registered
 anywhere. ``a+b`` is a pair of them.
 """
 
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 from foveate.engines import errors
 
 if TYPE_CHECKING:
-    from foveate.export.methods import base
-    from foveate.export.pair import Pair
+    from foveate.export.pruning import method as base
+    from foveate.export.pruning.combined import Pair
 
 __all__ = ["describe", "load", "names", "require"]
 
 
 def names() -> list[str]:
     """The names of all methods, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("base",))
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
 def require(name: str) -> None:
@@ -49,7 +49,7 @@ def load(name: str, options: Mapping[str, str] | None = None) -> base.Method | P
 
     Raises UserError (code 2) for an unknown method or option and for a value that does not fit.
     """
-    from foveate.export.methods import base  # torch comes with it
+    from foveate.export.pruning import method as base  # torch comes with it
 
     require(name)
     options = options or {}
@@ -68,7 +68,7 @@ def _class(name: str) -> type[base.Method]:
 
 
 def _pair(name: str, options: Mapping[str, str]) -> Pair:
-    from foveate.export.pair import Pair  # it imports this package
+    from foveate.export.pruning.combined import Pair  # it imports this package
 
     both = tuple(name.split("+"))
     given = Pair.sort(both, tuple(_class(each).options() for each in both), options)
@@ -77,7 +77,7 @@ def _pair(name: str, options: Mapping[str, str]) -> Pair:
 
 def describe(method: base.Method | Pair) -> dict[str, Any]:
     """Every option and its value, as JSON can hold it: what ``bundle.json`` records."""
-    from foveate.export.methods import base
+    from foveate.export.pruning import method as base
 
     if not isinstance(method, base.Method):
         both = {each.name: describe(each) for each in (method.before, method.inside)}

@@ -31,10 +31,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.methods import base
-from foveate.export.ops import put
-from foveate.export.parts import ModelSpec
+from foveate.export.networks.onnx_ops import put
+from foveate.export.pruning import method, selection
+from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
@@ -46,30 +45,30 @@ _AT_ONCE = 4
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Conditional diversity. The options are explained in the module's docstring."""
 
     reads_question: ClassVar[bool] = True
 
     relevance: Literal["auto", "clip", "embeddings", "none"] = "auto"
     sign: Literal["auto", "positive", "negative"] = "auto"
-    theta: float | None = base.option(None, 0, 0.999)
+    theta: float | None = method.option(None, 0, 0.999)
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        return picking.question_taps(self.relevance, spec)
+        return selection.question_taps(self.relevance, spec)
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kept = base.marked(_likeliest(picking.cosines(tokens), self.wanted(tokens, taps), keep), keep)
-        return base.gather(tokens, kept), kept, base.count(kept)
+        kept = method.marked(_likeliest(selection.cosines(tokens), self.wanted(tokens, taps), keep), keep)
+        return method.gather(tokens, kept), kept, method.count(kept)
 
     def wanted(self, tokens: Tensor, taps: dict[str, Tensor]) -> Tensor:
         """r ``[B,N]`` float32, above 0."""
         none = torch.ones(tokens.shape[:2], device=tokens.device)
         if not taps:
             return none
-        cosine, asked = picking.question_relevance(tokens, taps, self.sign)
+        cosine, asked = selection.question_relevance(tokens, taps, self.sign)
         low, high = cosine.amin(1, keepdim=True), cosine.amax(1, keepdim=True)
         r = (cosine - low + 1e-6) / (high - low).clamp(min=1e-6)
         if self.theta is not None:
@@ -77,13 +76,13 @@ class Method(base.Method):
         return torch.where(asked & (high > low), r, none)
 
 
-def _likeliest(similar: Tensor, wanted: Tensor, keep: base.Keep) -> Tensor:
+def _likeliest(similar: Tensor, wanted: Tensor, keep: method.Keep) -> Tensor:
     """The greedy choice of ``keep`` tokens as a mask ``[B,N]``; ``similar [B,N,N]``, ``wanted [B,N]``."""
     batch, size = wanted.shape
     index = torch.arange(size, device=wanted.device)
     last_resort = wanted / wanted.amax(1, keepdim=True) - 2  # below any gain
     worth = wanted * wanted
-    whole = (picking.diagonal(similar) > 0.5).float()  # length 1, or a row of zeros
+    whole = (selection.diagonal(similar) > 0.5).float()  # length 1, or a row of zeros
     column = torch.zeros(batch, keep + _AT_ONCE, 1, dtype=torch.int64, device=wanted.device)
     number = torch.arange(batch * _AT_ONCE, device=wanted.device)
     place = torch.stack((number // _AT_ONCE, number % _AT_ONCE), 1)  # in the factor, of a turn's picks
@@ -98,10 +97,10 @@ def _likeliest(similar: Tensor, wanted: Tensor, keep: base.Keep) -> Tensor:
         for number in range(_AT_ONCE):
             left = whole - explained
             gain = torch.where(left > _EXPLAINED, worth * left, last_resort)
-            best = picking.first_of(gain - picked)
+            best = selection.first_of(gain - picked)
             rest = left.gather(1, best)
             known = torch.matmul(factor.gather(2, column + best[:, :, None])[..., 0][:, None], factor)[:, 0]
-            new = picking.row(similar, best) - known
+            new = selection.row(similar, best) - known
             for other in added:
                 new = new - other.gather(1, best) * other
             added.append(new / torch.where(rest > _EXPLAINED, rest, _NEVER).sqrt())
@@ -113,4 +112,4 @@ def _likeliest(similar: Tensor, wanted: Tensor, keep: base.Keep) -> Tensor:
     nothing = torch.zeros_like(wanted)
     factor = torch.zeros(batch, keep + _AT_ONCE, size, device=wanted.device)
     done = torch.zeros((), dtype=torch.int64, device=wanted.device)
-    return picking.loop(more, turn, (done, nothing, factor, nothing.clone()))[3] > 0
+    return selection.loop(more, turn, (done, nothing, factor, nothing.clone()))[3] > 0

@@ -29,10 +29,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.inside import Cut, Inside, Rows, best_of_picture
-from foveate.export.methods import base
-from foveate.export.parts import DecoderSpec
+from foveate.export.pruning import method, selection
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture
+from foveate.export.spec import DecoderSpec
 
 __all__ = ["Method"]
 
@@ -44,9 +43,9 @@ class Method(Inside):
     reads_question: ClassVar[bool] = True  # its text pivots
 
     position_mode: Literal["compact", "keep"] = "keep"
-    layer: int = base.option(2, 1)
-    image_pivots: int = base.option(4, 1, 64)
-    text_pivots: int = base.option(4, 0, 64)
+    layer: int = method.option(2, 1)
+    image_pivots: int = method.option(4, 1, 64)
+    text_pivots: int = method.option(4, 0, 64)
 
     def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
         return (self.at(spec, self.layer, self.layer - 1),)
@@ -55,7 +54,7 @@ class Method(Inside):
         return ("position_ids",)
 
     def stays(self, stage: int, rows: Rows) -> Tensor:
-        similar = picking.cosines(rows.norm(rows.hidden))
+        similar = selection.cosines(rows.norm(rows.hidden))
         seeds, words = self.pivots(rows)
         index = torch.arange(similar.shape[1], device=similar.device)
         claims = (rows.same & seeds[:, None, :]) | (rows.visual[:, :, None] & words[:, None, :])
@@ -76,14 +75,14 @@ class Method(Inside):
 
         start = torch.zeros((), dtype=torch.int64, device=similar.device)
         nothing = torch.zeros(1, similar.shape[1], device=similar.device)
-        return seeds | (picking.loop(more, claim, (start, nothing))[1] > 0)
+        return seeds | (selection.loop(more, claim, (start, nothing))[1] > 0)
 
     def pivots(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """``[1,T]`` bool each: those of the pictures, ``keep`` at most, and those of the text."""
         size = rows.keys(rotated=True).float().abs().sum((1, 3))
         index = torch.arange(size.shape[1], device=size.device)
         text = index > torch.where(rows.visual, index, -1).amax(1, keepdim=True)
-        place = picking.place_within(size, torch.where(text, -2, rows.picture)[0])
+        place = selection.place_within(size, torch.where(text, -2, rows.picture)[0])
         return (
             rows.visual & (place < rows.keep.clamp(max=self.image_pivots)),
             text & (place < self.text_pivots),

@@ -24,25 +24,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.methods import base
+from foveate.export.pruning import method, selection
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Max-min diversity. No options of its own."""
 
     whole: ClassVar[bool] = True
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        distance = 1 - picking.cosines(tokens)
+        distance = 1 - selection.cosines(tokens)
         index = torch.arange(tokens.shape[1], device=tokens.device)
-        alone = torch.where(index[:, None] == index, picking.FAR, distance).amin(1)
-        first = picking.first_of(alone) == index
+        alone = torch.where(index[:, None] == index, selection.FAR, distance).amin(1)
+        first = selection.first_of(alone) == index
         rest = torch.full((tokens.shape[0], 1), keep - 1, dtype=torch.int64, device=tokens.device)
-        kept = base.marked(first | picking.pick_farthest(distance, first, rest), keep)
-        return base.gather(tokens, kept), kept, base.count(kept)
+        kept = method.marked(first | selection.pick_farthest(distance, first, rest), keep)
+        return method.gather(tokens, kept), kept, method.count(kept)

@@ -22,9 +22,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.export.inside import Cut, Inside, Rows, best_of_picture
-from foveate.export.methods import base
-from foveate.export.parts import DecoderSpec
+from foveate.export.pruning import method
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture
+from foveate.export.spec import DecoderSpec
 
 __all__ = ["Method"]
 
@@ -36,7 +36,7 @@ class Method(Inside):
     reads_question: ClassVar[bool] = True
 
     position_mode: Literal["compact", "keep"] = "keep"
-    layer: int = base.option(2, 1)
+    layer: int = method.option(2, 1)
     rope: bool = True
 
     def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:

@@ -31,9 +31,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export.inside import Cut, Inside, Rows, best_of_picture, in_proportion, share_of
-from foveate.export.methods import base
-from foveate.export.parts import DecoderSpec, ModelSpec
+from foveate.export.pruning import method
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture, in_proportion, share_of
+from foveate.export.spec import DecoderSpec, ModelSpec
 
 __all__ = ["Method"]
 
@@ -47,7 +47,7 @@ class Method(Inside):
 
     position_mode: Literal["compact", "keep"] = "keep"
     layers: tuple[int, ...] | None = None
-    stride: int = base.option(3, 0)
+    stride: int = method.option(3, 0)
     rope: bool = False
 
     def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:

@@ -31,15 +31,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.methods import base
-from foveate.export.parts import ModelSpec
+from foveate.export.pruning import method, selection
+from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Focus, scan, refine. The options are explained in the module's docstring."""
 
     reads_question: ClassVar[bool] = True
@@ -48,41 +47,41 @@ class Method(base.Method):
     relevance: Literal["auto", "clip", "embeddings", "none"] = "auto"
     sign: Literal["positive", "negative"] = "positive"
     layer: int = -1
-    alpha: float = base.option(3.0, 0, 100)
-    beta: float = base.option(1.0, 0, 100)
-    rho: float = base.option(0.9, 0, 1)
-    kappa: float = base.option(1.0, 0, 1000)
+    alpha: float = method.option(3.0, 0, 100)
+    beta: float = method.option(1.0, 0, 100)
+    rho: float = method.option(0.9, 0, 1)
+    kappa: float = method.option(1.0, 0, 1000)
     structure: Literal["projected", "features"] = "projected"
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        attention = base.tap(spec, picking.saliency(spec), self.layer)
+        attention = method.tap(spec, selection.saliency(spec), self.layer)
         features = ("features",) if self.structure == "features" else ()
-        return attention, *features, *picking.question_taps(self.relevance, spec)
+        return attention, *features, *selection.question_taps(self.relevance, spec)
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, ...]:
         budget = torch.full((tokens.shape[0], 1), keep, dtype=torch.int64, device=tokens.device)
         phi = self.subject(tokens, taps)
         in_focus = torch.minimum(self.focus_size(phi), budget)
-        focus = base.rank(phi) < in_focus
-        similar = picking.cosines(taps.get("features", tokens))
-        scan = picking.pick_farthest(1 - similar, focus, budget - in_focus)
-        kept = base.marked(focus | scan, keep)
+        focus = method.rank(phi) < in_focus
+        similar = selection.cosines(taps.get("features", tokens))
+        scan = selection.pick_farthest(1 - similar, focus, budget - in_focus)
+        kept = method.marked(focus | scan, keep)
         weight, anchor = self.merged(similar, phi, focus, scan)
         share = torch.where(anchor[:, None, :] == kept[:, :, None], weight[:, None, :], 0.0)  # [B,R,N]
-        rows = picking.mix(base.gather(tokens, kept), phi.gather(1, kept), tokens, share)
+        rows = selection.mix(method.gather(tokens, kept), phi.gather(1, kept), tokens, share)
         index = torch.arange(tokens.shape[1], device=tokens.device)
         into = torch.where(focus | scan, index, torch.where(weight > 0, anchor, -1))
-        return rows, kept, base.count(kept), picking.owners(kept, into)
+        return rows, kept, method.count(kept), selection.owners(kept, into)
 
     def subject(self, tokens: Tensor, taps: dict[str, Tensor]) -> Tensor:
         """phi ``[B,N]`` float32."""
-        s = picking.minmax(next(iter(taps.values())).float()) ** self.beta
+        s = selection.minmax(next(iter(taps.values())).float()) ** self.beta
         if "text_embeds" not in taps and "clip_text" not in taps:
             return s
-        cosine, asked = picking.question_relevance(tokens, taps, self.sign)
-        return torch.where(asked, picking.minmax(cosine) ** self.alpha * s, s)
+        cosine, asked = selection.question_relevance(tokens, taps, self.sign)
+        return torch.where(asked, selection.minmax(cosine) ** self.alpha * s, s)
 
     def focus_size(self, phi: Tensor) -> Tensor:
         """The fewest tokens that hold ``rho`` of the sum: ``[B,1]`` int64. Sums that are equal but for rounding, are."""
@@ -92,8 +91,8 @@ class Method(base.Method):
 
     def merged(self, similar: Tensor, phi: Tensor, focus: Tensor, scan: Tensor) -> tuple[Tensor, Tensor]:
         """Weight of each token that is merged into one of the scan, else 0, and which that is: ``[B,N]`` each."""
-        best, anchor = picking.closest(similar, scan)
+        best, anchor = selection.closest(similar, scan)
         stays = focus | scan
-        place = base.rank(torch.where(stays, -4.0, best))
+        place = method.rank(torch.where(stays, -4.0, best))
         allowed = self.kappa * scan.float().sum(1, keepdim=True)
         return torch.where((place + 1 <= allowed) & ~stays, phi, 0.0), anchor

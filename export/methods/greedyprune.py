@@ -28,10 +28,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.inside import Cut, Inside, Rows, best_of_picture
-from foveate.export.methods import base
-from foveate.export.parts import DecoderSpec
+from foveate.export.pruning import method, selection
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture
+from foveate.export.spec import DecoderSpec
 
 __all__ = ["Method"]
 
@@ -44,15 +43,15 @@ class Method(Inside):
     reads_question: ClassVar[bool] = True
 
     position_mode: Literal["compact", "keep"] = "keep"
-    layer: int = base.option(2, 1)
-    tau: float = base.option(0.9, -1, 1)
+    layer: int = method.option(2, 1)
+    tau: float = method.option(0.9, -1, 1)
 
     def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
         return (self.at(spec, self.layer, self.layer),)
 
     def stays(self, stage: int, rows: Rows) -> Tensor:
-        similar = picking.cosines(rows.hidden)
-        place = picking.place_within(similar[:, -1], rows.picture[0])
+        similar = selection.cosines(rows.hidden)
+        place = selection.place_within(similar[:, -1], rows.picture[0])
         same = (rows.same & rows.visual[:, None, :]).float()
         rivals = same * (similar > self.tau).float()
         picked = _pick(torch.where(rows.visual, place, -1.0), same, rivals, rows.keep)
@@ -77,4 +76,4 @@ def _pick(place: Tensor, same: Tensor, rivals: Tensor, keep: Tensor) -> Tensor:
 
     none = torch.zeros_like(place)
     turn = torch.zeros((), device=place.device)
-    return picking.loop(more, step, (turn, none, none.clone(), none.clone()))[2] > 0
+    return selection.loop(more, step, (turn, none, none.clone(), none.clone()))[2] > 0

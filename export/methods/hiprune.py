@@ -27,35 +27,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.export.methods import base
-from foveate.export.parts import ModelSpec
+from foveate.export.pruning import method
+from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(base.Scorer):
+class Method(method.Scorer):
     """Hierarchical attention. The options are explained in the module's docstring."""
 
-    alpha: float = base.option(0.1, 0, 1)
+    alpha: float = method.option(0.1, 0, 1)
     layer: int | None = None
     deep_layer: int = -1
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        middle = base.full_layer(spec, 8 / 23) if self.layer is None else self.layer
-        names = [base.tap(spec, "received_attention", layer) for layer in (middle, self.deep_layer)]
+        middle = method.full_layer(spec, 8 / 23) if self.layer is None else self.layer
+        names = [method.tap(spec, "received_attention", layer) for layer in (middle, self.deep_layer)]
         return tuple(dict.fromkeys(names))  # of an encoder with one layer both are the same
 
     def score(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> Tensor:
         middle, deep = next(iter(taps.values())), [*taps.values()][-1]
         size = tokens.shape[1]
         fifths = torch.full((1,), keep, dtype=torch.int64, device=tokens.device) * round(self.alpha * 10**6)
-        anchor = base.rank(middle.float()) < _divide(fifths, 5 * 10**6)
+        anchor = method.rank(middle.float()) < _divide(fifths, 5 * 10**6)
         buffer = _neighbours(anchor.float(), grid[1]) > 0
         tier = torch.where(anchor, 2.0 * size, torch.where(buffer, 1.0 * size, 0.0))
-        return tier - base.rank(deep.float())
+        return tier - method.rank(deep.float())
 
 
 def _divide(a: Tensor, b: int) -> Tensor:
@@ -64,7 +64,7 @@ def _divide(a: Tensor, b: int) -> Tensor:
     return whole + ((rest > b) | ((rest == b) & (whole % 2 == 1))).to(torch.int64)
 
 
-def _neighbours(mask: Tensor, columns: base.Keep) -> Tensor:
+def _neighbours(mask: Tensor, columns: method.Keep) -> Tensor:
     """Above 0 at the tokens before, behind, above and below the marked ones of ``mask [B,N]``, ends clamped."""
     size = mask.shape[1]
     index = torch.arange(size, device=mask.device)

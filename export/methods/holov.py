@@ -32,29 +32,28 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.methods import base
-from foveate.export.parts import ModelSpec
+from foveate.export.pruning import method, selection
+from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Quotas for runs. The options are explained in the module's docstring; ``layer`` is that of the attention."""
 
     fills: ClassVar[bool] = False
 
-    runs: int = base.option(16, 1, 4096)
-    alpha: float = base.option(0.09, 0, 1000)
+    runs: int = method.option(16, 1, 4096)
+    alpha: float = method.option(0.09, 0, 1000)
     surplus: Literal["lose", "refill"] = "lose"
     layer: int = -1
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        return (base.tap(spec, picking.saliency(spec), self.layer),)
+        return (method.tap(spec, selection.saliency(spec), self.layer),)
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         size = tokens.shape[1]
         index = torch.arange(size, device=tokens.device)
@@ -62,14 +61,14 @@ class Method(base.Method):
         edge = long * (short + 1)
         run = torch.where(index < edge, index // (short + 1), long + (index - edge) // max(short, 1))
         attention = next(iter(taps.values())).float()
-        quota = self.quotas(picking.cosines(tokens), attention, run, keep)
-        place = picking.place_within(attention, run)
+        quota = self.quotas(selection.cosines(tokens), attention, run, keep)
+        place = selection.place_within(attention, run)
         mask = (place < _of_run(quota, run)) | (index < (keep // size) * size)
         if self.surplus == "refill":
-            mask = base.rank(torch.where(mask, attention + 2, attention)) < keep
-        return picking.at_most(tokens, mask, keep)
+            mask = method.rank(torch.where(mask, attention + 2, attention)) < keep
+        return selection.at_most(tokens, mask, keep)
 
-    def quotas(self, similar: Tensor, attention: Tensor, run: Tensor, keep: base.Keep) -> Tensor:
+    def quotas(self, similar: Tensor, attention: Tensor, run: Tensor, keep: method.Keep) -> Tensor:
         """Tokens per run ``[B,P]`` float32; ``run [N]`` is each token's run."""
         index = torch.arange(self.runs, device=run.device)
         member = (run[:, None] == index).float()  # [N,P]
@@ -91,7 +90,7 @@ class Method(base.Method):
         fine = 65536.0
         share = (score / (score.sum(1, keepdim=True) + 1e-6) * keep * fine).round()
         whole = (share / fine).floor()
-        return whole + (base.rank(share) < keep - whole.sum(1, keepdim=True)).float()
+        return whole + (method.rank(share) < keep - whole.sum(1, keepdim=True)).float()
 
 
 def _of_run(value: Tensor, run: Tensor) -> Tensor:

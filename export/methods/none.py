@@ -11,19 +11,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.export.methods import base
+from foveate.export.pruning import method
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """No pruning."""
 
     prunes: ClassVar[bool] = False
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         kept = torch.arange(tokens.shape[1], device=tokens.device).repeat(tokens.shape[0], 1)
-        return tokens, kept, base.count(kept)
+        return tokens, kept, method.count(kept)

@@ -1,7 +1,7 @@
 """ocvtp: tokens selected by the slots of a trained slot-attention network, then by received attention.
 
 OC-VTP (Li, Zhao, Deng, Wang, Pajarinen, "Object-Centric Vision Token Pruning for Vision Language Models", arXiv
-2511.20439, CVPR 2026 Findings), after the published code. The network (``export/slots.py``) is trained once per vision
+2511.20439, CVPR 2026 Findings), after the published code. The network (``export/methods/_ocvtp_network.py``) is trained once per vision
 tower, to rebuild all tokens from as many slots as tokens may stay; the language model is not touched and the question is
 not read. Where its weights come from is told in ``docs/ocvtp.md``.
 
@@ -35,9 +35,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.export.methods import base
-from foveate.export.parts import ModelSpec
-from foveate.export.slots import SlotPruner
+from foveate.export.methods._ocvtp_network import SlotPruner
+from foveate.export.pruning import method
+from foveate.export.spec import ModelSpec
 
 __all__ = ["Method", "Network", "noise_table", "picks", "vision_layer"]
 
@@ -46,27 +46,27 @@ _EQUAL = 1 - 2.0**-18
 
 
 @dataclass(frozen=True)
-class Method(base.Scorer):
+class Method(method.Scorer):
     """Slot attention. The options are explained in the module's docstring."""
 
     layer: int | None = None
-    top_k: int = base.option(1, 1, 16)
+    top_k: int = method.option(1, 1, 16)
     fill: Literal["received", "cls"] = "received"
-    seed: int = base.option(0, 0, 2**31 - 1)
+    seed: int = method.option(0, 0, 2**31 - 1)
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
         fill = {"received": "received_attention", "cls": "cls_attention"}[self.fill]
-        return base.tap(spec, "hidden", vision_layer(spec, self.layer)), base.tap(spec, fill)
+        return method.tap(spec, "hidden", vision_layer(spec, self.layer)), method.tap(spec, fill)
 
     def module(self, spec: ModelSpec) -> Network:
         return Network(spec.vision.hidden_size, spec.vision.num_tokens, self.taps(spec)[0], self)
 
     def score(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> Tensor:
         _, fill, attention = taps.values()
         first = torch.where(picks(attention, self.top_k), 1.0 * tokens.shape[1], 0.0)
-        return first - base.rank(fill.float())
+        return first - method.rank(fill.float())
 
 
 class Network(SlotPruner):
@@ -81,7 +81,7 @@ class Network(SlotPruner):
         """Parameters that no file holds."""
         return {"noise": noise_table(*self.noise.shape, self.options.seed)}
 
-    def forward(self, taps: dict[str, Tensor], keep: base.Keep) -> dict[str, Tensor]:
+    def forward(self, taps: dict[str, Tensor], keep: method.Keep) -> dict[str, Tensor]:
         """``slot_attention [B,S,N]`` float32."""
         count = torch.sym_max((keep + 1) // self.options.top_k, 1)
         rows = F.embedding(torch.arange(count, device=self.noise.device), self.noise)

@@ -21,8 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.methods import base
+from foveate.export.pruning import method, selection
 
 __all__ = ["Method"]
 
@@ -32,27 +31,27 @@ _UNIT = (
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Average pooling."""
 
     fills: ClassVar[bool] = False
     merges: ClassVar[bool] = True
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, ...]:
         batch, size, _ = tokens.shape
         budget = torch.full((1, 1), keep, dtype=torch.int64, device=tokens.device)
         down, across = _cells(budget, grid)
         index, row = (torch.arange(n, device=tokens.device)[None] for n in (size, keep))
-        y, x = picking.coordinates(index, grid[1])
+        y, x = selection.coordinates(index, grid[1])
         owner = y * down // grid[0] * across + x * across // grid[1]  # [1,N]
         middle = _middle(row // across, down, grid[0]) * grid[1] + _middle(row % across, across, grid[1])
         valid = row < down * across
         kept = torch.where(valid, middle, -1).repeat(batch, 1)
         others = (owner[:, None, :] == row[:, :, None]) & (index[:, None, :] != middle[:, :, None])  # [1,R,N]
-        rows = base.gather(tokens, kept.clamp(min=0))
-        rows = picking.mix(rows, torch.ones_like(kept).float(), tokens, others.float().repeat(batch, 1, 1))
+        rows = method.gather(tokens, kept.clamp(min=0))
+        rows = selection.mix(rows, torch.ones_like(kept).float(), tokens, others.float().repeat(batch, 1, 1))
         rows = torch.where(valid[:, :, None], rows, torch.zeros_like(rows[:, :1, :1]))
         return rows, kept, valid.to(torch.int64).sum(1).repeat(batch), owner.repeat(batch, 1)
 
@@ -60,12 +59,12 @@ class Method(base.Method):
 def _cells(budget: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Rows and columns ``[1,1]`` of the cells that spread least among those of at most ``budget [1,1]``."""
     rows, columns = grid
-    y, x = picking.coordinates(torch.arange(rows * columns, device=budget.device)[None], columns)
+    y, x = selection.coordinates(torch.arange(rows * columns, device=budget.device)[None], columns)
     down, across = y + 1, x + 1
     cells = down * across
     spread = (rows**2 * across**2 + columns**2 * down**2) * _UNIT // cells**2
     spread = torch.where(cells <= budget, spread, 2 * (rows**2 + columns**2) * _UNIT)
-    y, x = picking.coordinates(picking.first_of(-spread), columns)
+    y, x = selection.coordinates(selection.first_of(-spread), columns)
     return y + 1, x + 1
 
 

@@ -34,22 +34,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.methods import base
-from foveate.export.parts import ModelSpec
+from foveate.export.pruning import method, selection
+from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Outliers and merging. The options are explained in the module's docstring."""
 
     source: ClassVar[Literal["projected", "features"]] = "features"
     merges: ClassVar[bool] = True
 
     variant: Literal["adaptive", "fixed", "plus"] = "adaptive"
-    neighbours: int = base.option(32, 0, 4096)
+    neighbours: int = method.option(32, 0, 4096)
     layer: int = -1
 
     @property
@@ -57,10 +56,10 @@ class Method(base.Method):
         return self.variant == "fixed"
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        return base.tap(spec, "cls_attention", self.layer), base.tap(spec, "keys", self.layer)
+        return method.tap(spec, "cls_attention", self.layer), method.tap(spec, "keys", self.layer)
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, ...]:
         attention, keys = taps.values()
         attention, size = attention.float(), tokens.shape[1]
@@ -69,25 +68,25 @@ class Method(base.Method):
         tier = self._tiers(attention, budget)
         stays = (tier > 0) | whole
         tier = torch.cat([torch.where(whole, 1, tier), (~whole).to(torch.int64)], 1)
-        place = picking.in_order(tier, keep)  # [B,R], N is the row for the rest
+        place = selection.in_order(tier, keep)  # [B,R], N is the row for the rest
         count = (tier > 0).to(torch.int64).sum(1)
         valid = torch.arange(keep, device=tokens.device) < count[:, None]
         kept = torch.where(valid & (place < size), place, -1)
 
-        similar = picking.cosines(base.gather(_with_zero(keys), place), keys)  # [B,R,N]
+        similar = selection.cosines(method.gather(_with_zero(keys), place), keys)  # [B,R,N]
         added = _nearest(similar, place, self.neighbours) & ((kept >= 0) & ~whole)[:, :, None]
         summed = (valid & (place == size))[:, :, None] & ~stays[:, None, :]
         share = torch.where(added | summed, attention[:, None, :], 0.0)
-        rows = base.gather(_with_zero(tokens), place).float() + torch.matmul(share, tokens.float())
+        rows = method.gather(_with_zero(tokens), place).float() + torch.matmul(share, tokens.float())
         rows = torch.where(valid[:, :, None], rows, 0.0).to(tokens.dtype)
         return rows, kept, count, _owner(similar, added, kept, count)
 
     def _tiers(self, attention: Tensor, budget: Tensor) -> Tensor:
         """``[B,N]`` int64: above 1 for tokens that stay, higher ones stand before lower ones; 0 for the others."""
         size = attention.shape[1]
-        rank, number = base.rank(attention), budget - 1
+        rank, number = method.rank(attention), budget - 1
         if self.variant != "fixed":
-            number = torch.minimum(picking.outliers(attention), number)
+            number = torch.minimum(selection.outliers(attention), number)
         top = rank < number
         tier = torch.where(top, 2 + size - rank.to(torch.int64), 0)
         if self.variant != "plus":
@@ -110,9 +109,9 @@ def _nearest(similar: Tensor, place: Tensor, number: int) -> Tensor:
     size = similar.shape[2]
     index = torch.arange(size, device=similar.device)
     itself = place[:, :, None] == index
-    similar = torch.where(itself, -picking.FAR, similar)
+    similar = torch.where(itself, -selection.FAR, similar)
     falling = similar.topk(size, dim=2).values
-    last = torch.where(index < number, falling, picking.FAR).amin(2, keepdim=True)
+    last = torch.where(index < number, falling, selection.FAR).amin(2, keepdim=True)
     above, equal = similar > last, similar == last
     room = number - above.float().sum(2, keepdim=True)
     return (above | (equal & (equal.float().cumsum(2) <= room))) & ~itself
@@ -123,9 +122,9 @@ def _owner(similar: Tensor, added: Tensor, kept: Tensor, count: Tensor) -> Tenso
     one: ``[B,N]`` int64."""
     rows, size = added.shape[1:]
     index = torch.arange(size, device=added.device)
-    close = torch.where(added, similar, -picking.FAR)
-    close = torch.where(kept[:, :, None] == index, picking.FAR, close)
+    close = torch.where(added, similar, -selection.FAR)
+    close = torch.where(kept[:, :, None] == index, selection.FAR, close)
     best = close.amax(1, keepdim=True)
     row = torch.arange(rows, device=added.device)[:, None]
     first = torch.where(close == best, row, rows).amin(1)
-    return torch.where(best[:, 0] > -picking.FAR, first, count[:, None] - 1)
+    return torch.where(best[:, 0] > -selection.FAR, first, count[:, None] - 1)

@@ -24,9 +24,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from foveate.export.inside import Cut, Inside, Rows, best_of_picture, in_proportion
-from foveate.export.methods import base
-from foveate.export.parts import DecoderSpec, ModelSpec
+from foveate.export.pruning import method
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture, in_proportion
+from foveate.export.spec import DecoderSpec, ModelSpec
 
 __all__ = ["Method"]
 
@@ -47,7 +47,7 @@ class Method(Inside):
     def _layers(self, spec: DecoderSpec) -> tuple[int, ...]:
         return in_proportion((8 / 32, 16 / 32, 24 / 32), spec) if self.layers is None else self.layers
 
-    def budgets(self, spec: ModelSpec) -> dict[str, base.Points]:
+    def budgets(self, spec: ModelSpec) -> dict[str, method.Points]:
         cuts = len(self._layers(spec.decoder))
         return {
             f"pruner.{stage}": ((_LEAST, _LEAST ** ((stage + 1) / cuts)), (1.0, 1.0)) for stage in range(cuts)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.export.methods import base
+from foveate.export.pruning import method
 
 __all__ = ["Method"]
 
@@ -19,13 +19,13 @@ _PRIME = 2**31 - 1  # squares of residues fit int64
 
 
 @dataclass(frozen=True)
-class Method(base.Scorer):
+class Method(method.Scorer):
     """Random tokens. ``seed`` picks the choice; a larger ``keep`` with the same seed keeps a superset."""
 
-    seed: int = base.option(0, 0, 2**31 - 2)
+    seed: int = method.option(0, 0, 2**31 - 2)
 
     def score(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> Tensor:
         x = torch.arange(1, tokens.shape[1] + 1, device=tokens.device) * 48271
         for constant in (self.seed + 1, 16807 * (self.seed + 7) % _PRIME, 69621):

@@ -39,13 +39,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.engines.errors import UserError
-from foveate.export import picking
-from foveate.export.decoder import rope_of
-from foveate.export.inside import Cut, Inside, Rows, best_of_picture, in_proportion, packed
-from foveate.export.methods import base
-from foveate.export.ops import put
-from foveate.export.parts import DecoderSpec, ModelSpec
-from foveate.runtime.budget import stage_keep
+from foveate.export.networks.decoder import rope_of
+from foveate.export.networks.onnx_ops import put
+from foveate.export.pruning import method, selection
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture, in_proportion, packed
+from foveate.export.spec import DecoderSpec, ModelSpec
+from foveate.runtime.llm.budget import stage_keep
 
 __all__ = ["Method"]
 
@@ -71,7 +70,7 @@ class Method(Inside):
     position_mode: Literal["compact", "keep"] | None = None
     version: Literal["1", "2"] = "1"
     layers: tuple[int, ...] | None = None
-    heads: int = base.option(14, 1)
+    heads: int = method.option(14, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +88,7 @@ class Method(Inside):
             )
         return tuple(self.at(spec, x + 1, x) for x in self.layers)
 
-    def budgets(self, spec: ModelSpec) -> dict[str, base.Points]:
+    def budgets(self, spec: ModelSpec) -> dict[str, method.Points]:
         lists = _LISTS[self.version]
         least = min(lists)
         return {
@@ -131,7 +130,7 @@ class Method(Inside):
         index = torch.arange(order.shape[1], device=order.device)
         kept = torch.where((index < count[:, None]) & ~peak.gather(1, order), order, -1)
         return (
-            base.gather(hidden, order),
+            method.gather(hidden, order),
             kept,
             count,
             tuple(value.gather(1, order) for value in self.carry(rows)),
@@ -143,7 +142,7 @@ class Method(Inside):
         if self.version == "1":
             return received.mean(1)
         seen = torch.where(rows.visual[:, None], received, 0.0).sum(-1)
-        chosen = (base.rank(seen) < self.heads).float()
+        chosen = (method.rank(seen) < self.heads).float()
         return (received * chosen[:, :, None]).sum(1) / min(self.heads, received.shape[1])
 
 
@@ -181,14 +180,14 @@ def _received(rows: Rows, raters: Tensor, biased: bool) -> Tensor:
         scores = torch.matmul(queries.index_select(2, row[0]), keys)
         attention = torch.where(index <= row[:, None, :, None], scores, -_FAR).softmax(-1)
         if biased:
-            bias = torch.matmul(base.gather(turned, row), turned.transpose(1, 2))[:, None]
+            bias = torch.matmul(method.gather(turned, row), turned.transpose(1, 2))[:, None]
             attention = attention / torch.where(bias.abs() < 1e-6, 1e-6, bias)
         share = (done + some < number).float() / number
         return done + _AT_ONCE, received + torch.matmul(share[None, None, None], attention)[:, :, 0]
 
     done = torch.zeros((), dtype=torch.int64, device=raters.device)
     nothing = torch.zeros(1, rows.layer.heads, raters.shape[1], device=raters.device)
-    return picking.loop(more, listen, (done, nothing))[1]
+    return selection.loop(more, listen, (done, nothing))[1]
 
 
 def _turned_ones(rows: Rows) -> Tensor:
@@ -212,7 +211,7 @@ def _recycled(rows: Rows, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tenso
     picture, clusters = rows.picture.gather(1, some), _clusters(lost.gather(1, some))
     same = picture[:, None] == picture[:, :, None]
     pairs = same & there[:, :, None] & there[:, None]
-    before = base.gather(rows.hidden, some)
+    before = method.gather(rows.hidden, some)
     distance = torch.where(pairs, _distances(before.float(), there), _FAR)
     number = _places(_standing(distance, same, clusters, (3 * score.shape[1] + 10) // 100 + 1), pairs)
     peak = there & (number < clusters)
@@ -237,7 +236,7 @@ def _clusters(lost: int | Tensor) -> int | Tensor:
     return _taken(lost) // 10 + 1
 
 
-def _standing(distance: Tensor, same: Tensor, clusters: Tensor, most: base.Keep) -> Tensor:
+def _standing(distance: Tensor, same: Tensor, clusters: Tensor, most: method.Keep) -> Tensor:
     """How much of a peak each row is, ``[1,M]``: its density times its distance to the next denser row, the densest one's to
     the farthest. ``distance [1,M,M]`` is ``_FAR`` between rows that are not compared; ``same`` are those of one picture,
     ``clusters [1,M]`` at most ``most``."""
@@ -260,7 +259,7 @@ def _distances(x: Tensor, there: Tensor) -> Tensor:
     mean = torch.matmul(seen[:, None], x) / seen.sum(1).clamp(min=1)
     x = (x - mean) * seen[:, :, None]
     products = torch.matmul(x, x.transpose(1, 2))
-    length = picking.diagonal(products)
+    length = selection.diagonal(products)
     squared = length[:, :, None] + length[:, None] - (products + products.transpose(1, 2))
     squared = torch.where(squared > 1e-6 * length.amax(1)[:, None, None], squared, 0.0)
     return (squared / x.shape[2]).sqrt()

@@ -36,9 +36,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.methods import base
-from foveate.export.parts import ModelSpec
+from foveate.export.pruning import method, selection
+from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
@@ -47,7 +46,7 @@ _BITS = 20  # of a weight: N weights and their multiples by ``keep`` stay far in
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Focus and context. The options are explained in the module's docstring.
 
     ``relevance``: "embeddings" (the language model's; the default, for it kept most accuracy on ``shapes``, see
@@ -70,21 +69,21 @@ class Method(base.Method):
     layer: int = -1
     scale: Literal["minmax", "rank"] = "minmax"
     interplay: Literal["sum_product", "product", "max", "noisy_or"] = "sum_product"
-    eta: float = base.option(1.0, 0, 100)
-    rho: float = base.option(0.5, 0, 1)
+    eta: float = method.option(1.0, 0, 100)
+    rho: float = method.option(0.5, 0, 1)
     structure: Literal["features", "projected"] = "features"
     window: Literal[3, 5] = 3
-    gamma: float = base.option(1.0, 0, 8)
-    eps: float = base.option(0.05, 1e-4, 10)
-    proximity: float = base.option(1.0, 0, 100)
+    gamma: float = method.option(1.0, 0, 8)
+    eps: float = method.option(0.05, 1e-4, 10)
+    proximity: float = method.option(1.0, 0, 100)
     path: Literal["hilbert", "serpentine", "raster"] = "hilbert"
-    mu: float = base.option(0.0, 0, 1)
+    mu: float = method.option(0.0, 0, 1)
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
         received = self.saliency == "received" or (
             self.saliency == "auto" and "cls_attention" not in spec.taps and "received_attention" in spec.taps
         )
-        names = [base.tap(spec, "received_attention" if received else "cls_attention", self.layer)]
+        names = [method.tap(spec, "received_attention" if received else "cls_attention", self.layer)]
         if self.structure == "features":
             names.append("features")
         names += {"embeddings": ["text_embeds"], "clip": ["clip_image", "clip_text"], "none": []}[
@@ -93,19 +92,19 @@ class Method(base.Method):
         return tuple(names)
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         budget = torch.full((1,), keep, dtype=torch.int64, device=tokens.device)
         in_focus = (budget * 2 * round(self.rho * 10**6) + 10**6) // (2 * 10**6)  # round(rho keep), halves up
-        focus = base.rank(self.subject(tokens, taps)) < in_focus
+        focus = method.rank(self.subject(tokens, taps)) < in_focus
         divergence = self.scaled(_divergence(taps.get("features", tokens), grid, self.window))
         weight = self.weights(divergence, focus, grid)
         scan = _Scan(weight, _order(self.path, grid, tokens.device), budget - in_focus)
-        kept = base.marked(focus | scan.hit, keep)
-        rows = base.gather(tokens, kept)
+        kept = method.marked(focus | scan.hit, keep)
+        rows = method.gather(tokens, kept)
         if self.mu > 0:
             rows = _blend(rows, tokens, kept, scan, self.mu)
-        return rows, kept, base.count(kept)
+        return rows, kept, method.count(kept)
 
     def subject(self, tokens: Tensor, taps: dict[str, Tensor]) -> Tensor:
         """phi ``[B,N]``: how much each token belongs to a subject."""
@@ -228,11 +227,11 @@ def _near(size: int, window: int, device: torch.device) -> Tensor:
     return ((index[:, None] - index[None, :]).abs() <= window // 2).float()
 
 
-def _order(path: str, grid: tuple[base.Keep, base.Keep], device: torch.device) -> Tensor:
+def _order(path: str, grid: tuple[method.Keep, method.Keep], device: torch.device) -> Tensor:
     """When a scan along ``path`` comes to each token: ``[N]`` distinct int64."""
     rows, columns = grid
     index = torch.arange(rows * columns, device=device)
-    y, x = picking.coordinates(index, columns)
+    y, x = selection.coordinates(index, columns)
     if path == "raster":
         return index
     if path == "serpentine":

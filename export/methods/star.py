@@ -28,9 +28,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.export.inside import Cut, Inside, Rows, best_of_picture, in_proportion, share_of
-from foveate.export.methods import base
-from foveate.export.parts import DecoderSpec, ModelSpec
+from foveate.export.pruning import method
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture, in_proportion, share_of
+from foveate.export.spec import DecoderSpec, ModelSpec
 
 __all__ = ["Method"]
 
@@ -39,14 +39,14 @@ _FINE = 2.0**20
 
 
 @dataclass(frozen=True)
-class Method(base.Scorer):
+class Method(method.Scorer):
     """Two stages, of which this is the first. The options are explained in the module's docstring."""
 
     our_reading: ClassVar[bool] = True
     reads_question: ClassVar[bool] = True
 
-    layer: int | None = base.option(None, 1)
-    early: float = base.option(0.5, 0, 1)
+    layer: int | None = method.option(None, 1)
+    early: float = method.option(0.5, 0, 1)
 
     @property
     def before(self) -> Method | None:
@@ -56,11 +56,11 @@ class Method(base.Scorer):
     def inside(self) -> _CrossAttention | None:
         return _CrossAttention(self.position_mode, self.layer) if self.early < 1 else None
 
-    def budgets(self, spec: ModelSpec) -> dict[str, base.Points]:
+    def budgets(self, spec: ModelSpec) -> dict[str, method.Points]:
         return {"pruner": ((_LEAST, _LEAST**self.early), (1.0, 1.0))} if self.early > 0 else {}
 
     def score(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> Tensor:
         tokens = tokens.float()
         scores = torch.matmul(tokens, tokens.transpose(1, 2)) * tokens.shape[2] ** -0.5

@@ -32,21 +32,20 @@ import torch
 from torch import Tensor
 
 from foveate.engines.errors import UserError
-from foveate.export import picking
-from foveate.export.methods import base
-from foveate.export.parts import ModelSpec, StartMerging
+from foveate.export.pruning import method, selection
+from foveate.export.spec import ModelSpec, StartMerging
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Token merging. ``keep``: how many mixtures are left of a picture."""
 
     where: ClassVar[Literal["encoder", "before", "inside"]] = "encoder"
     merges: ClassVar[bool] = True
 
-    keep: int | None = base.option(None, 1, 1 << 20)
+    keep: int | None = method.option(None, 1, 1 << 20)
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
         return ("layers",)
@@ -99,15 +98,15 @@ class _Merging:
             return x
         size = torch.ones_like(self.place).float() if self.size is None else self.size
         leaves, match = _matches(key.float().mean(1), step)
-        gone, stay = base.marked(leaves, step), base.marked(~leaves, leaves.shape[1] - step)
+        gone, stay = method.marked(leaves, step), method.marked(~leaves, leaves.shape[1] - step)
         goes = match.gather(1, gone)  # [B,r]: which odd row
         odd = torch.arange(x.shape[1] // 2, device=x.device)
         share = torch.where(goes[:, None, :] == odd[:, None], size[:, 0::2].gather(1, gone)[:, None, :], 0.0)
-        merged = picking.mix(x[:, 1::2], size[:, 1::2], base.gather(x[:, 0::2], gone), share)
+        merged = selection.mix(x[:, 1::2], size[:, 1::2], method.gather(x[:, 0::2], gone), share)
         self._move(self.place[:, 0::2].gather(1, gone), self.place[:, 1::2].gather(1, goes))
         self.place = torch.cat([self.place[:, 0::2].gather(1, stay), self.place[:, 1::2]], 1)
         self.size = torch.cat([size[:, 0::2].gather(1, stay), size[:, 1::2] + share.sum(-1)], 1)
-        return torch.cat([base.gather(x[:, 0::2], stay), merged], 1)
+        return torch.cat([method.gather(x[:, 0::2], stay), merged], 1)
 
     def _move(self, gone: Tensor, there: Tensor) -> None:
         """What stood at ``gone [B,r]`` now stands ``there [B,r]``."""
@@ -117,14 +116,14 @@ class _Merging:
     def finish(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         order = (-self.place[:, 1:]).float().topk(features.shape[1], dim=1).indices
         kept = self.place[:, 1:].gather(1, order)
-        return base.gather(features, order), kept, base.count(kept), picking.owners(kept, self.into)
+        return method.gather(features, order), kept, method.count(kept), selection.owners(kept, self.into)
 
 
 def _matches(metric: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Of ``metric [B,n+1,dk]``: the ``number`` even rows that are most similar to an odd row ``[B,A]``, and which it is."""
-    similar = picking.cosines(metric[:, 0::2], metric[:, 1::2])
+    similar = selection.cosines(metric[:, 0::2], metric[:, 1::2])
     best = similar.amax(-1)
     odd = torch.arange(similar.shape[2], device=metric.device)
     match = torch.where(similar == best[:, :, None], odd, similar.shape[2]).amin(-1)
     even = torch.arange(similar.shape[1], device=metric.device)
-    return base.rank(torch.where(even == 0, -4.0, best)) < number, match
+    return method.rank(torch.where(even == 0, -4.0, best)) < number, match

@@ -33,9 +33,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export.inside import Cut, Inside, Rows, best_of_picture, share_of
-from foveate.export.methods import base
-from foveate.export.parts import DecoderSpec
+from foveate.export.pruning import method
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture, share_of
+from foveate.export.spec import DecoderSpec
 
 __all__ = ["Method"]
 
@@ -52,14 +52,14 @@ class Method(Inside):
     our_reading: ClassVar[bool] = True
 
     position_mode: Literal["compact", "keep"] = "keep"
-    layer: int = base.option(2, 1)
-    alpha: float = base.option(1.0, 0, 10)
-    beta: float = base.option(1.0, 0, 10)
-    gamma: float = base.option(0.01, 0, 10)
-    sigma: float = base.option(10.0, 0.1, 1000)
-    epsilon: float = base.option(0.1, 0.01, 10)
-    iterations: int = base.option(3, 1, 32)
-    recovered: float = base.option(0.2, 0, 1)
+    layer: int = method.option(2, 1)
+    alpha: float = method.option(1.0, 0, 10)
+    beta: float = method.option(1.0, 0, 10)
+    gamma: float = method.option(0.01, 0, 10)
+    sigma: float = method.option(10.0, 0.1, 1000)
+    epsilon: float = method.option(0.1, 0.01, 10)
+    iterations: int = method.option(3, 1, 32)
+    recovered: float = method.option(0.2, 0, 1)
 
     def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
         return (self.at(spec, self.layer, self.layer - 1),)

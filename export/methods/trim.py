@@ -26,9 +26,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.methods import base
-from foveate.export.parts import ModelSpec
+from foveate.export.pruning import method, selection
+from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
@@ -36,7 +35,7 @@ _FINE = 2.0**22  # dot products are rounded to this fraction of the largest: pic
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Patches by the question and the mean of the rest. The options are explained in the module's docstring."""
 
     reads_question: ClassVar[bool] = True
@@ -54,7 +53,7 @@ class Method(base.Method):
         return "clip_image", "clip_text"
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, ...]:
         size = tokens.shape[1]
         index = torch.arange(size, device=tokens.device)
@@ -64,16 +63,16 @@ class Method(base.Method):
             budget - 1 if self.auto else budget - 1 + budget // size
         )  # keep = N: nothing is left for a mean
         if self.auto:
-            number = torch.minimum(number, picking.outliers(score.softmax(-1)))
+            number = torch.minimum(number, selection.outliers(score.softmax(-1)))
         even = (index + 1) * number // size > index * number // size
-        stays = (asked & (base.rank(score) < number)) | (~asked & even)
+        stays = (asked & (method.rank(score) < number)) | (~asked & even)
         rest = (~stays).float()
         tier = torch.cat([2 * stays.to(torch.int64), rest.amax(1, keepdim=True).to(torch.int64)], 1)
-        place = picking.in_order(tier, keep)
+        place = selection.in_order(tier, keep)
         mean = torch.matmul(rest[:, None, :], tokens.float()) / rest.sum(1).clamp(min=1)[:, None, None]
         count = (tier > 0).to(torch.int64).sum(1)
         valid = torch.arange(keep, device=tokens.device) < count[:, None]
-        rows = base.gather(torch.cat([tokens, mean.to(tokens.dtype)], 1), place)
+        rows = method.gather(torch.cat([tokens, mean.to(tokens.dtype)], 1), place)
         rows = torch.where(valid[:, :, None], rows, torch.zeros_like(rows[:, :1, :1]))
         kept = torch.where(valid & (place < size), place, -1)
         owner = torch.where(stays, stays.float().cumsum(1).to(torch.int64), count[:, None]) - 1

@@ -16,19 +16,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.export.methods import base
+from foveate.export.pruning import method
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Evenly spaced tokens: ``layout`` "grid" (two-dimensional) or "raster" (one-dimensional)."""
 
     layout: Literal["grid", "raster"] = "grid"
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         order = torch.arange(keep, device=tokens.device)
         if self.layout == "grid":
@@ -36,10 +36,10 @@ class Method(base.Method):
         else:
             index = (2 * order + 1) * tokens.shape[1] // (2 * keep)
         kept = index.repeat(tokens.shape[0], 1)
-        return base.gather(tokens, kept), kept, base.count(kept)
+        return method.gather(tokens, kept), kept, method.count(kept)
 
 
-def _on_grid(order: Tensor, keep: base.Keep, rows: int, columns: int) -> Tensor:
+def _on_grid(order: Tensor, keep: method.Keep, rows: int, columns: int) -> Tensor:
     """Index of the ``order``-th of ``keep`` tokens spread over ``rows`` x ``columns``: int64, as ``order``."""
     odd = 2 * torch.arange(1, rows + 1, device=order.device) - 1
     used = (odd * odd * columns <= 4 * keep * rows).sum()  # sqrt(keep * rows / columns), rounded

@@ -29,29 +29,28 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.methods import base
-from foveate.export.parts import ModelSpec
+from foveate.export.pruning import method, selection
+from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Dominant and contextual tokens. The options are explained in the module's docstring."""
 
     source: ClassVar[Literal["projected", "features"]] = "features"
     merges: ClassVar[bool] = True
 
-    contextual: int | None = base.option(None, 0, 4096)
+    contextual: int | None = method.option(None, 0, 4096)
     layer: int = -1
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        layered = (base.tap(spec, offer, self.layer) for offer in ("cls_attention_heads", "keys"))
+        layered = (method.tap(spec, offer, self.layer) for offer in ("cls_attention_heads", "keys"))
         return "cls_feature", *layered
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, ...]:
         cls_feature, attention, keys = taps.values()
         size = tokens.shape[1]
@@ -60,18 +59,18 @@ class Method(base.Method):
         whole = budget // size  # 1 where every patch stays, else 0
         contextual = self.contextual_of(budget) * (1 - whole)
         patches = budget - contextual - 1 + whole
-        dominant = base.rank(attention.float().sum(1)) < patches
+        dominant = method.rank(attention.float().sum(1)) < patches
         target = _every(~dominant, size - patches, contextual)
         member = ~(dominant | target) & (contextual > 0)
-        anchor = picking.closest(picking.cosines(keys), target)[1]
+        anchor = selection.closest(selection.cosines(keys), target)[1]
         tier = torch.where(dominant, 2, target.to(torch.int64))
         first = (3 - 3 * whole).expand_as(tier[:, :1])  # the class token, before all patches or behind them
-        place = picking.in_order(torch.cat([first, tier], 1), keep)
-        rows, kept = base.gather(torch.cat([cls_feature, tokens], 1), place), place - 1
+        place = selection.in_order(torch.cat([first, tier], 1), keep)
+        rows, kept = method.gather(torch.cat([cls_feature, tokens], 1), place), place - 1
         into = (anchor[:, None, :] == kept[:, :, None]) & member[:, None, :]  # [B,R,N]
         rows = _plus_mean(rows, tokens, into.float())
-        owner = picking.owners(kept, torch.where(member, anchor, torch.where(dominant | target, index, -1)))
-        return rows, kept, base.count(kept), owner
+        owner = selection.owners(kept, torch.where(member, anchor, torch.where(dominant | target, index, -1)))
+        return rows, kept, method.count(kept), owner
 
     def contextual_of(self, budget: Tensor) -> Tensor:
         """How many of ``budget [1]`` rows are contextual."""

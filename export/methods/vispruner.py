@@ -25,42 +25,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.methods import base
-from foveate.export.parts import ModelSpec
+from foveate.export.pruning import method, selection
+from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Important and diverse tokens. ``layer``: vision layer of the attention, -1 gives the features.
 
     ``step``: tokens that leave the list per round.
     """
 
-    ratio: float = base.option(0.5, 0, 1)
-    step: int = base.option(8, 1, 4096)
+    ratio: float = method.option(0.5, 0, 1)
+    step: int = method.option(8, 1, 4096)
     layer: int = -1
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        return base.tap(spec, picking.saliency(spec), self.layer), "features"
+        return method.tap(spec, selection.saliency(spec), self.layer), "features"
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         budget = torch.full((1,), keep, dtype=torch.int64, device=tokens.device)
         important = budget * round(self.ratio * 10**6) // 10**6
-        place = base.rank(next(iter(taps.values())).float()).to(torch.int64)
+        place = method.rank(next(iter(taps.values())).float()).to(torch.int64)
         chosen = place < important
         size = tokens.shape[1]
         index = torch.arange(size, device=tokens.device)
         order = _sent(index.expand_as(place), torch.where(chosen, size + place, place) - important)
-        similar = picking.cosines(taps["features"])
+        similar = selection.cosines(taps["features"])
         order = self.thin_out(similar, order, size - important, budget - important)
         listed = _sent((index < budget - important).to(torch.int64).expand_as(order), order) > 0
-        kept = base.marked(chosen | listed, keep)
-        return base.gather(tokens, kept), kept, base.count(kept)
+        kept = method.marked(chosen | listed, keep)
+        return method.gather(tokens, kept), kept, method.count(kept)
 
     def thin_out(self, similar: Tensor, order: Tensor, length: Tensor, wanted: Tensor) -> Tensor:
         """The list ``order [B,N]``, of which the first ``length [1]`` count, when ``wanted [1]`` are left in front."""
@@ -77,7 +76,7 @@ class Method(base.Method):
             evens, odds = order[:, even], order[:, odd]
             compared = order[:, torch.where(odd < length, odd, 1)]
             alike = F.embedding(compared + first, rows).amax(1).gather(1, evens)
-            place = base.rank(torch.where(even < length, alike, -4.0)).to(torch.int64)
+            place = method.rank(torch.where(even < length, alike, -4.0)).to(torch.int64)
             count = (length + 1) // 2
             leave = torch.minimum(length - wanted, count).clamp(max=self.step)
             left = torch.where(place < leave, length + place, place) - leave
@@ -85,7 +84,7 @@ class Method(base.Method):
             to_odd = torch.where(odd < length, count - leave + odd // 2, odd).expand_as(odds)
             return length - leave, _sent(torch.cat((evens, odds), 1), torch.cat((to_even, to_odd), 1))
 
-        return picking.loop(more, turn, (length, order))[1]
+        return selection.loop(more, turn, (length, order))[1]
 
 
 def _sent(values: Tensor, places: Tensor) -> Tensor:

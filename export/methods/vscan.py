@@ -29,49 +29,48 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.export import picking
-from foveate.export.methods import base
-from foveate.export.parts import ModelSpec
+from foveate.export.pruning import method, selection
+from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(base.Method):
+class Method(method.Method):
     """Local and global scan. The options are explained in the module's docstring."""
 
     fills: ClassVar[bool] = False
     merges: ClassVar[bool] = True
 
-    local: float = base.option(0.5, 0, 1)
-    windows: int = base.option(4, 1, 64)
+    local: float = method.option(0.5, 0, 1)
+    windows: int = method.option(4, 1, 64)
     layer: int | None = None
     deep_layer: int = -1
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        shallow = base.full_layer(spec, 5 / 23) if self.layer is None else self.layer
-        names = [base.tap(spec, picking.saliency(spec), layer) for layer in (shallow, self.deep_layer)]
+        shallow = method.full_layer(spec, 5 / 23) if self.layer is None else self.layer
+        names = [method.tap(spec, selection.saliency(spec), layer) for layer in (shallow, self.deep_layer)]
         return tuple(dict.fromkeys(names))  # of an encoder with one layer both are the same
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: base.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, ...]:
         size = tokens.shape[1]
         index = torch.arange(size, device=tokens.device)
         shallow, deep = next(iter(taps.values())).float(), [*taps.values()][-1].float()
         budget = torch.full((1,), keep, dtype=torch.int64, device=tokens.device)
         share = budget * round(self.local * 10**6) // 10**6
-        near = picking.place_within(shallow, self.window(index, grid)) < share // self.windows**2
-        far = base.rank(torch.where(near, -1.0, deep)) < budget - share
+        near = selection.place_within(shallow, self.window(index, grid)) < share // self.windows**2
+        far = method.rank(torch.where(near, -1.0, deep)) < budget - share
         mask = near | far | (index < budget // size * size)
-        rows, kept, count = picking.at_most(tokens, mask, keep)
-        anchor = picking.closest(picking.cosines(tokens), mask)[1]
+        rows, kept, count = selection.at_most(tokens, mask, keep)
+        anchor = selection.closest(selection.cosines(tokens), mask)[1]
         member = (~mask & (anchor >= 0)).float()
         share = torch.where(anchor[:, None, :] == kept[:, :, None], member[:, None, :], 0.0)
-        rows = picking.mix(rows, torch.ones_like(kept, dtype=torch.float32), tokens, share)
-        return rows, kept, count, picking.owners(kept, torch.where(mask, index, anchor))
+        rows = selection.mix(rows, torch.ones_like(kept, dtype=torch.float32), tokens, share)
+        return rows, kept, count, selection.owners(kept, torch.where(mask, index, anchor))
 
     def window(self, index: Tensor, grid: tuple[int, int]) -> Tensor:
         """Which window each token is in: ``[N]`` int64."""
-        y, x = picking.coordinates(index, grid[1])
+        y, x = selection.coordinates(index, grid[1])
         return y * self.windows // grid[0] * self.windows + x * self.windows // grid[1]

@@ -10,11 +10,14 @@ import importlib
 from types import ModuleType
 
 from foveate.engines.errors import UserError, unknown
-from foveate.export import checkpoint_keys, generation, licence, settings_types, sources
-from foveate.export.adapted import Adapted
-from foveate.export.dummy import Dummy
-from foveate.export.model_names import checkpoints, families, require
-from foveate.export.parts import Parts
+from foveate.export.adapters.merged import Adapted
+from foveate.export.checkpoints import find as sources
+from foveate.export.checkpoints import licence
+from foveate.export.checkpoints.model_names import checkpoints, families, require
+from foveate.export.checkpoints.random_weights import Dummy
+from foveate.export.keys import checkpoint_keys, settings_types
+from foveate.export.settings import generation
+from foveate.export.spec import Parts
 
 __all__ = ["checkpoints", "families", "family", "load"]
 

@@ -12,26 +12,22 @@ from typing import Any
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.export import (
-    config_keys,
-    generation,
-    image_processor,
-    licence,
-    processor,
-    processor_keys,
-    sources,
-)
-from foveate.export.checkpoint import Entry, Source, Unread
-from foveate.export.clip import ACTIVATIONS, TAPS, Projector, Vision
-from foveate.export.config import Config, clip_vision_spec, decoder_spec
-from foveate.export.decoder import Decoder
-from foveate.export.dummy import Dummy, byte_tokenizer
-from foveate.export.joint import JointSpace, joint_size
-from foveate.export.key_table import FamilyKeys
-from foveate.export.parts import DecoderSpec, ModelSpec, Parts, StartMerging, VisionSpec, Weights
-from foveate.export.sources import entries, language_entries, under
-from foveate.export.vocabulary import fed_by, refuse_tokens_beside, refuse_tokens_beyond
-from foveate.export.weights import packed
+from foveate.export.bundling.weight_store import packed
+from foveate.export.checkpoints import find as sources
+from foveate.export.checkpoints import licence
+from foveate.export.checkpoints.clip_joint_space import JointSpace, joint_size
+from foveate.export.checkpoints.directory import Entry, Source, Unread
+from foveate.export.checkpoints.find import entries, language_entries, under
+from foveate.export.checkpoints.random_weights import Dummy, byte_tokenizer
+from foveate.export.keys import config_keys, processor_keys
+from foveate.export.keys.key_table import FamilyKeys
+from foveate.export.networks.clip import ACTIVATIONS, TAPS, Projector, Vision
+from foveate.export.networks.decoder import Decoder
+from foveate.export.settings import generation, image_processor
+from foveate.export.settings import prompt as processor
+from foveate.export.settings.hf_config import Config, clip_vision_spec, decoder_spec
+from foveate.export.settings.vocabulary import fed_by, refuse_tokens_beside, refuse_tokens_beyond
+from foveate.export.spec import DecoderSpec, ModelSpec, Parts, StartMerging, VisionSpec, Weights
 
 __all__ = [
     "CHECKPOINTS",

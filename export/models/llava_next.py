@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from foveate.engines.errors import UserError
-from foveate.export import config_keys, image_processor, processor_keys
-from foveate.export.checkpoint import Entry, Source
-from foveate.export.dummy import Dummy
+from foveate.export.checkpoints.directory import Entry, Source
+from foveate.export.checkpoints.random_weights import Dummy
+from foveate.export.keys import config_keys, processor_keys
 from foveate.export.models import llava
-from foveate.export.parts import Parts
+from foveate.export.settings import image_processor
+from foveate.export.spec import Parts
 
 __all__ = ["CHECKPOINTS", "CONFIGS", "KEYS", "load", "tiny"]
 

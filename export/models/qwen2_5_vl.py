@@ -1,6 +1,6 @@
 """Qwen2.5-VL (model_type ``qwen2_5_vl``): pictures of any size, an encoder with windows, a decoder with M-RoPE.
 
-The encoder is ``export/qwen_vision.py``, which tokens a picture has and where they stand ``runtime/layout.py`` (kind
+The encoder is ``export/networks/qwen_vision.py``, which tokens a picture has and where they stand ``runtime/images/token_layout.py`` (kind
 ``windows``). Rows keep the positions of M-RoPE whatever is pruned.
 
 Pruning: there is no class token, no joint space of pictures and texts, and no merging in the encoder's layers; methods that
@@ -15,16 +15,18 @@ from typing import Any
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.export import config_keys, generation, image_processor, processor, processor_keys
-from foveate.export.checkpoint import Entry, Source
-from foveate.export.config import Config, decoder_spec
-from foveate.export.decoder import Decoder
-from foveate.export.dummy import Dummy, byte_tokenizer
-from foveate.export.key_table import FamilyKeys
-from foveate.export.parts import ModelSpec, Parts, StartMerging
-from foveate.export.qwen_vision import TAPS, Merger, Vision, WindowSpec
-from foveate.export.sources import entries, language_entries, under
-from foveate.export.vocabulary import fed_by, refuse_tokens_beside, refuse_tokens_beyond
+from foveate.export.checkpoints.directory import Entry, Source
+from foveate.export.checkpoints.find import entries, language_entries, under
+from foveate.export.checkpoints.random_weights import Dummy, byte_tokenizer
+from foveate.export.keys import config_keys, processor_keys
+from foveate.export.keys.key_table import FamilyKeys
+from foveate.export.networks.decoder import Decoder
+from foveate.export.networks.qwen_vision import TAPS, Merger, Vision, WindowSpec
+from foveate.export.settings import generation, image_processor
+from foveate.export.settings import prompt as processor
+from foveate.export.settings.hf_config import Config, decoder_spec
+from foveate.export.settings.vocabulary import fed_by, refuse_tokens_beside, refuse_tokens_beyond
+from foveate.export.spec import ModelSpec, Parts, StartMerging
 
 __all__ = ["CHECKPOINTS", "CONFIGS", "KEYS", "load", "tiny"]
 

@@ -25,8 +25,8 @@ from rich.progress import track
 from benchmarks import NAMES, benchmark
 from benchmarks.base import VICUNA, Sample, padded
 from foveate.engines.errors import UserError
-from foveate.runtime.image import seen_box
-from foveate.runtime.image_file import load_image
+from foveate.runtime.images.image_file import load_image
+from foveate.runtime.images.processor import seen_box
 from foveate.runtime.pipeline import Pipeline
 
 __all__ = ["main"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foveate.calib import awq, collect, smoothquant
+from foveate.calib import activation_watch
 from foveate.calib.schemes import int4
+from foveate.calib.smoothing import awq, smoothquant
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def error_of_int8(x, clip):
 
 
 def clip(x):
-    watch = collect.InputWatch(2)
+    watch = activation_watch.InputWatch(2)
     for part in x.chunk(4):
         watch.see(part)
     torch.testing.assert_close(watch.absmax, x.abs().amax(0))

@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from foveate.calib.schemes import int4
-from foveate.engines.ort import onnxruntime
+from foveate.engines.ort.backend import onnxruntime
 
 
 @pytest.mark.parametrize("inputs", [32, 64, 128, 384])

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from foveate.calib import schemes
-from foveate.calib.schemes.base import Form, Site
+from foveate.calib.schemes.scheme import Form, Site
 from foveate.calib.statistics import InputStatistics
-from foveate.engines.ort import onnxruntime
+from foveate.engines.ort.backend import onnxruntime
 
 ROWS, INPUTS, OUTPUTS = 6, 32, 16
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from foveate.calib import samples
-from foveate.calib.scenes import HELD_OUT
+from foveate.calib.scenes.questions import HELD_OUT
 from foveate.engines.errors import UserError
 
 

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from foveate.calib.scenes import (
+from foveate.calib.scenes.questions import (
     CELLS,
     COLOURS,
     GLYPHS,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.engines import files
+from foveate.engines.disk import files
 
 
 def names(folder: Path) -> list[str]:
@@ -53,7 +53,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one_and_a_living_one_k
 ) -> None:
     file = tmp_path / "a [1].json"
     code = (
-        "import sys\nfrom foveate.engines import files\n"
+        "import sys\nfrom foveate.engines.disk import files\n"
         "with files.atomic_file(sys.argv[1]) as part:\n"
         "    part.write_text('half'); print('written', flush=True); sys.stdin.read()\n"
     )

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from foveate.engines import locks, mounts
+from foveate.engines.disk import locks, mounts
+from foveate.engines.disk.locks import Owner
 from foveate.engines.errors import UserError
-from foveate.engines.locks import Owner
 
 HOLD = """
 import sys
 from pathlib import Path
-from foveate.engines import locks
+from foveate.engines.disk import locks
 with locks.held(Path(sys.argv[1]), "foveate build", refused="no", remedy="wait"):
     print("held", flush=True)
     sys.stdin.read()
@@ -189,7 +189,7 @@ def test_a_bind_mount_from_the_same_disk_is_seen(tmp_path: Path) -> None:
     """``os.path.ismount`` does not see it."""
     for name in ("source", "point"):
         (tmp_path / name).mkdir()
-    check = "import sys; from pathlib import Path; from foveate.engines import mounts; print(mounts.at_or_below(Path(sys.argv[1])))"
+    check = "import sys; from pathlib import Path; from foveate.engines.disk import mounts; print(mounts.at_or_below(Path(sys.argv[1])))"
     script = f'mount --bind source point && "{sys.executable}" -c "{check}" point && "{sys.executable}" -c "{check}" source'
     command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -2,7 +2,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from foveate.engines.onnx_dims import fix_dimensions
+from foveate.engines.trt.onnx_dims import fix_dimensions
 
 
 def model() -> onnx.ModelProto:

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from foveate.engines import ort
 from foveate.engines.errors import UserError
+from foveate.engines.ort import backend as ort
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 
 HEADS, WIDTH, ROWS = 2, 64, 64

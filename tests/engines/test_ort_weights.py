@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from foveate.engines import ort
+from foveate.engines.ort import backend as ort
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 
 

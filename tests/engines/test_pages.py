@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.engines import pages
+from foveate.engines.ort import page_release
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 SIZE = 64 * mmap.PAGESIZE
@@ -36,7 +36,7 @@ def test_what_was_read_is_let_go_and_comes_back(file: Path) -> None:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         before = mapped[:]
         assert resident(file) == SIZE
-        pages.release(file, SIZE)
+        page_release.release(file, SIZE)
         assert resident(file) == 0
         assert mapped[:] == before
 
@@ -44,14 +44,14 @@ def test_what_was_read_is_let_go_and_comes_back(file: Path) -> None:
 def test_what_was_written_stays(file: Path) -> None:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         mapped[100:104] = b"mine"
-        pages.release(file, SIZE)
+        page_release.release(file, SIZE)
         assert mapped[100:104] == b"mine"
 
 
 def test_large_pieces_stay(file: Path) -> None:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         assert len(mapped[:]) == SIZE
-        pages.release(file, SIZE - 1)
+        page_release.release(file, SIZE - 1)
         assert resident(file) == SIZE
 
 
@@ -60,13 +60,13 @@ def test_other_files_stay(file: Path, tmp_path: Path) -> None:
     other.write_bytes(b"")
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         assert len(mapped[:]) == SIZE
-        pages.release(other, SIZE)
+        page_release.release(other, SIZE)
         assert resident(file) == SIZE
 
 
 def test_systems_that_do_not_tell_are_left_alone(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_MAPS", file.with_name("none"))
+    monkeypatch.setattr(page_release, "_MAPS", file.with_name("none"))
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         assert len(mapped[:]) == SIZE
-        pages.release(file, SIZE)
+        page_release.release(file, SIZE)
         assert resident(file) == SIZE

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from foveate.engines.rows import Rows
+from foveate.engines.row_gather import Rows
 
 
 def scene(random: np.random.Generator, *rest: int) -> tuple[Rows, np.ndarray]:

@@ -17,7 +17,7 @@ from foveate.engines import NO_TELEMETRY
 
 ROOT = Path(__file__).parents[2]
 TOP = ("calib", "engines", "export", "jetson", "runtime")
-ONLY = "engines/ort_library.py"  # in it alone stands the import
+ONLY = "engines/ort/library.py"  # in it alone stands the import
 SHELL = ("Makefile", "*.sh", ".ci/*", "Dockerfile*", "*.service")
 IN_TEXT = re.compile(r"(?:import\s+(?:[\w.]+\s*,\s*)*|from\s+)onnxruntime\b")
 OURS = re.compile(r"(?:import|from)\s+foveate\.(?:calib|engines|export|jetson|runtime)\b")
@@ -45,12 +45,12 @@ def test_what_the_user_says_stays():
 
 
 def test_an_import_before_ours_is_one_warning_that_names_the_variable():
-    late = "import onnxruntime, foveate.engines, foveate.runtime, foveate.engines.ort"
+    late = "import onnxruntime, foveate.engines, foveate.runtime, foveate.engines.ort.backend"
     said = python(late).stderr
     assert said.count("RuntimeWarning") == said.count(NO_TELEMETRY) == 1
     assert "onnxruntime was imported before foveate" in said
     assert python(late, **{NO_TELEMETRY: "1"}).stderr == ""
-    assert python("import foveate.engines, onnxruntime, foveate.engines.ort").stderr == ""
+    assert python("import foveate.engines, onnxruntime, foveate.engines.ort.backend").stderr == ""
 
 
 def test_the_hub_hears_nothing_besides():
@@ -79,7 +79,7 @@ def faults(path: Path, root: Path = ROOT) -> Iterator[str]:
         else:
             continue
         if found:
-            yield f"{where}:{node.lineno}: take it from foveate.engines.ort"
+            yield f"{where}:{node.lineno}: take it from foveate.engines.ort.backend"
 
 
 def unsafe(text: str) -> bool:
@@ -125,7 +125,7 @@ def test_the_test_sees_faults(tmp_path, code):
 @pytest.mark.parametrize(
     "code",
     [
-        "from foveate.engines.ort import onnxruntime",
+        "from foveate.engines.ort.backend import onnxruntime",
         "CHILD = 'import foveate.engines, onnxruntime as o'",
         "TARGETS = {'onnxruntime': 'pip install onnxruntime'}",
     ],
@@ -137,8 +137,10 @@ def test_the_test_takes_what_is_right(tmp_path, code):
 
 def test_what_is_deployed_carries_the_variable():
     for name in ("Dockerfile.jetpack6", "Dockerfile.jetpack7"):
-        assert re.search(rf"^ENV {NO_TELEMETRY}=1$", (ROOT / "jetson" / name).read_text(), re.MULTILINE), name
-    unit = (ROOT / "jetson/foveate-watch.service").read_text()
+        assert re.search(
+            rf"^ENV {NO_TELEMETRY}=1$", (ROOT / "jetson" / "docker" / name).read_text(), re.MULTILINE
+        ), name
+    unit = (ROOT / "jetson/docker/foveate-watch.service").read_text()
     assert re.search(rf"^Environment={NO_TELEMETRY}=1$", unit, re.MULTILINE)
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from cuda.bindings import runtime as cuda
 
-from foveate.engines import trt, trt_build, trt_cuda, trt_plan, trt_run
 from foveate.engines.errors import UserError
-from foveate.engines.remedies import FLAGS_VARIABLE, REMEDIES, applicable
 from foveate.engines.spec import GraphSpec
+from foveate.engines.trt import backend as trt
+from foveate.engines.trt import builder, plan_file, runner
+from foveate.engines.trt import cuda as trt_cuda
+from foveate.engines.workarounds import FLAGS_VARIABLE, REMEDIES, applicable
 
 OPTIONS = {"max_context": 64}
 
@@ -53,7 +55,7 @@ BINDING = {  # how the code calls objects of TensorRT -> their class
 def test_every_call_is_one_that_the_binding_has(rtx: trt.TensorRT) -> None:
     """The binding comes without stubs, so what is not executed without a GPU is at least looked up."""
     seen = set()
-    for module in (trt_build, trt_plan, trt_run, trt_cuda):
+    for module in (builder, plan_file, runner, trt_cuda):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             if isinstance(node, ast.Constant) and re.fullmatch("cuda[A-Z][A-Za-z0-9]+", str(node.value)):
                 assert hasattr(cuda, node.value) or hasattr(cuda.cudaMemcpyKind, node.value), node.value
@@ -108,13 +110,13 @@ def test_without_a_gpu_plans_are_compiled_and_not_executed(
 def test_too_little_memory_on_the_gpu(
     rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from foveate.engines import trt_run
+    from foveate.engines.trt import runner
 
     class Full:
         def free_memory(self) -> int:
             return 10
 
-    monkeypatch.setattr(trt_run, "device", Full)
+    monkeypatch.setattr(runner, "device", Full)
     path, spec = negation
     rtx.compile_graph(path, tmp_path / "work", spec, OPTIONS)
     with pytest.raises(UserError, match=r"no room for negation\.plan .* close other programs"):

@@ -16,10 +16,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from foveate.engines import trt, trt_build, trt_plan, trt_says
-from foveate.engines.base import check_feeds
+from foveate.engines.engine import check_feeds
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
+from foveate.engines.trt import backend as trt
+from foveate.engines.trt import builder as trt_build
+from foveate.engines.trt import logger, plan_file
 
 ROWS = Symbol("rows", 1, 8, 64)
 OPTIONS = {"max_context": 64}
@@ -150,14 +152,14 @@ def test_the_likeliest_tokens_are_outputs_where_that_is_asked_for(
         [tensor("logits", [1, 1, 90])],
     )
     one = tuple(TensorSpec(name, "float16", (1, 1, 90)) for name in ("x", "logits"))
-    spec, serialize, found = GraphSpec("head", one[:1], one[1:]), trt_plan.serialize, []
+    spec, serialize, found = GraphSpec("head", one[:1], one[1:]), plan_file.serialize, []
 
     def watched(module: Any, builder: Any, network: Any, *rest: Any) -> bool:
         outputs = map(network.get_output, range(network.num_outputs))
         found.append([(each.name, each.dtype.name, tuple(each.shape)) for each in outputs])
         return serialize(module, builder, network, *rest)
 
-    monkeypatch.setattr(trt_build.trt_plan, "serialize", watched)
+    monkeypatch.setattr(trt_build.plan_file, "serialize", watched)
     for options in (OPTIONS, {**OPTIONS, "device_sampling": True}):
         assert trt_build.build(rtx.trt, path, spec, options, tmp_path / "head.plan")["bytes"] > 100
         told = trt_build.compiled(spec, options).outputs
@@ -191,9 +193,9 @@ def test_progress_while_building(
     rtx: trt.TensorRT, terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(trt_says.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(logger.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    monitor = trt_says.monitor(rtx.trt)
+    monitor = logger.monitor(rtx.trt)
     monitor.phase_start("Tactics", None, 40)
     for step in range(30):
         now[0] += 1
@@ -208,7 +210,7 @@ def test_progress_while_building(
 
 def test_the_builder_tells_its_progress(rtx: trt.TensorRT, negation: tuple[Path, GraphSpec]) -> None:
     """The monitor is TensorRT's own: it is called while a network is built."""
-    config = trt_build._config(rtx.trt, rtx.trt.Builder(trt_says.log(rtx.trt)), OPTIONS)
+    config = trt_build._config(rtx.trt, rtx.trt.Builder(logger.log(rtx.trt)), OPTIONS)
     assert isinstance(config.progress_monitor, rtx.trt.IProgressMonitor)
 
 
@@ -230,7 +232,7 @@ def test_a_full_disk_leaves_no_plan(
     def full(self: object, data: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(trt_plan.PlanFile, "write", full)
+    monkeypatch.setattr(plan_file.PlanFile, "write", full)
     with pytest.raises(UserError, match=r"cannot write negation\.plan \| No space left .* free some space"):
         trt_build.build(module, *negation, OPTIONS, plan)
     assert not list(tmp_path.glob("*.plan*"))
@@ -265,7 +267,7 @@ def test_the_process_answers_an_error_in_words(negation: tuple[Path, GraphSpec],
     )
     job = {"target": "tensorrt-rtx", "source": str(path), "spec": negation[1].to_json(), "options": OPTIONS}
     places = {"plan": str(tmp_path / "p"), "cache": None, "parent": os.getpid()}
-    command = [sys.executable, "-m", "foveate.engines.trt_build"]
+    command = [sys.executable, "-m", "foveate.engines.trt.builder"]
     done = subprocess.run(command, input=json.dumps(job | places), capture_output=True, text=True, check=True)
     assert "Unique culprit" in json.loads(done.stdout.splitlines()[-1])["error"]
     assert not (tmp_path / "p").exists()

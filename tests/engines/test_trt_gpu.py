@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.engines.trt_build import MODULES
-from foveate.engines.trt_cuda import find_gpu
+from foveate.engines.trt.builder import MODULES
+from foveate.engines.trt.cuda import find_gpu
 from foveate.export import methods
 from foveate.export.build import build
 from foveate.export.models import llava
-from foveate.runtime import plans
-from foveate.runtime.bundle import load
-from foveate.runtime.compile import compile_bundle
-from foveate.runtime.decode import Decoder
-from foveate.runtime.logits import Logits
+from foveate.runtime.bundle import compiled
+from foveate.runtime.bundle.compiled import load_engines
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.compiling.compile import compile_bundle
+from foveate.runtime.llm.decoder import Decoder
+from foveate.runtime.llm.logits import Logits
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.plans import load_engines
 
 TARGETS = [target for target, module in MODULES.items() if importlib.util.find_spec(module)]
 
@@ -42,27 +42,27 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(
     scope="module", params=[(t, d) for t in TARGETS for d in ("native", "primitive")], ids="-".join
 )
-def plan(root: Path, request: pytest.FixtureRequest) -> plans.Plan:
+def plan(root: Path, request: pytest.FixtureRequest) -> compiled.Plan:
     """Compiled, and proved by the self-test."""
     target, dialect = request.param
-    if dialect not in plans.backend(target).DIALECTS:
+    if dialect not in compiled.backend(target).DIALECTS:
         pytest.skip(f"{target} is too old for the dialect {dialect}")
     folder = compile_bundle(root, target, dialect=dialect, options={"max_context": 128}, force=True)
-    return plans.choose(load(root), folder.name)
+    return compiled.choose(load(root), folder.name)
 
 
-def test_the_self_test_passes_without_a_remedy(plan: plans.Plan) -> None:
+def test_the_self_test_passes_without_a_remedy(plan: compiled.Plan) -> None:
     assert plan.self_test["ok"]
     assert not any(plan.remedies.values())
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_the_same_logits_as_onnx_runtime(root: Path, plan: plans.Plan, cuda_graphs: bool) -> None:
+def test_the_same_logits_as_onnx_runtime(root: Path, plan: compiled.Plan, cuda_graphs: bool) -> None:
     """Prefill and 24 steps, in both engines after the same tokens."""
     bundle = load(root)
     settings = {"threads": 1, "cuda_graphs": cuda_graphs}
     engines = [
-        load_engines(bundle, chosen, settings) for chosen in (plans.choose(bundle, "onnxruntime"), plan)
+        load_engines(bundle, chosen, settings) for chosen in (compiled.choose(bundle, "onnxruntime"), plan)
     ]
     one, other = (Decoder(each, bundle.embeddings(), bundle.manifest) for each in engines)
     prompt = list(range(5, 40))
@@ -75,13 +75,13 @@ def test_the_same_logits_as_onnx_runtime(root: Path, plan: plans.Plan, cuda_grap
 
 
 def test_the_same_answer_with_device_sampling(
-    root: Path, plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, plan: compiled.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one engine gives it whose candidates nobody looks at; the self-test did."""
     own = shutil.copytree(root, tmp_path / "own")
     options = {"max_context": 128, "device_sampling": True}
     folder = compile_bundle(own, plan.target, dialect=plan.dialect, options=options, force=True)
-    made = plans.choose(load(own), folder.name)
+    made = compiled.choose(load(own), folder.name)
     assert any(finding["answer"] == "top_values" for finding in made.self_test["findings"])
     pipe, picture = (
         Pipeline.load(own, made.key),
@@ -97,7 +97,7 @@ def test_the_same_answer_with_device_sampling(
     assert answers() == found
 
 
-def test_a_buffer_outlives_the_next_run_of_its_engine(root: Path, plan: plans.Plan) -> None:
+def test_a_buffer_outlives_the_next_run_of_its_engine(root: Path, plan: compiled.Plan) -> None:
     engine = load_engines(load(root), plan, {})["vision_encoder"]
     shape = engine.spec.input("pixel_values").shape
     first, second = (np.full(shape, value, "float16") for value in (0.1, 0.9))
@@ -107,6 +107,6 @@ def test_a_buffer_outlives_the_next_run_of_its_engine(root: Path, plan: plans.Pl
     np.testing.assert_array_equal(held.numpy(), before)
 
 
-def test_inspect_tells_the_memory_on_the_gpu(plan: plans.Plan) -> None:
-    made = plans.backend(plan.target)
+def test_inspect_tells_the_memory_on_the_gpu(plan: compiled.Plan) -> None:
+    made = compiled.backend(plan.target)
     assert made.describe(plan.path, "vision_encoder")["device_bytes"] >= 0

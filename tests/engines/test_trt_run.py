@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.engines import trt_cuda
-from foveate.engines.rows import Rows
+from foveate.engines.row_gather import Rows
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
-from foveate.engines.trt_cuda import Device, TrtBuffer
-from foveate.engines.trt_run import TrtEngine
+from foveate.engines.trt import cuda as trt_cuda
+from foveate.engines.trt.cuda import Device, TrtBuffer
+from foveate.engines.trt.runner import TrtEngine
 from foveate.runtime.answer import Clock
-from foveate.runtime.decode import Picture
-from foveate.runtime.layout import layout, single
-from foveate.runtime.logits import Logits
-from foveate.runtime.sampling import Sampler, Sampling
-from foveate.runtime.vision import Seen, VisionStages
+from foveate.runtime.images.token_layout import layout, single
+from foveate.runtime.llm.decoder import Picture
+from foveate.runtime.llm.logits import Logits
+from foveate.runtime.llm.sampling import Sampler, Sampling
+from foveate.runtime.vision.stages import Seen, VisionStages
 
 Place, Gather = Callable[[np.ndarray], Any], Callable[[str, Rows], Any]
 

@@ -26,10 +26,10 @@ from transformers import (
 )
 from transformers.utils import chat_template_utils
 
-from foveate.export import processor
-from foveate.export.checkpoint import Directory
-from foveate.export.dummy import byte_tokenizer
-from foveate.runtime.prompt import ChatTokenizer
+from foveate.export.checkpoints.directory import Directory
+from foveate.export.checkpoints.random_weights import byte_tokenizer
+from foveate.export.settings import prompt
+from foveate.runtime.text.chat_prompt import ChatTokenizer
 
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": 3, "<pad>": 4}
 TEMPLATE = (
@@ -210,10 +210,10 @@ def place(copy: Path, clock: None):
         config = copy / "tokenizer_config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | changes))
         theirs = AutoProcessor.from_pretrained(copy)
-        raw = processor.tokenizer_json(Directory(copy))
+        raw = prompt.tokenizer_json(Directory(copy))
         (copy / "bundled.json").write_bytes(raw)
         number = theirs.tokenizer.convert_tokens_to_ids("<image>")
-        settings = processor.prompt_settings(Directory(copy), raw, number, [2], None)
+        settings = prompt.prompt_settings(Directory(copy), raw, number, [2], None)
         json.dumps(settings)  # as it goes into the bundle
         return ChatTokenizer(copy / "bundled.json", settings), theirs
 

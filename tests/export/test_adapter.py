@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from foveate.engines.errors import UserError
-from foveate.export import lora_config, models
-from foveate.export.checkpoint import Directory, Entry
+from foveate.export import models
+from foveate.export.adapters import lora_config
+from foveate.export.checkpoints.directory import Directory, Entry
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]

@@ -9,14 +9,16 @@ import pytest
 
 from foveate.engines.errors import UserError
 from foveate.engines.spec import Symbol
-from foveate.export import image_processor, methods, models, precision
-from foveate.export.assemble import assemble
+from foveate.export import methods, models
 from foveate.export.build import main
-from foveate.export.dummy import Dummy
+from foveate.export.bundling import precision
+from foveate.export.checkpoints.random_weights import Dummy
+from foveate.export.graphs.assemble import assemble
 from foveate.export.models import llava, llava_next, qwen2_5_vl
-from foveate.runtime import inspect_bundle
-from foveate.runtime.bundle import load
-from foveate.runtime.layout import layout
+from foveate.export.settings import image_processor
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.cli import inspect
+from foveate.runtime.images.token_layout import layout
 
 
 def shape(graphs, graph, name):
@@ -96,7 +98,7 @@ def test_max_pixels_of_the_command(tmp_path, monkeypatch):
     assert bundle.manifest.image["max_pixels"] == 78400 and bundle.manifest.num_visual_tokens == 100
     assert bundle.manifest.spec("pruner", "ort").input("keep").value.max == 100
     assert layout((2000, 1000), bundle.manifest.image, (1, 1)).total == 7 * 14
-    facts = inspect_bundle.describe(bundle)
+    facts = inspect.describe(bundle)
     assert facts["visual_tokens"] == 100 and facts["max_pixels"] == 78400
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from foveate.export import build as build_module
 from foveate.export import models
-from foveate.runtime.bundle import load
+from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli import main
 
 REPOSITORY = Path(__file__).parents[2]

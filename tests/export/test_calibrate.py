@@ -11,21 +11,23 @@ import torch
 from safetensors.numpy import save_file
 
 from foveate.calib import samples
-from foveate.calib.equivalent import Smoothed
+from foveate.calib.smoothing.fold import Smoothed
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
-from foveate.export import build_bundle, calibrate, methods
-from foveate.export.assemble import assemble
+from foveate.export import methods
 from foveate.export.build import build
-from foveate.export.calibrate import Calibration, calibrated
-from foveate.export.decoder import Decoder
+from foveate.export.bundling import build_bundle
+from foveate.export.bundling.precision import Precision
+from foveate.export.calibration import calibrate
+from foveate.export.calibration.calibrate import Calibration, calibrated
+from foveate.export.calibration.prompts import Stages, load_prompts
+from foveate.export.checkpoints.find import fill
+from foveate.export.graphs.assemble import assemble
 from foveate.export.models import llava
-from foveate.export.precision import Precision
-from foveate.export.prompts import Stages, load_prompts
-from foveate.export.sources import fill
+from foveate.export.networks.decoder import Decoder
 from foveate.runtime import Pipeline
 from foveate.runtime.cli import main
-from foveate.runtime.compile import compile_bundle
+from foveate.runtime.compiling.compile import compile_bundle
 
 COUNT = 3
 

@@ -11,10 +11,10 @@ import pytest
 from prompts import INTERLEAVED, NOW, expected, ids_of
 
 from foveate.engines.errors import UserError
-from foveate.export import chat, chat_proof, processor
-from foveate.export.chat_template import ChatTemplate
-from foveate.export.checkpoint import Directory
-from foveate.runtime.turns import IMAGE, Turn
+from foveate.export.checkpoints.directory import Directory
+from foveate.export.settings import chat_format, chat_proof, prompt
+from foveate.export.settings.chat_template import ChatTemplate
+from foveate.runtime.text.turns import IMAGE, Turn
 
 IMAGES = "{% for part in m['content'] if part['type'] == 'image' %}<image>{{ '\n' }}{% endfor %}"
 TEXTS = "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
@@ -211,7 +211,7 @@ def test_without_a_template_the_format_is_llavas(copy, place):
     expected = place(None)[0].settings
     (copy / "chat_template.jinja").unlink()
     raw = (copy / "tokenizer.json").read_bytes()
-    assert processor.prompt_settings(Directory(copy), raw, 3, [2], None) == expected
+    assert prompt.prompt_settings(Directory(copy), raw, 3, [2], None) == expected
 
 
 REFUSED = {
@@ -257,7 +257,7 @@ def test_the_proof_sees_every_setting(monkeypatch):
         if FORMS[form] is None or not {"strip", "reasoning"} & wanted.keys():
             continue
         template = ChatTemplate(FORMS[form], {})
-        settings = chat._derive(template, "<image>")
+        settings = chat_format._derive(template, "<image>")
         for key in {"strip", "reasoning"} & settings.keys():
             less = {name: value for name, value in settings.items() if name != key}
             talks = chat_proof.conversations(template)

@@ -39,11 +39,13 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from foveate.engines.errors import UserError
-from foveate.export import checkpoint_keys, config, config_keys, models, processor_keys
-from foveate.export.checkpoint import Directory
-from foveate.export.checkpoint_files import SETTINGS
-from foveate.export.key_table import Key
+from foveate.export import models
+from foveate.export.checkpoints.directory import Directory
+from foveate.export.checkpoints.files import SETTINGS
+from foveate.export.keys import checkpoint_keys, config_keys, processor_keys
+from foveate.export.keys.key_table import Key
 from foveate.export.models import qwen2_5_vl
+from foveate.export.settings import hf_config
 
 CONFIGS = {
     LlavaConfig: config_keys.LLAVA,
@@ -143,10 +145,10 @@ def test_every_key_of_a_tokenizer_is_in_its_table():
 
 def test_defaults_are_those_of_transformers():
     for ours, kind in (
-        (config._CLIP_VISION, CLIPVisionConfig),
-        (config._LLAMA, LlamaConfig),
-        (config._MISTRAL, MistralConfig),
-        (config._QWEN, Qwen2_5_VLTextConfig),
+        (hf_config._CLIP_VISION, CLIPVisionConfig),
+        (hf_config._LLAMA, LlamaConfig),
+        (hf_config._MISTRAL, MistralConfig),
+        (hf_config._QWEN, Qwen2_5_VLTextConfig),
         (qwen2_5_vl._VISION_DEFAULTS, Qwen2_5_VLVisionConfig),
     ):
         theirs = kind()
@@ -195,7 +197,7 @@ def reading(monkeypatch):
             values = original(self, name)
             return values if values is None else Reading(values, read.setdefault(name, set()))
 
-        get = config.Config.get
+        get = hf_config.Config.get
 
         def noting_get(self, key, default=None):
             part = self.where.rpartition(": ")[2]
@@ -204,7 +206,7 @@ def reading(monkeypatch):
             return get(self, key, default)
 
         monkeypatch.setattr(Directory, "json", noting)
-        monkeypatch.setattr(config.Config, "get", noting_get)
+        monkeypatch.setattr(hf_config.Config, "get", noting_get)
         monkeypatch.setattr(checkpoint_keys, "check", lambda *_: None)
         models.load(str(path))
         return read

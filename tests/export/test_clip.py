@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.engines.ort import onnxruntime
-from foveate.export import models, ops
-from foveate.export.clip import TAPS, TextEncoder
+from foveate.engines.ort.backend import onnxruntime
+from foveate.export import models
+from foveate.export.checkpoints.find import fill
 from foveate.export.models import llava
-from foveate.export.sources import fill
+from foveate.export.networks import onnx_ops
+from foveate.export.networks.clip import TAPS, TextEncoder
 
 LAYERED = ("cls_attention", "cls_attention_heads", "received_attention", "keys", "hidden")
 
@@ -159,13 +160,13 @@ def run_onnx(module, inputs, path, names, dynamic=None):
         inputs,
         path,
         dynamo=True,
-        opset_version=ops.OPSET,
+        opset_version=onnx_ops.OPSET,
         optimize=False,
         verbose=False,
         input_names=["input"],
         output_names=names,
         dynamic_shapes=dynamic,
-        custom_translation_table=ops.TRANSLATIONS,
+        custom_translation_table=onnx_ops.TRANSLATIONS,
     )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda value: session.run(names, {"input": value.numpy()})

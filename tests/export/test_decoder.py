@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from foveate.calib.statistics import InputStatistics
-from foveate.engines import trt
-from foveate.engines.ort import onnxruntime
-from foveate.export import lower
-from foveate.export.decoder import Decoder, rope_tables
-from foveate.export.parts import DecoderSpec
-from foveate.export.precision import Precision, dialects
-from foveate.export.segments import language_graphs
-from foveate.export.write import write_graphs
+from foveate.engines.ort.backend import onnxruntime
+from foveate.engines.trt import backend as trt
+from foveate.export import lowering
+from foveate.export.bundling.precision import Precision, dialects
+from foveate.export.bundling.write_graphs import write_graphs
+from foveate.export.graphs.llm import language_graphs
+from foveate.export.networks.decoder import Decoder, rope_tables
+from foveate.export.spec import DecoderSpec
 
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3}  # largest error over largest value
 
@@ -91,14 +91,14 @@ def inputs(spec: DecoderSpec, rows: int, written: int, cache: int, past=None) ->
     return [embeds, positions, torch.tensor([written]), torch.tensor([rows - 1]), *(past or empty)]
 
 
-@pytest.mark.parametrize("dialect", lower.names())
+@pytest.mark.parametrize("dialect", lowering.names())
 @pytest.mark.parametrize(("precision", "kv_heads"), [("fp32", 4), ("fp32", 1), ("fp16", 2), ("int4", 2)])
 def test_onnx_equals_torch(tmp_path, precision, kv_heads, dialect):
     graph, reference = export(tmp_path, precision, kv_heads)
     path = tmp_path / f"llm.{dialect}.onnx"
     onnx.checker.check_model(path, full_check=True)
     run = session(path)
-    dtype = lower.dialect(dialect).DTYPES[precision]
+    dtype = lowering.dialect(dialect).DTYPES[precision]
     past = None
     for rows, written in ((37, 0), (1, 37), (5, 38), (1, 43)):  # prefill, decode, a chunk, decode
         feeds = inputs(reference.spec, rows, written, 64, past)
@@ -120,7 +120,7 @@ def test_int4_weights_are_shared_between_dialects(tmp_path):
     export(tmp_path, "int4")
     files = {path.name for path in (tmp_path / "weights").iterdir()}
     assert files == {"llm.int4.data", "llm.float32.data", "llm.float16.data"}
-    for dialect in lower.names():
+    for dialect in lowering.names():
         model = onnx.load(tmp_path / f"llm.{dialect}.onnx", load_external_data=False)
         packed = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT4]
         assert len(packed) == 14
@@ -130,7 +130,7 @@ def test_int4_weights_are_shared_between_dialects(tmp_path):
             assert int(entries["offset"]) % 4096 == 0
 
 
-@pytest.mark.parametrize("dialect", lower.names())
+@pytest.mark.parametrize("dialect", lowering.names())
 def test_graphs_are_standard_onnx_without_traces_of_this_machine(tmp_path, dialect):
     export(tmp_path, "int4")
     model = onnx.load(tmp_path / f"llm.{dialect}.onnx", load_external_data=False)
@@ -143,7 +143,7 @@ def test_graphs_are_standard_onnx_without_traces_of_this_machine(tmp_path, diale
 def test_ort_attends_by_length_and_native_by_mask(tmp_path):
     export(tmp_path, "fp16")
     nodes = {}
-    for dialect in lower.names():
+    for dialect in lowering.names():
         graph = onnx.load(tmp_path / f"llm.{dialect}.onnx", load_external_data=False).graph
         nodes[dialect] = [node for node in graph.node if node.op_type == "Attention"]
     assert all(len(node.input) == 7 and not node.input[3] and node.input[6] for node in nodes["ort"])
@@ -200,7 +200,7 @@ def test_activations_are_rounded_as_the_scheme_says(tmp_path, monkeypatch, preci
     """In float32, for one of three prompts at least: a value on the edge of a rounding falls to either side, and what follows
     amplifies that. The ``native`` form is taken as it is written: ONNX Runtime's own fusion of it overflows on CPUs without
     VNNI, which ``ort`` avoids."""
-    monkeypatch.setitem(lower.dialect(dialect).DTYPES, precision, "float32")
+    monkeypatch.setitem(lowering.dialect(dialect).DTYPES, precision, "float32")
     _, reference = export(tmp_path, precision, only=dialect)
     path = tmp_path / f"llm.{dialect}.onnx"
     onnx.checker.check_model(path, full_check=True)

@@ -7,8 +7,8 @@ import torch
 from tokenizers import Tokenizer
 
 from foveate.export import models
-from foveate.export.checkpoint import Entry
-from foveate.export.dummy import DummyWeights, byte_tokenizer
+from foveate.export.checkpoints.directory import Entry
+from foveate.export.checkpoints.random_weights import DummyWeights, byte_tokenizer
 
 
 def test_dummy_tensors_differ_and_do_not_depend_on_the_order():

@@ -16,10 +16,11 @@ from transformers import (
 )
 
 from foveate.engines.errors import UserError
-from foveate.export import generation, models
+from foveate.export import models
 from foveate.export.build import main
-from foveate.export.checkpoint import Directory
-from foveate.runtime.bundle import load
+from foveate.export.checkpoints.directory import Directory
+from foveate.export.settings import generation
+from foveate.runtime.bundle.loading import load
 
 ABSENT = "absent"
 FAMILIES = {

@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from foveate.engines.errors import UserError
-from foveate.export import checkpoint_files, models
-from foveate.export.checkpoint import Directory
-from foveate.export.dummy import Dummy
-from foveate.export.hub import download_file
+from foveate.export import models
+from foveate.export.checkpoints import files as checkpoint_files
+from foveate.export.checkpoints.directory import Directory
+from foveate.export.checkpoints.hub import download_file
+from foveate.export.checkpoints.random_weights import Dummy
 from foveate.export.models import llava
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

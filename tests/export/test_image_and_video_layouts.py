@@ -14,7 +14,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from foveate.engines.errors import UserError
 from foveate.export import models
-from foveate.runtime.image import preprocess
+from foveate.runtime.images.processor import preprocess
 
 QWEN = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 4}
 PIXELS = {"shortest_edge": 512, "longest_edge": 2048}

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from foveate.engines.errors import UserError
-from foveate.export import inside, methods
-from foveate.export.assemble import assemble
+from foveate.export import methods
 from foveate.export.build import build
+from foveate.export.checkpoints.find import fill
+from foveate.export.graphs.assemble import assemble
 from foveate.export.models import llava
-from foveate.export.sources import fill
-from foveate.runtime.compile import compile_bundle
+from foveate.export.pruning import in_llm
+from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Chat, Pipeline
 
 QUESTION, MORE = "What is left of the bus?", "And what is right of it?"
@@ -193,9 +194,9 @@ def test_caches_are_as_long_as_what_they_hold(pipes):
 
 def test_rows_move_to_the_front_in_order():
     stays = torch.tensor([[True, False, True, True, False, False, True]])
-    order, count = inside.packed(stays)
+    order, count = in_llm.packed(stays)
     assert order.tolist() == [[0, 2, 3, 6, 1, 4, 5]] and count.tolist() == [4]
-    order, count = inside.packed(torch.ones(1, 5, dtype=torch.bool))
+    order, count = in_llm.packed(torch.ones(1, 5, dtype=torch.bool))
     assert order.tolist() == [[0, 1, 2, 3, 4]] and count.tolist() == [5]
 
 

@@ -14,12 +14,13 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from foveate.engines.ort import onnxruntime
-from foveate.export import methods, to_onnx
-from foveate.export.decoder import rope_tables
-from foveate.export.inside import Inside
-from foveate.export.parts import DecoderSpec
-from foveate.export.segments import language_graphs
+from foveate.engines.ort.backend import onnxruntime
+from foveate.export import methods
+from foveate.export.graphs import trace
+from foveate.export.graphs.llm import language_graphs
+from foveate.export.networks.decoder import rope_tables
+from foveate.export.pruning.in_llm import Inside
+from foveate.export.spec import DecoderSpec
 
 FOLDER = Path(__file__).parents[1] / "golden"
 OPTIONS = {
@@ -62,7 +63,7 @@ def pruner(method: Inside, stage: int, arrays: dict[str, np.ndarray]) -> onnxrun
         parts.decoder = torch.nn.Module()
         parts.decoder.spec = spec
         graph = next(g for g in language_graphs(parts, method) if g.spec.name == f"pruner.{stage}")
-        MODELS[key] = to_onnx.trace(graph, "float32")
+        MODELS[key] = trace.trace(graph, "float32")
     model = MODELS[key].clone()
     suffix = f"_stage{stage + 1}" if stage else ""
     cos, sin = rope_tables(spec)

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from foveate.engines.errors import UserError
-from foveate.export import config_keys, models, processor_keys
+from foveate.export import models
+from foveate.export.keys import config_keys, processor_keys
 
 TOKENIZER = {
     "add_bos_token": True,

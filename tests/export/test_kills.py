@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime.bundle import load
-from foveate.runtime.compile import compile_bundle
-from foveate.runtime.plans import plans
+from foveate.runtime.bundle.compiled import plans
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.compiling.compile import compile_bundle
 
 pytestmark = pytest.mark.slow
 KILLS = 20

@@ -9,11 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from foveate.export import licence, methods, models
+from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.export.tensor_files import Folder
-from foveate.runtime import bundle, inspect_bundle
-from foveate.runtime.licence import lines, notes
+from foveate.export.checkpoints import licence
+from foveate.export.checkpoints.tensor_files import Folder
+from foveate.runtime.bundle import loading as bundle
+from foveate.runtime.bundle.licence import lines, notes
+from foveate.runtime.cli import inspect
 
 CARDS = {
     "---\nlicense: apache-2.0\nlanguage: en\n---\n# A model": ({"id": "apache-2.0"}, "commercial"),
@@ -98,7 +100,7 @@ def test_licences_travel_with_the_bundle(copy, tmp_path, capsys, clip_checkpoint
     assert "licences/adapter/LICENSE" in found.manifest.files
     uses = {role: each["use"] for role, each in found.manifest.licence.items()}
     assert uses == {"model": "commercial", "adapter": "non-commercial", "clip": "unknown"}
-    assert inspect_bundle.main([str(found.path)]) == 0
+    assert inspect.main([str(found.path)]) == 0
     shown = capsys.readouterr().out
     assert "cc-by-nc-4.0 (not for commercial use)" in shown and "apache-2.0 (commercial use" in shown
 

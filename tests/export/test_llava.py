@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from foveate.engines.errors import UserError
 from foveate.export import models
+from foveate.export.checkpoints.find import fill
 from foveate.export.models import llava
-from foveate.export.sources import fill
 
 CASES = {
     "multi-head": {"kv_heads": 4},

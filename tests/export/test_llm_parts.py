@@ -14,14 +14,14 @@ from PIL import Image
 
 from foveate.engines.errors import UserError
 from foveate.export import methods
-from foveate.export.assemble import assemble
 from foveate.export.build import build
-from foveate.export.inside import Cut
+from foveate.export.graphs.assemble import assemble
+from foveate.export.graphs.llm import _bounds
 from foveate.export.models import llava
-from foveate.export.segments import _bounds
-from foveate.runtime import check
-from foveate.runtime.compile import compile_bundle
-from foveate.runtime.inspect_bundle import main as inspect
+from foveate.export.pruning.in_llm import Cut
+from foveate.runtime.cli.inspect import main as inspect
+from foveate.runtime.compiling import self_test
+from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
 WHOLE = {"none": {}, "feather": {"layers": "2,4"}, "sparsevlm": {"layers": "1,2,3"}}
@@ -40,7 +40,7 @@ def test_the_parts_are_stages_that_prove_themselves(
     build(parts, methods.load("none"), root, precision="fp32", dialects=["ort"], llm_parts=2)
     compile_bundle(root)
     assert json.loads((root / "bundle.json").read_text())["stages"] == wanted
-    assert check.main([str(root)]) == 0
+    assert self_test.main([str(root)]) == 0
     assert inspect([str(root)]) == 0
     printed = capsys.readouterr().out
     assert all(f"\n{name}\n" in printed for name in wanted)

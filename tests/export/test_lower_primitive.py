@@ -10,10 +10,10 @@ from onnx import TensorProto, helper
 from onnx_ir.passes import common
 
 from foveate.engines.errors import UserError
-from foveate.engines.ort import onnxruntime
+from foveate.engines.ort.backend import onnxruntime
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
-from foveate.export.lower import primitive
-from foveate.export.lower import primitive_passes as passes
+from foveate.export.lowering import primitive
+from foveate.export.lowering import primitive_passes as passes
 
 RANDOM = np.random.default_rng(3)
 

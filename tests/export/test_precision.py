@@ -8,17 +8,17 @@ import pytest
 
 from foveate.calib import schemes
 from foveate.engines.errors import UserError
-from foveate.export import lower, methods, models
+from foveate.export import lowering, methods, models
 from foveate.export.build import build
-from foveate.export.calibrate import Calibration
-from foveate.export.decoder import Linear
+from foveate.export.bundling.precision import SAFE, Precision, dialects
+from foveate.export.bundling.weight_store import require_ranges
+from foveate.export.calibration.calibrate import Calibration
 from foveate.export.models import llava
-from foveate.export.precision import SAFE, Precision, dialects
-from foveate.export.weights import require_ranges
-from foveate.runtime import check
-from foveate.runtime.bundle import load
-from foveate.runtime.compile import compile_bundle
-from foveate.runtime.plans import choose
+from foveate.export.networks.decoder import Linear
+from foveate.runtime.bundle.compiled import choose
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.compiling import self_test
+from foveate.runtime.compiling.compile import compile_bundle
 
 MATRIX = (64, 64)
 NONE_SEEN = SimpleNamespace(inputs={}.__getitem__)
@@ -74,7 +74,7 @@ def test_unknown_names_are_refused(given):
 def test_dialects_that_can_have_it(precision, asked, calibrated, found):
     names, left_out = dialects(precision, asked, calibrated)
     assert found == set(names) & {"ort", "native"}
-    assert set(names) | set(left_out) == set(asked or lower.names())
+    assert set(names) | set(left_out) == set(asked or lowering.names())
 
 
 @pytest.mark.parametrize(
@@ -94,18 +94,18 @@ def test_dialects_that_cannot_say_why(precision, asked, calibrated, words):
 
 
 def test_every_dialect_answers_for_every_precision():
-    for name in lower.names():
-        module = lower.dialect(name)
+    for name in lowering.names():
+        module = lowering.dialect(name)
         assert set(module.DTYPES) | set(module.REFUSES) == {"fp32", "fp16", *schemes.names()}
         assert not set(module.DTYPES) & set(module.REFUSES)
 
 
 def test_a_range_that_calibration_has_not_seen_is_named():
     needs = [("vision_encoder.tower.layers.0.mlp.fc1.weight", "int8"), ("llm.norm.weight", "float16")]
-    require_ranges(needs, lower.form("ort", "int8"), None)
-    require_ranges(needs[1:], lower.form("native", "int8"), None)
+    require_ranges(needs, lowering.form("ort", "int8"), None)
+    require_ranges(needs[1:], lowering.form("native", "int8"), None)
     with pytest.raises(UserError, match=r"vision_encoder\.tower.*has not seen it"):
-        require_ranges(needs, lower.form("native", "int8"), NONE_SEEN)
+        require_ranges(needs, lowering.form("native", "int8"), NONE_SEEN)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_the_compiled_bundle_answers_as_torch_with_its_weights(tmp_path, precisi
     bundle = load(tmp_path / "b")
     assert bundle.manifest.precision == precision.describe()
     compile_bundle(tmp_path / "b")
-    findings = list(check.replay(bundle, choose(bundle, None)))
+    findings = list(self_test.replay(bundle, choose(bundle, None)))
     assert findings and not [finding for finding in findings if not finding.ok]
 
 
@@ -131,9 +131,9 @@ def test_dialects_that_round_differently_have_recordings_of_their_own(tmp_path):
         compile_bundle(out, dialect=dialect, force=True, self_test=False)
         plan = choose(load(out))
         assert plan.dialect == dialect
-        findings = list(check.replay(bundle, plan))
+        findings = list(self_test.replay(bundle, plan))
         assert findings and not [finding for finding in findings if not finding.ok]
         own = max(finding.error for finding in findings)
         bundle.manifest.dialects[dialect]["golden"] = recorded[other].name
-        assert max(finding.error for finding in check.replay(bundle, plan)) > 1.5 * own
+        assert max(finding.error for finding in self_test.replay(bundle, plan)) > 1.5 * own
         bundle.manifest.dialects[dialect]["golden"] = recorded[dialect].name

@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 import pytest
 
-from foveate.engines.by_rows import MANY, ByRows
+from foveate.engines.prefill_switch import MANY, ByRows
 from foveate.export.build import build
+from foveate.export.bundling.precision import Precision
 from foveate.export.methods import load as load_method
 from foveate.export.models import llava
-from foveate.export.precision import Precision
-from foveate.runtime.bundle import load
-from foveate.runtime.check import replay
-from foveate.runtime.compile import compile_bundle
-from foveate.runtime.plans import choose, load_engine, load_engines
+from foveate.runtime.bundle.compiled import choose, load_engine, load_engines
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.compiling.compile import compile_bundle
+from foveate.runtime.compiling.self_test import replay
 
 PRECISION = Precision("int4", head="int4", prefill="int8")
 

@@ -10,8 +10,8 @@ from transformers import AutoProcessor
 from foveate.engines.errors import UserError
 from foveate.export import models
 from foveate.export.models import llava
-from foveate.runtime.image import preprocess
-from foveate.runtime.prompt import ChatTokenizer, ImageSlot, Turn
+from foveate.runtime.images.processor import preprocess
+from foveate.runtime.text.chat_prompt import ChatTokenizer, ImageSlot, Turn
 
 
 @pytest.mark.parametrize("size", [(56, 56), (80, 61), (41, 200)])

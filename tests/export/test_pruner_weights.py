@@ -13,11 +13,12 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from foveate.engines.errors import UserError
-from foveate.engines.ort import onnxruntime
-from foveate.export import methods, models, pruner_weights
+from foveate.engines.ort.backend import onnxruntime
+from foveate.export import methods, models
 from foveate.export.build import build
+from foveate.export.checkpoints import pruner_weights
+from foveate.export.methods._ocvtp_network import SlotPruner
 from foveate.export.models import llava
-from foveate.export.slots import SlotPruner
 
 METHOD = methods.load("ocvtp")
 SHAPES = Path(__file__).parents[2] / "scripts" / "shapes"

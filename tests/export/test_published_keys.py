@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from foveate.export import checkpoint_keys, models
-from foveate.export.dummy import Dummy
+from foveate.export import models
+from foveate.export.checkpoints.random_weights import Dummy
+from foveate.export.keys import checkpoint_keys
 
 # What transformers 4.3x wrote into every part of a config.
 OLD = {

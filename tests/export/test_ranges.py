@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from foveate.engines.errors import UserError
 from foveate.export import build as build_module
-from foveate.export import ranges as ranges_module
-from foveate.export.decoder import Decoder, DecoderLayer, rope_of, rope_tables
-from foveate.export.parts import DecoderSpec
-from foveate.export.ranges import Ranges
-from foveate.runtime.bundle import Manifest, write_manifest
+from foveate.export.bundling import ranges as ranges_module
+from foveate.export.bundling.ranges import Ranges
+from foveate.export.networks.decoder import Decoder, DecoderLayer, rope_of, rope_tables
+from foveate.export.spec import DecoderSpec
+from foveate.runtime.bundle.loading import Manifest, write_manifest
 from foveate.runtime.cli import main
 from foveate.runtime.overflow import FLOAT16_MAX
 

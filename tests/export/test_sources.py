@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from foveate.engines.errors import UserError
-from foveate.export import models, sources
-from foveate.export.checkpoint import Directory, Entry
-from foveate.export.decoder import Decoder, Linear, rope_tables
-from foveate.export.dummy import byte_tokenizer
+from foveate.export import models
+from foveate.export.checkpoints import find as sources
+from foveate.export.checkpoints.directory import Directory, Entry
+from foveate.export.checkpoints.random_weights import byte_tokenizer
 from foveate.export.models import llava
+from foveate.export.networks.decoder import Decoder, Linear, rope_tables
 
 
 def refusal(path, *args, **options) -> str:

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from foveate.engines.errors import UserError
-from foveate.export import special_tokens
-from foveate.export.checkpoint import Directory
-from foveate.export.dummy import byte_tokenizer
-from foveate.runtime.turns import IMAGE, Turn
+from foveate.export.checkpoints.directory import Directory
+from foveate.export.checkpoints.random_weights import byte_tokenizer
+from foveate.export.settings import special_tokens
+from foveate.runtime.text.turns import IMAGE, Turn
 
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": 3, "<pad>": 4}
 TURN = (

@@ -15,23 +15,24 @@ from pathlib import Path
 
 import pytest
 
-from foveate.engines import files, locks
+from foveate.engines.disk import files, locks
 from foveate.engines.errors import UserError
-from foveate.export import methods, publish, staging
-from foveate.export.build_bundle import build
+from foveate.export import methods
+from foveate.export.bundling import publish, staging
+from foveate.export.bundling.build_bundle import build
+from foveate.export.bundling.staging import reserved
 from foveate.export.models import llava
-from foveate.export.staging import reserved
-from foveate.runtime.bundle import UNFINISHED, Bundle, load
-from foveate.runtime.compile import compile_bundle
-from foveate.runtime.plans import plans
+from foveate.runtime.bundle.compiled import plans
+from foveate.runtime.bundle.loading import UNFINISHED, Bundle, load
+from foveate.runtime.compiling.compile import compile_bundle
 
 PUT = """
 import shutil, sys
 from pathlib import Path
 from foveate.engines.errors import UserError
-from foveate.export.publish import publish
-from foveate.export.staging import reserved
-from foveate.runtime.bundle import Bundle, load
+from foveate.export.bundling.publish import publish
+from foveate.export.bundling.staging import reserved
+from foveate.runtime.bundle.loading import Bundle, load
 source, out = load(sys.argv[1]), Path(sys.argv[2])
 try:
     with reserved(out) as place:
@@ -337,7 +338,7 @@ def test_too_little_room_is_said_before_any_work(tmp_path: Path, monkeypatch: py
     usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     parts = llava.tiny()
-    monkeypatch.setattr("foveate.export.build_bundle.assemble", None)
+    monkeypatch.setattr("foveate.export.bundling.build_bundle.assemble", None)
     object.__setattr__(parts.spec.decoder, "intermediate_size", 1 << 20)
     with pytest.raises(
         UserError, match=r"too little room .* has 1 MiB left, its language model alone takes \d+ MiB"

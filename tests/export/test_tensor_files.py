@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.export.checkpoint import Directory, Entry
+from foveate.export.checkpoints.directory import Directory, Entry
 
 NAMES = ("embed_tokens", "llm.layers.1.mlp.down_proj.weight", "vision_encoder.projector.linear_1.bias")
 NORM = "language_model.model.layers.1.input_layernorm.weight"

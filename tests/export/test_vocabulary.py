@@ -14,7 +14,7 @@ from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
 from foveate.export.models import llava
-from foveate.runtime.compile import compile_bundle
+from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
 ROWS = 320  # of the embedding; its tokenizer has as many tokens

@@ -7,8 +7,8 @@ from datetime import datetime
 import numpy as np
 from PIL import Image
 
-from foveate.runtime.prompt import ChatTokenizer, ImageSlot
-from foveate.runtime.turns import Turn
+from foveate.runtime.text.chat_prompt import ChatTokenizer, ImageSlot
+from foveate.runtime.text.turns import Turn
 
 PATCHES = 16  # visual tokens of an image in the tiny checkpoint
 NOW = datetime(2026, 2, 3, 4, 5, 6)

@@ -8,7 +8,7 @@ import torch
 from qwen import SPECIAL
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
-from foveate.export.dummy import byte_tokenizer
+from foveate.export.checkpoints.random_weights import byte_tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"

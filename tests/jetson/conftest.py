@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.jetson.system import System
+from foveate.jetson.device.system import System
 
 _spec = importlib.util.spec_from_file_location(
     "bundle_by_hand", Path(__file__).parents[1] / "runtime" / "conftest.py"
@@ -89,7 +89,7 @@ def nano() -> tuple[Files, Outputs]:
     outputs = {
         "nvpmodel -q": "NVPM WARN: fan mode is not set!\nNV Power Mode: 15W\n0\n",
         "nvidia-smi": "Orin (nvgpu), 540.4.0\n",
-        "ort_library": '["1.23.2", ["CPUExecutionProvider"], null]\n',
+        "ort.library": '["1.23.2", ["CPUExecutionProvider"], null]\n',
         "import tensorrt": "10.3.0\n",
         "distributions": '["onnxruntime"]\n',
     }
@@ -119,7 +119,7 @@ def agx() -> tuple[Files, Outputs]:
     )
     files |= rails("/sys/class/hwmon/hwmon4", ["NC", "VDDQ_VDD2_1V8AO", "NC"], [(0, 0), (4992, 400), (0, 0)])
     outputs |= {"nvpmodel -q": "NV Power Mode: MAXN\n0\n", "import tensorrt": "10.16.2.10\n"}
-    outputs["ort_library"] = '["1.32.0", ["CPUExecutionProvider"], null]\n'
+    outputs["ort.library"] = '["1.32.0", ["CPUExecutionProvider"], null]\n'
     return files, outputs
 
 

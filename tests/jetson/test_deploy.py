@@ -24,11 +24,11 @@ from pathlib import Path
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.jetson import deploy as deploying
-from foveate.jetson.deploy import Remote, deploy
-from foveate.jetson.pack import contents, pack
-from foveate.jetson.wheels import Target, holds, requirements
-from foveate.runtime.bundle import load
+from foveate.jetson.deployment import deploy as deploying
+from foveate.jetson.deployment.deploy import Remote, deploy
+from foveate.jetson.deployment.pack import contents, pack
+from foveate.jetson.deployment.wheels import Target, holds, requirements
+from foveate.runtime.bundle.loading import load
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 KILLS = int(os.environ.get("FOVEATE_KILLS", "2"))
@@ -189,7 +189,7 @@ def test_killed_at_random_moments(source: Path, sshd: str, tmp_path: Path, wheel
 def cut_off(step: str, after: float, source: Path, sshd: str, device: Path, wheels: Path) -> None:
     """Deploy, and kill everything so many seconds after ``step`` began."""
     script = (
-        "import sys; from pathlib import Path; from foveate.jetson.deploy import *; "
+        "import sys; from pathlib import Path; from foveate.jetson.deployment.deploy import *; "
         "deploy(Path(sys.argv[1]), Remote('127.0.0.1', sys.argv[2]), root=sys.argv[3], python=sys.executable, "
         "wheels_in=Path(sys.argv[4]))"
     )
@@ -306,8 +306,8 @@ def test_a_pack_for_another_machine_is_refused(source: Path, tmp_path: Path, whe
 
 
 def test_a_bundle_that_a_compilation_writes_into_is_not_replaced(tmp_path: Path) -> None:
-    from foveate.engines import locks
-    from foveate.jetson import installer
+    from foveate.engines.disk import locks
+    from foveate.jetson.deployment import installer
 
     with (
         locks.held(locks.inside(tmp_path), "foveate compile", refused="", remedy=""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.jetson.devices import DEVICES, JETPACKS, device, jetpack_of
+from foveate.jetson.device.devices import DEVICES, JETPACKS, device, jetpack_of
 
 SPARSE_TOPS = {  # published for the GPU, with sparsity: twice the dense rate
     "orin-nano-4gb": 20,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.jetson import system
-from foveate.jetson.doctor import examine, main
-from foveate.jetson.inventory import PowerMode, look
-from foveate.jetson.system import System
+from foveate.jetson.device import system
+from foveate.jetson.device.doctor import examine, main
+from foveate.jetson.device.inventory import PowerMode, look
+from foveate.jetson.device.system import System
 
 DESKTOP = {"/etc/systemd/system/default.target": "/usr/lib/systemd/system/graphical.target"}
 
@@ -69,13 +69,13 @@ def test_a_nano_as_it_comes(recorded):
         ({"files": {"/usr/lib/aarch64-linux-gnu/libnvinfer.so.10": None,
                     "/usr/lib/aarch64-linux-gnu/libnvinfer.so.10.16.2": None}}, "TensorRT is not installed", "python3-libnvinfer"),
         ({"outputs": {"import tensorrt": None}}, "this Python does not see it", "--system-site-packages"),
-        ({"outputs": {"ort_library": None, "distributions": "[]"}}, "onnxruntime is not installed", "pip install onnxruntime"),
-        ({"outputs": {"ort_library": None}}, "cannot be imported", "--force-reinstall"),
-        ({"outputs": {"ort_library": '[null, [], "it is not whole | /site/onnxruntime: no library | rm -r it"]'}},
+        ({"outputs": {"ort.library": None, "distributions": "[]"}}, "onnxruntime is not installed", "pip install onnxruntime"),
+        ({"outputs": {"ort.library": None}}, "cannot be imported", "--force-reinstall"),
+        ({"outputs": {"ort.library": '[null, [], "it is not whole | /site/onnxruntime: no library | rm -r it"]'}},
          "it is not whole, /site/onnxruntime: no library", "rm -r it"),
-        ({"outputs": {"ort_library": '["1.22.1", ["CPUExecutionProvider"], null]'}}, "1.22.1 is too old", "pip install -U"),
-        ({"outputs": {"ort_library": '["1.24.4", ["CPUExecutionProvider"], null]'}}, "lacks a kernel", "pip install -U"),
-        ({"outputs": {"ort_library": '["1.27.0", ["CPUExecutionProvider"], null]'}},
+        ({"outputs": {"ort.library": '["1.22.1", ["CPUExecutionProvider"], null]'}}, "1.22.1 is too old", "pip install -U"),
+        ({"outputs": {"ort.library": '["1.24.4", ["CPUExecutionProvider"], null]'}}, "lacks a kernel", "pip install -U"),
+        ({"outputs": {"ort.library": '["1.27.0", ["CPUExecutionProvider"], null]'}},
          "answers wrongly from the second turn of a chat on in the dialect ort, expected 1.28 or newer", "pip install -U"),
         ({"outputs": {"distributions": '["onnxruntime", "onnxruntime-gpu"]'}}, "both installed", "pip uninstall"),
         ({"free": 10**9}, "1.0 GB of disk are free, 5.0 are wanted", "apt clean"),
@@ -99,7 +99,7 @@ def test_a_desktop_gpu_without_a_driver(recorded):
         "/sys/bus/pci/devices/0000:01:00.0/vendor": "0x10de\n",
         "/sys/bus/pci/devices/0000:01:00.0/class": "0x030000\n",
     }
-    ours = {"ort_library": '["1.32.0", ["CPUExecutionProvider"], null]', "distributions": '["onnxruntime"]'}
+    ours = {"ort.library": '["1.32.0", ["CPUExecutionProvider"], null]', "distributions": '["onnxruntime"]'}
     assert list(findings(recorded(files=bus, outputs=ours))) == [
         "problem: there is an NVIDIA GPU and no driver for it"
     ]

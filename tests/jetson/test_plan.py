@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.engines.trt_build import settled
+from foveate.engines.trt.builder import settled
 from foveate.export.models import families, family
-from foveate.export.parts import VisionSpec
-from foveate.export.qwen_vision import WindowSpec
-from foveate.jetson import models, roofline
-from foveate.jetson.devices import device
-from foveate.jetson.memory import memory
-from foveate.jetson.plan import best_keep, main, plan
-from foveate.runtime import costs
-from foveate.runtime.bundle import load
+from foveate.export.networks.qwen_vision import WindowSpec
+from foveate.export.spec import VisionSpec
+from foveate.jetson.device.devices import device
+from foveate.jetson.planner import model_sizes, roofline
+from foveate.jetson.planner.memory import memory
+from foveate.jetson.planner.plan import best_keep, main, plan
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.measuring import costs
 
 ROOT = Path(__file__).parents[2]
 NANO, AGX = device("orin-nano-8gb"), device("agx-orin-64gb")
@@ -71,19 +71,21 @@ def test_a_wrong_power_mode_would_be_seen():
 
 def test_a_schedule_is_that_of_the_bundle():
     """Depths other than 32 move the cuts that go by share, and only those."""
-    assert models.model("llava-1.5-7b", "fastv").schedule(64) == ((2, 576), (30, 64))
-    assert [layers for layers, _ in models.model("llava-1.5-13b", "pyramiddrop").schedule(64)] == [10] * 4
-    assert [layers for layers, _ in models.model("llava-1.5-13b", "fastv").schedule(64)] == [2, 38]
-    assert models.model("llava-1.5-7b", "tome").schedule(64) == ((32, 64),)
-    assert models.model("llava-1.5-7b").schedule(None) == ((32, 576),)
+    assert model_sizes.model("llava-1.5-7b", "fastv").schedule(64) == ((2, 576), (30, 64))
+    assert [layers for layers, _ in model_sizes.model("llava-1.5-13b", "pyramiddrop").schedule(64)] == [
+        10
+    ] * 4
+    assert [layers for layers, _ in model_sizes.model("llava-1.5-13b", "fastv").schedule(64)] == [2, 38]
+    assert model_sizes.model("llava-1.5-7b", "tome").schedule(64) == ((32, 64),)
+    assert model_sizes.model("llava-1.5-7b").schedule(None) == ((32, 576),)
 
 
 def test_sizes_by_hand():
-    m = models.model("llava-1.5-7b", precision="fp16")
+    m = model_sizes.model("llava-1.5-7b", precision="fp16")
     assert m.layer_bytes == 2 * 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert m.head_bytes == 2 * 32064 * 4096
     assert m.vision_bytes == 2 * (23 * (4 * 1024**2 + 2 * 1024 * 4096) + 1024 * 4096 + 4096**2)
-    q = models.model("qwen2.5-vl-7b")
+    q = model_sizes.model("qwen2.5-vl-7b")
     assert q.patches == 4 * 391
     assert q.layer_bytes == round(28 * 3584 * (2 * (28 + 4) * 128 + 3 * 18944) * (0.5 + 2 / 128))
 
@@ -99,13 +101,13 @@ def test_a_config_json_is_as_good_as_a_name(tmp_path):
     config = {"model_type": "llava", "vision_config": vision, "text_config": {"vocab_size": 32064}}
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
-    ours, theirs = models.model(str(file), "sppruner"), models.model("llava-1.5-7b", "sppruner")
+    ours, theirs = model_sizes.model(str(file), "sppruner"), model_sizes.model("llava-1.5-7b", "sppruner")
     assert ours.vision == theirs.vision
     got, known = dict(ours.decoder), dict(theirs.decoder)
     assert got | {"max_positions": 0} == known | {"max_positions": 0}
     file.write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UserError, match="cannot plan from"):
-        models.model(str(file))
+        model_sizes.model(str(file))
 
 
 @pytest.mark.parametrize("name", [name for each in families() for name in family(each).CONFIGS])
@@ -114,7 +116,7 @@ def test_the_config_of_every_model_that_is_known_by_name(name, tmp_path):
     (config,) = (family(each).CONFIGS[name] for each in families() if name in family(each).CONFIGS)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
-    ours, theirs = models.model(str(file)).manifest, models.model(name).manifest
+    ours, theirs = model_sizes.model(str(file)).manifest, model_sizes.model(name).manifest
     assert (ours.vision, ours.decoder, ours.num_visual_tokens) == (
         theirs.vision,
         theirs.decoder,
@@ -124,10 +126,10 @@ def test_the_config_of_every_model_that_is_known_by_name(name, tmp_path):
 
 def test_images_in_tiles():
     """LLaVA-NeXT: one of 640 x 480 is a tile and four more, of which padding is not read, and a newline behind each row."""
-    m = models.model("llava-v1.6-mistral-7b")
+    m = model_sizes.model("llava-v1.6-mistral-7b")
     assert m.manifest.num_visual_tokens == 576 + 36 * (48 + 1)
-    assert m.vision_flops == 5 * models.model("llava-1.5-7b").vision_flops
-    assert models.model("llava-v1.6-mistral-7b", visual_tokens=1152).manifest.num_visual_tokens == 1152
+    assert m.vision_flops == 5 * model_sizes.model("llava-1.5-7b").vision_flops
+    assert model_sizes.model("llava-v1.6-mistral-7b", visual_tokens=1152).manifest.num_visual_tokens == 1152
 
 
 def test_qwen_configs_as_published(tmp_path):
@@ -160,7 +162,7 @@ def test_qwen_configs_as_published(tmp_path):
     }
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
-    ours, theirs = models.model(str(file)), models.model("qwen3-vl-4b")
+    ours, theirs = model_sizes.model(str(file)), model_sizes.model("qwen3-vl-4b")
     assert (ours.decoder, ours.vision) == (theirs.decoder, theirs.vision)
     assert ours.manifest.num_visual_tokens == 300
     flat = {
@@ -183,20 +185,20 @@ def test_qwen_configs_as_published(tmp_path):
         "fullatt_block_indexes": [7, 15, 23, 31],
     }
     file.write_text(json.dumps({"model_type": "qwen2_5_vl", **flat, "vision_config": tower}))
-    ours, theirs = models.model(str(file)), models.model("qwen2.5-vl-7b")
+    ours, theirs = model_sizes.model(str(file)), model_sizes.model("qwen2.5-vl-7b")
     assert (ours.decoder, ours.vision) == (theirs.decoder, theirs.vision)
 
 
 def test_fewer_tokens_are_sooner():
     """Vision does not change, prefill about in proportion to the rows."""
-    m = models.model("llava-1.5-7b", "sppruner")
+    m = model_sizes.model("llava-1.5-7b", "sppruner")
     many, few = (roofline.times(m, AGX, m.schedule(keep)) for keep in (576, 128))
     assert many.vision == few.vision and many.per_token > few.per_token
     assert 2.5 < many.prefill / few.prefill < (576 + 40) / (128 + 40)
 
 
 def test_what_does_not_compile_as_a_whole_may_in_parts(capsys):
-    m = models.model("llava-1.5-7b", "sppruner")
+    m = model_sizes.model("llava-1.5-7b", "sppruner")
     needs = plan(m, NANO, max_context=1024)["memory"]
     parts = needs["llm_parts"]
     assert needs["fits"] and not needs["builds"] and parts > 1
@@ -205,13 +207,13 @@ def test_what_does_not_compile_as_a_whole_may_in_parts(capsys):
     usual = ["--model", "llava-1.5-7b", "--method", "sppruner", "--device", "orin-nano-8gb"]
     assert main([*usual, "--max-context", "1024"]) == 0
     assert f"it does with `foveate build --llm-parts {parts}`" in capsys.readouterr().out
-    assert plan(models.model("qwen3-vl-8b"), device("orin-nano-4gb"))["memory"]["llm_parts"] is None
-    assert models.model("llava-1.5-7b", "fastv").most_layers == 30  # behind its cut
+    assert plan(model_sizes.model("qwen3-vl-8b"), device("orin-nano-4gb"))["memory"]["llm_parts"] is None
+    assert model_sizes.model("llava-1.5-7b", "fastv").most_layers == 30  # behind its cut
 
 
 @pytest.mark.parametrize("method", ("sppruner", "pyramiddrop", "tome"))
 def test_the_best_budget_is_the_largest_in_time(method):
-    m = models.model("llava-1.5-7b", method)
+    m = model_sizes.model("llava-1.5-7b", method)
     keep = best_keep(m, AGX, 0.25)
 
     def first(keep):
@@ -219,18 +221,18 @@ def test_the_best_budget_is_the_largest_in_time(method):
 
     assert 1 < keep < 576 and first(keep) <= 0.25 < first(keep + 1)
     assert best_keep(m, AGX, 0.01) is None and best_keep(m, AGX, 10) == 576
-    assert best_keep(models.model("llava-1.5-7b"), AGX, 10) == 576
+    assert best_keep(model_sizes.model("llava-1.5-7b"), AGX, 10) == 576
 
 
 def test_precision_decides_what_fits_and_what_the_device_can():
     four, sixteen = (
-        plan(models.model("llava-1.5-7b", precision=p), NANO, max_context=1024)["memory"]
+        plan(model_sizes.model("llava-1.5-7b", precision=p), NANO, max_context=1024)["memory"]
         for p in ("int4", "fp16")
     )
     assert four["fits"] and not sixteen["fits"]
     with pytest.raises(UserError, match="has no FP8"):
-        plan(models.model("llava-1.5-7b", precision="fp8"), NANO)
-    assert plan(models.model("llava-1.5-7b", precision="fp8"), device("agx-thor"))["memory"]["fits"]
+        plan(model_sizes.model("llava-1.5-7b", precision="fp8"), NANO)
+    assert plan(model_sizes.model("llava-1.5-7b", precision="fp8"), device("agx-thor"))["memory"]["fits"]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ def test_precision_decides_what_fits_and_what_the_device_can():
 )
 def test_scratch_is_what_the_compiler_reported(dialect, rows, reported):
     """TensorRT for RTX 1.7.1's "Total Activation Memory" of one layer of LLaVA-1.5-7B's sizes, for SM86."""
-    needs = memory(models.model("llava-1.5-7b"), NANO, max_context=rows, dialect=dialect)
+    needs = memory(model_sizes.model("llava-1.5-7b"), NANO, max_context=rows, dialect=dialect)
     assert needs.scratch == pytest.approx(reported, rel=0.1)
 
 
@@ -249,7 +251,7 @@ def test_the_cache_is_what_tensorrt_allocates(make_bundle):
     spec = settled(manifest.graphs["llm"].typed("float16"), 96)
     caches = [tensor for tensor in spec.inputs if tensor.name.startswith("past.")]
     sizes = sum(math.prod(tensor.extent("max")) * 2 for tensor in caches)
-    assert memory(models.Model(manifest), NANO, max_context=96).cache == sizes
+    assert memory(model_sizes.Model(manifest), NANO, max_context=96).cache == sizes
 
 
 def test_no_fit_is_promised_that_is_none(capsys):
@@ -260,9 +262,9 @@ def test_no_fit_is_promised_that_is_none(capsys):
     assert needs["cache"] == 2 * 32 * 4096 * 4096 * 2 and not needs["fits"] and not needs["builds"]
     context = needs["fitting_context"]
     for dialect in ("native", "primitive"):
-        assert not plan(models.model("llava-1.5-7b"), NANO, dialect=dialect)["memory"]["fits"]
-    assert plan(models.model("llava-1.5-7b"), NANO, max_context=context)["memory"]["fits"]
-    assert not plan(models.model("llava-1.5-7b"), NANO, max_context=context + 256)["memory"]["fits"]
+        assert not plan(model_sizes.model("llava-1.5-7b"), NANO, dialect=dialect)["memory"]["fits"]
+    assert plan(model_sizes.model("llava-1.5-7b"), NANO, max_context=context)["memory"]["fits"]
+    assert not plan(model_sizes.model("llava-1.5-7b"), NANO, max_context=context + 256)["memory"]["fits"]
     assert main(usual) == 0
     said = capsys.readouterr().out
     assert f"does not fit: 6.06 GB too little; it does with `foveate compile --max-context {context}`" in said
@@ -323,14 +325,14 @@ def test_a_bundle_plans_itself(make_bundle, capsys):
     assert main(arguments) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["model"] == manifest["name"] and facts["schedule"] == [[2, 4]]
-    assert models.model(str(root)).vision_flops == costs.vision_flops(
+    assert model_sizes.model(str(root)).vision_flops == costs.vision_flops(
         **{key: value for key, value in sizes.items() if key != "kind"}, projected=32
     )
 
 
 def test_an_encoder_tells_its_sizes():
     """Those of the published towers are the table's, however they are written: a bundle is planned as its model is."""
-    table = json.loads((ROOT / "jetson" / "models.json").read_text())["models"]
+    table = json.loads((ROOT / "jetson" / "data" / "models.json").read_text())["models"]
     clip = VisionSpec(336, 14, 1024, 4096, 16, depth=23, activation="quick_gelu", layer_norm_eps=1e-5)
     assert clip.sizes == table["llava-1.5-7b"]["vision"]
     qwen = WindowSpec(1280, 3420, 16, 32, (7, 15, 23, 31), window=4, patch_size=14, frames=2, max_tokens=4096)
@@ -339,14 +341,14 @@ def test_an_encoder_tells_its_sizes():
 
 def test_tiles_are_encoded_one_by_one():
     """Five tiles cost five times one: pictures of LLaVA-NeXT."""
-    m = models.model("llava-1.5-7b")
-    five = models.Model(replace(m.manifest, num_visual_tokens=5 * 576))
+    m = model_sizes.model("llava-1.5-7b")
+    five = model_sizes.Model(replace(m.manifest, num_visual_tokens=5 * 576))
     assert five.vision_flops == 5 * m.vision_flops and five.vision_bytes == m.vision_bytes
 
 
 def test_what_is_quantized_weighs_less():
-    m = models.model("llava-1.5-7b")
+    m = model_sizes.model("llava-1.5-7b")
     parts = {"decoder": "fp32", "head": "int8", "vision": "int8"}
-    less = models.Model(replace(m.manifest, precision=parts))
+    less = model_sizes.Model(replace(m.manifest, precision=parts))
     assert less.head_bytes * 2 == m.head_bytes and m.vision_bytes / 2 < less.vision_bytes < m.vision_bytes
-    assert less.layer_bytes == models.model("llava-1.5-7b", precision="fp16").layer_bytes
+    assert less.layer_bytes == model_sizes.model("llava-1.5-7b", precision="fp16").layer_bytes

@@ -9,10 +9,10 @@ import types
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.jetson import power
-from foveate.runtime import bench
-from foveate.runtime.compile import compile_bundle
-from foveate.runtime.power import Rails, Sampler, find
+from foveate.jetson.device import power_modes
+from foveate.runtime.compiling.compile import compile_bundle
+from foveate.runtime.measuring import bench
+from foveate.runtime.measuring.energy import Rails, Sampler, find
 
 
 def test_the_whole_module_is_vdd_in(recorded):
@@ -43,7 +43,7 @@ def test_energy_is_power_over_time(recorded):
 def test_power_that_rises_is_integrated(monkeypatch):
     """0 W to 10 W in a straight line over 1 s by a clock of ours: 5 J by trapezoids, whatever the steps."""
     now = iter([0.0, 0.25, 1.0])
-    monkeypatch.setattr("foveate.runtime.power.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("foveate.runtime.measuring.energy.time.perf_counter", lambda: next(now))
     watts = iter([{"total": 0.0}, {"total": 2.5}, {"total": 10.0}])
     sampler = Sampler(lambda: next(watts), every=10)
     with sampler:
@@ -100,14 +100,14 @@ def test_bench_tells_joules(recorded, make_bundle, monkeypatch, capsys):
     """The board takes 6 W all the time: six times the seconds at least, and an answer more than its tokens."""
     root = make_bundle()
     compile_bundle(root)
-    monkeypatch.setattr("foveate.runtime.power.find", lambda: Rails(recorded("nano").root))
+    monkeypatch.setattr("foveate.runtime.measuring.energy.find", lambda: Rails(recorded("nano").root))
     found = bench.run([str(root), "--keep", "16", "4", "--new-tokens", "24", "--rounds", "2"])
     for row in found["rows"]:
         for whole, token, seconds in zip(row["joules"], row["joules_per_token"], row["step"], strict=True):
             assert whole > 24 * token > 24 * 6 * seconds
         assert row["joules"][1] > 6 * (row["first_token"][1] + 24 * row["step"][1])
     assert "| J per answer | J per token |" in capsys.readouterr().out
-    monkeypatch.setattr("foveate.runtime.power.find", lambda: None)
+    monkeypatch.setattr("foveate.runtime.measuring.energy.find", lambda: None)
     (row,) = bench.run([str(root), "--keep", "4", "--rounds", "1"])["rows"]
     assert row["joules"] is row["joules_per_token"] is None and "J per" not in capsys.readouterr().out
 
@@ -115,7 +115,7 @@ def test_bench_tells_joules(recorded, make_bundle, monkeypatch, capsys):
 def done(system, mode, clocks):
     """The commands that ``performance`` ran, with "..." for the block."""
     ran = []
-    with power.performance(
+    with power_modes.performance(
         mode, clocks, system=system, do=lambda c: ran.append(_shown(c)), say=lambda line: None
     ):
         ran.append("...")
@@ -147,7 +147,7 @@ def test_they_are_put_back_when_the_block_fails(recorded):
 
     with (
         pytest.raises(KeyboardInterrupt),
-        power.performance("MAXN_SUPER", True, system=recorded("nano"), do=do, say=lambda line: None),
+        power_modes.performance("MAXN_SUPER", True, system=recorded("nano"), do=do, say=lambda line: None),
     ):
         raise KeyboardInterrupt
     assert ran[-2:] == [["jetson_clocks", "--restore"], ["nvpmodel", "-m"]]
@@ -164,7 +164,7 @@ def test_what_was_done_is_undone_when_a_step_fails(recorded, fail):
 
     with (
         pytest.raises(UserError, match="it failed"),
-        power.performance("MAXN_SUPER", True, system=recorded("nano"), do=do, say=lambda line: None),
+        power_modes.performance("MAXN_SUPER", True, system=recorded("nano"), do=do, say=lambda line: None),
     ):
         pytest.fail("the block ran")
     undone = {0: [], 1: [ALL[4]], 2: ALL[4:]}[ALL.index(fail)]
@@ -181,7 +181,7 @@ def test_the_other_is_undone_when_one_cannot_be(recorded):
 
     with (
         pytest.raises(UserError, match="no such file"),
-        power.performance("MAXN_SUPER", True, system=recorded("nano"), do=do, say=lambda line: None),
+        power_modes.performance("MAXN_SUPER", True, system=recorded("nano"), do=do, say=lambda line: None),
     ):
         pass
     assert ran[-1] == ["nvpmodel", "-m"]
@@ -189,25 +189,27 @@ def test_the_other_is_undone_when_one_cannot_be(recorded):
 
 def test_a_mode_that_is_not_there(recorded):
     with pytest.raises(UserError, match="did you mean MAXN_SUPER"):
-        power.steps(recorded("nano"), "MAXN_SUPR", False, "")
+        power_modes.steps(recorded("nano"), "MAXN_SUPR", False, "")
 
 
 def test_a_machine_without_modes(recorded):
     with pytest.raises(UserError, match="no power mode to change"):
-        power.steps(recorded(), "MAXN", False, "")
+        power_modes.steps(recorded(), "MAXN", False, "")
 
 
 def test_the_command(recorded, monkeypatch, capfd):
-    monkeypatch.setattr(power, "System", lambda: recorded("nano"))
-    assert power.main([]) == 0
+    monkeypatch.setattr(power_modes, "System", lambda: recorded("nano"))
+    assert power_modes.main([]) == 0
     assert "15W (0)" in (out := capfd.readouterr().out) and "VDD_IN" in out
-    assert power.main(["--mode", "MAXN_SUPER", "--clocks", "--dry-run", "--", "foveate", "run"]) == 0
+    assert power_modes.main(["--mode", "MAXN_SUPER", "--clocks", "--dry-run", "--", "foveate", "run"]) == 0
     assert capfd.readouterr().out.splitlines() == [
         *("$ jetson_clocks --store FILE", "$ nvpmodel -m 2", "$ jetson_clocks", "$ foveate run"),
         *("$ jetson_clocks --restore FILE", "$ nvpmodel -m 0"),
     ]
-    monkeypatch.setitem(power.performance.__wrapped__.__kwdefaults__, "do", lambda command: None)
-    assert power.main(["--mode", "MAXN_SUPER", "--", sys.executable, "-c", "import sys; sys.exit(7)"]) == 7
+    monkeypatch.setitem(power_modes.performance.__wrapped__.__kwdefaults__, "do", lambda command: None)
+    assert (
+        power_modes.main(["--mode", "MAXN_SUPER", "--", sys.executable, "-c", "import sys; sys.exit(7)"]) == 7
+    )
     assert "$ nvpmodel -m 0" in capfd.readouterr().err
     with pytest.raises(UserError, match="power for what"):
-        power.main(["--mode", "MAXN_SUPER"])
+        power_modes.main(["--mode", "MAXN_SUPER"])

@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from foveate.engines.ort import onnxruntime
+from foveate.engines.ort.backend import onnxruntime
 from foveate.engines.spec import FLOAT, GraphSpec, Symbol, TensorSpec
-from foveate.runtime.bundle import write_manifest
-from foveate.runtime.compile import compile_bundle
+from foveate.runtime.bundle.loading import write_manifest
+from foveate.runtime.compiling.compile import compile_bundle
 
 SIDE, GRID, PATCH = 8, 4, 2
 N, D, HEADS, KV, DH, LAYERS, POSITIONS = 16, 32, 4, 2, 8, 2, 128

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from foveate.runtime.bench import STAGES, measure, resident_bytes
 from foveate.runtime.cli import main
+from foveate.runtime.measuring.bench import STAGES, measure, resident_bytes
 
 
 def test_the_last_line_is_one_document(bundle, capsys):

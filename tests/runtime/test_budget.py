@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime.budget import resolve_keep
+from foveate.runtime.llm.budget import resolve_keep
 
 METHOD = {"name": "some", "options": {}}
 NONE = {"name": "none", "options": {}}

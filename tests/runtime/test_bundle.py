@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime import stamps
-from foveate.runtime.bundle import load, write_manifest
+from foveate.runtime.bundle import stamps
+from foveate.runtime.bundle.loading import load, write_manifest
 
 
 @pytest.fixture

@@ -10,25 +10,26 @@ import onnx
 import pytest
 from onnx import helper
 
-from foveate.engines import candidates, ort
-from foveate.engines.base import Engine
+from foveate.engines import topk_logits
+from foveate.engines.engine import Engine
+from foveate.engines.ort import backend as ort
 from foveate.engines.spec import GraphSpec, TensorSpec
-from foveate.runtime import check
-from foveate.runtime.bundle import load
-from foveate.runtime.logits import Logits, NotFiniteError
+from foveate.runtime.bundle.compiled import choose, load_engines
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.compiling import self_test
+from foveate.runtime.llm.logits import Logits, NotFiniteError
+from foveate.runtime.llm.sampling import Sampler, Sampling
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.plans import choose, load_engines
-from foveate.runtime.sampling import Sampler, Sampling
 
 PROMPT = "What is left of it?"
 
 
 def test_only_logits_have_candidates() -> None:
     plain = GraphSpec("pruner", (), (TensorSpec("tokens", "float16", (1, 4, 8)),))
-    assert candidates.offer(plain) is plain
+    assert topk_logits.offer(plain) is plain
     for size, count in ((9, 9), (32000, 64)):
         spec = GraphSpec("llm", (), (TensorSpec("logits", "float16", (1, 1, size)),))
-        offered = candidates.offer(spec)
+        offered = topk_logits.offer(spec)
         assert offered.output("top_values").describe() == f"top_values float16[1, 1, {count}]"
         assert offered.output("top_ids").describe() == f"top_ids int32[1, 1, {count}]"
 
@@ -45,7 +46,7 @@ class Watched(Logits):
 
 def picked(random: np.random.Generator, logits: np.ndarray) -> Logits:
     """As an engine picks that takes and orders equal ones as it likes."""
-    order = np.lexsort((random.permutation(len(logits)), -logits))[: candidates.MOST]
+    order = np.lexsort((random.permutation(len(logits)), -logits))[: topk_logits.MOST]
     return Watched(logits[None, None], (logits[order][None, None], order.astype(np.int32)[None, None]))
 
 
@@ -70,7 +71,7 @@ def test_the_same_draws(kind: str) -> None:
         ]
         assert drawn[0] == drawn[1], setting
         count = 1 if setting["temperature"] == 0 else setting["top_k"]
-        served += count is not None and count < min(candidates.MOST, size)
+        served += count is not None and count < min(topk_logits.MOST, size)
     if kind in ("distinct", "all equal"):  # and there all of them are copied where they must, and never else
         assert 600 - Watched.copies == (served if kind == "distinct" else 0)
     assert served > 200
@@ -83,14 +84,14 @@ def picking(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     def make(largest: int = 1) -> dict[str, Engine]:
         opened, folder = load(bundle), tmp_path_factory.mktemp("picking")
         model = onnx.load(bundle / "llm.ort.onnx")
-        count = onnx.numpy_helper.from_array(np.array([candidates.MOST]), "candidates")
+        count = onnx.numpy_helper.from_array(np.array([topk_logits.MOST]), "candidates")
         model.graph.initializer.append(count)
-        names = candidates.VALUES, "top_wide"
+        names = topk_logits.VALUES, "top_wide"
         model.graph.node.append(helper.make_node("TopK", ["logits", "candidates"], names, largest=largest))
         model.graph.node.append(
-            helper.make_node("Cast", ["top_wide"], [candidates.IDS], to=onnx.TensorProto.INT32)
+            helper.make_node("Cast", ["top_wide"], [topk_logits.IDS], to=onnx.TensorProto.INT32)
         )
-        spec = candidates.offer(opened.manifest.spec("llm", "ort"))
+        spec = topk_logits.offer(opened.manifest.spec("llm", "ort"))
         for tensor in spec.outputs[-2:]:
             kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
             model.graph.output.append(helper.make_tensor_value_info(tensor.name, kind, tensor.shape))
@@ -107,7 +108,7 @@ def test_the_same_answers(
 ) -> None:
     plain = Pipeline.load(bundle, threads=1)
     pipe = Pipeline(plain.bundle, picking())
-    monkeypatch.setattr("foveate.runtime.decode.Logits", Watched)
+    monkeypatch.setattr("foveate.runtime.llm.decoder.Logits", Watched)
     for setting in ({}, {"temperature": 1.3, "top_k": 50}, {"temperature": 0.7, "top_k": 9, "top_p": 0.8}):
         Watched.copies = 0
         asked = {"max_new_tokens": 12, "seed": 3, **setting}
@@ -123,8 +124,8 @@ def test_the_self_test_asks_for_the_candidates(
 ) -> None:
     opened = load(bundle)
     for largest in (1, 0):
-        monkeypatch.setattr(check, "load_engines", lambda *rest, largest=largest: picking(largest))
-        found = {finding.answer: finding.ok for finding in check.replay(opened, choose(opened))}
+        monkeypatch.setattr(self_test, "load_engines", lambda *rest, largest=largest: picking(largest))
+        found = {finding.answer: finding.ok for finding in self_test.replay(opened, choose(opened))}
         assert found.pop("top_values") is bool(largest)
         assert all(found.values())
 

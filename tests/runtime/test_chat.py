@@ -9,7 +9,7 @@ import pytest
 
 from foveate.engines.errors import UserError
 from foveate.runtime.pipeline import Chat, Pipeline
-from foveate.runtime.prompt import Turn
+from foveate.runtime.text.chat_prompt import Turn
 
 FIRST, SECOND, THIRD = "What?", "Left?", "Why?"
 
@@ -51,7 +51,7 @@ def test_reuse_equals_a_fresh_full_prompt(pipe: Pipeline) -> None:
 
 
 def test_positions_kept_in_a_chat(make_bundle) -> None:
-    from foveate.runtime.compile import compile_bundle
+    from foveate.runtime.compiling.compile import compile_bundle
 
     root = make_bundle(mode="keep")
     compile_bundle(root)

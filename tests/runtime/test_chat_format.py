@@ -7,8 +7,8 @@ from datetime import datetime
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime.chat_format import LIMITS, date_piece, render
-from foveate.runtime.turns import IMAGE, Turn
+from foveate.runtime.text.chat_format import LIMITS, date_piece, render
+from foveate.runtime.text.turns import IMAGE, Turn
 
 LLAVA = {
     "before": "",

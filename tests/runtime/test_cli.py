@@ -19,7 +19,7 @@ import foveate.engines
 import foveate.runtime
 from foveate.engines.errors import UserError
 from foveate.runtime import cli
-from foveate.runtime.compile import compile_bundle
+from foveate.runtime.compiling.compile import compile_bundle
 
 HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript")
 
@@ -208,7 +208,7 @@ def test_chat_ends_with_its_input(
 
 
 def test_ctrl_c(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from foveate.runtime import run
+    from foveate.runtime.cli import run
 
     def interrupt(argv: list[str]) -> int:
         raise KeyboardInterrupt
@@ -292,7 +292,7 @@ def test_user_errors_stay_one_line(
 def test_ctrl_c_breaks_an_answer_off_and_the_chat_goes_on(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from foveate.runtime.decode import Decoder
+    from foveate.runtime.llm.decoder import Decoder
 
     step, calls = Decoder.step, []
 

@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.engines import ort, trt
 from foveate.engines.errors import UserError
-from foveate.engines.remedies import Remedy
+from foveate.engines.ort import backend as ort
 from foveate.engines.spec import GraphSpec
-from foveate.engines.trt_build import settled
-from foveate.runtime import compile as module
-from foveate.runtime import compile_job, plans
-from foveate.runtime.bundle import load
-from foveate.runtime.compile import compile_bundle
+from foveate.engines.trt import backend as trt
+from foveate.engines.trt.builder import settled
+from foveate.engines.workarounds import Remedy
+from foveate.runtime.bundle import compiled
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.compiling import compile as module
+from foveate.runtime.compiling import job as compile_job
+from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
 
@@ -71,7 +73,7 @@ def test_remedies_are_tried_in_order_and_recorded(sick: Any) -> None:
     root, compiler = sick("second", remedy("first"), remedy("spelt out", dialect="elsewhere"), idle, exact)
     said: list[str] = []
     compile_bundle(root, progress=said.append)
-    (plan,) = plans.plans(load(root))
+    (plan,) = compiled.plans(load(root))
     assert plan.remedies["llm"] == ["first", "second"]
     assert plan.remedies["vision_encoder"] == []
     assert plan.self_test["ok"] and len(plan.self_test["findings"]) == 8
@@ -84,9 +86,9 @@ def test_where_nothing_helps_nothing_is_written_and_the_graph_is_named(sick: Any
     root, _ = sick("none", remedy("first"))
     with pytest.raises(UserError, match=r"the graph llm is wrong .* after 1 remedies .* nothing was written"):
         compile_bundle(root)
-    assert not list(plans.plans(load(root)))
+    assert not list(compiled.plans(load(root)))
     compile_bundle(root, self_test=False)
-    (plan,) = plans.plans(load(root))
+    (plan,) = compiled.plans(load(root))
     assert "not_run" in plan.self_test
 
 
@@ -97,15 +99,15 @@ def test_what_cannot_be_executed_here_is_compiled_and_says_so(
     monkeypatch.setattr(compile_job, "cannot_run", lambda target: "no GPU")
     said: list[str] = []
     compile_bundle(root, progress=said.append)
-    (plan,) = plans.plans(load(root))
+    (plan,) = compiled.plans(load(root))
     assert plan.self_test == {"not_run": "no GPU"}
     assert said[-1] == "self-test not run: no GPU"
 
 
 def test_an_engine_that_cannot_run_here_is_passed_over(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "cannot_run", lambda target: "no GPU can be used")
+    monkeypatch.setattr(compiled, "cannot_run", lambda target: "no GPU can be used")
     with pytest.raises(UserError, match=r"does not fit \| no GPU can be used"):
-        plans.choose(load(bundle))
+        compiled.choose(load(bundle))
 
 
 def test_a_graph_that_is_refused_is_named_with_its_method(
@@ -143,15 +145,15 @@ def test_options_that_a_target_has_not(target: str, options: dict[str, Any], wor
 
 def test_a_build_ends_with_what_the_machine_can_execute(monkeypatch: pytest.MonkeyPatch) -> None:
     can = {"tensorrt-rtx": "no GPU"}
-    monkeypatch.setattr(plans, "cannot_run", can.get)
-    assert plans.usable(["ort", "native"]) == ["onnxruntime"]
-    assert plans.usable(["native"]) == []
+    monkeypatch.setattr(compiled, "cannot_run", can.get)
+    assert compiled.usable(["ort", "native"]) == ["onnxruntime"]
+    assert compiled.usable(["native"]) == []
     can.clear()
-    assert plans.usable(["ort", "native"]) == [
+    assert compiled.usable(["ort", "native"]) == [
         "tensorrt-rtx",
         "onnxruntime",
     ]  # full TensorRT is not installed
-    assert plans.usable(["ort"]) == ["onnxruntime"]
+    assert compiled.usable(["ort"]) == ["onnxruntime"]
 
 
 @pytest.mark.parametrize(
@@ -215,24 +217,24 @@ def planned(make_bundle: Any) -> Path:
 
 
 def test_a_plan_of_tensorrt_rtx(planned: Path) -> None:
-    (plan,) = plans.plans(load(planned))
+    (plan,) = compiled.plans(load(planned))
     assert plan.machine["gpu"] == "SM86" and plan.key.endswith("-SM86")
     assert plan.options["max_context"] == 64
     assert plan.fault(load(planned), full=True) is None
     for name, value in (("version", "1.2.3"), ("gpu", "SM120"), ("platform", "linux-aarch64")):
         record = json.loads((plan.path / "engine.json").read_text())
-        changed = plans.Plan(plan.path, **{**record, "machine": {**record["machine"], name: value}})
+        changed = compiled.Plan(plan.path, **{**record, "machine": {**record["machine"], name: value}})
         assert f"made for {name} {value}, this machine has" in changed.fault(load(planned))
-    command = plans.compile_command(load(planned), plan)
+    command = compiled.compile_command(load(planned), plan)
     assert command.endswith("--target tensorrt-rtx --max-context 64 --device-sampling --capability SM86")
 
 
 def test_inspect_shows_the_key_and_what_the_engine_tells(
     planned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from foveate.runtime.inspect_bundle import _engine, _engine_lines
+    from foveate.runtime.cli.inspect import _engine, _engine_lines
 
-    (plan,) = plans.plans(load(planned))
+    (plan,) = compiled.plans(load(planned))
     text = "\n".join(_engine_lines(_engine(load(planned), plan)))
     assert "gpu SM86" in text and "max_context 64" in text and "self-test" in text
     assert "layers: " in text and "float" in text
@@ -257,9 +259,9 @@ def test_a_compilation_killed_half_way_leaves_no_engine(make_bundle: Any, tmp_pa
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    assert not list(plans.plans(load(root)))
+    assert not list(compiled.plans(load(root)))
     compile_bundle(root)
-    assert plans.choose(load(root)).self_test["ok"]
+    assert compiled.choose(load(root)).self_test["ok"]
 
 
 def test_the_dialect_primitive_in_onnx_runtime(bundle: Path, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime import costs
-from foveate.runtime.bundle import load
-from foveate.runtime.inspect_bundle import describe
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.cli.inspect import describe
+from foveate.runtime.measuring import costs
 
 TERA, MIB = 1e12, 2**20
 VICUNA = {
@@ -187,7 +187,7 @@ def test_two_stages_never_grow(llava):
 def test_what_a_stage_may_leave_stands_above_what_it_is_given(llava):
     """FEATHER's union: 172 to 236 tokens of 576, then at most 21; on Prismatic 218 to 299 of 729, then 26."""
     methods = pytest.importorskip("foveate.export.methods")
-    parts = pytest.importorskip("foveate.export.parts")
+    parts = pytest.importorskip("foveate.export.spec")
     decoder = parts.DecoderSpec(4096, 11008, 32, 32, 32, 128, 32064, 1e-5, 1e4, 4096, False)
 
     def model(side: int):
@@ -210,7 +210,7 @@ def test_what_a_stage_may_leave_stands_above_what_it_is_given(llava):
 def test_the_clusters_of_sparsevlm_are_part_of_its_published_budgets(keep: int) -> None:
     """Only with them its lists come to the budgets that they are for, as the mean over 32 layers."""
     methods = pytest.importorskip("foveate.export.methods")
-    parts = pytest.importorskip("foveate.export.parts")
+    parts = pytest.importorskip("foveate.export.spec")
     decoder = parts.DecoderSpec(4096, 11008, 32, 32, 32, 128, 32064, 1e-5, 1e4, 4096, False)
     model = parts.ModelSpec("llava", parts.VisionSpec(336, 14, 64, 64, 1, 1, "gelu", 1e-5), decoder, ())
     left = methods.load("sparsevlm").leaves(model, keep, 576).values()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime.film import load_video, sampled
-from foveate.runtime.layout import film
+from foveate.runtime.images.token_layout import film
+from foveate.runtime.video.video_file import load_video, sampled
 
 SETTINGS = {
     "kind": "windows",

@@ -16,9 +16,9 @@ from PIL import Image
 
 from foveate.engines.errors import UserError
 from foveate.runtime import cli, pipeline
+from foveate.runtime.cli.watch import watch
 from foveate.runtime.finite import first_wrong
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.watch import watch
 
 QUESTION = "What is left of the bus?"
 BAD = {"NaN": np.nan, "infinity": np.inf}
@@ -162,7 +162,7 @@ def test_watching_ends(bundle: Path, picture: np.ndarray) -> None:
 
 def test_what_to_do_depends_on_what_computed_it(bundle: Path, picture: np.ndarray) -> None:
     data = json.loads((bundle / "bundle.json").read_text())
-    from foveate.runtime.bundle import Bundle, Manifest
+    from foveate.runtime.bundle.loading import Bundle, Manifest
     from foveate.runtime.finite import refuse
 
     def said(dtype: str, precision: str, *dialects: str) -> str:

@@ -12,11 +12,11 @@ import pytest
 
 from foveate.engines.errors import UserError
 from foveate.runtime import cli
-from foveate.runtime.generation import Generation, Options
-from foveate.runtime.logits import Logits
-from foveate.runtime.penalties import Penalties
+from foveate.runtime.llm.generation import Generation, Options
+from foveate.runtime.llm.logits import Logits
+from foveate.runtime.llm.penalties import Penalties
+from foveate.runtime.llm.sampling import Sampler, Sampling
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.sampling import Sampler, Sampling
 
 SAID = {
     "repetition_penalty": 1.05,

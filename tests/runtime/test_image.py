@@ -14,9 +14,9 @@ from transformers import AutoImageProcessor, CLIPImageProcessor
 from transformers.image_utils import load_image as hugging_face_load_image
 
 from foveate.engines.errors import UserError
-from foveate.runtime import image as module
-from foveate.runtime.image import patch_boxes, preprocess, seen_box
-from foveate.runtime.image_file import load_image, size_of
+from foveate.runtime.images import processor as module
+from foveate.runtime.images.image_file import load_image, size_of
+from foveate.runtime.images.processor import patch_boxes, preprocess, seen_box
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 SETTINGS = {

@@ -20,9 +20,10 @@ import pytest
 from PIL import Image
 
 from foveate.engines.errors import UserError
-from foveate.runtime import cli, image_source, image_url
-from foveate.runtime.image_file import load_image, size_of
-from foveate.runtime.image_source import EncodedImage, read_once
+from foveate.runtime import cli
+from foveate.runtime.images import image_source, image_url
+from foveate.runtime.images.image_file import load_image, size_of
+from foveate.runtime.images.image_source import EncodedImage, read_once
 from foveate.runtime.pipeline import Pipeline
 
 

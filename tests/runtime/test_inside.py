@@ -14,9 +14,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from foveate.engines.errors import UserError
-from foveate.engines.onnx_dims import external_files
-from foveate.runtime.bundle import load, write_manifest
-from foveate.runtime.compile import compile_bundle
+from foveate.engines.trt.onnx_dims import external_files
+from foveate.runtime.bundle.loading import load, write_manifest
+from foveate.runtime.compiling.compile import compile_bundle
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -165,8 +165,8 @@ def test_recorded_answers_hold_no_programs(copy: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (pytest.fail, ("a pickle was run",))
 
-    from foveate.runtime.check import replay
-    from foveate.runtime.plans import choose
+    from foveate.runtime.bundle.compiled import choose
+    from foveate.runtime.compiling.self_test import replay
 
     with np.load(copy / "golden.npz") as golden:
         arrays = dict(golden)

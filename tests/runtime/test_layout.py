@@ -10,9 +10,9 @@ from PIL import Image
 from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
 
 from foveate.engines.errors import UserError
-from foveate.runtime.image import patch_boxes, preprocess
-from foveate.runtime.image_file import size_of
-from foveate.runtime.layout import layout, single, split
+from foveate.runtime.images.image_file import size_of
+from foveate.runtime.images.processor import patch_boxes, preprocess
+from foveate.runtime.images.token_layout import layout, single, split
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 SETTINGS = {

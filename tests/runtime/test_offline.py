@@ -19,8 +19,9 @@ import pytest
 import recorded_network
 from PIL import Image
 
-from foveate.engines import NO_TELEMETRY, ort_library
-from foveate.engines.ort import VERSION
+from foveate.engines import NO_TELEMETRY
+from foveate.engines.ort import library
+from foveate.engines.ort.backend import VERSION
 
 ALONE = ("unshare", "--map-root-user", "--net", "--mount", sys.executable, recorded_network.__file__)
 FOVEATE = (sys.executable, "-m", "foveate.runtime.cli")
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 KILLED = -31  # by SIGSYS: it opened a socket
 COLLECTOR = "microsoft.com"  # the end of the name that ONNX Runtime asks for
 REPORTS = pytest.mark.skipif(
-    ort_library.numbers(VERSION) < (1, 29), reason=f"ONNX Runtime {VERSION} reports nothing"
+    library.numbers(VERSION) < (1, 29), reason=f"ONNX Runtime {VERSION} reports nothing"
 )
 
 
@@ -174,7 +175,7 @@ def test_control_what_reports_is_caught(watched, bundle: Path, image: Path) -> N
 @REPORTS
 def test_control_the_resolver_records_the_collector(watched) -> None:
     """Some nine seconds behind the import a thread of ONNX Runtime asks for its collector."""
-    command = [sys.executable, "-c", "import time, foveate.engines.ort; time.sleep(12)"]
+    command = [sys.executable, "-c", "import time, foveate.engines.ort.backend; time.sleep(12)"]
     seen = watched(command, telemetry="0", sockets=True)
     assert [name for name in seen.names if name.endswith(COLLECTOR)], seen
     assert seen.packets and all(packet.startswith("UDP") for packet in seen.packets)

@@ -13,11 +13,12 @@ import onnx
 import pytest
 import tomllib
 
-from foveate.engines import ort, ort_library
 from foveate.engines.errors import UserError
-from foveate.runtime.bundle import load
-from foveate.runtime.compile import compile_bundle
-from foveate.runtime.plans import choose
+from foveate.engines.ort import backend as ort
+from foveate.engines.ort import library
+from foveate.runtime.bundle.compiled import choose
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.compiling.compile import compile_bundle
 
 ROOT = Path(__file__).parents[2]
 SITE = Path(onnx.__file__).parents[1]
@@ -29,8 +30,8 @@ def test_the_declared_version_is_the_one_that_serves():
         re.findall(r"onnxruntime>=(\d+\.\d+); python_version (>=|<) '3.11'", "\n".join(dependencies))
     )
     assert floors == {
-        ".".join(map(str, ort_library.OLDEST_FOR_ORT)): ">=",
-        ".".join(map(str, ort_library.OLDEST)): "<",
+        ".".join(map(str, library.OLDEST_FOR_ORT)): ">=",
+        ".".join(map(str, library.OLDEST)): "<",
     }
 
 
@@ -47,9 +48,9 @@ def test_the_declared_version_is_the_one_that_serves():
     ],
 )
 def test_the_dialect_ort_by_version(version, why):
-    said = ort_library.refused_dialect("ort", version)
+    said = library.refused_dialect("ort", version)
     assert said is None if why is None else why in said and version in said and "1.28 or newer" in said
-    assert ort_library.refused_dialect("primitive", version) is None
+    assert library.refused_dialect("primitive", version) is None
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from foveate.engines.errors import UserError
-from foveate.runtime.image import patch_boxes
-from foveate.runtime.overlay import draw_overlay, draw_stages, save_overlay
+from foveate.runtime.images.overlay import draw_overlay, draw_stages, save_overlay
+from foveate.runtime.images.processor import patch_boxes
 
 SETTINGS = {"kind": "clip", "shortest_edge": 336, "resample": 3, "crop": [336, 336], "size": [336, 336]}
 GRID = (24, 24)
@@ -153,7 +153,9 @@ def test_stages_stand_side_by_side_and_shrink(white):
 
 def test_captions_say_what_is_left_and_where(white, monkeypatch):
     said = []
-    monkeypatch.setattr("foveate.runtime.overlay._captioned", lambda panel, text: said.append(text) or panel)
+    monkeypatch.setattr(
+        "foveate.runtime.images.overlay._captioned", lambda panel, text: said.append(text) or panel
+    )
     owner = np.where(np.arange(576) < 90, np.arange(576) % 5, -1)
     first = np.array([0, 1, 2, -1, -1])
     draw_stages(white, {"pruner": first, "pruner.0": first[:2]}, GRID, SETTINGS, owner, cuts=(8,))

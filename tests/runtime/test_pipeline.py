@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.engines.ort import onnxruntime
-from foveate.runtime.bundle import load
-from foveate.runtime.image import preprocess
+from foveate.engines.ort.backend import onnxruntime
+from foveate.runtime.bundle.compiled import choose, load_engines
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.images.processor import preprocess
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.plans import choose, load_engines
-from foveate.runtime.prompt import ChatTokenizer, ImageSlot, Turn
+from foveate.runtime.text.chat_prompt import ChatTokenizer, ImageSlot, Turn
 
 QUESTION = "What is left of the bus?"
 
@@ -114,7 +114,7 @@ def test_several_pictures_each_get_the_budget(pipe: Pipeline, naive: Naive) -> N
 
 
 def test_positions_of_survivors_are_kept(make_bundle, picture: np.ndarray) -> None:
-    from foveate.runtime.compile import compile_bundle
+    from foveate.runtime.compiling.compile import compile_bundle
 
     root = make_bundle(mode="keep")
     compile_bundle(root)

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from foveate.engines import ort
+from foveate.engines.disk.files import sha256
 from foveate.engines.errors import UserError
-from foveate.engines.files import sha256
-from foveate.runtime import cli, stamps
-from foveate.runtime.bundle import load
-from foveate.runtime.compile import compile_bundle, main
+from foveate.engines.ort import backend as ort
+from foveate.runtime import cli
+from foveate.runtime.bundle import stamps
+from foveate.runtime.bundle.compiled import backend, choose, plans
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.compiling.compile import compile_bundle, main
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.plans import backend, choose, plans
 
 
 @pytest.fixture
@@ -207,7 +208,7 @@ def test_targets() -> None:
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from foveate.runtime import plans as module
+    from foveate.runtime.bundle import compiled as module
 
     monkeypatch.setitem(module.TARGETS, "abacus", ("no_such_library", "no_such_library", "pip install beads"))
     with pytest.raises(UserError, match=r"needs no_such_library \| it is not installed \| pip install beads"):

@@ -21,8 +21,8 @@ from tokenizers import (
 from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 
 from foveate.engines.errors import UserError
-from foveate.runtime.prompt import ChatTokenizer, ImageSlot, clip_segments, load_tokenizer
-from foveate.runtime.turns import IMAGE, Turn
+from foveate.runtime.text.chat_prompt import ChatTokenizer, ImageSlot, clip_segments, load_tokenizer
+from foveate.runtime.text.turns import IMAGE, Turn
 
 TEXTS = [
     "What is left of the bus?",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime.logits import Logits
-from foveate.runtime.sampling import Sampler, Sampling
+from foveate.runtime.llm.logits import Logits
+from foveate.runtime.llm.sampling import Sampler, Sampling
 
 LOGITS = np.random.default_rng(0).standard_normal(50).astype(np.float32) * 2
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.runtime.signals import handled_elsewhere, terminable
+from foveate.runtime.cli.signals import handled_elsewhere, terminable
 
 VERB = """
 import ctypes, sys, time

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, decoders, models
 
 from foveate.engines.errors import UserError
 from foveate.runtime import cli
-from foveate.runtime.bundle import Bundle
-from foveate.runtime.generation import Generation
+from foveate.runtime.bundle.loading import Bundle
+from foveate.runtime.llm.generation import Generation
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.prompt import Detokenizer
-from foveate.runtime.stops import AnswerText, StopStrings
+from foveate.runtime.text.chat_prompt import Detokenizer
+from foveate.runtime.text.stops import AnswerText, StopStrings
 
 QUESTION = "What is left of the bus?"
 

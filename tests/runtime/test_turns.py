@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime.chat_format import date_piece
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.turns import IMAGE, Turn, user_turn
+from foveate.runtime.text.chat_format import date_piece
+from foveate.runtime.text.turns import IMAGE, Turn, user_turn
 
 
 def test_a_text_and_a_number_of_images_are_images_first():

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from foveate.runtime import cli
+from foveate.runtime.cli.typed_prompt import read_prompt
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.turns import IMAGE
-from foveate.runtime.typed import read_prompt
+from foveate.runtime.text.turns import IMAGE
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,9 +112,9 @@ def test_nothing_else_reads_prompts_so():
         names = {
             node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
         }
-        if "foveate.runtime.typed" in names:
+        if "foveate.runtime.cli.typed_prompt" in names:
             readers.add(path.relative_to(ROOT).as_posix())
-    assert readers == {"runtime/run.py", "runtime/chat.py"}
+    assert readers == {"runtime/cli/run.py", "runtime/cli/chat.py"}
 
 
 @pytest.mark.parametrize("verb", ["run", "chat"])

@@ -12,10 +12,10 @@ from PIL import Image
 from transformers import CLIPImageProcessor, LlavaNextImageProcessorPil, Qwen2VLImageProcessorPil
 
 from foveate.runtime import cli
-from foveate.runtime.film import Video
-from foveate.runtime.image import patch_boxes
-from foveate.runtime.layout import film, layout
-from foveate.runtime.view import view_of
+from foveate.runtime.images.processor import patch_boxes
+from foveate.runtime.images.token_layout import film, layout
+from foveate.runtime.images.view import view_of
+from foveate.runtime.video.video_file import Video
 
 SIZES = ((640, 427), (427, 640), (300, 900), (56, 56), (1003, 77))
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.engines.base import resolve
+from foveate.engines.engine import resolve
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.runtime.answer import Clock
-from foveate.runtime.bundle import Bundle, load
-from foveate.runtime.cache import KVCache
-from foveate.runtime.decode import Picture
-from foveate.runtime.layout import single
+from foveate.runtime.bundle.loading import Bundle, load
+from foveate.runtime.images.token_layout import single
+from foveate.runtime.images.view import view_of
+from foveate.runtime.llm.decoder import Picture
+from foveate.runtime.llm.kv_cache import KVCache
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.view import view_of
-from foveate.runtime.vision import Seen, VisionStages
+from foveate.runtime.vision.stages import Seen, VisionStages
 
 JOINT, CONTEXT = 6, 10
 
@@ -155,7 +155,7 @@ def test_only_the_valid_rows_are_spliced(own: Path) -> None:
 
 
 def test_positions_of_merged_rows(make_bundle) -> None:
-    from foveate.runtime.compile import compile_bundle
+    from foveate.runtime.compiling.compile import compile_bundle
 
     root = make_bundle(mode="keep")
     compile_bundle(root)

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime import frames, video, watch
-from foveate.runtime.frames import Reader
+from foveate.runtime.cli import watch
 from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.video import capture, latest_frame
+from foveate.runtime.video.latest_frame import Reader
 
 SIDE = 16
 
@@ -63,7 +64,7 @@ class Fake:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(latest_frame, "_FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_a_frame_from_before_the_loss_is_not_handed_out_after_it() -> None:
 
 
 def test_pauses_grow_and_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "MOST_PAUSE", 0.04)
+    monkeypatch.setattr(latest_frame, "MOST_PAUSE", 0.04)
     reader = Reader(Fake())
     waits: list[float] = []
     monkeypatch.setattr(
@@ -150,7 +151,7 @@ def test_what_the_reading_thread_dies_of_is_raised() -> None:
 
 
 def test_a_real_file(clip: Path) -> None:
-    with video.file(str(clip)).open() as opened:
+    with capture.file(str(clip)).open() as opened:
         every = list(opened)
     assert len(every) == 90 and every[30][0] == pytest.approx(1.0, abs=0.05)
     assert abs(int(every[40][1].mean()) - 80) < 4 and every[0][1].shape == (64, 64, 3)
@@ -160,18 +161,18 @@ def test_a_real_file(clip: Path) -> None:
     ("where", "name"), (("0", "camera 0"), ("/dev/video2", "camera 2"), ("rtsp://host/a", "rtsp://host/a"))
 )
 def test_names_of_cameras(where: str, name: str) -> None:
-    assert video.camera(where).name == name and video.camera(where).live
+    assert capture.camera(where).name == name and capture.camera(where).live
 
 
 def test_what_is_no_camera_and_no_video(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--video for a file"):
-        video.camera("clip.mp4")
+        capture.camera("clip.mp4")
     with pytest.raises(UserError, match="no such file"):
-        video.file(str(tmp_path / "none.mp4"))
+        capture.file(str(tmp_path / "none.mp4"))
     (tmp_path / "bad.mp4").write_bytes(b"no video at all")
     with pytest.raises(UserError, match="OpenCV cannot open it"):
-        video.file(str(tmp_path / "bad.mp4"))
-    with pytest.raises(OSError, match="cannot be opened"), video.camera("97").open():
+        capture.file(str(tmp_path / "bad.mp4"))
+    with pytest.raises(OSError, match="cannot be opened"), capture.camera("97").open():
         pass
 
 
@@ -179,8 +180,8 @@ def test_what_is_no_camera_and_no_video(tmp_path: Path) -> None:
 def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A /dev with two cameras, each of them with a node for its metadata, as udev lays it out."""
     root = tmp_path.resolve() / "dev"
-    monkeypatch.setattr(video, "_DEVICES", root)
-    monkeypatch.setattr(video, "_NAMES", tmp_path / "names")
+    monkeypatch.setattr(capture, "_DEVICES", root)
+    monkeypatch.setattr(capture, "_NAMES", tmp_path / "names")
     links = root / "v4l" / "by-id"
     links.mkdir(parents=True)
     for number, model in enumerate(("HD Webcam", "HD Webcam", "Front", "Front")):
@@ -204,7 +205,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, where: str) -> int:
         def release(self) -> None: ...
 
     monkeypatch.setattr(cv2, "VideoCapture", lambda number, backend: (asked.append(number), Nothing())[1])
-    with pytest.raises(OSError, match="cannot be opened"), video.camera(where).open():
+    with pytest.raises(OSError, match="cannot be opened"), capture.camera(where).open():
         pass
     return asked[0]
 
@@ -221,7 +222,7 @@ def test_cameras_by_link_and_serial(devices: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_link_is_followed_at_every_opening(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plugged in again, a camera may have another number."""
-    source = video.camera(str(devices / "front_cam"))
+    source = capture.camera(str(devices / "front_cam"))
     assert source.name == f"camera {devices}/front_cam" and source.live
     (devices / "front_cam").unlink()
     with (
@@ -241,21 +242,21 @@ def test_a_camera_that_is_not_there_is_answered_with_those_that_are(devices: Pat
     with pytest.raises(
         UserError, match=r"no camera SN9 .* there are .*video2 \(Front\), .* \| name one"
     ) as error:
-        video.camera("SN9")
+        capture.camera("SN9")
     assert error.value.code == 2
     with pytest.raises(
         UserError, match="it stands in usb-Maker_Front_SN177-video-index0, usb-Maker_HD_Webcam"
     ):
-        video.camera("Maker")
+        capture.camera("Maker")
     with (
         pytest.raises(OSError, match=r"cannot be opened; there are .*video0 \(HD Webcam\)"),
-        video.camera("97").open(),
+        capture.camera("97").open(),
     ):
         pass
     for path in devices.glob("video*"):
         path.unlink()
     with pytest.raises(UserError, match=r"there is no .*/video\*"):
-        video.camera("SN9")
+        capture.camera("SN9")
 
 
 def run(bundle: Path, *arguments: object) -> int:

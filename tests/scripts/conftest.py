@@ -6,7 +6,7 @@ import pytest
 
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.runtime.compile import compile_bundle
+from foveate.runtime.compiling.compile import compile_bundle
 
 
 @pytest.fixture(scope="session")

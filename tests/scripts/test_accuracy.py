@@ -17,7 +17,7 @@ from accuracy_report import by_budget, by_kind, costs_table, rows_of, wilson
 from accuracy_scenes import held_out
 from accuracy_store import Log
 
-from foveate.calib.scenes import HELD_OUT, KINDS
+from foveate.calib.scenes.questions import HELD_OUT, KINDS
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -69,7 +69,7 @@ def test_code_is_the_same_without_its_comments_and_another_when_something_it_imp
 
 def test_the_code_of_a_bundle_is_its_own_method_s_and_not_another_s():
     mine = _builders("sppruner")
-    assert "foveate.export.methods.sppruner" in mine and "foveate.export.methods.base" in mine
+    assert "foveate.export.methods.sppruner" in mine and "foveate.export.pruning.method" in mine
     assert "foveate.export.build" in mine and "foveate.export.methods.uniform" not in mine
     assert {"foveate.export.methods.vscan", "foveate.export.methods.fastv"} <= set(_builders("vscan+fastv"))
 

@@ -6,7 +6,7 @@ import pytest
 from accuracy_bundles import options_of, precision_of
 from accuracy_precision import _cell, table
 
-from foveate.export.precision import Precision
+from foveate.export.bundling.precision import Precision
 
 
 @pytest.mark.parametrize(

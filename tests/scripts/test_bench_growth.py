@@ -7,10 +7,10 @@ import json
 import bench_growth
 import pytest
 
-from foveate.jetson import models
-from foveate.runtime import costs
+from foveate.jetson.planner import model_sizes
+from foveate.runtime.measuring import costs
 
-SIZES = models.model("llava-1.5-7b").decoder
+SIZES = model_sizes.model("llava-1.5-7b").decoder
 LAYERS = SIZES["num_layers"]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from accuracy_bundles import options_of
 
-from foveate.calib.scenes import HELD_OUT, KINDS
+from foveate.calib.scenes.questions import HELD_OUT, KINDS
 from foveate.export import methods
 
 

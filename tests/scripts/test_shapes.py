@@ -16,7 +16,7 @@ from shapes_data import TurnBatches, patch_owner
 from shapes_model import PROMPT, accuracy
 from shapes_talk import Talker
 
-from foveate.calib.scenes import HELD_OUT, KINDS, make_scene, questions
+from foveate.calib.scenes.questions import HELD_OUT, KINDS, make_scene, questions
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SHAPES = SCRIPTS / "shapes"

@@ -26,9 +26,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from train_ocvtp import Training, arguments, learning_rate
 
-from foveate.calib.scenes import HELD_OUT, make_scene
+from foveate.calib.scenes.questions import HELD_OUT, make_scene
 from foveate.engines.errors import UserError
-from foveate.export.slots import SlotPruner
+from foveate.export.methods._ocvtp_network import SlotPruner
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SHAPES = SCRIPTS / "shapes"

@@ -15,12 +15,13 @@ from train_ocvtp import main
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 from transformers.vision_utils import get_vision_window_index
 
-from foveate.calib.scenes import make_scene
+from foveate.calib.scenes.questions import make_scene
 from foveate.engines.errors import UserError
-from foveate.export import methods, models, pruner_weights
-from foveate.export.assemble import assemble
+from foveate.export import methods, models
 from foveate.export.build import main as build
-from foveate.export.dummy import byte_tokenizer
+from foveate.export.checkpoints import pruner_weights
+from foveate.export.checkpoints.random_weights import byte_tokenizer
+from foveate.export.graphs.assemble import assemble
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SMALL = ["--count", "7", "--epochs", "2", "--batch", "3", "--slots", "3", "5", "--validation-slots", "4"]

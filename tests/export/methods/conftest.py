@@ -11,14 +11,14 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from foveate.engines.ort import onnxruntime
+from foveate.engines.ort.backend import onnxruntime
 from foveate.engines.spec import FLOAT, GraphSpec, Symbol, TensorSpec
-from foveate.export import pruner_weights
-from foveate.export.assemble import Pruner, tap_shape
-from foveate.export.graph import Graph
-from foveate.export.methods.base import Method
-from foveate.export.parts import DecoderSpec, ModelSpec, VisionSpec
-from foveate.export.to_onnx import trace
+from foveate.export.checkpoints import pruner_weights
+from foveate.export.graphs.assemble import Pruner, tap_shape
+from foveate.export.graphs.graph import Graph
+from foveate.export.graphs.trace import trace
+from foveate.export.pruning.method import Method
+from foveate.export.spec import DecoderSpec, ModelSpec, VisionSpec
 
 SIZES = {"words": 5, "segments": 2}
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.engines.ort import onnxruntime
+from foveate.engines.ort.backend import onnxruntime
 from foveate.engines.spec import Symbol
 from foveate.export import methods
-from foveate.export.assemble import assemble
-from foveate.export.graph import Graph
+from foveate.export.graphs.assemble import assemble
+from foveate.export.graphs.graph import Graph
+from foveate.export.graphs.trace import trace
 from foveate.export.models import qwen2_5_vl
-from foveate.export.to_onnx import trace
 
 SHAPES = [(3, 7), (8, 8), (1, 5), (9, 6), (2, 2), (4, 12)]
 

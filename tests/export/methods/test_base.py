@@ -11,7 +11,7 @@ import torch
 
 from foveate.engines.errors import UserError
 from foveate.export import methods
-from foveate.export.methods import base
+from foveate.export.pruning import method as base
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from foveate.export import methods
-from foveate.export.methods.base import Method
+from foveate.export.pruning.method import Method
 
 FOLDER = Path(__file__).parents[2] / "golden"
 ELSEWHERE = (  # what is fed besides: test_ocvtp.py, tests/export/test_inside_golden.py

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate.export import methods
-from foveate.export.methods.base import Method
+from foveate.export.pruning.method import Method
 
 NAMES = [name for name in methods.names() if methods.load(name).before]
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3}  # of mixtures of tokens of about size 1
@@ -99,7 +99,7 @@ def test_onnxruntime_keeps_what_torch_keeps(bench, name, dtype, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_tensorrt_rtx_compiles_it(bench, name, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    from foveate.engines import trt
+    from foveate.engines.trt import backend as trt
 
     spec = bench((24, 24)).save(methods.load(name), tmp_path / "pruner.onnx", "float16")
     assert len(trt.compile_plan(tmp_path / "pruner.onnx", spec)) > 1000

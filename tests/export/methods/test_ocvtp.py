@@ -10,9 +10,10 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from foveate.export import methods, pruner_weights
+from foveate.export import methods
+from foveate.export.checkpoints import pruner_weights
 from foveate.export.methods import ocvtp
-from foveate.export.slots import SlotPruner
+from foveate.export.methods._ocvtp_network import SlotPruner
 
 FOLDER = Path(__file__).parents[2] / "golden" / "ocvtp"
 CASES = sorted(path.stem for path in FOLDER.glob("[0-9][0-9].json"))
@@ -146,7 +147,7 @@ def test_options_in_the_graph(bench, tmp_path):
         inputs = here.inputs(method, keep)
         ours, theirs = here.reduce(method, inputs, keep), session(inputs, keep)
         assert all(map(torch.equal, ours, theirs)), keep
-    trt = pytest.importorskip("foveate.engines.trt")
+    trt = pytest.importorskip("foveate.engines.trt.backend")
     spec = here.save(method, tmp_path / "half.onnx", "float16")
     assert len(trt.compile_plan(tmp_path / "half.onnx", spec)) > 1000
 

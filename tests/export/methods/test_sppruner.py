@@ -219,7 +219,7 @@ def test_onnxruntime_keeps_what_torch_keeps(bench, options, tmp_path):
 )
 def test_tensorrt_rtx_compiles_the_other_branches(bench, options, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    from foveate.engines import trt
+    from foveate.engines.trt import backend as trt
 
     spec = bench((24, 24)).save(methods.load("sppruner", options), tmp_path / "pruner.onnx", "float16")
     assert len(trt.compile_plan(tmp_path / "pruner.onnx", spec)) > 1000

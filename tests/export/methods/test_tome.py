@@ -11,9 +11,9 @@ import torch
 
 from foveate.engines.errors import UserError
 from foveate.export import methods
-from foveate.export.assemble import assemble
+from foveate.export.checkpoints.find import fill
+from foveate.export.graphs.assemble import assemble
 from foveate.export.models import llava
-from foveate.export.sources import fill
 
 # ------------------------------------------------------------------ the transcription
 

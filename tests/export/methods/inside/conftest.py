@@ -11,15 +11,15 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from foveate.engines.ort import onnxruntime
+from foveate.engines.ort.backend import onnxruntime
 from foveate.engines.spec import GraphSpec
-from foveate.export.assemble import assemble
-from foveate.export.decoder import rope_tables
-from foveate.export.graph import Graph
-from foveate.export.inside import Inside
+from foveate.export.checkpoints.find import fill
+from foveate.export.graphs.assemble import assemble
+from foveate.export.graphs.graph import Graph
+from foveate.export.graphs.trace import trace
 from foveate.export.models import llava
-from foveate.export.sources import fill
-from foveate.export.to_onnx import trace
+from foveate.export.networks.decoder import rope_tables
+from foveate.export.pruning.in_llm import Inside
 
 Feeds = dict[str, torch.Tensor]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from foveate.export import methods
-from foveate.export.inside import Inside
 from foveate.export.models import llava
+from foveate.export.pruning.in_llm import Inside
 
 SPEC = llava.tiny(layers=8).spec.decoder
 NAMES = [name for name in methods.names() if methods.load(name).inside]

@@ -13,9 +13,9 @@ from PIL import Image
 from foveate.engines.errors import UserError
 from foveate.export import methods
 from foveate.export.build import build
-from foveate.export.sources import fill
-from foveate.runtime.budget import stage_keep
-from foveate.runtime.compile import compile_bundle
+from foveate.export.checkpoints.find import fill
+from foveate.runtime.compiling.compile import compile_bundle
+from foveate.runtime.llm.budget import stage_keep
 from foveate.runtime.pipeline import Pipeline
 
 

@@ -8,9 +8,9 @@ import torch
 
 from foveate.engines.errors import UserError
 from foveate.export import methods
-from foveate.export.assemble import assemble
+from foveate.export.graphs.assemble import assemble
 from foveate.export.models import llava
-from foveate.runtime.budget import stage_keep
+from foveate.runtime.llm.budget import stage_keep
 
 
 def softmax(values: list[float]) -> list[float]:

@@ -1,0 +1,1 @@
+"""Synthetic scenes of coloured shapes: drawing them, and asking about them."""

@@ -1,0 +1,1 @@
+"""Makes weights easier to quantize: AWQ, SmoothQuant, and folding their factors into neighbouring layers."""

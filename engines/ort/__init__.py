@@ -1,0 +1,1 @@
+"""ONNX Runtime: compiles a graph to an optimized model with prepacked weights, and runs it."""

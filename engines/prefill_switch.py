@@ -1,0 +1,43 @@
+"""One graph compiled twice: an engine for many new rows at once, another for few. They share every buffer.
+
+Products of many rows are bound by arithmetic and those of one row by reading the weights, so a prompt wants the weights in
+the form that multiplies fastest (int8) and decoding in the one that is smallest (int4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from foveate.engines.engine import Buffer, Engine, Feed
+from foveate.engines.row_gather import Rows
+from foveate.engines.spec import GraphSpec
+
+__all__ = ["MANY", "ByRows"]
+
+MANY = 8
+"""Rows from which on the engine for many runs: on an AVX2 machine int8 products are as fast as int4 ones at 4 rows, and
+1.3 times as fast at 8 (docs/measurements.md)."""
+
+
+class ByRows:
+    """``few`` and ``many`` compute the same graph on the same device; rows are axis 1 of its first input."""
+
+    def __init__(self, few: Engine, many: Engine) -> None:
+        self._few, self._many = few, many
+        self._rows = few.spec.inputs[0].name
+
+    @property
+    def spec(self) -> GraphSpec:
+        return self._few.spec
+
+    def allocate(self, name: str, sizes: Mapping[str, int], content: np.ndarray | None = None) -> Buffer:
+        return self._few.allocate(name, sizes, content)
+
+    def gather(self, name: str, rows: Rows) -> Feed:
+        return self._few.gather(name, rows)
+
+    def run(self, feeds: Mapping[str, Feed]) -> dict[str, Buffer]:
+        many = self._rows in feeds and feeds[self._rows].shape[1] >= MANY
+        return (self._many if many else self._few).run(feeds)

@@ -1,0 +1,212 @@
+"""TensorRT and TensorRT for RTX: the dialects ``native`` and ``primitive`` compiled to plans, and run.
+
+One backend for both bindings, which differ in their module's name and in who says for which GPU is built: TensorRT builds
+for the GPU it stands on, TensorRT-RTX needs none and takes ``capability``. In: an ONNX file of a bundle, float16. Out: a
+folder with ``<graph>.plan`` and ``<graph>.json``, the facts of its build.
+
+Options, all recorded with the engine: ``max_context`` (rows of the cache, a number in the plan), ``capability`` (TensorRT-
+RTX: names such as SM86, None for a portable plan), ``optimization_level`` (0 to 5), ``workspace`` (MiB that the builder
+may use on the device), ``version_compatible``, ``hardware_compatible`` (TensorRT: any GPU from Ampere on), ``cuda_graphs``
+(of the engine at work: decoding steps are replayed), ``device_sampling`` (the graph with the logits gives out the likeliest
+tokens as well, see ``engines.candidates``). What no GPU run has confirmed is off by default: both compatibilities, CUDA
+graphs, device sampling, the remedies.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from foveate.engines.engine import Engine
+from foveate.engines.errors import UserError
+from foveate.engines.spec import GraphSpec
+from foveate.engines.trt import builder
+from foveate.engines.trt.cuda import Gpu, find_gpu
+from foveate.engines.workarounds import FLAGS_VARIABLE, REMEDIES, Remedy, applicable
+
+__all__ = ["TensorRT", "backend", "capabilities", "compile_plan"]
+
+_NATIVE_SINCE = 10, 15  # RotaryEmbedding, RMSNormalization and TensorScatter in the parser
+_KINDS = {
+    "fp8": (89, "an Ada GPU"),
+    "int4": (80, "an Ampere GPU"),
+}  # precision -> the first GPUs that have it
+_PORTABLE_SINCE = 80  # documented: a portable plan of TensorRT-RTX is for SM80 and later
+
+
+def backend(target: str) -> TensorRT:
+    """Raises ModuleNotFoundError where the binding is not installed."""
+    return TensorRT(target)
+
+
+def capabilities(target: str = "tensorrt-rtx") -> list[str]:
+    return builder.capabilities(importlib.import_module(builder.MODULES[target]))
+
+
+def compile_plan(
+    path: Path,
+    spec: GraphSpec,
+    *,
+    max_context: int = 4096,
+    capability: str | None = None,
+    target: str = "tensorrt-rtx",
+) -> bytes:
+    """The plan of one ONNX file, built in this process. Raises UserError: see ``trt_build.build``."""
+    options = {"max_context": max_context, "capability": [capability] if capability else None}
+    made = backend(target)
+    made.machine(options)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Path(folder) / f"{spec.name}.plan"
+        builder.build(made.trt, path, spec, options, plan)
+        return plan.read_bytes()
+
+
+class TensorRT:
+    """The backend of one target: see ``engines.base``."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.trt = importlib.import_module(builder.MODULES[target])
+        self.version: str = self.trt.__version__
+
+    @property
+    def DIALECTS(self) -> tuple[str, ...]:  # noqa: N802, the name that a backend has
+        numbers = tuple(int(part) for part in self.version.split(".")[:2])
+        old = self.target == "tensorrt" and numbers < _NATIVE_SINCE
+        return ("primitive",) if old else ("native", "primitive")
+
+    @property
+    def remedies(self) -> tuple[Remedy, ...]:
+        return applicable(self.target, self.version)
+
+    def machine(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Version, platform and GPU that an engine with these options is for. Raises UserError where there can be none."""
+        version = self.version
+        if options.get("version_compatible"):
+            version = f"{version.partition('.')[0]}.*"
+        return {
+            "target": self.target,
+            "version": version,
+            "platform": f"{sys.platform}-{platform.machine()}",
+            "gpu": self._gpu(options),
+        }
+
+    def _gpu(self, options: Mapping[str, Any]) -> str:
+        gpu, named = find_gpu(), options.get("capability")
+        if self.target == "tensorrt":
+            if named:
+                raise UserError(
+                    "TensorRT compiles for the GPU it stands on | --capability was given "
+                    "| leave it out, or take --target tensorrt-rtx",
+                    code=2,
+                )
+            if isinstance(gpu, str):
+                raise UserError(
+                    f"TensorRT compiles for the GPU it stands on | {gpu} | compile on the device, or take "
+                    "--target tensorrt-rtx"
+                )
+            return "SM80 or later" if options.get("hardware_compatible") and gpu.sm >= 80 else f"SM{gpu.sm}"
+        known = builder.capabilities(self.trt)
+        for name in named or ():
+            if name not in known:
+                raise UserError(
+                    f"{name} is not a target of TensorRT-RTX {self.version} | it has {', '.join(known)} "
+                    "| Jetsons need TensorRT: --target tensorrt, on the device",
+                    code=2,
+                )
+        if isinstance(gpu, Gpu):
+            serves = f"SM{gpu.sm}" in named if named else gpu.sm >= _PORTABLE_SINCE
+            if not serves:
+                return f"SM{gpu.sm}"
+        return "+".join(named) if named else "portable"
+
+    def refusal(self, kinds: Collection[str], machine: Mapping[str, Any]) -> str | None:
+        """Why a model with weights of these ``kinds`` has no engine for ``machine``, or None."""
+        gpus = [int(sm) for sm in re.findall(r"SM(\d+)", machine["gpu"])] or [_PORTABLE_SINCE]
+        for kind, (since, name) in _KINDS.items():
+            if kind in kinds and min(gpus) < since:
+                return f"{kind} needs {name} or newer, SM{since}, and this is for {machine['gpu']}"
+        return None
+
+    def key(self, machine: Mapping[str, Any]) -> str:
+        version, gpu = machine["version"].replace("*", "x"), machine["gpu"].replace(" or later", "-up")
+        return f"{self.target}-{version}-{gpu}"
+
+    def cannot_run(self) -> str | None:
+        """Why plans cannot be executed here, or None."""
+        gpu = find_gpu()
+        return gpu if isinstance(gpu, str) else None
+
+    def compile_graph(
+        self, source: Path, folder: Path, spec: GraphSpec, options: Mapping[str, Any]
+    ) -> list[str]:
+        """Write ``folder/<graph>.plan`` and its facts; the notes of the build. ``options["remedies"]`` names those that
+        this graph takes. Runs in a process of its own, whose memory goes back whole. Raises UserError."""
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = folder / f"{spec.name}.plan"
+        job = {
+            "target": self.target,
+            "source": str(source),
+            "spec": spec.to_json(),
+            "options": dict(options),
+            "plan": str(plan),
+            "cache": str(cache) if (cache := self.timings(folder, options)) else None,
+        }
+        facts = self._build_apart(source, job, _environment(options.get("remedies", ())))
+        plan.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return facts["notes"]
+
+    def timings(self, folder: Path, options: Mapping[str, Any]) -> Path | None:
+        """The file of the timing cache, beside the engines; TensorRT-RTX has none: since 1.2 its own does nothing."""
+        if self.target == "tensorrt-rtx":
+            return None
+        return folder.parent / f".timings-{self.key(self.machine(options))}.cache"
+
+    def _build_apart(
+        self, source: Path, job: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-m", "foveate.engines.trt.builder"],
+            input=json.dumps({**job, "parent": os.getpid()}),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, **environment},
+        )
+        lines = done.stdout.splitlines()
+        if done.returncode or not lines:
+            raise UserError(
+                f"{self.target} {self.version} did not finish {source.name} | its process ended with status "
+                f"{done.returncode}, as when memory runs out | a shorter --max-context, more memory, or a bundle "
+                "built with --llm-parts"
+            )
+        facts = json.loads(lines[-1])
+        if "error" in facts:
+            raise UserError(facts["error"])
+        return facts
+
+    def describe(self, folder: Path, graph: str) -> dict[str, Any]:
+        """The facts of a plan's build."""
+        return json.loads((folder / f"{graph}.json").read_text(encoding="utf-8"))
+
+    def load(self, folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> Engine:
+        """The engine of ``folder/<graph>.plan``. ``options``: those of the compilation. Raises UserError when the plan
+        has changed, there is no GPU, or too little memory on it."""
+        from foveate.engines.trt.runner import load
+
+        return load(self, folder / f"{spec.name}.plan", builder.compiled(spec, options), options)
+
+
+def _environment(remedies: tuple[str, ...] | list[str]) -> dict[str, str]:
+    flags = [remedy.flags for remedy in REMEDIES if remedy.name in remedies and remedy.flags]
+    given = os.environ.get(FLAGS_VARIABLE)
+    return {FLAGS_VARIABLE: " ".join(filter(None, (given, *flags)))} if flags else {}

@@ -1,0 +1,204 @@
+"""CUDA through cuda-python: the GPU, one stream, and memory that is allocated once and used again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from foveate.engines.errors import UserError
+from foveate.engines.row_gather import Rows
+
+__all__ = ["Device", "Gpu", "TrtBuffer", "device", "find_gpu"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    sm: int  # 87: compute capability 8.7
+    memory: int  # bytes
+
+
+@cache
+def find_gpu() -> Gpu | str:
+    """The first GPU, or in words why there is none that can be used."""
+    try:
+        cuda = _runtime()
+    except ImportError as error:
+        return f"no GPU can be used: {error}; pip install cuda-bindings"
+    status, count = cuda.cudaGetDeviceCount()
+    if int(status) or not count:
+        reason = cuda.cudaGetErrorString(status)[1].decode() if int(status) else "the driver knows none"
+        return f"no GPU can be used: {reason}"
+    properties = _call(cuda, cuda.cudaGetDeviceProperties(0))
+    return Gpu(properties.name.decode(), properties.major * 10 + properties.minor, properties.totalGlobalMem)
+
+
+def _runtime() -> ModuleType:
+    try:
+        from cuda.bindings import runtime
+    except ModuleNotFoundError:  # cuda-python before 12.6
+        from cuda import cudart as runtime
+    return runtime
+
+
+def _call(cuda: ModuleType, answer: tuple[Any, ...]) -> Any:
+    """What a function of cuda-python gave behind its status."""
+    status, *values = answer
+    if int(status) == int(cuda.cudaError_t.cudaErrorMemoryAllocation):
+        raise MemoryError("no memory on the GPU")
+    if int(status):
+        raise RuntimeError(f"CUDA: {cuda.cudaGetErrorString(status)[1].decode()}")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+class Device:
+    """One GPU with one stream, on which everything runs in the order in which it was asked for.
+
+    Memory that a buffer gives back is handed to the next one of its size; so the steps of a decoder allocate nothing.
+    Because of the one stream it may be written again while what read it is still queued.
+    """
+
+    def __init__(self) -> None:
+        self._cuda = _runtime()
+        self.stream = int(self.call("cudaStreamCreate"))
+        self._free: dict[int, list[int]] = defaultdict(list)
+        self._scratch, self.scratch_size = 0, 0
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """A function of CUDA's runtime. Raises MemoryError or RuntimeError."""
+        return _call(self._cuda, getattr(self._cuda, name)(*arguments))
+
+    def free_memory(self) -> int:
+        """Bytes that nobody has."""
+        return self.call("cudaMemGetInfo")[0]
+
+    def take(self, size: int) -> int:
+        """The address of ``size`` bytes."""
+        known = self._free[size]
+        return known.pop() if known else int(self.call("cudaMalloc", max(size, 1)))
+
+    def give(self, address: int, size: int) -> None:
+        self._free[size].append(address)
+
+    def scratch(self, size: int) -> int:
+        """The address of at least ``size`` bytes that engines compute in, one at a time."""
+        if size > self.scratch_size:
+            if self._scratch:
+                self.call("cudaStreamSynchronize", self.stream)
+                self.call("cudaFree", self._scratch)
+            self._scratch, self.scratch_size = 0, 0
+            self._scratch, self.scratch_size = int(self.call("cudaMalloc", size)), size
+        return self._scratch
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        self._copy("cudaMemcpyHostToDevice", address, array.ctypes.data, array.nbytes)
+        self.call("cudaStreamSynchronize", self.stream)  # the array may be gone after this
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        self._copy("cudaMemcpyDeviceToHost", array.ctypes.data, address, array.nbytes)
+        self.call("cudaStreamSynchronize", self.stream)
+
+    def clear(self, address: int, size: int) -> None:
+        self.call("cudaMemsetAsync", address, 0, size, self.stream)
+
+    def _copy(self, kind: str, to: int, source: int, size: int) -> None:
+        direction = getattr(self._cuda.cudaMemcpyKind, kind)
+        self.call("cudaMemcpyAsync", to, source, size, direction, self.stream)
+
+    def copy_rows(self, cache: TrtBuffer, start: int, rows: TrtBuffer | np.ndarray) -> None:
+        """``rows [1,H,T,D]`` to row ``start`` of ``cache [1,H,S,D]``: one strided copy."""
+        _, heads, length, width = rows.shape
+        row = width * np.dtype(cache.dtype).itemsize
+        host = isinstance(rows, np.ndarray)
+        source = np.ascontiguousarray(rows, cache.dtype) if host else rows
+        self.call(
+            "cudaMemcpy2DAsync",
+            *(cache.address + start * row, cache.shape[2] * row),
+            *(source.ctypes.data if host else source.address, length * row),
+            *(length * row, heads),
+            self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+            if host
+            else self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice,
+            self.stream,
+        )
+        if host:
+            self.call("cudaStreamSynchronize", self.stream)
+
+    def gather(self, address: int, rows: Rows, dtype: str) -> None:
+        """``rows`` one behind the other to ``address``; those on the device, of ``dtype``, in one copy per run of neighbours."""
+        width = int(np.prod(rows.shape[1:])) * np.dtype(dtype).itemsize
+        for number, index in rows.parts():
+            source = rows.sources[number]
+            if isinstance(source, np.ndarray):
+                found = source.reshape(-1, *rows.shape[1:])[index]
+                self.upload(address, np.ascontiguousarray(found, dtype))
+                address += len(index) * width
+                continue
+            for run in np.split(index, np.flatnonzero(np.diff(index) != 1) + 1):
+                place = source.address + int(run[0]) * width
+                self._copy("cudaMemcpyDeviceToDevice", address, place, len(run) * width)
+                address += len(run) * width
+
+    def capture(self, work: Any) -> Any:
+        """What ``work()`` puts on the stream, as an executable CUDA graph; it is not run."""
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.call("cudaStreamBeginCapture", self.stream, mode)
+        try:
+            work()
+        finally:
+            graph = self.call("cudaStreamEndCapture", self.stream)
+        made = self.call("cudaGraphInstantiate", graph, 0)
+        self.call("cudaGraphDestroy", graph)
+        return made
+
+    def launch(self, graph: Any) -> None:
+        self.call("cudaGraphLaunch", graph, self.stream)
+
+
+@cache
+def device() -> Device:
+    """That of this process. Raises UserError where there is no GPU."""
+    gpu = find_gpu()
+    if isinstance(gpu, str):
+        raise UserError(
+            f"a TensorRT engine cannot be executed here | {gpu} | run it where there is a GPU, or compile for "
+            "--target onnxruntime"
+        )
+    return Device()
+
+
+class TrtBuffer:
+    """A tensor on the GPU. Its memory goes back to the device's store with the last buffer that stands on it."""
+
+    def __init__(
+        self, home: Device, shape: Sequence[int], dtype: str, owner: TrtBuffer | None = None
+    ) -> None:
+        self._home, self._owner = home, owner
+        self.shape, self.dtype = tuple(shape), dtype
+        self.address = owner.address if owner else home.take(self.nbytes)
+        self.on_host = False
+
+    def __del__(self) -> None:
+        if getattr(self, "address", 0) and self._owner is None:
+            self._home.give(self.address, self.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    def head(self, rows: int) -> TrtBuffer:
+        one, length, *rest = self.shape
+        if one != 1 or not 0 < rows <= length:
+            raise ValueError(f"no first {rows} rows of a buffer of the shape {self.shape}")
+        return TrtBuffer(self._home, (one, rows, *rest), self.dtype, self._owner or self)
+
+    def numpy(self) -> np.ndarray:
+        array = np.empty(self.shape, self.dtype)
+        self._home.download(array, self.address)
+        return array

@@ -1,0 +1,70 @@
+"""A plan on its way from the builder to its file: hashed as it is written, and there under its name when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+from foveate.engines.disk.files import atomic_file
+from foveate.engines.errors import UserError
+
+__all__ = ["PlanFile", "serialize", "written"]
+
+
+class PlanFile:
+    """``size`` and ``digest`` (SHA-256) are of what was written so far."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.size, self.digest = file, 0, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """``data`` is bytes, or memory of TensorRT's."""
+        self._file.write(data)
+        self.digest.update(data)
+        count = memoryview(data).nbytes
+        self.size += count
+        return count
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[PlanFile]:
+    """A file that is called ``path`` when the block succeeds and vanishes when it does not. Raises UserError where it cannot
+    be written."""
+    try:
+        with atomic_file(path) as part, part.open("wb") as file:
+            yield PlanFile(file)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path.name} | {error.strerror} | free some space where the bundle stands"
+        ) from error
+
+
+def serialize(trt: ModuleType, builder: Any, network: Any, config: Any, file: PlanFile) -> bool:
+    """Build the network into ``file``; whether TensorRT did. Streamed where the binding can, since the plan of a large model
+    would stand in memory once more. Raises OSError."""
+    if not hasattr(builder, "build_serialized_network_to_stream"):
+        plan = builder.build_serialized_network(network, config)
+        if plan is not None:
+            file.write(plan)
+        return plan is not None
+    failed: list[OSError] = []
+
+    class Writer(trt.IStreamWriter):
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+
+        def write(self, data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:  # not through TensorRT: it takes a short count for a failure
+                failed.append(error)
+                return 0
+
+    built = builder.build_serialized_network_to_stream(network, config, Writer())
+    if failed:
+        raise failed[0]
+    return built

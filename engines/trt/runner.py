@@ -1,0 +1,177 @@
+"""A plan at work on the GPU: prefill and decoding are two profiles of one engine, so weights are there once.
+
+Written against the documented API of TensorRT 10.3 to 11 and TensorRT-RTX and never run on a GPU by us; ``pytest -m gpu``
+and ``scripts/gpu_check.sh`` are for whoever has one. CUDA graphs (option ``cuda_graphs``) and the likeliest tokens besides the
+logits (``device_sampling``) are off by default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foveate.engines.engine import Feed, check_feeds, host, resolve
+from foveate.engines.errors import UserError
+from foveate.engines.row_gather import Rows
+from foveate.engines.spec import GraphSpec
+from foveate.engines.trt.cuda import Device, TrtBuffer, device
+
+if TYPE_CHECKING:
+    from foveate.engines.trt.backend import TensorRT
+
+__all__ = ["TrtEngine", "load"]
+
+_MOST_GRAPHS = 4  # of one engine: steps alternate between a few sets of buffers
+
+
+def load(made: TensorRT, file: Path, spec: GraphSpec, options: Mapping[str, Any]) -> TrtEngine:
+    """See ``TensorRT.load``."""
+    with file.open(
+        "rb"
+    ) as opened:  # mapped: on a Jetson, weights and the plan's copy of them share one memory
+        plan = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    facts = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    if hashlib.sha256(plan).hexdigest() != facts["sha256"]:
+        raise UserError(
+            f"{file.name} has changed since it was compiled | {file} | compile again with --force"
+        )
+    home = device()
+    if (free := home.free_memory()) < len(plan):
+        raise UserError(
+            f"the GPU has no room for {file.name} | {free >> 20} MiB are free, the plan alone is {len(plan) >> 20} "
+            "| close other programs, or build with int4 weights"
+        )
+    runtime = made.trt.Runtime(made.trt.Logger(made.trt.Logger.ERROR))
+    if options.get("version_compatible"):
+        runtime.engine_host_code_allowed = True  # such a plan carries its own runtime
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise UserError(
+            f"{made.target} {made.version} does not load {file.name} | it was refused when deserialized "
+            "| compile again with --force"
+        )
+    return TrtEngine(made.trt, engine, spec, home, bool(options.get("cuda_graphs")))
+
+
+class TrtEngine:
+    """One graph. Every output is a buffer of its own until nobody holds it."""
+
+    def __init__(
+        self, trt: ModuleType, engine: Any, spec: GraphSpec, home: Device, cuda_graphs: bool
+    ) -> None:
+        self.spec, self._engine, self._home = spec, engine, home
+        user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        on_host = trt.TensorLocation.HOST
+        self._hosted = {t.name for t in spec.inputs if engine.get_tensor_location(t.name) == on_host}
+        self._contexts = []
+        for profile in range(engine.num_optimization_profiles):
+            context = engine.create_execution_context(user_managed)
+            if not context.set_optimization_profile_async(profile, home.stream):
+                raise RuntimeError(f"{spec.name}: TensorRT refuses profile {profile}")
+            self._contexts.append(context)
+        self._memory = engine.device_memory_size_v2
+        home.scratch(self._memory)
+        self._staged: dict[str, TrtBuffer] = {}
+        self._graphs: dict[Any, Any] | None = {} if cuda_graphs else None
+
+    def allocate(self, name: str, sizes: Mapping[str, int], content: np.ndarray | None = None) -> TrtBuffer:
+        buffer = TrtBuffer(self._home, resolve(self.spec, name, sizes), self.spec.input(name).dtype)
+        self._home.clear(buffer.address, buffer.nbytes)
+        if content is not None and content.ndim == 4:
+            self._home.copy_rows(buffer, 0, content)
+        elif content is not None:
+            whole = np.zeros(buffer.shape, buffer.dtype)
+            whole[tuple(slice(n) for n in content.shape)] = content
+            self._home.upload(buffer.address, whole)
+        return buffer
+
+    def gather(self, name: str, rows: Rows) -> np.ndarray | TrtBuffer:
+        dtype, on_device = self.spec.input(name).dtype, [s for s in rows.sources if isinstance(s, TrtBuffer)]
+        if not on_device:
+            return rows.numpy(dtype)[None]
+        if others := {source.dtype for source in on_device} - {dtype}:
+            raise ValueError(
+                f"{self.spec.name}: rows of {name} on the device are {', '.join(others)} | expected {dtype}"
+            )
+        found = TrtBuffer(self._home, (1, *rows.shape), dtype)
+        self._home.gather(found.address, rows, dtype)
+        return found
+
+    def run(self, feeds: Mapping[str, Feed]) -> dict[str, TrtBuffer]:
+        check_feeds(self.spec, feeds)
+        shared = dict(self.spec.in_place)
+        for past in shared.values():
+            if not isinstance(feeds[past], TrtBuffer):
+                message = f"{self.spec.name}: {past} is written in place | allocate a buffer for it"
+                raise ValueError(message)  # noqa: TRY004, as every feed that does not fit
+        context, decoding = self._context(feeds)
+        held = {name: self._place(name, feed) for name, feed in feeds.items()}
+        for name, place in held.items():
+            if not context.set_input_shape(name, tuple(feeds[name].shape)):
+                raise RuntimeError(f"{self.spec.name}: TensorRT refuses {name} of shape {feeds[name].shape}")
+            context.set_tensor_address(name, place.ctypes.data if name in self._hosted else place.address)
+        if missing := context.infer_shapes():
+            raise RuntimeError(f"{self.spec.name}: TensorRT lacks the shapes of {', '.join(missing)}")
+        outputs = self._outputs(context, {} if self.spec.appends else {o: held[p] for o, p in shared.items()})
+        self._execute(context, (held, outputs) if decoding else None)
+        if self.spec.appends:
+            start = int(np.asarray(feeds["write_index"])[0])
+            for out, past in shared.items():
+                self._home.copy_rows(held[past], start, outputs[out])
+                outputs[out] = held[past]
+        return outputs
+
+    def _context(self, feeds: Mapping[str, Feed]) -> tuple[Any, bool]:
+        """That of the profile for these feeds, and whether a single row is decoded."""
+        decoding = len(self._contexts) > 1 and feeds[self.spec.inputs[0].name].shape[1] == 1
+        return self._contexts[int(decoding)], decoding
+
+    def _place(self, name: str, feed: Feed) -> TrtBuffer | np.ndarray:
+        """Where TensorRT reads an input: on the host for values that shape the graph, else on the GPU."""
+        if name in self._hosted:
+            return np.array(host(feed), order="C")
+        if isinstance(feed, TrtBuffer):
+            return feed
+        array = np.ascontiguousarray(feed)
+        known = self._staged.get(name)
+        if known is None or known.shape != array.shape:
+            known = self._staged[name] = TrtBuffer(self._home, array.shape, str(array.dtype))
+        self._home.upload(known.address, array)
+        return known
+
+    def _outputs(self, context: Any, in_place: Mapping[str, TrtBuffer]) -> dict[str, TrtBuffer]:
+        outputs = {}
+        for tensor in self.spec.outputs:
+            found = in_place.get(tensor.name)
+            if found is None:
+                shape = tuple(context.get_tensor_shape(tensor.name))
+                found = TrtBuffer(self._home, shape, tensor.dtype)
+            context.set_tensor_address(tensor.name, found.address)
+            outputs[tensor.name] = found
+        return outputs
+
+    def _execute(self, context: Any, step: tuple[Mapping[str, Any], Mapping[str, TrtBuffer]] | None) -> None:
+        """Queue the graph; with CUDA graphs, a decoding ``step`` whose addresses were seen before is replayed."""
+        home, size = self._home, self._home.scratch_size
+
+        def launch() -> None:
+            if not context.execute_async_v3(home.stream):
+                raise RuntimeError(f"{self.spec.name}: TensorRT did not start; its log says why")
+
+        context.set_device_memory(home.scratch(self._memory), size)
+        if self._graphs is None or step is None or self._hosted:
+            return launch()
+        key = (size, *(buffer.address for group in step for buffer in group.values()))
+        if key in self._graphs:
+            return home.launch(self._graphs[key])
+        launch()  # once as it is: TensorRT settles what it does lazily before a capture
+        if len(self._graphs) < _MOST_GRAPHS:
+            self._graphs[key] = home.capture(launch)
+        return None

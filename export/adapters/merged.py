@@ -1,0 +1,289 @@
+"""A checkpoint with a LoRA adapter, which is merged tensor by tensor while the weights are read.
+
+In: the Source of the base model and an ``Adapter``. Out: a Source whose tensors are those of the model that
+was trained, in float32: what peft's ``merge_and_unload`` gives. With W ``[out,in]``, A ``[r,in]``, B
+``[out,r]`` that is W + scaling B A; with DoRA each row of it is given the length of its magnitude.
+
+Where a head is tied to the table of embeddings and one of them was trained apart, they part, as in the model
+that was trained; peft's merge changes both then, and warns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.engines.errors import UserError
+from foveate.export.adapters.lora import Adapter, Change
+from foveate.export.adapters.lora_config import LoraConfig
+from foveate.export.checkpoints.directory import Directory, Entry, Stored, Unread
+from foveate.export.checkpoints.tensor_files import Folder, Tensor, refuse_not_finite, some
+from foveate.export.spec import Weights
+
+__all__ = ["Adapted"]
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+_IMAGES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+
+
+class Adapted:
+    """The Source of a model with an adapter. Files that lie beside the adapter stand before the base
+    model's."""
+
+    load_format = "auto"
+
+    def __init__(self, base: Directory, adapter: Adapter) -> None:
+        """Raises UserError when the base is quantized."""
+        self.base, self.adapter = base, adapter
+        self.label, self.revision, self.config = base.label, base.revision, base.config
+        beside = adapter.folder.path == base.path
+        self.folders = base.folders | ({} if beside else {"adapter": adapter.folder})
+        if base.config.get("quantization_config") is not None:
+            method = base.config["quantization_config"].get("quant_method")
+            raise UserError(
+                f"{adapter.label} cannot be merged into quantized weights | {base.label} is quantized by "
+                f"{method}, expected "
+                "float weights | name the unquantized model with --model and the adapter with --adapter"
+            )
+        self._shadows = self._shadowed()
+
+    def _shadowed(self) -> frozenset[str]:
+        """Files of the base model that the adapter's folder speaks for, whether it has each of them or
+        not."""
+        folder = self.adapter.folder
+        settings = folder.json("tokenizer_config.json") or {}
+        found = ()
+        if folder.file("tokenizer.json"):
+            found += _TOKENIZER
+        if "chat_template" in settings or any(map(folder.file, _TEMPLATES)):
+            found += _TEMPLATES
+        if any(map(folder.file, _IMAGES)):
+            found += _IMAGES
+        return frozenset(found)
+
+    def _from(self, name: str) -> Folder:
+        there = name != "config.json" and (name in self._shadows or self.adapter.folder.file(name))
+        return self.adapter.folder if there else self.base
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        return self._from(name).json(name)
+
+    def file(self, name: str) -> Path | None:
+        return self._from(name).file(name)
+
+    def names(self) -> frozenset[str]:
+        changes = self.adapter.changes.values()
+        return self.base.names() | {f"{each.module}.{part}" for each in changes for part in each.whole}
+
+    def weights(self, entries: Mapping[str, Entry], unread: Unread | None = None) -> Weights:
+        """Raises UserError, besides, for tensors of the adapter that fit nothing."""
+        plan = _plan(self.adapter, entries, self.base.names(), self.base.left_out(unread))
+        kept = {name: entry for name, entry in entries.items() if name not in plan.whole}
+        replaced = {
+            re.escape(there): "the adapter's own" for name in plan.whole for there in entries[name].names
+        }
+        return _Merged(self.base.weights(kept, replaced | dict(unread or {})), plan)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is done to one of our tensors: its entry, the change, and the names that its module may have."""
+
+    entry: Entry
+    change: Change
+    paths: tuple[str, ...]
+    scaling: float
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """By our names: tensors that stand in place of the base model's, and steps that change what is there."""
+
+    adapter: Adapter
+    entries: Mapping[str, Entry]
+    whole: dict[str, Tensor] = field(default_factory=dict)
+    steps: dict[str, _Step] = field(default_factory=dict)
+
+
+def _plan(adapter: Adapter, entries: Mapping[str, Entry], stored: frozenset[str], unread: Unread) -> _Plan:
+    """Raises UserError for tensors that fit nothing, by name or shape."""
+    config, owners, lost = adapter.config, _owners(entries, stored), []
+    whole, also_whole, steps, also_steps = {}, {}, {}, {}
+    for change in adapter.changes.values():
+        tie = config.ensure_weight_tying or "trainable_tokens_delta" in change.parts
+        alone = config.saves(change.module) and not tie
+        for part, tensor in change.whole.items():
+            for name in _found(lost, owners, unread, f"{change.module}.{part}"):
+                whole[name] = tensor
+            if not alone:
+                also_whole |= dict.fromkeys(owners.get(f"{change.module}.{part}", ())[1:], tensor)
+        biased = "lora_B.bias" in change.parts
+        for part in ("weight", "bias")[: 1 + biased] if change.parts else ():
+            key = f"{change.module}.{part}"
+            for number, name in enumerate(_found(lost, owners, unread, key, all_of=tie)):
+                paths = (change.module, *(n.rpartition(".")[0] for n in entries[name].names if n != key))
+                step = _Step(entries[name], change, paths, config.scaling(paths))
+                (also_steps if number else steps)[name] = step
+    if lost:
+        raise UserError(
+            f"{adapter.label} does not fit the model | the model has no {some(lost)} | name the base model "
+            "that the adapter "
+            "was trained on with --model"
+        )
+    unsaved = sorted(
+        k for k, names in owners.items() if config.saves(k.rpartition(".")[0]) and names[0] not in whole
+    )
+    if unsaved:
+        raise UserError(
+            f"{adapter.label} lacks modules that it says it holds | modules_to_save is "
+            f"{some([*config.modules_to_save])}, there "
+            f"is no {some(unsaved)} | {adapter.folder.remedy}"
+        )
+    plan = _Plan(adapter, entries, also_whole | whole, also_steps | steps)
+    _check_shapes(plan)
+    return plan
+
+
+def _owners(entries: Mapping[str, Entry], stored: frozenset[str]) -> dict[str, list[str]]:
+    """By the name of a tensor, those of ours that it is, the one first that is called so first. A head that
+    is tied to the table of embeddings makes two, where only one of them is ``stored``."""
+    found: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        for key in entry.names:
+            found.setdefault(key, []).append(name)
+    for key, names in found.items():
+        names.sort(key=lambda name: entries[name].names.index(key))
+        place = _place(entries[names[0]], stored)
+        names[1:] = [name for name in names[1:] if _place(entries[name], stored) == place]
+    return found
+
+
+def _found(
+    lost: list[str], owners: Mapping[str, list[str]], unread: Unread, key: str, *, all_of: bool = False
+) -> list[str]:
+    """The first of the owners of ``key``, or ``all_of`` them. Without any, ``key`` is ``lost`` unless a rule
+    explains it."""
+    if key not in owners and not any(re.fullmatch(rule, key) for rule in unread):
+        lost.append(key)
+    return owners.get(key, [])[: None if all_of else 1]
+
+
+def _place(entry: Entry, stored: frozenset[str]) -> str | None:
+    return next((name for name in entry.names if name in stored), None)
+
+
+def _check_shapes(plan: _Plan) -> None:
+    wrong = []
+    for name, tensor in plan.whole.items():
+        if tensor.shape != plan.entries[name].stored_shape:
+            wrong.append((tensor, plan.entries[name].stored_shape))
+    for name, step in plan.steps.items():
+        for part, shape in _expected(name, step, plan.adapter.config).items():
+            tensor = step.change.parts.get(part)
+            if tensor is None:
+                raise UserError(
+                    f"{plan.adapter.label} is incomplete | {step.change.module} has no {part} | "
+                    f"{plan.adapter.folder.remedy}"
+                )
+            if tensor.shape != shape and not (
+                part == "lora_magnitude_vector" and _length(tensor) == _length(shape)
+            ):
+                wrong.append((tensor, shape))
+    if wrong:
+        texts = [f"{tensor.name} is {list(tensor.shape)}, expected {list(shape)}" for tensor, shape in wrong]
+        raise UserError(
+            f"{plan.adapter.label} does not fit the model | {some(texts, '; ')} | name the base model that "
+            "the adapter was "
+            "trained on with --model; for one with a larger vocabulary merge the adapter with peft first"
+        )
+
+
+def _length(value: Tensor | Iterable[int]) -> int:
+    return torch.Size(value.shape if isinstance(value, Tensor) else value).numel()
+
+
+def _expected(name: str, step: _Step, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parts that a step needs."""
+    shape, parts = step.entry.stored_shape, step.change.parts
+    if len(shape) == 1:
+        return {"lora_B.bias": shape}
+    rank, found = config.rank(step.paths), {}
+    if "trainable_tokens_delta" in parts:
+        found["trainable_tokens_delta"] = (len(config.tokens(step.change.module)), *shape[1:])
+    if parts.keys() <= {"trainable_tokens_delta"}:
+        return found
+    if any(part.startswith("lora_embedding") for part in parts):
+        found |= {"lora_embedding_A": (rank, shape[0]), "lora_embedding_B": (shape[1], rank)}
+        magnitudes = shape[1:]
+    else:
+        ones = (1,) * (len(shape) - 2)
+        found |= {"lora_A": (rank, *shape[1:]), "lora_B": (shape[0], rank, *ones)}
+        magnitudes = shape[:1]
+    if config.use_dora or "lora_magnitude_vector" in parts:
+        found["lora_magnitude_vector"] = magnitudes
+    return found
+
+
+class _Merged:
+    """Weights of Adapted. Nothing of it is quantized."""
+
+    def __init__(self, base: Stored, plan: _Plan) -> None:
+        self._base, self._plan = base, plan
+        self.packed: dict[str, Any] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._plan.whole or name in self._base
+
+    def get(self, name: str) -> torch.Tensor:
+        """float32, merged; float16 where it is stored so and the adapter leaves it."""
+        plan, step = self._plan, self._plan.steps.get(name)
+        if name in plan.whole:
+            value = plan.adapter.read(plan.whole[name]).float()
+            value = (value.T if plan.entries[name].transposed else value).clone(
+                memory_format=torch.contiguous_format
+            )
+        elif step is None:
+            return self._base.get(name)
+        else:
+            value = self._base.own(name)
+        if step is not None:
+            stored = value.T if step.entry.transposed else value
+            _merge(
+                stored,
+                {part: plan.adapter.read(each).float() for part, each in step.change.parts.items()},
+                step,
+                plan,
+            )
+            refuse_not_finite(
+                value, f"{plan.adapter.label}: {step.change.module}", "what it gives when merged"
+            )
+        return value
+
+
+def _merge(weight: torch.Tensor, parts: Mapping[str, torch.Tensor], step: _Step, plan: _Plan) -> None:
+    """Change ``weight``, float32 in the layout of the checkpoint, in place."""
+    if weight.ndim == 1:
+        weight.add_(parts["lora_B.bias"], alpha=step.scaling)
+        return
+    if "lora_embedding_A" in parts:
+        matrix, left, right = weight, parts["lora_embedding_A"].T, parts["lora_embedding_B"].T
+        axis = 0
+    elif "lora_A" in parts:  # a convolution is a matrix of its kernels
+        matrix = weight if weight.ndim == 2 else weight.view(weight.shape[0], -1)
+        left, right = (parts[name].flatten(1) for name in ("lora_B", "lora_A"))
+        axis = 1
+    else:
+        matrix = None
+    if matrix is not None:
+        matrix.addmm_(left, right, alpha=step.scaling)
+        if "lora_magnitude_vector" in parts:
+            lengths = torch.linalg.vector_norm(matrix, dim=axis, keepdim=True)
+            matrix.mul_(parts["lora_magnitude_vector"].reshape(lengths.shape) / lengths)
+    if "trainable_tokens_delta" in parts:
+        weight[list(plan.adapter.config.tokens(step.change.module))] = parts["trainable_tokens_delta"]

@@ -1,0 +1,224 @@
+"""A checkpoint's parts and a method become the files of a bundle: graphs, weights, recorded answers, and
+their manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from foveate.calib.statistics import Statistics
+from foveate.engines.errors import UserError
+from foveate.export import methods
+from foveate.export.bundling import precision as precisions
+from foveate.export.bundling import write_graphs
+from foveate.export.bundling.precision import Precision
+from foveate.export.bundling.publish import publish
+from foveate.export.bundling.staging import Place, no_room, reserved
+from foveate.export.bundling.weight_store import packed
+from foveate.export.calibration import calibrate
+from foveate.export.checkpoints import pruner_weights
+from foveate.export.graphs.assemble import assemble
+from foveate.export.graphs.graph import Graph
+from foveate.export.pruning import method as base
+from foveate.export.pruning.combined import Pair
+from foveate.export.pruning.method import Method
+from foveate.export.spec import DecoderSpec, Parts
+from foveate.runtime.bundle import licence
+from foveate.runtime.bundle import loading as bundle
+
+__all__ = ["build", "manifest", "most_sorted", "write_bundle"]
+
+_FAT = (1 << 32) - 1  # bytes of the largest file that FAT takes
+_BYTES = {"int4": 0.5, "int8": 1, "fp8": 1, "fp16": 2, "fp32": 4}  # of a matrix element, by precision
+
+
+def build(
+    parts: Parts,
+    method: Method | Pair,
+    out: Path,
+    *,
+    precision: Precision | str = "int4",
+    dialects: list[str] | None = None,
+    pruner: str | None = None,
+    statistics: Statistics | None = None,
+    calibration: calibrate.Calibration | None = None,
+    llm_parts: int = 1,
+) -> None:
+    """Write the bundle of ``parts`` pruned by ``method`` to ``out``; an older bundle there is replaced at the
+    end.
+
+    ``pruner`` is where the weights of a trained method are (``pruner_weights.joined``). ``statistics`` are
+    those of ``parts``; with ``calibration`` they are collected, and ``parts`` made easier to quantize.
+    ``llm_parts``: into how many graphs the language model is cut, of which a compiler then sees one at a
+    time. Raises UserError when ``out`` is something else than a bundle or is in use, when there are no
+    such weights, and when the disk is full.
+    """
+    with reserved(out) as place:
+        write_bundle(
+            place,
+            parts,
+            method,
+            precision=precision,
+            dialects=dialects,
+            pruner=pruner,
+            statistics=statistics,
+            calibration=calibration,
+            llm_parts=llm_parts,
+        )
+
+
+def write_bundle(
+    place: Place,
+    parts: Parts,
+    method: Method | Pair,
+    *,
+    precision: Precision | str = "int4",
+    dialects: list[str] | None = None,
+    pruner: str | None = None,
+    statistics: Statistics | None = None,
+    calibration: calibrate.Calibration | None = None,
+    llm_parts: int = 1,
+) -> list[str]:
+    """As ``build``, to a place that is reserved. Returns the dialects that the bundle has: those that were
+    asked for, less what would overflow (``write.widen``)."""
+    precision = Precision.of(precision)
+    calibrated = bool(statistics or calibration)
+    dialects, _ = precisions.dialects(precision, dialects, calibrated, most_sorted(parts, method))
+    _require_room(place, parts.spec.decoder, "int4" if packed(parts.weights) else precision.decoder)
+    root = place.root
+    with _stages() as stage:
+        graphs = assemble(parts, method, llm_parts)
+        for note in licence.notes(parts.licence):
+            print(note, file=sys.stderr)
+        parts = pruner_weights.joined(parts, method, pruner)
+        if calibration is not None:
+            values = manifest(place.name, parts, method, graphs, precision, {})
+            parts, statistics = calibrate.calibrated(
+                parts, method, graphs, values, calibration, precision, root, place.beside, stage
+            )
+        written = write_graphs.write_graphs(root, parts, graphs, precision, dialects, stage, statistics)
+        table = write_graphs.write_embeddings(root, parts.weights, precision)
+        write_graphs.write_files(root, parts, graphs)
+        stage("recording golden.npz", 0, 1)
+        ranges = write_graphs.write_golden(root, parts, method, graphs, written.readings, table)
+        write_graphs.widen(root, written, ranges, lambda line: print(line, file=sys.stderr))
+        stage("hashing", 0, 1)
+        values = manifest(place.name, parts, method, graphs, precision, written.index)
+        made = bundle.write_manifest(root, values | {"ranges": ranges.to_json()})
+    publish(place, bundle.Bundle(root, made), lambda line: print(line, file=sys.stderr))
+    return list(written.index)
+
+
+def _require_room(place: Place, decoder: DecoderSpec, precision: str) -> None:
+    """Refuse a disk that cannot hold the language model's matrices alone, before any work. Raises
+    UserError."""
+    width, head = decoder.hidden_size, decoder.head_dim
+    attention = 2 * width * head * (decoder.num_heads + decoder.num_kv_heads)
+    layers = decoder.num_layers * (attention + 3 * width * decoder.intermediate_size)
+    largest = int(layers * _BYTES[precision])
+    need = largest + decoder.vocab_size * width * (4 if precision == "fp32" else 2)
+    free = shutil.disk_usage(place.root).free
+    if free < need:
+        raise UserError(
+            f"there is too little room for the bundle | {place.root.parent} has {free >> 20} MiB left, its language model alone "
+            f"takes {need >> 20} MiB | free some space or choose another --out"
+        )
+    if largest > _FAT:
+        probe = place.root / "probe"
+        try:
+            with probe.open("wb") as file:
+                file.truncate(largest)  # takes no room where such a file can be
+        except OSError as error:
+            raise no_room(place.folder.parent, error) from error
+        probe.unlink()
+
+
+def manifest(
+    name: str,
+    parts: Parts,
+    method: Method | Pair,
+    graphs: list[Graph],
+    precision: Precision,
+    dialects: dict[str, dict[str, object]],
+) -> dict[str, object]:
+    """The values of ``bundle.json`` but ``format`` and ``files``; ``dialects`` as ``write_graphs`` gives
+    them."""
+    decoder, total = parts.spec.decoder, parts.spec.vision.picture_tokens
+    fields = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size")
+    fields += ("vocab_size", "max_positions")
+    return {
+        "name": name,
+        "family": parts.spec.family,
+        "source": parts.source,
+        "method": {
+            "name": method.name,
+            "options": methods.describe(method),
+            "position_mode": _position_mode(method, decoder),
+            "fixed_keep": method.fixed_keep(parts.spec),
+            "whole": method.before is not None and method.before.whole,
+            "position_mode_inside": _position_mode(method.inside, decoder),
+        },
+        "precision": precision.describe()
+        | ({"weights": "as the checkpoint has them"} if packed(parts.weights) else {}),
+        "stages": [graph.spec.name for graph in graphs],
+        "graphs": {graph.spec.name: graph.spec.to_json() for graph in graphs},
+        "dialects": dialects,
+        "num_visual_tokens": total,
+        "grid": list(parts.spec.vision.grid),
+        "cuts": [cut.layer for cut in method.inside.cuts(decoder)] if method.inside else [],
+        "budgets": method.budgets(parts.spec),
+        "limits": base.sampled(total, lambda keep: method.leaves(parts.spec, keep, total)),
+        "decoder": {field: getattr(decoder, field) for field in fields},
+        "vision": parts.spec.vision.sizes,
+        "image": parts.image,
+        "prompt": parts.prompt,
+        "generation": parts.generation,
+        "licence": parts.licence,
+    }
+
+
+def most_sorted(parts: Parts, method: Method | Pair) -> int:
+    """The most tokens that a pruner ranks at once."""
+    return 0 if method.name == "none" else parts.spec.vision.picture_tokens
+
+
+def _position_mode(method: Any, decoder: DecoderSpec) -> str | None:
+    """None without a method. With M-RoPE rows keep their positions."""
+    if method is None:
+        return None
+    return method.position_mode if decoder.position_axes == 1 else "keep"
+
+
+@contextlib.contextmanager
+def _stages() -> Iterator[write_graphs.Progress]:
+    """Progress on stderr: one line per finished stage, a bar for the one that runs."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
+    )
+    task = bar.add_task("", total=1)
+    began: dict[str, float] = {}
+
+    def stage(what: str, done: int, total: int) -> None:
+        verb = what.split()[0]
+        if verb not in began:
+            finish()
+            began[verb] = time.monotonic()
+        bar.update(task, description=what, completed=done, total=total)
+
+    def finish() -> None:
+        if began:
+            verb, start = list(began.items())[-1]
+            console.print(f"{verb:<10} {time.monotonic() - start:6.1f} s", highlight=False)
+
+    with bar:
+        yield stage
+        finish()

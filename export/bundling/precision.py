@@ -1,0 +1,148 @@
+"""Which part of a model is computed in what: the choice, what it means for each weight, and which dialects can take it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
+
+from foveate.calib import schemes
+from foveate.engines.errors import UserError, unknown
+from foveate.export import lowering
+
+__all__ = ["COMPUTED", "SAFE", "Precision", "choices", "dialects"]
+
+COMPUTED = ("fp32", "fp16")
+"""Nothing is quantized; which of the two a graph computes in is its dialect's reading of it."""
+SAFE = "compute dtype"
+"""What the manifest says of a part that is not quantized by itself."""
+
+_DECODER = r"llm\.layers\."
+
+
+def choices() -> tuple[str, ...]:
+    return *COMPUTED, *schemes.names()
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``decoder``: of the language model's layers. ``head``, and ``vision``, the matrices in the vision encoder's layers:
+    a scheme, or None for the graph's dtype, which is the safe choice. ``prefill``: "int8", a second form of the decoder's layers,
+    in which prompts are computed where ranges are found at run time; None: the decoder's. Raises UserError for a name that
+    there is not."""
+
+    decoder: str = "int4"
+    head: str | None = None
+    vision: str | None = None
+    prefill: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.decoder not in choices():
+            raise unknown("precision", self.decoder, choices())
+        for scheme in (self.head, self.vision):
+            if scheme is not None:
+                schemes.load(scheme)
+        if self.prefill not in (None, "int8"):
+            raise unknown("precision of prefill", self.prefill, ["int8"])
+
+    @classmethod
+    def of(cls, given: Precision | str) -> Precision:
+        return given if isinstance(given, Precision) else cls(given)
+
+    @property
+    def schemes(self) -> list[str]:
+        """Every scheme that some part is in."""
+        return [part for part in (self.decoder, self.head, self.vision) if part and part not in COMPUTED]
+
+    def describe(self) -> dict[str, str]:
+        """For bundle.json."""
+        parts = {part: kind or SAFE for part, kind in asdict(self).items() if part != "prefill"}
+        return parts | ({"prefill": self.prefill} if self.prefill else {})
+
+    @property
+    def prefilling(self) -> Precision:
+        """That of the graphs with which prompts are computed."""
+        return replace(self, decoder=self.prefill or self.decoder, prefill=None)
+
+    def choose(self, packed: Collection[str] = ()) -> Callable[[str, tuple[int, ...]], str | None]:
+        """The scheme of each weight by name and shape; None for the graph's dtype.
+
+        ``packed`` are the weights that the checkpoint holds in int4: they stay as they are, and what stands beside them in
+        the layers is left alone. Raises UserError when they would have to be quantized once more, and when head or vision
+        encoder do not fit.
+        """
+        if packed and self.decoder not in ("int4", *COMPUTED):
+            raise UserError(
+                f"the checkpoint is quantized already | its weights are int4, got --precision {self.decoder} "
+                "| take --precision int4, which reads them as they are, or the unquantized checkpoint"
+            )
+        parts = {
+            _DECODER: None if packed else self.decoder,
+            r"llm\.lm_head\.": self.head,
+            r"vision_encoder\..*\.\d+\.": self.vision,  # its numbered layers, whatever a family calls them
+        }
+
+        def choose(name: str, shape: tuple[int, ...]) -> str | None:
+            if name in packed:
+                return "int4" if self.decoder == "int4" else None
+            part, scheme = next((each for each in parts.items() if re.match(each[0], name)), (None, None))
+            if scheme not in self.schemes or len(shape) != 2:
+                return None
+            if schemes.load(scheme).takes(*shape):
+                return scheme
+            if part == _DECODER:  # a model may have some matrices that do not fit
+                return None
+            raise UserError(
+                f"{name} cannot be in {scheme} | it has {shape[0]} inputs, expected a multiple of 32 | take int8, or leave "
+                "that part in the dtype of its graph"
+            )
+
+        return choose
+
+    def refusal(self, dialect: str, calibrated: bool) -> str | None:
+        """Why no bundle in this precision has this dialect: what the matter is | what to do. None: it can have it."""
+        module = lowering.dialect(dialect)
+        for scheme in (self.decoder, *self.schemes):
+            if scheme not in module.DTYPES:
+                able = ", ".join(kind for kind in choices() if kind in module.DTYPES)
+                return f"{module.REFUSES[scheme]} | choose one of {able}, or another dialect"
+        rounds = [name for name in self.schemes if schemes.load(name).ROUNDS_ACTIVATIONS]
+        if rounds and not module.DYNAMIC and not calibrated:
+            return (
+                f"{rounds[0]} needs ranges of the activations there | collect them with --calibrate, or give "
+                "--statistics"
+            )
+        if rounds and module.DYNAMIC and module.DTYPES[self.decoder] != "float32":
+            return f"{rounds[0]} is computed in float32 there, not in {module.DTYPES[self.decoder]} | use --precision fp32"
+        return None
+
+
+def dialects(
+    precision: Precision, asked: list[str] | None, calibrated: bool, sorts: int = 0
+) -> tuple[list[str], dict[str, str]]:
+    """The dialects of the bundle, and why others are left out. ``sorts``: the most tokens that its pruners sort. Raises
+    UserError when one is refused that was ``asked`` for, or none is left."""
+    refusals = {
+        name: precision.refusal(name, calibrated) or _too_many(name, sorts)
+        for name in asked or lowering.names()
+    }
+    left_out = {name: reason for name, reason in refusals.items() if reason}
+    found = [name for name in refusals if name not in left_out]
+    if left_out and (asked or not found):
+        name, reason = next(iter(left_out.items()))
+        raise UserError(f"this bundle cannot have the dialect {name} | {reason}", code=2)
+    if precision.prefill and not any(lowering.dialect(name).DYNAMIC for name in found):
+        able = [name for name in lowering.names() if lowering.dialect(name).DYNAMIC]
+        raise UserError(
+            f"--prefill-precision {precision.prefill} has no dialect | it got {', '.join(found)}, expected {', '.join(able)}, "
+            "where ranges are found at run time | leave it out, or add that dialect",
+            code=2,
+        )
+    return found, left_out
+
+
+def _too_many(name: str, sorts: int) -> str | None:
+    most = lowering.dialect(name).LARGEST_SORT
+    if most is None or sorts <= most:
+        return None
+    return f"a picture may have {sorts} tokens, its engines sort at most {most} | build with a smaller --max-pixels"

@@ -1,0 +1,349 @@
+"""golden.npz: what every graph must answer, recorded by torch in float32 with the bundle's own weights.
+
+The weights are those that were written (dequantized), and what a graph rounds of the products' inputs is rounded here as well: a
+replay tests the engine and not the quantization. So dialects that round differently have recordings of their own.
+Modules are filled one at a time, the decoder layer by layer, so a 7B model needs the memory of one layer.
+Inputs are rounded to float16 first, where it holds them: every dialect is fed the same numbers.
+While the modules run, ``ranges`` notes how large the numbers become.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveate.engines.spec import TensorSpec
+from foveate.export.bundling.ranges import Ranges
+from foveate.export.bundling.weight_store import Reading, Rounding
+from foveate.export.checkpoints.find import fill
+from foveate.export.graphs.graph import Graph
+from foveate.export.networks.decoder import (
+    Decoder,
+    DecoderLayer,
+    Linear,
+    RMSNorm,
+    Segment,
+    rope_of,
+    rope_tables,
+)
+from foveate.runtime.images.token_layout import Layout
+from foveate.runtime.llm.budget import Points
+from foveate.runtime.llm.decoder import Picture, axes_of, positions_of
+from foveate.runtime.llm.segment import Chunk
+from foveate.runtime.overflow import FLOAT16_MAX
+
+__all__ = ["Facts", "Question", "record", "sample_size"]
+
+FORCED_TOKENS = 32
+MOST_KEPT = 32
+"""By pruners before the language model. A choice for diversity is the worse conditioned the more it has chosen: of the 576 tokens of
+`scripts/shapes`, much alike in the recorded picture, torch and ONNX Runtime keep the same 32 with `cdpruner`, of 48 no more."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt as token ids: what stands before the picture, after it, and the user's words alone."""
+
+    before: np.ndarray
+    after: np.ndarray
+    words: np.ndarray
+    clip_ids: np.ndarray | None  # [S,C], for bundles with a text encoder
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the bundle says of its stages: how a picture's tokens lie, the budgets' points by stage, whether rows are numbered
+    anew behind a cut of the decoder, and whether the pruner sees all of a picture at once."""
+
+    layout: Layout
+    budgets: Mapping[str, Points]
+    renumbers: bool
+    whole: bool = False
+
+
+@torch.inference_mode()
+def record(
+    graphs: list[Graph],
+    weights: Reading,
+    embed_tokens: np.ndarray,
+    question: Question,
+    facts: Facts,
+    ranges: Ranges | None = None,
+) -> dict[str, np.ndarray]:
+    """Run every graph once and return the arrays of golden.npz (names: design section 5, ``runtime.check``). The sizes of all
+    that is computed go into ``ranges``. Raises UserError where NaN or infinity is computed."""
+    ranges = Ranges() if ranges is None else ranges
+    arrays: dict[str, np.ndarray] = {}
+    piece = facts.layout.whole if facts.whole else facts.layout.pieces[-1]
+    view = torch.from_numpy(facts.layout.order[piece])
+    values = {"text_embeds": _embed(embed_tokens, question.words), "view": view}
+    language = next(i for i, graph in enumerate(graphs) if graph.spec.in_place)
+    for graph in graphs[:language]:
+        values |= _run(graph, weights, values, question, facts, arrays, ranges)
+    visual, kept = _visual(values, view, piece.ravel())
+    rng = np.random.default_rng(0)
+    forced = rng.integers(0, len(embed_tokens), FORCED_TOKENS)
+    parts = [_embed(embed_tokens, question.before), visual, _embed(embed_tokens, question.after)]
+    prompt = _describe(question, kept, facts, axes_of(graphs[language].spec))
+    rows = torch.cat([*parts, _embed(embed_tokens, forced)], dim=1)
+    return (
+        arrays | {"llm.tokens": forced} | _language(graphs[language:], weights, rows, prompt, facts, ranges)
+    )
+
+
+def sample_size(settings: dict[str, Any]) -> tuple[int, int]:
+    """Width and height of the recorded picture: where sizes vary a small one, with some padding."""
+    if settings["kind"] == "windows":
+        side = settings["patch"] * settings["merge"] * settings["window"]
+        return side * 3 // 2, side  # windows that are full and windows that are not
+    if settings["kind"] == "clip":
+        return settings["size"][1], settings["size"][0]
+    height, width = min(settings["pinpoints"], key=lambda point: point[0] * point[1])
+    return width, height * 4 // 5
+
+
+def _visual(values: dict[str, Tensor], view: Tensor, places: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """The rows ``[1,R,D]`` that enter the language model, and which of the picture's tokens they are: of one piece of it, whose
+    tokens are at ``places``, or of its last tile where the encoder merged them."""
+    if "tokens" not in values:
+        return values["projected"].flatten(0, 1)[view.flatten()][None], places
+    count = int(values["count"][-1])
+    kept = values["kept"][-1, :count].numpy()
+    return values["tokens"][-1:, :count], np.where(kept < 0, -1, places[kept.clip(max=len(places) - 1)])
+
+
+def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> Chunk:
+    """What is known of the prompt's rows: text, one picture, text. Positions have ``axes``."""
+    before, plan = len(question.before), facts.layout
+    picture = Picture(np.empty(0), kept, plan.total, layout=plan)
+    positions = positions_of([*question.before, picture, *question.after], 0, axes)
+    size = positions.shape[-1]
+
+    def visual(value: np.ndarray | int, text: int) -> np.ndarray:
+        column = np.full(size, text, np.int64)
+        column[before : before + len(kept)] = value
+        return column
+
+    patch, rows, columns = picture.places
+    return Chunk(
+        picture=visual(0, -1),
+        source=visual(np.arange(len(kept)), -1),
+        patch=visual(patch, -1),
+        rows=visual(rows, 1),
+        columns=visual(columns, 1),
+        entered=visual(len(kept), 0),
+        total=visual(plan.total, 0),
+        keep=visual(max(1, plan.total * 2 // 9), 0),
+        positions=positions,
+    )
+
+
+def _language(
+    graphs: list[Graph], weights: Reading, rows: Tensor, chunk: Chunk, facts: Facts, ranges: Ranges
+) -> dict[str, np.ndarray]:
+    """The segments in order, each over the prompt as it is there and the forced tokens; pruners see the prompt alone."""
+    arrays: dict[str, np.ndarray] = {}
+    after = chunk.positions[..., -1:] + 1 + np.arange(rows.shape[1] - len(chunk))
+    positions, carried, behind = np.concatenate([chunk.positions, after], axis=-1), {}, {}
+    embeds = _half(rows)
+    for graph in graphs:
+        if graph.spec.in_place:
+            entering = _half(rows)
+            behind, found = _segment(graph, weights, entering, positions, len(chunk), ranges)
+            arrays |= found
+            rows = behind["hidden"]
+        else:
+            given = {"scored": entering, "inputs_embeds": embeds, **behind}
+            before = {name: value[:, : len(chunk)] for name, value in given.items()} | carried
+            out = _prune(graph, weights.pruning or weights, before, chunk, facts, arrays, ranges)
+            count, forced = int(out["count"]), positions[..., len(chunk) :]
+            rows = torch.cat([out["tokens"][:, :count], behind["hidden"][:, len(chunk) :]], dim=1)
+            carried = {f"carried.{n[6:]}": v[:, :count] for n, v in out.items() if n.startswith("carry.")}
+            chunk = chunk.take(out["kept"][0, :count].numpy())
+            positions = np.concatenate([chunk.positions, forced], axis=-1)
+            if facts.renumbers:
+                positions = np.arange(len(positions))
+                chunk = replace(chunk, positions=positions[:count])
+    return arrays
+
+
+def _prune(
+    graph: Graph,
+    weights: Reading,
+    before: dict[str, Tensor],
+    chunk: Chunk,
+    facts: Facts,
+    arrays: dict[str, np.ndarray],
+    ranges: Ranges,
+) -> dict[str, Tensor]:
+    """A pruner between two segments: its outputs by name; inputs and outputs go into ``arrays``."""
+    name = graph.spec.name
+    known = chunk.feeds(facts.budgets.get(name, ()))
+    values = before | {key: torch.from_numpy(value) for key, value in known.items()}
+    inputs = [_half(values[tensor.name]) for tensor in graph.spec.inputs]
+    found = _answer(graph, weights, inputs, ranges)
+    arrays |= {f"{name}.in.{t.name}": _store(v) for t, v in zip(graph.spec.inputs, inputs, strict=True)}
+    arrays |= {f"{name}.out.{key}": value.numpy() for key, value in found.items()}
+    return found
+
+
+def _answer(graph: Graph, weights: Reading, inputs: list[Tensor], ranges: Ranges) -> dict[str, Tensor]:
+    """The graph's outputs by name. A copy of its module runs, since the module itself may be traced once more."""
+    name, module = graph.spec.name, _ready(copy.deepcopy(graph.module), weights, graph.weight)
+    for tensor, value in zip(graph.spec.inputs, inputs, strict=True):
+        ranges.see(name, f"input {tensor.name}", value, edge=True)
+    with ranges.watch(name, module):
+        answer = module(*inputs)
+    outputs = tuple(answer.values()) if isinstance(answer, dict) else answer
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    found = {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}
+    for key, value in found.items():
+        ranges.see(name, f"output {key}", value, edge=True)
+    return found
+
+
+def _ready(
+    module: nn.Module, weights: Reading, weight: str | Callable[[str], str], together: int | None = None
+) -> nn.Module:
+    """``module`` filled (``sources.fill``), its products reading what those of the graphs read. Of their rows so many are
+    computed ``together`` and each behind them alone; None: all together."""
+    name_of = weight.__add__ if isinstance(weight, str) else weight
+    for path, part in fill(module, weights, weight).named_modules():
+        if isinstance(part, Linear):
+            rounding = weights.rounding(name_of(f"{path}.weight" if path else "weight"))
+            if rounding is not None:
+                part.register_forward_pre_hook(partial(_round, rounding, together))
+    return module
+
+
+def _round(rounding: Rounding, together: int | None, module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    (x,) = inputs
+    if together is None:
+        return rounding(x)
+    calls = x.split([together, *[1] * (x.shape[1] - together)], dim=1)
+    return torch.cat([rounding(call) for call in calls], dim=1)
+
+
+def _half(x: Tensor) -> Tensor:
+    """Floats rounded to float16, unless it cannot hold them; integers as they are."""
+    return x.half().float() if _holds(x) else x
+
+
+def _holds(x: Tensor) -> bool:
+    """Whether these are floats that float16 holds. Where it does not, no graph in float16 is written (``write.widen``)."""
+    return x.is_floating_point() and (not x.numel() or float(x.abs().amax()) <= FLOAT16_MAX)
+
+
+def _embed(table: np.ndarray, ids: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(table[ids], np.float32))[None]
+
+
+def _run(
+    graph: Graph,
+    weights: Reading,
+    values: dict[str, Tensor],
+    question: Question,
+    facts: Facts,
+    arrays: dict[str, np.ndarray],
+    ranges: Ranges,
+) -> dict[str, Tensor]:
+    name, inputs = graph.spec.name, []
+    for tensor in graph.spec.inputs:
+        if tensor.name == "pixel_values":
+            value = _half(_pixels(tensor, facts.layout))
+        elif tensor.name in facts.layout.feeds:
+            value = torch.from_numpy(facts.layout.feeds[tensor.name])
+        elif tensor.name == "input_ids":
+            value = torch.from_numpy(question.clip_ids)
+        elif tensor.value is not None:
+            value = torch.tensor(min(max(1, values["view"].numel() * 2 // 9), MOST_KEPT))
+        else:
+            value = _half(values[tensor.name])
+        inputs.append(value)
+        arrays[f"{name}.in.{tensor.name}"] = _store(value)
+    found = _answer(graph, weights, inputs, ranges)
+    arrays |= {f"{name}.out.{key}": value.numpy() for key, value in found.items()}
+    return found
+
+
+def _store(value: Tensor) -> np.ndarray:
+    return (value.half() if _holds(value) else value).numpy()
+
+
+def _pixels(tensor: TensorSpec, plan: Layout) -> Tensor:
+    """As many tiles, or patches side by side, as ``plan`` has."""
+    rest = tensor.extent("opt")[1:]
+    if len(rest) == 3:
+        return _picture((plan.tiles, *rest))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(plan.total, *rest, generator=generator)
+
+
+def _picture(shape: tuple[int, ...]) -> Tensor:
+    """A smooth random picture with edges: coarse noise, enlarged, plus one bright square. Seeded."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(shape[0], shape[1], 8, 8, generator=generator)
+    picture = nn.functional.interpolate(coarse, shape[2:], mode="bilinear")
+    height, width = shape[2] // 4, shape[3] // 4
+    picture[..., height : 2 * height, width : 2 * width] += 2
+    return picture
+
+
+def _segment(
+    graph: Graph, weights: Reading, rows: Tensor, positions: np.ndarray, prompt: int, ranges: Ranges
+) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+    """Teacher-forced over prompt and forced tokens in one pass, one decoder layer in memory at a time: the outputs that
+    have a row for each (not the logits), and what is recorded."""
+    module, name, length = graph.module, graph.spec.name, rows.shape[1]
+    spec = module.decoder.spec if isinstance(module, Segment) else module.spec
+    position_ids, start = torch.from_numpy(positions)[..., None, :], torch.zeros(1, dtype=torch.int64)
+    rope = rope_of(spec, *rope_tables(spec), position_ids)
+    mask = Decoder.causal_mask(length, length, start)
+    empty = torch.zeros(1, spec.num_kv_heads, length, spec.head_dim)
+    arrays = {
+        f"{name}.prompt": np.int64(prompt),
+        f"{name}.in.{graph.spec.inputs[0].name}": _store(rows),
+        f"{name}.in.position_ids": position_ids.numpy(),
+    }
+    first, end, watched = (
+        (module.first, module.end, module.scored)
+        if isinstance(module, Segment)
+        else (0, spec.num_layers, None)
+    )
+    hidden, behind = rows, {}
+    for index in range(first, end):
+        if index == watched:
+            behind["scored"] = hidden
+        with torch.device("meta"):
+            layer = DecoderLayer(spec)
+        _ready(layer, weights, f"llm.layers.{index}.", together=prompt)
+        with ranges.watch(name, layer, layer=index, cached=True):
+            hidden, keys, values = layer(hidden, rope, start, mask, (empty, empty))
+        if index in (first, end - 1):
+            arrays |= {
+                f"{name}.out.present.{index}.key": _store(keys),
+                f"{name}.out.present.{index}.value": _store(values),
+            }
+    behind["hidden"] = hidden
+    answers = behind
+    if end == spec.num_layers:
+        with torch.device("meta"):
+            norm, head = (
+                RMSNorm(spec.hidden_size, spec.rms_norm_eps),
+                Linear(spec.hidden_size, spec.vocab_size),
+            )
+        last = fill(norm, weights, "llm.norm.")(hidden[:, prompt - 1 :])
+        ranges.see(name, "norm, output", last)
+        answers = {"logits": _ready(head, weights, "llm.lm_head.", together=1)(last)}
+    ranges.see(name, f"input {graph.spec.inputs[0].name}", rows, edge=True)
+    for key, value in answers.items():
+        ranges.see(name, f"output {key}", value, edge=True)
+        arrays[f"{name}.out.{key}"] = value[0, prompt - length - 1 :].numpy()
+    return behind, arrays

@@ -1,0 +1,1 @@
+"""Runs the model over samples and collects the statistics that quantization needs."""

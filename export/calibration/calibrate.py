@@ -1,0 +1,208 @@
+"""Calibration: samples pass through the model as it will run, one streamed decoder layer at a time; statistics come out.
+
+Memory is that of one layer in float32, of every prompt's rows, and of the search for factors; vision encoder and pruners run
+in ONNX Runtime before. After each layer everything is saved beside the statistics: a run that was killed goes on there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.calib import samples
+from foveate.calib.activation_watch import ROWS, InputWatch, LayerWatch
+from foveate.calib.smoothing.fold import Smoothed
+from foveate.calib.statistics import Statistics
+from foveate.engines.errors import UserError
+from foveate.export import methods
+from foveate.export.bundling.precision import Precision
+from foveate.export.bundling.weight_store import packed
+from foveate.export.bundling.write_graphs import Progress
+from foveate.export.calibration.prompts import Prompt, Stages, load_prompts, save_prompts
+from foveate.export.checkpoints.find import fill
+from foveate.export.graphs.graph import Graph
+from foveate.export.networks.decoder import Decoder, DecoderLayer, RMSNorm, rope_of, rope_tables
+from foveate.export.pruning.combined import Pair
+from foveate.export.pruning.method import Method
+from foveate.export.spec import Parts, Weights
+
+__all__ = ["Calibration", "calibrated"]
+
+_FOLDED = {"int4": "awq", "int8": "smoothquant"}
+"""Which factors go into the weights of a decoder of this precision."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a user asks for: ``source`` of ``count`` samples (``calib.samples.load``), None: those of the file ``statistics``.
+    That file is read where it fits, else written; None: beside the bundle."""
+
+    source: str | None = None
+    count: int = samples.COUNT
+    statistics: Path | None = None
+
+    def __post_init__(self) -> None:
+        assert self.source is not None or self.statistics is not None
+
+
+def calibrated(
+    parts: Parts,
+    method: Method | Pair,
+    graphs: list[Graph],
+    manifest: dict[str, Any],
+    asked: Calibration,
+    precision: Precision,
+    root: Path,
+    beside: Path,
+    progress: Progress,
+) -> tuple[Parts, Statistics]:
+    """``parts`` with the factors for ``precision`` folded into its weights, and the statistics of that model.
+
+    ``manifest`` are the values of bundle.json, ``root`` is the folder that the bundle is built in, ``beside`` where it will be.
+    Raises UserError where samples or statistics do not serve.
+    """
+    identity = {
+        "name": parts.source.get("model"),
+        "model": _fingerprint(parts.weights, parts.spec.decoder.num_layers),
+        "method": {"name": method.name, "options": methods.describe(method)},
+    }
+    if asked.source is None:
+        statistics = Statistics.load(asked.statistics)
+        statistics.require({key: identity[key] for key in ("model", "method")}, asked.statistics)
+    else:
+        chosen = samples.load(asked.source, asked.count)
+        identity["samples"] = {"count": len(chosen), "sha256": chosen.digest}
+        path = asked.statistics or beside.with_name(f"{beside.name}.statistics.safetensors")
+        if (statistics := _known(path, identity, asked.statistics is not None)) is None:
+            _require_room(path)
+            folder = root / "calibrating"
+            folder.mkdir()
+            stages = Stages(folder, parts, graphs, manifest, _prefixed(progress))
+            statistics = _collect(parts, method, stages, chosen, identity, path, progress)
+            shutil.rmtree(folder)
+    fold = _FOLDED.get(precision.decoder)
+    if fold is None or packed(parts.weights):  # what a checkpoint holds quantized stays as it is
+        return parts, statistics
+    smoothed = Smoothed(parts.weights, statistics.factors(fold))
+    return replace(parts, weights=smoothed), statistics.folded(fold)
+
+
+def _known(path: Path, identity: dict[str, Any], named: bool) -> Statistics | None:
+    """The statistics at ``path``, where there are any of this ``identity``; a file that the user named is never replaced."""
+    if not path.is_file():
+        return None
+    found = Statistics.load(path)
+    if named:
+        found.require({key: identity[key] for key in ("model", "method", "samples")}, path)
+    return found if found.identity == identity else None
+
+
+def _require_room(path: Path) -> None:
+    """Raises UserError where ``path`` could not be written at the end of what may take hours."""
+    if path.is_dir():
+        got = "it is a folder"
+    elif not path.parent.is_dir():
+        got = f"there is no folder {path.parent}"
+    elif not os.access(path.parent, os.W_OK):
+        got = f"{path.parent} cannot be written to"
+    else:
+        return
+    raise UserError(
+        f"statistics cannot be kept at {path} | {got}, expected a file in a folder that can be written to | name another "
+        "with --statistics"
+    )
+
+
+def _collect(
+    parts: Parts,
+    method: Method | Pair,
+    stages: Stages,
+    chosen: samples.Samples,
+    identity: dict[str, Any],
+    path: Path,
+    progress: Progress,
+) -> Statistics:
+    partial, spec = path.with_name(f"{path.name}.partial"), parts.spec.decoder
+    done, found = 0, {}
+    saved = load_prompts(partial)
+    if saved and saved[2]["identity"] == identity:
+        prompts, found, facts = saved
+        done = facts["done"]
+    else:
+        prompts = stages.begin(chosen.items, progress)
+    cuts = method.inside.cuts(spec) if method.inside else ()
+    numbers, scored = {cut.layer: i for i, cut in enumerate(cuts)}, {cut.scored for cut in cuts}
+    pinned = stages.pinned()
+    for index in range(done, spec.num_layers):
+        progress(f"calibrating layer {index}", index, spec.num_layers)
+        if index in numbers:
+            prompts = [stages.cut(numbers[index], prompt) for prompt in prompts]
+        elif index > 0 and index in scored:
+            prompts = [replace(prompt, scored=prompt.hidden) for prompt in prompts]
+        prompts, more = _through(parts, index, prompts, pinned)
+        found |= more
+        save_prompts(partial, prompts, found, {"identity": identity, "done": index + 1})
+    statistics = Statistics(found | _head(parts, prompts), identity)
+    statistics.save(path)
+    partial.unlink()
+    return statistics
+
+
+@torch.inference_mode()
+def _through(
+    parts: Parts, index: int, prompts: Sequence[Prompt], pinned: set[str]
+) -> tuple[list[Prompt], dict[str, np.ndarray]]:
+    """Every prompt behind layer ``index``, and what the layer's statistics are."""
+    spec, prefix, passed = parts.spec.decoder, f"llm.layers.{index}.", []
+    with torch.device("meta"):
+        layer = DecoderLayer(spec)
+    fill(layer, parts.weights, prefix)
+    tables, start = rope_tables(spec), torch.zeros(1, dtype=torch.int64)
+    with contextlib.closing(LayerWatch(layer, len(prompts))) as watch:
+        for prompt in prompts:
+            length = prompt.hidden.shape[1]
+            rope = rope_of(spec, *tables, torch.from_numpy(prompt.chunk.positions)[..., None, :])
+            empty = torch.zeros(1, spec.num_kv_heads, length, spec.head_dim)
+            mask = Decoder.causal_mask(length, length, start)
+            hidden, keys, values = layer(prompt.hidden, rope, start, mask, (empty, empty))
+            watch.see_cache(keys, values)
+            passed.append(replace(prompt, hidden=hidden))
+    return passed, watch.finish(prefix, pinned)
+
+
+@torch.inference_mode()
+def _head(parts: Parts, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+    """Of what the head reads: the text rows, since no word is ever said behind a visual one."""
+    spec = parts.spec.decoder
+    with torch.device("meta"):
+        norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+    fill(norm, parts.weights, "llm.norm.")
+    watch = InputWatch(max(2, -(-ROWS // len(prompts))))
+    for prompt in prompts:
+        watch.see(norm(prompt.hidden[0, torch.from_numpy(prompt.chunk.picture) < 0]))
+    return watch.tensors("llm.lm_head.weight")
+
+
+def _fingerprint(weights: Weights, num_layers: int) -> str:
+    """SHA-256 over matrices that every kind of fine-tuning touches, in the first, a middle and the last layer: a 7B model has too
+    many bytes to read them all once more."""
+    digest = hashlib.sha256()
+    for layer in sorted({0, num_layers // 2, num_layers - 1}):
+        for path in ("input_layernorm", "self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"):
+            value: Tensor = weights.get(f"llm.layers.{layer}.{path}.weight")
+            digest.update(value.float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _prefixed(progress: Progress) -> Progress:
+    return lambda what, done, total: progress(f"calibrating: {what}", done, total)

@@ -1,0 +1,200 @@
+"""Calibration's prompts: samples go through everything but the decoder's layers, in ONNX Runtime as on a device.
+
+``Stages`` writes the graphs before and between the language model's segments in float32 and runs them through ``runtime``'s
+own code: picture, question, budget, chat format, positions and what a cut leaves are those of a bundle. The layers
+themselves are the caller's, so that all prompts can pass one layer before the next is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from foveate.calib.samples import Sample
+from foveate.calib.smoothing.fold import GROUPS
+from foveate.engines.disk.files import atomic_file
+from foveate.engines.engine import Engine
+from foveate.engines.errors import UserError
+from foveate.engines.spec import GraphSpec
+from foveate.export.bundling import write_graphs
+from foveate.export.bundling.precision import Precision
+from foveate.export.graphs.graph import Graph
+from foveate.export.spec import Parts
+from foveate.runtime.answer import Clock
+from foveate.runtime.bundle.compiled import backend
+from foveate.runtime.bundle.loading import FORMAT, Bundle, Manifest
+from foveate.runtime.llm.decoder import Decoder, prompt_items
+from foveate.runtime.llm.segment import Chunk
+from foveate.runtime.text.chat_prompt import ChatTokenizer, Turn
+from foveate.runtime.vision.stages import VisionStages
+
+__all__ = ["Prompt", "Stages", "load_prompts", "save_prompts"]
+
+_DIALECT, _TARGET = "ort", "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One sample before a layer: ``hidden`` [1,T,D], what is known of its rows; where a cut is still ahead, the rows that
+    entered the segment and the scoring layer; and what the last cut carries on, [1,T] each."""
+
+    hidden: Tensor
+    chunk: Chunk
+    entering: Tensor | None = None
+    scored: Tensor | None = None
+    carried: dict[str, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class _Interface:
+    """A segment where only its interface is asked for."""
+
+    spec: GraphSpec
+
+
+class Stages:
+    """``folder`` is empty and takes the files; ``manifest`` are the values of the ``bundle.json`` to be."""
+
+    def __init__(
+        self,
+        folder: Path,
+        parts: Parts,
+        graphs: list[Graph],
+        manifest: dict[str, Any],
+        progress: write_graphs.Progress,
+    ) -> None:
+        others = [graph for graph in graphs if not graph.spec.in_place]
+        exact = Precision("fp32")
+        written = write_graphs.write_graphs(folder, parts, others, exact, [_DIALECT], progress)
+        (self._weights,) = written.readings.values()
+        write_graphs.write_files(folder, parts, graphs)
+        table = write_graphs.write_embeddings(folder, parts.weights, exact)
+        values = manifest | {"dialects": written.index, "files": {}, "format": FORMAT}
+        self._bundle = Bundle(folder, Manifest.from_json(values))
+        self._cuts = len(self._bundle.manifest.cuts)
+        self._before = [graph.spec.name for graph in others if not graph.spec.name.startswith("pruner.")]
+        self._table, self._layers = table, parts.spec.decoder.num_layers
+        engines = {f"pruner.{cut}": self._engine(f"pruner.{cut}") for cut in range(self._cuts)}
+        segments = {
+            name: _Interface(self._bundle.manifest.spec(name, _DIALECT))
+            for name, _ in self._bundle.manifest.segments
+        }
+        self._decoder = Decoder({**engines, **segments}, table, self._bundle.manifest)
+        self._around = [pair for pair in pairwise(self._decoder.segments) if pair[0].pruner is not None]
+
+    def _engine(self, name: str) -> Engine:
+        module, options = backend(_TARGET), {"provider": "cpu"}
+        spec, folder = self._bundle.manifest.spec(name, _DIALECT), self._bundle.file("compiled")
+        module.compile_graph(self._bundle.graph_file(name, _DIALECT), folder, spec, options)
+        return module.load(folder, spec, options)
+
+    def pinned(self) -> set[str]:
+        """Weights whose module's output a pruner reads as it is: the graph holds them and none of the matrices behind them."""
+        found = set()
+        for layer in range(self._layers):
+            for group in GROUPS:
+                maker, *reads = (f"llm.layers.{layer}.{path}.weight" for path in (group.maker, *group.reads))
+                if maker in self._weights and not any(name in self._weights for name in reads):
+                    found.add(maker)
+        return found
+
+    def begin(self, samples: Sequence[Sample], progress: write_graphs.Progress) -> list[Prompt]:
+        """What enters the first layer. Raises UserError when a prompt is too long. The engines end with this call."""
+        engines = {name: self._engine(name) for name in self._before}
+        tokenizer = ChatTokenizer(self._bundle.file("tokenizer.json"), self._bundle.manifest.prompt)
+        vision = VisionStages(self._bundle, engines, tokenizer, self._table)
+        found = []
+        for number, sample in enumerate(samples):
+            progress("calibrating: pictures", number, len(samples))
+            found.append(self._begin(sample, vision, tokenizer))
+        return found
+
+    def _begin(self, sample: Sample, vision: VisionStages, tokenizer: ChatTokenizer) -> Prompt:
+        decoder, clock = self._decoder, Clock()
+        seen, question = vision.see(sample.image, clock), vision.question(sample.prompt, clock)
+        picture = vision.prune(seen, question, vision.budget(None, vision.layout(seen)), clock)
+        items = prompt_items(tokenizer.encode_turns([Turn("user", sample.prompt, 1)]), [picture])
+        rows, positions = sum(map(decoder.rows, items)), sum(map(decoder.span, items))
+        if (room := decoder.room(rows, positions)) < 0:
+            raise UserError(
+                f"a calibration prompt is too long | got {max(rows, positions)} tokens, expected at most "
+                f"{max(rows, positions) + room}: {sample.prompt[:60]!r} | shorten it"
+            )
+        hidden = torch.from_numpy(decoder.embed(items).numpy("float32"))[None]
+        return Prompt(hidden, decoder.describe(items), hidden if self._cuts else None)
+
+    def cut(self, number: int, prompt: Prompt) -> Prompt:
+        """The prompt behind pruner ``number``: rows that it drops are dropped, and positions are the next segment's."""
+        outputs = {"hidden": prompt.hidden.numpy()}
+        if prompt.scored is not None:
+            outputs["scored"] = prompt.scored.numpy()
+        segment, behind = self._around[number]
+        entering = prompt.entering.numpy()
+        given = {"scored": entering, "inputs_embeds": entering, **outputs}
+        rows, chunk, carried = segment.prune(given, prompt.chunk, prompt.carried or {})
+        hidden = torch.from_numpy(rows.numpy().copy())
+        chunk = replace(chunk, positions=behind.places(chunk.positions))
+        carried = {name: value.numpy().copy() for name, value in carried.items()}
+        return Prompt(hidden, chunk, hidden if number + 1 < self._cuts else None, None, carried)
+
+
+def save_prompts(
+    path: Path, prompts: Sequence[Prompt], found: dict[str, np.ndarray], facts: dict[str, Any]
+) -> None:
+    """All prompts with what was ``found`` so far and JSON ``facts``, in one file that is replaced as a whole."""
+    first = prompts[0]
+    arrays = {f"found.{name}": value for name, value in found.items()}
+    arrays["length"] = np.array([prompt.hidden.shape[1] for prompt in prompts])
+    for name in ("hidden", "entering", "scored"):
+        if getattr(first, name) is not None:
+            arrays[name] = torch.cat([getattr(prompt, name)[0] for prompt in prompts]).numpy()
+    for field in fields(Chunk):
+        arrays[f"chunk.{field.name}"] = np.concatenate(
+            [getattr(prompt.chunk, field.name) for prompt in prompts], axis=-1
+        )
+    for name in first.carried or ():
+        arrays[f"carried.{name}"] = np.concatenate([prompt.carried[name][0] for prompt in prompts])
+    with atomic_file(path) as part:
+        save_file(arrays, part, {"facts": json.dumps(facts)})
+
+
+def load_prompts(path: Path) -> tuple[list[Prompt], dict[str, np.ndarray], dict[str, Any]] | None:
+    """What ``save_prompts`` was given; None where there is no such file, or none that this version can read."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            lengths = arrays["length"]
+            prompts = [
+                _slice(arrays, slice(end - length, end))
+                for end, length in zip(lengths.cumsum(), lengths, strict=True)
+            ]
+    except (FileNotFoundError, safetensors.SafetensorError, KeyError):
+        return None
+    found = {
+        name.removeprefix("found."): value for name, value in arrays.items() if name.startswith("found.")
+    }
+    return prompts, found, facts
+
+
+def _slice(arrays: dict[str, np.ndarray], rows: slice) -> Prompt:
+    def tensor(name: str) -> Tensor | None:
+        return torch.from_numpy(arrays[name][rows])[None] if name in arrays else None
+
+    return Prompt(
+        tensor("hidden"),
+        Chunk(**{field.name: arrays[f"chunk.{field.name}"][..., rows] for field in fields(Chunk)}),
+        tensor("entering"),
+        tensor("scored"),
+        {n.removeprefix("carried."): v[rows][None] for n, v in arrays.items() if n.startswith("carried.")},
+    )

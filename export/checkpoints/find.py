@@ -1,0 +1,170 @@
+"""Where a checkpoint comes from: a directory or the Hugging Face hub; and modules filled from it.
+
+``find`` gives a ``Source`` (``checkpoint``): its config, files and tensors. ``entries`` says which tensors a
+module needs, ``fill`` puts them in. Random checkpoints are in ``dummy``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from foveate.engines.errors import UserError
+from foveate.export.adapters.lora import Adapter
+from foveate.export.adapters.merged import Adapted
+from foveate.export.checkpoints.directory import Directory, Entry, Source
+from foveate.export.checkpoints.files import ADAPTER_CONFIG
+from foveate.export.checkpoints.hub import download
+from foveate.export.checkpoints.model_names import require_path_or_id
+from foveate.export.checkpoints.tensor_files import Folder, some
+from foveate.export.networks.decoder import Decoder, Linear, rope_tables
+from foveate.export.spec import Weights
+from foveate.runtime.cli.options import say
+
+__all__ = ["entries", "fill", "find", "language_entries", "under"]
+
+
+def find(
+    name: str, *, weights: bool = True, adapter: str | None = None, revision: str | None = None
+) -> Source:
+    """The checkpoint in a directory, or that of a hub id (``org/name``), downloaded where the cache lacks it.
+
+    ``adapter`` is the directory or hub id of a LoRA adapter that is merged into it. One that lies beside the
+    weights is, too; where one lies alone, its base model is found by the name that it gives. Downloads show
+    their progress, go on where they stopped, and heed HF_HOME, HF_HUB_OFFLINE and HF_TOKEN. ``weights`` False
+    fetches settings only. Raises UserError.
+    """
+    folder, commit = _folder(name, weights, revision)
+    beside = folder.file(ADAPTER_CONFIG) is not None
+    if adapter is not None and beside:
+        raise UserError(
+            f"{name} has an adapter of its own | got --adapter {adapter} besides, expected one | leave "
+            "--adapter out, or "
+            "name the base model with --model",
+            code=2,
+        )
+    if adapter is not None:
+        return _adapted(_directory(folder, commit), Adapter(*_folder(adapter, weights)), weights)
+    if not beside:
+        return _directory(folder, commit)
+    found = Adapter(folder, commit)
+    if commit == "local" and folder.file("config.json") and folder.weights_file():
+        others = sorted(path.parent.name for path in folder.path.glob(f"*/{ADAPTER_CONFIG}"))
+        _refuse_several(found, [each for each in others if not each.startswith("checkpoint-")])
+        return _adapted(_directory(folder, commit), found, weights)
+    return _adapted(_base(found, weights), found, weights)
+
+
+def _folder(name: str, weights: bool, revision: str | None = None) -> tuple[Folder, str]:
+    """The directory ``name``, or that of a hub id in the cache, and which commit it is."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Folder(path), "local"
+    require_path_or_id(name)
+    path = download(name, weights=weights, revision=revision)
+    remedy = "run again with a network (HF_HUB_OFFLINE unset): the download goes on where it stopped"
+    return Folder(path, name, remedy), path.name
+
+
+def _directory(folder: Folder, commit: str) -> Directory:
+    return Directory(folder.path, folder.label, commit, folder.remedy)
+
+
+def _base(adapter: Adapter, weights: bool) -> Directory:
+    """The model that ``adapter`` says it belongs to."""
+    if not adapter.base:
+        raise UserError(
+            f"{adapter.label} does not say what its base model is | base_model_name_or_path is empty | name "
+            "the base model "
+            "with --model and this one with --adapter"
+        )
+    say(f"{adapter.label} belongs to {adapter.base}")
+    try:
+        folder, commit = _folder(adapter.base, weights, adapter.base_revision)
+        alone = folder.file(ADAPTER_CONFIG) is None
+        found = _directory(folder, commit) if alone else None
+    except UserError as error:
+        raise UserError(
+            f"the base model of {adapter.label} cannot be had | it names {adapter.base}: "
+            f"{str(error).replace(' | ', '; ')} "
+            "| name a copy of that model with --model and this one with --adapter"
+        ) from error
+    if found is None:
+        itself = folder.path.resolve() == adapter.folder.path.resolve()
+        got = "is the adapter itself" if itself else "is or has an adapter, too"
+        raise UserError(
+            f"the base model of {adapter.label} is no model without adapters | {adapter.base} {got} | name the model with "
+            "--model and one adapter with --adapter, or merge all but one with peft first"
+        )
+    return found
+
+
+def _adapted(base: Directory, adapter: Adapter, weights: bool) -> Source:
+    found = Adapted(base, adapter)
+    if weights:
+        say(f"{adapter.label} is merged into {base.label}")
+    return found
+
+
+def _refuse_several(adapter: Adapter, others: list[str]) -> None:
+    if others:
+        raise UserError(
+            f"{adapter.label} is one of several adapters | got others in {some(others)}, expected one | "
+            "name the base model "
+            "with --model, in a directory without adapters, and one of them with --adapter"
+        )
+
+
+def entries(
+    module: nn.Module, prefix: str, renames: Iterable[tuple[str, tuple[str, ...]]]
+) -> dict[str, Entry]:
+    """What ``module`` needs, as ``prefix`` + path. ``renames`` gives, for the start of a path, the possible
+    starts in a checkpoint; the first that fits counts. ``Linear`` matrices are stored transposed there."""
+    linear = {f"{path}.weight" for path, part in module.named_modules() if isinstance(part, Linear)}
+    found = {}
+    for path, parameter in module.named_parameters():
+        start, stored = next((ours, theirs) for ours, theirs in renames if path.startswith(ours))
+        names = tuple(there + path.removeprefix(start) for there in stored)
+        found[prefix + path] = Entry(tuple(parameter.shape), names, path in linear)
+    return found
+
+
+def language_entries(decoder: Decoder, starts: tuple[str, ...], head: tuple[str, ...]) -> dict[str, Entry]:
+    """What a language model needs: the table of its embeddings, ``decoder``'s layers, stored behind one of
+    ``starts``, and its ``head``.
+
+    Tied, as transformers 5 ties: where only one of table and head is stored it serves as both. Where both are
+    stored each is itself, whether they are equal or not.
+    """
+    spec, table, own = decoder.spec, under(starts, "embed_tokens.weight"), under(head, "weight")
+    found = {"embed_tokens": Entry((spec.vocab_size, spec.hidden_size), table + (own if spec.tied else ()))}
+    found |= entries(decoder, "llm.", [("lm_head.", head), ("", starts)])
+    names = own + (table if spec.tied else ())
+    found["llm.lm_head.weight"] = Entry((spec.hidden_size, spec.vocab_size), names, transposed=True)
+    return found
+
+
+def under(starts: tuple[str, ...], path: str) -> tuple[str, ...]:
+    """The possible names in a checkpoint of what is at ``path`` behind one of ``starts``."""
+    return tuple(start + path for start in starts)
+
+
+def fill(module: nn.Module, weights: Weights, weight: str | Callable[[str], str]) -> nn.Module:
+    """Give ``module``, built on the meta device, its values in float32 on the CPU, in place; returns it.
+
+    ``weight`` tells the name in ``weights`` of a parameter's path, or is what stands before it. Rotary
+    tables, which no checkpoint holds, are computed.
+    """
+    name_of = weight.__add__ if isinstance(weight, str) else weight
+    for path, part in module.named_modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            known = name_of(f"{path}.{name}" if path else name)
+            value = weights.get(known).to(torch.float32)
+            assert value.shape == parameter.shape, f"{known}: {value.shape} is not {parameter.shape}"
+            setattr(part, name, nn.Parameter(value, requires_grad=False))
+        if hasattr(part, "rope_cos"):
+            part.rope_cos, part.rope_sin = rope_tables(part.spec)
+    return module

@@ -1,0 +1,83 @@
+"""The licence of a checkpoint: what its model card says, and its licence files.
+
+The card is ``README.md``; its front matter is YAML between two lines of ``---``. What is known of an
+identifier is only whether it allows commercial use under its terms: this is no legal advice, and every user
+reads the licence.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foveate.export.checkpoints.files import CARD, LICENCES, matching
+from foveate.export.checkpoints.tensor_files import Folder
+
+__all__ = ["of"]
+
+_FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_LONGEST = 1 << 20  # bytes of a card or a licence file
+_FIELDS = ("license", "license_name", "license_link")
+
+_NON_COMMERCIAL = re.compile(
+    r"(?:^|[-_. ])nc(?:[-_. ]|$)|non-?commercial|research|amlr|deepfloyd-if", re.IGNORECASE
+)
+_COMMERCIAL = re.compile(
+    r"apache-2\.0|mit|(?:new-)?bsd(?:-\w+)*|bsl-1\.0|isc|zlib|ncsa|unlicense|wtfpl|0bsd|afl-3\.0"
+    r"|artistic-2\.0|ecl-2\.0|epl-\d\.0|eupl-1\.\d|ms-pl|osl-3\.0|postgresql|ofl-1\.1|lppl-1\.3c|mpl-2\.0"
+    r"|[al]?gpl(?:-\d\.\d)?|gfdl|cc|cc0-1\.0|cc-by(?:-sa|-nd)?-\d\.\d|pddl|odbl|odc-by|c-uda"
+    r"|cdla-(?:permissive|sharing)-\d\.0|(?:bigscience-|bigcode-|creativeml-)?openrail(?:-m|\+\+)?"
+    r"|bigscience-bloom-rail-1\.0|llama[234](?:\.\d)?|gemma"
+)
+"""Identifiers of the hub."""
+
+
+def of(folder: Folder, role: str) -> tuple[dict[str, Any], dict[str, Path]]:
+    """What is known of the licence of what lies in ``folder``, and its files by their names in a bundle.
+    ``role`` is that of the folder there, such as "model"."""
+    said = _front_matter(folder.file(CARD))
+    names = sorted(path.name for path in folder.path.iterdir() if path.is_file())
+    files = {
+        f"licences/{role}/{name}": folder.path / name
+        for name in matching(names, LICENCES)
+        if (folder.path / name).stat().st_size <= _LONGEST
+    }
+    values = {
+        key.replace("license", "id", 1) if key == "license" else key[8:]: said.get(key) for key in _FIELDS
+    }
+    values = {key: value for key, value in values.items() if value}
+    return {"source": folder.label, **values, "use": _use(values), "files": list(files)}, files
+
+
+def _use(values: dict[str, str]) -> str:
+    """ "commercial" where the licence allows that under its terms, else "non-commercial" or "unknown"."""
+    text = f"{values.get('id', '')} {values.get('name', '')}"
+    if _NON_COMMERCIAL.search(text):
+        return "non-commercial"
+    known = [each for each in values.get("id", "").lower().split(", ") if each]
+    return "commercial" if known and all(map(_COMMERCIAL.fullmatch, known)) else "unknown"
+
+
+def _front_matter(card: Path | None) -> dict[str, str]:
+    """The fields about the licence, as text. Cards whose YAML is broken are read line by line."""
+    if card is None:
+        return {}
+    with card.open("rb") as file:
+        front = _FRONT.match(file.read(_LONGEST).decode(errors="replace"))
+    if front is None:
+        return {}
+    try:
+        found = yaml.load(front[1], Loader=yaml.BaseLoader)  # makes texts, lists and mappings alone
+    except (yaml.YAMLError, RecursionError):
+        found = dict(re.findall(r"^(license\w*):[ \t]*['\"]?(.*?)['\"]?[ \t]*\r?$", front[1], re.MULTILINE))
+    fields = found if isinstance(found, dict) else {}
+    return {key: _text(fields[key]) for key in _FIELDS if key in fields}
+
+
+def _text(value: Any) -> str:
+    """Several licences stand in a list. "unknown" and the like say nothing."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "" if text.strip().lower() in ("", "unknown", "none", "null", "~") else text.strip()

@@ -1,0 +1,65 @@
+"""What ``--model`` may say: the name of a model, a directory, or a hub id. Looked up without importing a
+family, whose torch takes seconds."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from pathlib import Path
+
+from foveate.engines.errors import UserError, unknown
+
+__all__ = ["INSTEAD", "checkpoints", "families", "is_path_or_id", "require", "require_path_or_id"]
+
+INSTEAD = "name a checkpoint's directory, or use --load-format dummy (random weights)"
+_MODELS = Path(__file__).parents[1] / "models"
+
+
+def families() -> list[str]:
+    """The names of all model families: their files in ``models``."""
+    return sorted(path.stem for path in _MODELS.glob("[!_]*.py"))
+
+
+def checkpoints() -> dict[str, str]:
+    """Names of models with their family: the keys of ``CHECKPOINTS`` in the families' files, read as text."""
+    found = {}
+    for family in families():
+        tree = ast.parse((_MODELS / f"{family}.py").read_text(encoding="utf-8"))
+        for node in tree.body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            if any(isinstance(target, ast.Name) and target.id == "CHECKPOINTS" for target in targets):
+                found |= dict.fromkeys(ast.literal_eval(node.value), family)
+    return found
+
+
+def is_path_or_id(name: str) -> bool:
+    """Whether ``name`` can be meant as a directory or as a hub id, rather than as the name of a model."""
+    return "/" in name or os.sep in name or name.startswith((".", "~")) or Path(name).is_dir()
+
+
+def require(name: str) -> None:
+    """Raise UserError (code 2) for what is none of the three; whether the hub has such an id is not asked."""
+    known = checkpoints()
+    if name in known:
+        return
+    if not is_path_or_id(name):
+        error = unknown("model", name, known)
+        raise UserError(f"{error} (or give a hub id, org/name, or a checkpoint's directory)", code=error.code)
+    require_path_or_id(name)
+
+
+def require_path_or_id(name: str) -> None:
+    """Raise UserError (code 2) for what is neither a directory nor formed as a hub id."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return
+    if path.exists():
+        raise UserError(
+            f"{name} is a file | expected a directory in Hugging Face's format | give the directory it is in",
+            code=2,
+        )
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise UserError(
+            f"no directory {name} | got no such path | {INSTEAD}, or give a hub id (org/name)", code=2
+        )

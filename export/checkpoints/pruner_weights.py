@@ -1,0 +1,197 @@
+"""The weights of a trained pruner: where they come from, whether they fit, and their names in the graphs.
+
+A file holds them under the names of the published state dict, as safetensors or as a PyTorch archive, of which nothing
+but tensors is read. Graphs ask for ``pruner.<name>``. What else a file holds, such as a decoder for training, is left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from foveate.engines.errors import UserError
+from foveate.export.bundling.weight_store import packed
+from foveate.export.checkpoints import hub
+from foveate.export.checkpoints.directory import Entry
+from foveate.export.checkpoints.random_weights import DummyWeights
+from foveate.export.pruning.combined import Pair
+from foveate.export.pruning.method import Method
+from foveate.export.spec import ModelSpec, Parts, Weights
+
+__all__ = ["dummy", "entries", "joined", "load", "read", "save"]
+
+_HUB = "GarryLarry0131/OC-VTP"
+_HUB_FITS = (1024, 576, 23)  # width, tokens and running layers of the tower that it was trained for
+_PREFIX = "pruner."
+_TRAIN = "train one with scripts/train_ocvtp.py, or use --load-format dummy (random weights)"
+
+
+def joined(parts: Parts, method: Method | Pair, pruner: str | None = None) -> Parts:
+    """``parts`` with the weights of ``method``'s trained network; as they are where it has none.
+
+    ``pruner`` is a file or a hub id. By default it is ``<method>.safetensors`` in the checkpoint's directory, else the
+    published one where the tower is that of LLaVA-1.5; a dummy model gets a dummy pruner. Raises UserError.
+    """
+    before = method.before
+    with torch.device("meta"):
+        network = before.module(parts.spec) if before else None
+    if network is None:
+        if pruner is not None:
+            raise UserError(
+                f"{method.name} has no trained weights | got --pruner {pruner} | leave it out", code=2
+            )
+        return parts
+    if pruner is None and parts.source.get("load_format") == "dummy":
+        label, found = "dummy", dummy(network)
+    else:
+        path, label = _find(parts, before, pruner)
+        found = _fitting(read(path), network, label)
+    weights = _Joined(parts.weights, {_PREFIX + name: value for name, value in found.items()})
+    return dataclasses.replace(parts, weights=weights, source=parts.source | {"pruner": label})
+
+
+class _Joined:
+    """The model's weights and the pruner's."""
+
+    def __init__(self, model: Weights, pruner: dict[str, Tensor]) -> None:
+        self._model, self._pruner = model, pruner
+        self.packed = packed(model)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._pruner or name in self._model
+
+    def get(self, name: str) -> Tensor:
+        return self._pruner[name] if name in self._pruner else self._model.get(name)
+
+
+def entries(network: nn.Module) -> dict[str, Entry]:
+    """What ``network`` needs of a file: matrices are stored ``[out, in]`` there."""
+    tables = _tables(network)
+    return {
+        name: Entry(tuple(parameter.shape), (name,), transposed=parameter.ndim == 2)
+        for name, parameter in network.named_parameters()
+        if name not in tables
+    }
+
+
+def _tables(network: nn.Module) -> dict[str, Tensor]:
+    return network.tables() if hasattr(network, "tables") else {}
+
+
+def dummy(network: nn.Module) -> dict[str, Tensor]:
+    """Random weights for ``network``, as it holds them, and its tables."""
+    weights = DummyWeights(entries(network))
+    return {name: weights.get(name) for name in entries(network)} | _tables(network)
+
+
+def save(network: nn.Module, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
+    """Write the trained weights as safetensors, under the published names and in the published layout."""
+    found = dict(network.named_parameters())
+    stored = {
+        name: (found[name].T if entry.transposed else found[name]).detach().to("cpu", dtype).contiguous()
+        for name, entry in entries(network).items()
+    }
+    safetensors.torch.save_file(stored, path, metadata)
+
+
+def load(network: nn.Module, path: Path) -> nn.Module:
+    """Fill ``network`` from a file, in float32, in place; returns it. Raises UserError."""
+    values = _fitting(read(path), network, str(path))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(values[name])
+    return network
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file by its name; a wrapper called ``state_dict`` is taken off. Raises UserError."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read the pruner {path} | {error.strerror} | check the path") from error
+    except (
+        Exception
+    ) as error:  # a damaged archive, or a pickle of more than tensors, raises whatever it leads to
+        raise UserError(
+            f"{path} is damaged or holds more than tensors | expected safetensors, or a state dict that PyTorch saved "
+            "| download it again"
+        ) from error
+    found = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(
+            f"{path} is no state dict | got {type(found).__name__}, expected tensors by their names | save the network's "
+            "state_dict()"
+        )
+    return dict(found)
+
+
+def _fitting(found: dict[str, Tensor], network: nn.Module, label: str) -> dict[str, Tensor]:
+    """Of ``found`` what ``network`` needs, as it holds it, and its tables."""
+    wanted = entries(network)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise UserError(
+            f"{label}: tensors of the pruner are missing | {_some(missing)} | give the file that its training wrote"
+        )
+    misfits = [
+        f"{name} is {list(found[name].shape)}, expected {list(entry.stored_shape)}"
+        for name, entry in wanted.items()
+        if tuple(found[name].shape) != entry.stored_shape
+    ]
+    if misfits:
+        raise UserError(
+            f"{label}: the pruner was trained for a vision tower of another width | {_some(misfits, '; ')} | {_TRAIN}"
+        )
+    fitting = {
+        name: (found[name].T if entry.transposed else found[name]).float().contiguous()
+        for name, entry in wanted.items()
+    }
+    return fitting | _tables(network)
+
+
+def _find(parts: Parts, method: Method, pruner: str | None) -> tuple[Path, str]:
+    """The pruner's file, and what it is called in messages and in ``bundle.json``."""
+    file = f"{method.name}.safetensors"
+    if pruner is None:
+        beside = Path(parts.source["model"]) / file
+        if beside.is_file():
+            return beside, str(beside)
+        if not _is_published_for(parts.spec):
+            raise UserError(
+                f"{method.name} has no pruner for {parts.source['model']} | expected {beside}; the published one is for the "
+                f"tower of LLaVA-1.5 | give one with --pruner, {_TRAIN}"
+            )
+        pruner = _HUB
+    path = Path(pruner).expanduser()
+    if path.is_file():
+        return path, pruner
+    if (
+        path.exists()
+        or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", pruner)
+        or path.suffix in (".pth", ".safetensors")
+    ):
+        raise UserError(
+            f"no pruner {pruner} | got {'a directory' if path.is_dir() else 'no such file'}, expected a .safetensors or "
+            ".pth file, or a hub id (org/name) | check --pruner",
+        )
+    return hub.download_file(
+        pruner, (file, "weights.pth"), f"give its file with --pruner, or {_TRAIN}"
+    ), pruner
+
+
+def _is_published_for(spec: ModelSpec) -> bool:
+    vision = spec.vision
+    return (vision.hidden_size, vision.num_tokens, vision.depth) == _HUB_FITS
+
+
+def _some(items: list[str], joint: str = ", ") -> str:
+    shown = joint.join(items[:3])
+    return shown if len(items) <= 3 else f"{shown} and {len(items) - 3} more"

@@ -1,0 +1,18 @@
+"""The keys of ``generation_config.json`` as a table; ``export/settings/generation.py`` reads them and refuses what it lacks."""
+
+from __future__ import annotations
+
+from foveate.export.keys.key_table import Key, Table
+from foveate.export.settings.generation import KEYS
+
+__all__ = ["GENERATION"]
+
+
+def _table() -> Table:
+    told = {name: text.partition(": ") for name, text in KEYS.items()}
+    return {
+        name: Key(status, why, by="export/settings/generation.py") for name, (status, _, why) in told.items()
+    }
+
+
+GENERATION: Table = _table()

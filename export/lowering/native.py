@@ -1,0 +1,22 @@
+"""TensorRT >= 10.15 and TensorRT-RTX: the canonical graph as it is, in float16.
+
+The explicit mask stays: ``nonpad_kv_seqlen`` parses and builds there, and is silently ignored.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from foveate.engines.spec import GraphSpec
+from foveate.engines.trt.builder import LARGEST_SORT
+
+__all__ = ["DTYPES", "DYNAMIC", "LARGEST_SORT", "REFUSES", "ZERO_POINTS", "passes"]
+
+DTYPES = dict.fromkeys(("fp32", "fp16", "int4", "int8", "fp8"), "float16")
+REFUSES: dict[str, str] = {}
+DYNAMIC = False  # no MatMulInteger, no DynamicQuantizeLinear
+ZERO_POINTS = False
+
+
+def passes(spec: GraphSpec) -> list[ir.passes.InPlacePass]:
+    return []

@@ -1,0 +1,315 @@
+"""The vision encoder of Qwen2.5-VL: one graph for pictures of every size.
+
+Four patches that become one token stay together throughout, and tokens come in the order of the windows that they are
+in, so that most of the work is on plain rows. What differs from picture to picture is index tensors made on the host
+(``runtime.layout``): a token's row and column for the rotary embedding, and the windows of 4 x 4 tokens, in which all layers
+but a few attend. Windows are a batch, those at the picture's edges padded; no mask has a number per pair of patches.
+
+Layers follow Hugging Face transformers. Fused attention runs in every layer; a tap recomputes what it shows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.engines.errors import UserError, unknown
+from foveate.engines.spec import FLOAT, Dim, Symbol, TensorSpec
+from foveate.export.networks.decoder import Linear, RMSNorm
+from foveate.export.networks.onnx_ops import rotary_embedding
+from foveate.export.pruning import selection
+
+__all__ = ["TAPS", "Merger", "Vision", "WindowSpec"]
+
+TAPS = ("features", "received_attention", "hidden")
+"""``features`` are four patches each, side by side behind the last norm; the others carry a layer's number and are means of
+the four. ``received_attention`` is that of layers that attend to the whole picture."""
+
+_GROUP = 4  # patches of a token: 2 x 2
+_EPS = 1e-6
+_QUERIES = (
+    32  # tokens whose attention is looked at together; a block of scores is 4 * 32 by the patches, per head
+)
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """The encoder in numbers (``parts.VisionSpec`` says which other encoders have). ``window``: its side in tokens; ``full``: the
+    layers that attend to the whole picture; ``frames`` of a patch, which is ``patch_size`` pixels wide."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    depth: int
+    full: tuple[int, ...]
+    window: int
+    patch_size: int
+    frames: int
+    max_tokens: int
+    joint_size: None = None
+    max_tiles: int = 1
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        return {
+            "kind": "merged",
+            "hidden": self.hidden_size,
+            "intermediate": self.intermediate_size,
+            "layers": self.depth,
+            "patch_size": self.patch_size,
+            "merge": math.isqrt(_GROUP),
+            "mlp_matrices": 3,
+            "full_layers": len(self.full),
+            "window": self.window**2 * _GROUP,
+            "mergers": 1,
+        }
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        windows = Symbol("windows", 1, min(81, self.max_windows), self.max_windows)
+        return (
+            TensorSpec("pixel_values", FLOAT, (self.tokens, _GROUP, self.patch_values)),
+            TensorSpec("place", "int64", (self.tokens, 2)),
+            TensorSpec("slots", "int64", (windows, self.window**2)),
+            TensorSpec("back", "int64", (self.tokens,)),
+        )
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of a patch."""
+        return 3 * self.frames * self.patch_size**2
+
+    @property
+    def max_windows(self) -> int:
+        """A strip of one token's height has the most, one in ``window`` tokens."""
+        return -(-self.max_tokens // self.window)
+
+    @property
+    def tiles(self) -> Dim:
+        return 1
+
+    @property
+    def tokens(self) -> Dim:
+        return Symbol("tokens", 1, min(1296, self.max_tokens), self.max_tokens)
+
+    @property
+    def varies(self) -> bool:
+        return True
+
+    @property
+    def feature_size(self) -> int:
+        return _GROUP * self.hidden_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = math.isqrt(self.max_tokens)
+        return side, side
+
+    @property
+    def longest_side(self) -> int:
+        """Of a strip; sides that long do not meet."""
+        return self.max_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        return self.max_tokens
+
+    @property
+    def picture_tokens(self) -> int:
+        return self.max_tokens
+
+
+class Windows:
+    """Where tokens lie: ``slots [W,S]`` the token in each slot of each window, -1 for none; ``back [T]`` the slot of each token."""
+
+    def __init__(self, slots: Tensor, back: Tensor) -> None:
+        self.shape = slots.shape
+        self.slots, self.back = slots.clamp(min=0).reshape(-1), back
+        patches = (slots >= 0)[:, :, None].expand(-1, -1, _GROUP).reshape(slots.shape[0], -1)  # [W,4S]
+        # engines want a number for every pair of a window
+        self.mask = patches[:, None, None, :].expand(-1, 1, patches.shape[1], -1)
+
+    def apart(self, rows: Tensor) -> Tensor:
+        """``[T,4,C]`` -> ``[W,4S,C]``, padding included."""
+        found = rows.index_select(0, self.slots)
+        return found.reshape(self.shape[0], self.shape[1] * _GROUP, rows.shape[2])
+
+    def together(self, rows: Tensor) -> Tensor:
+        """``[W,4S,C]`` -> ``[T,4,C]``."""
+        width = rows.shape[2]
+        return rows.reshape(self.shape[0] * self.shape[1], _GROUP, width).index_select(0, self.back)
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, bias=True)
+        self.proj = Linear(width, width, bias=True)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], windows: Windows | None) -> Tensor:
+        """x ``[T,4,W]`` -> the same; None: every patch sees every other."""
+        query, key, value = self.heads_of(x, rope)
+        if windows is None:
+            mixed = F.scaled_dot_product_attention(
+                *(self._split(y.reshape(1, -1, x.shape[2])) for y in (query, key, value))
+            )
+            return self.proj(self._joined(mixed).reshape(x.shape))
+        apart = (self._split(windows.apart(y)) for y in (query, key, value))
+        mixed = F.scaled_dot_product_attention(*apart, attn_mask=windows.mask)
+        return self.proj(windows.together(self._joined(mixed)))
+
+    def heads_of(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values: ``[T,4,W]`` each."""
+        query, key, value = self.qkv(x).chunk(3, dim=-1)
+        cos, sin = rope
+        index = torch.arange(cos.shape[0], device=x.device)[None]
+
+        def turned(y: Tensor) -> Tensor:
+            split = self._split(y.reshape(1, -1, y.shape[2]))  # [1,H,4T,dk]
+            return self._joined(rotary_embedding(split, cos, sin, index)).reshape(y.shape)
+
+        return turned(query), turned(key), value
+
+    def _split(self, y: Tensor) -> Tensor:
+        """``[B,n,W]`` -> ``[B,H,n,dk]``."""
+        return y.reshape(y.shape[0], y.shape[1], self.heads, y.shape[2] // self.heads).transpose(1, 2)
+
+    def _joined(self, y: Tensor) -> Tensor:
+        """``[B,H,n,dk]`` -> ``[B,n,W]``."""
+        return y.transpose(1, 2).reshape(y.shape[0], y.shape[2], y.shape[1] * y.shape[3])
+
+    def received(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """The attention that each token receives where every patch sees every other: mean over heads, over the patches that
+        look and over the token's four. ``[T]``; a block of queries at a time."""
+        query, key, _ = self.heads_of(x, rope)
+        size = query.shape[0]
+        keys = self._split(key.reshape(1, -1, x.shape[2])).transpose(-1, -2)  # [1,H,dk,4T]
+        index = torch.arange(_QUERIES, device=x.device)
+
+        def more(done: Tensor, total: Tensor) -> Tensor:
+            return done < size
+
+        def turn(done: Tensor, total: Tensor) -> tuple[Tensor, ...]:
+            mine = done + index
+            block = query.index_select(0, mine.clamp(max=size - 1)).reshape(1, -1, x.shape[2])
+            block = self._split(block) * (x.shape[2] // self.heads) ** -0.5
+            weight = torch.matmul(block, keys).float().softmax(-1)  # [1,H,4Q,4T]
+            real = (mine < size).float()[:, None].expand(-1, _GROUP).reshape(-1)
+            return done + _QUERIES, total + torch.matmul(real, weight).sum((0, 1))
+
+        done = torch.zeros((), dtype=torch.int64, device=x.device)
+        nothing = torch.zeros(size * _GROUP, device=x.device)
+        total = selection.loop(more, turn, (done, nothing))[1]
+        mean = total.reshape(size, _GROUP).mean(1) / (self.heads * size * _GROUP)
+        return mean.to(x.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """A convolution whose windows do not overlap, on patches that are apart already."""
+
+    def __init__(self, spec: WindowSpec) -> None:
+        super().__init__()
+        shape = spec.hidden_size, 3, spec.frames, spec.patch_size, spec.patch_size
+        self.weight = nn.Parameter(torch.empty(shape), requires_grad=False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return pixel_values @ self.weight.reshape(self.weight.shape[0], -1).T
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = Linear(width, inner, bias=True)
+        self.up_proj = Linear(width, inner, bias=True)
+        self.down_proj = Linear(inner, width, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, spec: WindowSpec) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(spec.hidden_size, _EPS)
+        self.attn = Attention(spec.hidden_size, spec.num_heads)
+        self.norm2 = RMSNorm(spec.hidden_size, _EPS)
+        self.mlp = MLP(spec.hidden_size, spec.intermediate_size)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], windows: Windows | None) -> Tensor:
+        x = x + self.attn(self.norm1(x), rope, windows)
+        return x + self.mlp(self.norm2(x))
+
+
+class Merger(nn.Module):
+    """The projector: two layers on four patches side by side."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear_1 = Linear(inputs, inputs, bias=True)
+        self.linear_2 = Linear(inputs, outputs, bias=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear_2(F.gelu(self.linear_1(features)))
+
+
+class Vision(nn.Module):
+    """The graph ``vision_encoder``: ``WindowSpec.inputs`` to ``projected [1,T,D]`` and the taps that were asked for, in the
+    order of the windows. Raises UserError (code 2) for a tap that it does not offer or a layer that does not run."""
+
+    def __init__(self, spec: WindowSpec, projector: Merger, taps: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        for tap in taps:
+            _check(tap, spec)
+        self.spec, self.taps = spec, taps
+        self.patch_embed = PatchEmbed(spec)
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
+        self.norm = RMSNorm(spec.hidden_size, _EPS)
+        self.projector = projector
+
+    def forward(self, pixel_values: Tensor, place: Tensor, slots: Tensor, back: Tensor) -> dict[str, Tensor]:
+        x = self.patch_embed(pixel_values)
+        rope, windows = self._rope(place, x.dtype), Windows(slots, back)
+        found: dict[str, Tensor] = {}
+        for index, block in enumerate(self.blocks):
+            if f"received_attention.{index}" in self.taps:
+                found[f"received_attention.{index}"] = block.attn.received(block.norm1(x), rope)[None]
+            x = block(x, rope, None if index in self.spec.full else windows)
+            if f"hidden.{index}" in self.taps:
+                found[f"hidden.{index}"] = x.mean(1)[None]
+        features = self.norm(x).reshape(1, -1, self.spec.feature_size)
+        found |= {"features": features, "projected": self.projector(features)}
+        return {name: found[name] for name in ("projected", *self.taps)}
+
+    def _rope(self, place: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin for every patch, ``[4T,dk/2]``: half of the frequencies turn with its row, half with its column."""
+        quarter = self.spec.hidden_size // self.spec.num_heads // 4
+        steps = torch.arange(quarter, device=place.device).float() / quarter
+        order = torch.arange(_GROUP, device=place.device)
+        patch = torch.stack([order // 2, order % 2], 1)  # [4,2]
+        where = (2 * place[:, None] + patch).reshape(-1, 2).float()
+        angles = where[:, :, None] / 10000.0**steps  # [4T,2,dk/4]
+        angles = angles.reshape(-1, 2 * quarter)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _check(tap: str, spec: WindowSpec) -> None:
+    offer, dot, number = tap.partition(".")
+    if offer not in TAPS:
+        raise unknown("tap of Qwen2.5-VL's encoder", offer, TAPS)
+    fits = not dot if offer == "features" else number.isdecimal() and int(number) < spec.depth
+    if fits and offer == "received_attention" and int(number) not in spec.full:
+        raise UserError(
+            f"no tap {tap} | of the layers 0..{spec.depth - 1} only {', '.join(map(str, spec.full))} attend to the "
+            "whole picture | name one of these",
+            code=2,
+        )
+    if not fits:
+        raise UserError(
+            f"no tap {tap} | the encoder runs layers 0..{spec.depth - 1} | name another layer", code=2
+        )

@@ -1,0 +1,225 @@
+"""What a checkpoint says of its answers: ``generation_config.json``, or the same keys in ``config.json``.
+
+In: a checkpoint. Out: the ids that end an answer, and ``generation`` of bundle.json, whose values are the defaults of
+every answer (``runtime.generation``). The rules are those of transformers' ``GenerationConfig`` and ``generate``: where
+``generation_config.json`` exists it alone counts, keys that it leaves out included; else the top level of ``config.json``
+counts, and ``text_config`` for what the top level leaves out or sets to null.
+
+A key that changes answers and that foveate does not have is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from foveate.engines.errors import UserError
+from foveate.export.checkpoints.directory import Source
+
+__all__ = ["KEYS", "defaults", "notes", "stop_ids"]
+
+_NONE = (None, False)
+
+_USED: dict[str, str] = {
+    "eos_token_id": "ends an answer",
+    "repetition_penalty": "a default of the bundle",
+    "no_repeat_ngram_size": "a default of the bundle",
+    "suppress_tokens": "a default of the bundle",
+    "begin_suppress_tokens": "a default of the bundle",
+    "min_length": "a default of the bundle",
+    "min_new_tokens": "a default of the bundle",
+    "max_length": "a default of the bundle",
+    "max_new_tokens": "a default of the bundle",
+    "stop_strings": "a default of the bundle",
+    "temperature": "what --sample takes",
+    "top_k": "what --sample takes",
+    "top_p": "what --sample takes",
+}
+
+_SAMPLING: dict[str, tuple[tuple[Any, ...], str]] = {
+    "min_p": (_NONE, "--sample has temperature, top-k and top-p alone"),
+    "top_h": (_NONE, "--sample has temperature, top-k and top-p alone"),
+    "typical_p": ((*_NONE, 1), "--sample has temperature, top-k and top-p alone"),
+    "epsilon_cutoff": ((*_NONE, 0), "--sample has temperature, top-k and top-p alone"),
+    "eta_cutoff": ((*_NONE, 0), "--sample has temperature, top-k and top-p alone"),
+}
+"""Keys that act on sampling alone: the values with which they do nothing, and why ``--sample`` refuses others."""
+
+_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "num_beams": ((*_NONE, 1), "there is no beam search"),
+    "num_beam_groups": ((*_NONE, 1), "there is no beam search"),
+    "diversity_penalty": ((*_NONE, 0), "there is no beam search"),
+    "constraints": (_NONE, "there is no beam search"),
+    "force_words_ids": ((*_NONE, []), "there is no beam search"),
+    "guidance_scale": ((*_NONE, 1), "it computes a second prompt beside the first"),
+    "penalty_alpha": ((*_NONE, 0), "there is no contrastive search"),
+    "dola_layers": (_NONE, "there is no decoding by contrasting layers"),
+    "sequence_bias": ((*_NONE, {}, []), "there is no bias of sequences"),
+    "bad_words_ids": ((*_NONE, []), "sequences are not forbidden; suppress_tokens forbids single tokens"),
+    "forced_eos_token_id": ((None,), "the last token of an answer is not forced"),
+    "encoder_repetition_penalty": ((*_NONE, 1), "words of the prompt are not preferred"),
+    "encoder_no_repeat_ngram_size": ((*_NONE, 0), "word sequences of the prompt are not forbidden"),
+    "exponential_decay_length_penalty": (_NONE, "the end does not become likelier with length"),
+    "watermarking_config": (_NONE, "there are no watermarks"),
+    "token_healing": (_NONE, "the prompt's last token is not replaced"),
+    "max_time": (_NONE, "answers do not end by time"),
+}
+"""Keys that act on greedy answers: the values with which they do nothing, and why others are refused."""
+
+_BEAM = "beam search alone reads it"
+_SPEED = "it changes how fast an answer comes, not its tokens"
+_OUTPUT = "it says what generate returns besides the tokens"
+_IRRELEVANT: dict[str, str] = {
+    "do_sample": "answers are greedy unless --sample asks for more",
+    "early_stopping": _BEAM,
+    "length_penalty": _BEAM,
+    "low_memory": "contrastive search alone reads it",
+    "num_return_sequences": "there is one answer",
+    "forced_bos_token_id": "it acts on prompts of one token alone",
+    "remove_invalid_values": "logits that are no numbers are an error",
+    "renormalize_logits": "it changes neither the order of tokens nor their probabilities",
+    "bos_token_id": "the tokenizer and the chat template put it in front",
+    "pad_token_id": "one answer is not padded",
+    "decoder_start_token_id": "encoder-decoder models alone read it",
+    **dict.fromkeys(
+        (
+            *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "return_legacy_cache"),
+            *("compile_config", "disable_compile", "prefill_chunk_size", "continuous_batching_config"),
+            *("use_mtp", "speculation_type", "is_assistant", "num_assistant_tokens"),
+            *("num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_lookbehind"),
+            *("assistant_early_exit", "assistant_ensemble_weight", "target_lookbehind"),
+            *("prompt_lookup_num_tokens", "max_matching_ngram_size"),
+        ),
+        _SPEED,
+    ),
+    **dict.fromkeys(
+        (
+            *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+            "return_dict_in_generate",
+        ),
+        _OUTPUT,
+    ),
+    **dict.fromkeys(
+        ("transformers_version", "_from_model_config", "_commit_hash"), "it tells how the file came to be"
+    ),
+}
+
+KEYS: dict[str, str] = {
+    **{name: f"used: {reason}" for name, reason in _USED.items()},
+    **{name: f"irrelevant: {reason}" for name, reason in _IRRELEVANT.items()},
+    **{name: f"refused: {reason}" for name, (_, reason) in (_SAMPLING | _REFUSED).items()},
+}
+"""Every key of transformers' ``GenerationConfig``: "used: ...", "irrelevant: why" or "refused: why"."""
+
+_UNSAID_LENGTH = 20
+"""``max_length`` that transformers 4 writes where nobody set one."""
+
+
+def stop_ids(source: Source, default: int) -> list[int]:
+    """The ids that end an answer; none where the checkpoint names none. ``default`` is that of a dummy which is silent.
+
+    Raises UserError for what are no token ids.
+    """
+    found, place = _settings(source)
+    if source.load_format == "dummy" and "eos_token_id" not in found:
+        return [default]
+    value = found.get("eos_token_id")
+    if value is None:
+        return []
+    return list(_ids(source, place, "eos_token_id", [value] if type(value) is int else value))
+
+
+def defaults(source: Source) -> dict[str, Any]:
+    """``generation`` of bundle.json. Keys that say nothing are left out. Raises UserError for values that are refused."""
+    found, place = _settings(source)
+    for key, (neutral, reason) in _REFUSED.items():
+        if (value := found.get(key)) not in neutral:
+            raise UserError(
+                f"{source.label}: {place} has {key} {value} | {reason} | take the key out of a copy of the "
+                "checkpoint, and answers are greedy without it"
+            )
+    said = {}
+    for key, (neutral, check) in _CHECKS.items():
+        value = found.get(key)
+        if value is not None and (value := check(source, place, key, value)) not in neutral:
+            said[key] = value
+    sample = {key: said.pop(key) for key in ("temperature", "top_k", "top_p") if key in said}
+    sample |= {key: found[key] for key, (neutral, _) in _SAMPLING.items() if found.get(key) not in neutral}
+    return said | ({"sample": sample} if sample else {})
+
+
+def notes(stop: list[int], generation: dict[str, Any]) -> list[str]:
+    """What whoever builds should know: answers without an end, and sampling that ``--sample`` refuses."""
+    found = []
+    if not stop:
+        found.append(
+            "no token ends an answer: the checkpoint's eos_token_id is null or missing, so answers end by their length "
+            "alone, as transformers' do (set eos_token_id in generation_config.json and build again)"
+        )
+    unknown = [key for key in generation.get("sample", {}) if key in _SAMPLING]
+    if unknown:
+        found.append(
+            f"--sample will be refused: the checkpoint samples with {', '.join(unknown)}, which foveate does not have; "
+            "greedy answers, and those with --temperature, are not affected"
+        )
+    return found
+
+
+def _settings(source: Source) -> tuple[dict[str, Any], str]:
+    """The keys of transformers' ``GenerationConfig`` for this checkpoint, and the file that they stand in."""
+    found = source.json("generation_config.json")
+    if found is not None:
+        return found, "generation_config.json"
+    top = {key: value for key, value in source.config.items() if value is not None}
+    inner = next((top[name] for name in ("decoder", "generator", "text_config") if top.get(name)), {})
+    return {key: value for key, value in (inner | top).items() if key in KEYS}, "config.json"
+
+
+def _wrong(source: Source, place: str, key: str, got: Any, expected: str) -> UserError:
+    return UserError(
+        f"{source.label}: {place} has a wrong {key} | got {got!r}, expected {expected} "
+        "| mend the key, or take it out, in a copy of the checkpoint"
+    )
+
+
+def _ids(source: Source, place: str, key: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(each) is int for each in value):
+        raise _wrong(source, place, key, value, "token ids")
+    return tuple(value)
+
+
+def _texts(source: Source, place: str, key: str, value: Any) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(each, str) and each for each in texts):
+        raise _wrong(source, place, key, value, "a text or a list of texts, none of them empty")
+    return tuple(texts)
+
+
+def _number(expected: str, fits: Callable[[float], bool], whole: bool = False) -> Callable[..., float]:
+    kinds = (int,) if whole else (int, float)
+
+    def check(source: Source, place: str, key: str, value: Any) -> float:
+        if type(value) not in kinds or not math.isfinite(value) or not fits(value):
+            raise _wrong(source, place, key, value, expected)
+        return value
+
+    return check
+
+
+_COUNT = _number("a whole number, 0 or more", lambda value: value >= 0, whole=True)
+_CHECKS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {
+    "repetition_penalty": ((1,), _number("a number above 0", lambda value: value > 0)),
+    "no_repeat_ngram_size": ((0,), _COUNT),
+    "suppress_tokens": (((),), _ids),
+    "begin_suppress_tokens": (((),), _ids),
+    "min_length": ((0,), _COUNT),
+    "min_new_tokens": ((0,), _COUNT),
+    "max_length": ((_UNSAID_LENGTH,), _COUNT),
+    "max_new_tokens": ((), _number("a whole number, 1 or more", lambda value: value >= 1, whole=True)),
+    "stop_strings": (((),), _texts),
+    "temperature": ((), _number("a number, 0 or more", lambda value: value >= 0)),
+    "top_k": ((), _COUNT),
+    "top_p": ((1,), _number("a number from 0 to 1", lambda value: 0 < value <= 1)),
+}
+"""Of each key that becomes a default: the values with which it says nothing, and the check of any other."""

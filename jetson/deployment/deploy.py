@@ -1,0 +1,270 @@
+"""``foveate deploy BUNDLE user@host``: from this machine to the first answer on a device, over ssh and rsync.
+
+1. What is there: machine, Python, glibc. 2. Wheels for it, and the installer, are sent and installed (the device needs no
+network). 3. ``foveate doctor`` on the device; a problem ends it here. 4. The bundle is sent. 5. Install, compile, ``check``,
+one answer.
+
+Every step may be cut off at any moment and is repeated by the next run: rsync goes on where it stopped, and the installer
+and ``compile`` put nothing in its place before it is whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from foveate.engines.errors import UserError
+from foveate.jetson.deployment.pack import add_wheels, contents, gather, installer
+from foveate.jetson.deployment.wheels import Target
+from foveate.jetson.device.devices import jetpack_of
+from foveate.jetson.device.inventory import l4t_of
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.cli import Parser, options
+
+__all__ = ["Remote", "deploy", "main"]
+
+_PROBE = (
+    "import json, os, platform, sys; print(json.dumps({'machine': platform.machine(), 'glibc': platform.libc_ver()[1], "
+    "'python': '%d.%d' % sys.version_info[:2], 'root': os.path.expanduser(sys.argv[1]), "
+    "'release': open(sys.argv[2]).read() if os.path.exists(sys.argv[2]) else ''}))"
+)
+_RELEASE = "/etc/nv_tegra_release"
+_ENGINES = (
+    1.8  # compiled engines take this much of the bundle's size besides it (measured: 10.6 GB for 6.2 GB)
+)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A machine behind ssh. ``shell`` is the ssh command with its options."""
+
+    host: str
+    shell: str = "ssh"
+
+    def run(self, *command: str, show: bool = False) -> subprocess.CompletedProcess[str]:
+        """``show``: its output goes to ours as it comes. ssh's own failure is exit code 255."""
+        line = [*shlex.split(self.shell), self.host, shlex.join(command)]
+        pipe = None if show else subprocess.PIPE
+        try:
+            done = subprocess.run(
+                line, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, check=False
+            )
+        except FileNotFoundError as error:
+            raise UserError(
+                "cannot reach a device | ssh is not installed here | install OpenSSH's client"
+            ) from error
+        if done.returncode == 255:
+            why = (done.stderr or "ssh failed").strip().splitlines()[-1]
+            raise UserError(f"cannot reach {self.host} | {why} | try: {shlex.join(line[:-1])} true")
+        return done
+
+    def send(self, source: str, target: str, *arguments: str) -> None:
+        """rsync, going on where it was cut off. ``source`` ending in / is a directory's content."""
+        if shutil.which("rsync") is None:
+            raise UserError("cannot send files | rsync is not installed here | install rsync")
+        show = ["--info=progress2", "--no-inc-recursive"] if sys.stderr.isatty() else []
+        command = ["rsync", "-rlt", "--partial", "--mkpath", "-e", self.shell, *show]
+        done = subprocess.run(
+            [*command, *arguments, source, f"{self.host}:{target}"],
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            why = " ".join(done.stderr.split()[-30:])
+            raise UserError(
+                f"sending to {self.host} was cut off | {why} | run the same command again: it goes on"
+            )
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    if args.image is not None and not args.image.is_file():
+        raise UserError(f"cannot read the picture {args.image} | no such file | leave --image out", code=2)
+    deploy(
+        Path(args.bundle),
+        Remote(args.host, args.ssh),
+        root=args.to,
+        python=args.python,
+        target=args.target,
+        image=args.image,
+        prompt=args.prompt,
+        wheels_in=args.wheels,
+        video=args.video,
+        force=args.force,
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="foveate deploy", description="Bring a bundle to a device and get its first answer.")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("host", metavar="USER@HOST")
+    parser.add_argument("--to", default="~/foveate", metavar="ROOT", help="on the device (default ~/foveate)")
+    parser.add_argument("--ssh", default="ssh", metavar="COMMAND", help='with options, e.g. "ssh -p 2222"')
+    parser.add_argument("--python", default="python3", help="on the device (default python3)")
+    parser.add_argument(
+        "--target", help="what to compile for (default: tensorrt on a Jetson, onnxruntime elsewhere)"
+    )
+    parser.add_argument("--image", type=Path, help="for the first answer (default: one that is drawn)")
+    parser.add_argument("--prompt", default="What is in the picture?", help="for the first answer")
+    add_wheels(parser)
+    parser.add_argument("--force", action="store_true", help="go on although doctor finds problems")
+    return parser
+
+
+def deploy(
+    bundle: Path,
+    remote: Remote,
+    *,
+    root: str = "~/foveate",
+    python: str = "python3",
+    target: str | None = None,
+    image: Path | None = None,
+    prompt: str = "What is in the picture?",
+    wheels_in: Path | None = None,
+    video: bool = False,
+    force: bool = False,
+    say: Callable[[str], None] = options.say,
+) -> str:
+    """The first answer. ``target`` None: JetPack's TensorRT on a Jetson, elsewhere ONNX Runtime. Raises UserError with the
+    step that failed."""
+    manifest = load(bundle, full=True, progress=lambda name: say(f"checking {name}")).manifest
+    there = _probe(remote, python, root)
+    system, root = _target(there), there["root"]
+    target = target or ("tensorrt" if system.cuda else "onnxruntime")
+    say(f"{remote.host}: {system.machine}, Python {system.python}, glibc {system.glibc}")
+    incoming, place = f"{root}/incoming/{manifest.name}", f"{root}/bundles/{manifest.name}"
+    foveate = f"{root}/runtime/bin/foveate"
+    with tempfile.TemporaryDirectory() as folder:
+        facts = _payload(Path(folder), bundle, manifest.name, system, wheels_in, video, image)
+        say("sending the runtime")
+        remote.send(f"{folder}/", f"{incoming}/", "--delete", "--exclude=/bundle")
+    install = [python, f"{incoming}/__main__.py", "--to", root]
+    _step(remote, "installing the runtime", say, *install, "--only", "runtime")
+    size = sum(entry["size"] for name, entry in facts["files"].items() if name.startswith("bundle/"))
+    _doctor(remote, foveate, root, size, force, say)
+    if not _has(remote, place, bundle):
+        say(f"sending {size / 1e6:.0f} MB")
+        # what an earlier run moved to its place, or an older bundle has, is not sent again
+        known = [
+            f"--link-dest={root}/bundles/{each}" for each in (manifest.name, f".{manifest.name}.installing")
+        ]
+        remote.send(f"{bundle}/", f"{incoming}/bundle/", "--delete", "--exclude=/engines", *known)
+    _step(remote, "installing the bundle", say, *install, "--only", "bundle")
+    _step(remote, f"compiling for {target}", say, foveate, "compile", place, "--target", target)
+    _step(remote, "checking", say, foveate, "check", place)
+    answer = remote.run(
+        foveate, "run", place, prompt, "--image", f"{incoming}/first{_suffix(image)}", "--timings"
+    )
+    if answer.returncode:
+        raise UserError(f"the first answer failed | {_said(answer)} | ssh {remote.host} {foveate} doctor")
+    say(answer.stderr.strip())
+    print(answer.stdout.strip())
+    say(f"next: {remote.shell} {remote.host} {foveate} run {place} ...")
+    return answer.stdout.strip()
+
+
+def _probe(remote: Remote, python: str, root: str) -> dict[str, Any]:
+    done = remote.run(python, "-c", _PROBE, root, _RELEASE)
+    try:
+        return json.loads(done.stdout)
+    except ValueError as error:
+        raise UserError(
+            f"there is no usable {python} on {remote.host} | {_said(done)} | name one with --python"
+        ) from error
+
+
+def _target(there: dict[str, Any]) -> Target:
+    """What a device is; the CUDA of its JetPack where it is a Jetson of the table."""
+    l4t = l4t_of(there["release"])
+    jetpack = jetpack_of(l4t) if l4t else None
+    return Target(there["machine"], there["python"], there["glibc"], jetpack and jetpack.cuda)
+
+
+def _payload(
+    folder: Path,
+    bundle: Path,
+    name: str,
+    system: Target,
+    wheels_in: Path | None,
+    video: bool,
+    image: Path | None,
+) -> dict[str, Any]:
+    """Everything but the bundle into ``folder``; what ``pack.json`` says."""
+    place = folder / "wheels"
+    if wheels_in is None:
+        gather(system, place, video)
+    else:
+        shutil.copytree(wheels_in, place)
+    facts = contents(bundle, name, place, system)
+    (folder / "__main__.py").write_text(installer(), encoding="utf-8")
+    (folder / "pack.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    target = folder / f"first{_suffix(image)}"
+    if image is not None:
+        shutil.copyfile(image, target)
+    else:
+        _draw().save(target)
+    return facts
+
+
+def _suffix(image: Path | None) -> str:
+    return ".png" if image is None else image.suffix
+
+
+def _draw() -> Image.Image:
+    """A red disc on a blue ground."""
+    picture = Image.new("RGB", (336, 336), (30, 60, 160))
+    ImageDraw.Draw(picture).ellipse((90, 90, 246, 246), fill=(210, 30, 30))
+    return picture
+
+
+def _doctor(
+    remote: Remote, foveate: str, root: str, size: int, force: bool, say: Callable[[str], None]
+) -> None:
+    """Raises UserError with what is wrong on the device."""
+    disk = f"{size * (1 + _ENGINES) / 1e9:.3f}"
+    done = remote.run(foveate, "doctor", "--json", "--disk", disk, "--path", root)
+    try:
+        findings = json.loads(done.stdout)["findings"]
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"the runtime does not start on {remote.host} | {_said(done)} | run it again"
+        ) from error
+    for finding in findings:
+        say(f"{finding['kind']}: {finding['what']}\n    {finding['fix']}")
+    problems = [finding for finding in findings if finding["kind"] == "problem"]
+    if problems and not force:
+        raise UserError(
+            f"{remote.host} has problems | {problems[0]['what']} | {problems[0]['fix']} on the device, or --force"
+        )
+
+
+def _has(remote: Remote, place: str, bundle: Path) -> bool:
+    """The very bundle is installed there."""
+    there = remote.run("cat", f"{place}/bundle.json")
+    return there.returncode == 0 and there.stdout == (bundle / "bundle.json").read_text(encoding="utf-8")
+
+
+def _step(remote: Remote, what: str, say: Callable[[str], None], *command: str) -> None:
+    say(what)
+    done = remote.run(*command)
+    if done.returncode:
+        raise UserError(f"{what} failed on {remote.host} | {_said(done)} | run the same command again")
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    return (
+        " ".join(f"{done.stdout or ''} {done.stderr or ''}".split())[-400:] or f"exit code {done.returncode}"
+    )

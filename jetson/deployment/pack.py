@@ -1,0 +1,119 @@
+"""``foveate pack``: one file that holds a bundle, the runtime's wheels for the device's Python, and an installer.
+
+On the device, without network: ``python3 NAME.pyz --to ~/foveate`` (``jetson/deployment/installer.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from foveate.engines.disk.files import atomic_file, sha256
+from foveate.engines.errors import UserError, unknown
+from foveate.jetson.deployment import wheels
+from foveate.jetson.deployment.wheels import Target
+from foveate.jetson.device.devices import JETPACKS
+from foveate.runtime.bundle import licence
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.cli import Parser, options
+
+__all__ = ["add_wheels", "contents", "gather", "installer", "main", "pack"]
+
+_VIDEO = "opencv-python-headless"  # the extra ``video``
+_EXTRAS = (_VIDEO, "cuda-bindings")  # installed where there is a wheel of it
+
+
+def main(argv: list[str]) -> int:
+    jetpacks = {each.jetpack: each for each in JETPACKS}
+    parser = Parser(prog="foveate pack", description="One file for a device without network.")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument(
+        "--jetpack", default="6.2", help=f"of the device: {', '.join(jetpacks)} (default 6.2)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.pyz", help="default: the bundle's name")
+    add_wheels(parser)
+    args = parser.parse_args(argv)
+    if args.jetpack not in jetpacks:
+        raise unknown("JetPack", args.jetpack, jetpacks)
+    system = jetpacks[args.jetpack]
+    target = Target("aarch64", system.python, system.glibc, system.cuda)
+    out = args.out or Path(f"{Path(args.bundle).absolute().name}.jetpack{args.jetpack}.pyz")
+    pack(Path(args.bundle), target, out, args.wheels, args.video)
+    print(f"{out}\nnext: copy it to the device and run: python3 {out.name} --to ~/foveate")
+    return 0
+
+
+def pack(bundle: Path, target: Target, out: Path, wheels_in: Path | None = None, video: bool = False) -> None:
+    """Write ``out``, aside and renamed. Raises UserError."""
+    manifest = load(bundle, full=True, progress=lambda name: options.say(f"checking {name}")).manifest
+    for line in licence.lines(manifest.licence):
+        options.say(f"licence of the {line}")
+    with tempfile.TemporaryDirectory() as folder:
+        wheels_in = wheels_in or gather(target, Path(folder), video)
+        facts = contents(bundle, manifest.name, wheels_in, target)
+        try:
+            # stored: weights do not compress, and the installer reads them as they lie
+            with atomic_file(out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+                archive.writestr("__main__.py", installer())
+                archive.writestr("pack.json", json.dumps(facts, indent=1))
+                for name in facts["files"]:
+                    archive.write(_source(name, bundle, wheels_in), name)
+        except OSError as error:
+            raise UserError(f"cannot write {out} | {error.strerror} | choose another --out") from error
+    options.say(f"{out.stat().st_size / 1e6:.1f} MB")
+
+
+def add_wheels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--video", action="store_true", help="with OpenCV, which `foveate watch` needs")
+    parser.add_argument(
+        "--wheels", type=Path, metavar="DIR", help="take these wheels, pip's among them; download none"
+    )
+
+
+def gather(target: Target, folder: Path, video: bool) -> Path:
+    """``folder`` with the wheels for ``target``. Raises UserError."""
+    options.say(f"collecting wheels for {target.machine}, Python {target.python}")
+    wheels.collect(target, folder, [*target.extras, *([_VIDEO] if video else [])])
+    return folder
+
+
+def contents(bundle: Path, name: str, wheels_in: Path, target: Target) -> dict[str, Any]:
+    """``pack.json``: what is in a pack, file by file."""
+    names = [f"wheels/{wheel.name}" for wheel in sorted(wheels_in.glob("*.whl"))]
+    if not any(each.startswith("wheels/foveate-") for each in names):
+        raise UserError(
+            f"no wheel of foveate in {wheels_in} | got {len(names)} wheels | leave --wheels out", code=2
+        )
+    manifest = load(bundle).manifest
+    files = {n: _describe(wheels_in / Path(n).name) for n in names}
+    files |= {
+        f"bundle/{n}": {key: entry[key] for key in ("size", "sha256")} for n, entry in manifest.files.items()
+    }
+    files["bundle/bundle.json"] = _describe(bundle / "bundle.json")
+    runtime = hashlib.sha256(json.dumps([files[n]["sha256"] for n in names]).encode()).hexdigest()[:12]
+    return {
+        "bundle": name,
+        "machine": target.machine,
+        "python": target.python,
+        "runtime": runtime,
+        "install": ["foveate", *(e for e in _EXTRAS if any(e.replace("-", "_") in name for name in names))],
+        "files": files,
+    }
+
+
+def installer() -> str:
+    return Path(__file__).with_name("installer.py").read_text(encoding="utf-8")
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _source(name: str, bundle: Path, wheels_in: Path) -> Path:
+    kind, _, rest = name.partition("/")
+    return (wheels_in if kind == "wheels" else bundle) / rest

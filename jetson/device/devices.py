@@ -1,0 +1,102 @@
+"""Devices and JetPacks as data: what ``devices.json`` says, with its sources.
+
+Memory in GB as NVIDIA sells it, bandwidth in GB/s, rates in dense TFLOPS or TOPS of the GPU alone (DLAs do not decode) with
+FP32 accumulation where NVIDIA tells the two apart. Orins are given by SMs and clock: their rates follow from the technical
+brief's 4096 INT8 operations per SM and clock, so that a Super mode is a clock and a bandwidth and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from foveate.engines.errors import unknown
+
+__all__ = ["DEVICES", "JETPACKS", "Device", "JetPack", "device", "jetpack_of"]
+
+_ORIN_INT8 = 4096  # dense operations per SM and clock; FP16 takes twice the clocks. No FP8 before Ada
+
+
+@dataclass(frozen=True)
+class Device:
+    """``bandwidth`` in bytes/s, rates in operations/s; ``mode`` is the power mode that they hold in, None: no modes."""
+
+    name: str
+    title: str
+    memory: int  # bytes, as sold
+    bandwidth: float
+    fp16: float
+    int8: float
+    fp8: float | None
+    capability: str
+    mode: str | None
+    sources: tuple[str, ...]
+
+    @property
+    def is_jetson(self) -> bool:
+        """CPU and GPU share the memory."""
+        return self.mode is not None
+
+
+@dataclass(frozen=True)
+class JetPack:
+    jetpack: str
+    l4t: str
+    cuda: str
+    tensorrt: str
+    python: str
+    glibc: str
+    ubuntu: str
+    sources: tuple[str, ...]
+
+
+@cache
+def _data() -> dict[str, Any]:
+    return json.loads(Path(__file__).parents[1].joinpath("data", "devices.json").read_text(encoding="utf-8"))
+
+
+def _device(name: str, row: dict[str, Any]) -> Device:
+    if "sms" in row:
+        int8 = row["sms"] * row["mhz"] * 1e6 * _ORIN_INT8
+        rates = {"int8": int8, "fp16": int8 / 2, "fp8": None, "capability": "8.7"}
+    else:
+        rates = {key: row[key] * 1e12 for key in ("fp16", "int8")}
+        rates |= {"fp8": row["fp8"] * 1e12 if "fp8" in row else None, "capability": row["capability"]}
+    return Device(
+        name,
+        row["title"],
+        row["memory_gb"] * 2**30,
+        row["bandwidth"] * 1e9,
+        **rates,
+        mode=row.get("mode"),
+        sources=tuple(_data()["sources"][key] for key in row["sources"]),
+    )
+
+
+DEVICES: dict[str, Device] = {name: _device(name, row) for name, row in _data()["devices"].items()}
+
+JETPACKS: tuple[JetPack, ...] = tuple(
+    JetPack(**{**row, "sources": tuple(_data()["sources"][key] for key in row["sources"])})
+    for row in _data()["jetpacks"]
+)
+
+
+def device(name: str) -> Device:
+    """Raises UserError for a name that the table has not."""
+    if name not in DEVICES:
+        raise unknown("device", name, DEVICES)
+    return DEVICES[name]
+
+
+def jetpack_of(l4t: str) -> JetPack | None:
+    """The newest JetPack of the table whose L4T is no newer than ``l4t`` ("36.4.7") and of its major number; None: unknown."""
+    asked = _numbers(l4t)
+    known = [j for j in JETPACKS if _numbers(j.l4t)[0] == asked[0] and _numbers(j.l4t) <= asked]
+    return max(known, key=lambda j: _numbers(j.l4t), default=None)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

@@ -1,0 +1,146 @@
+"""``foveate power``: the power mode, and a command run in another one, after which everything is as it was.
+
+``foveate power --mode MAXN_SUPER --clocks -- foveate run ...`` says what it will do, does it with sudo, runs the command and
+restores mode and clocks, also after Ctrl-C and when the command fails. With ``--dry-run`` it only says it.
+
+The order matters: clocks are stored before the mode changes and locked after, and restored before the mode goes back,
+because ``jetson_clocks`` locks to the limits of the mode that is in force.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from foveate.engines.errors import UserError, unknown
+from foveate.jetson.device.inventory import power_mode, power_modes
+from foveate.jetson.device.system import System
+from foveate.runtime.cli import Parser, options
+from foveate.runtime.measuring.energy import Rails
+
+__all__ = ["main", "performance", "steps"]
+
+Do = Callable[[list[str]], None]
+
+
+Step = tuple[list[str], "list[str] | None"]
+"""A command, and the one that undoes it."""
+
+
+def steps(system: System, mode: str | None, clocks: bool, store: str) -> list[Step]:
+    """What is to be done, in this order; it is undone in the same. ``store`` is the file that keeps the clocks. Raises
+    UserError where this machine has no such mode."""
+    todo: list[Step] = []
+    if clocks:
+        todo.append((["jetson_clocks", "--store", store], ["jetson_clocks", "--restore", store]))
+    if mode is not None:
+        now = power_mode(system)
+        if now is None:
+            raise UserError(
+                "no power mode to change | nvpmodel does not answer | this is for Jetsons: foveate doctor"
+            )
+        known = {each.name: each.id for each in power_modes(system)}
+        if mode not in known:
+            raise unknown("power mode", mode, known)
+        if known[mode] != now.id:
+            todo.append((["nvpmodel", "-m", str(known[mode])], ["nvpmodel", "-m", str(now.id)]))
+    if clocks:
+        todo.append((["jetson_clocks"], None))
+    return todo
+
+
+def _sudo(command: list[str]) -> None:
+    """Raises UserError when it fails. A mode that wants a reboot asks on stdin, gets no answer and fails."""
+    full = command if os.geteuid() == 0 else ["sudo", "-n", *command]
+    try:
+        done = subprocess.run(full, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"cannot run {command[0]} | it is not here | this is for Jetsons: foveate doctor"
+        ) from error
+    said = f"{done.stdout} {done.stderr}"
+    if done.returncode or "NVPM ERROR" in said:
+        shown = " ".join(said.split()) or f"exit code {done.returncode}"
+        raise UserError(f"{' '.join(full)} failed | {shown} | run it yourself; a reboot may be wanted")
+
+
+@contextlib.contextmanager
+def performance(
+    mode: str | None = None,
+    clocks: bool = False,
+    *,
+    system: System | None = None,
+    do: Do = _sudo,
+    say: Callable[[str], None] = options.say,
+) -> Iterator[None]:
+    """The block runs in ``mode`` and, with ``clocks``, at locked clocks; then both are what they were. Each command is said
+    before it is run. What was done is undone when a later step fails. Raises UserError."""
+    with tempfile.TemporaryDirectory() as folder:
+        undo: list[list[str]] = []
+        try:
+            for command, back in steps(system or System(), mode, clocks, str(Path(folder, "clocks.conf"))):
+                _step(command, do, say)
+                undo += [back] if back else []
+            yield
+        finally:
+            _undo(undo, do, say)
+
+
+def _undo(commands: list[list[str]], do: Do, say: Callable[[str], None]) -> None:
+    """All of them, although one fails; raises the first error."""
+    errors = []
+    for command in commands:
+        try:
+            _step(command, do, say)
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _step(command: list[str], do: Do, say: Callable[[str], None]) -> None:
+    say(f"$ {' '.join(command)}")
+    do(command)
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(prog="foveate power", description="Show the power mode, or run a command in another one.")
+    parser.add_argument("--mode", help="a name of /etc/nvpmodel.conf")
+    parser.add_argument(
+        "--clocks", action="store_true", help="lock the clocks to the mode's limits (jetson_clocks)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+    args = parser.parse_args(argv)
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    system = System()
+    if args.mode is None and not args.clocks:
+        print("\n".join(_lines(system)))
+        return 0
+    if args.dry_run:
+        todo = steps(system, args.mode, args.clocks, "FILE")
+        every = [*(do for do, _ in todo), command or ["..."], *(back for _, back in todo if back)]
+        print("\n".join(f"$ {' '.join(each)}" for each in every))
+        return 0
+    if not command:
+        raise UserError(
+            "power for what? | expected a command after -- | foveate power --mode M -- foveate run ...",
+            code=2,
+        )
+    with performance(args.mode, args.clocks, system=system):
+        return subprocess.run(command, check=False).returncode
+
+
+def _lines(system: System) -> list[str]:
+    now, rails = power_mode(system), Rails(system.root)
+    if now is None and not rails:
+        return ["no power modes and no power monitors on this machine"]
+    lines = [f"{'mode':<18}{now.name} ({now.id})"] if now else []
+    if modes := power_modes(system):
+        lines.append(f"{'modes':<18}{', '.join(f'{mode.name} ({mode.id})' for mode in modes)}")
+    return lines + ([f"{name:<18}{watts:8.2f} W" for name, watts in rails().items()] if rails else [])

@@ -1,0 +1,105 @@
+"""Sizes of a model from its ``config.json`` in Hugging Face's format, for plans of models that are not built. No torch.
+
+What is read goes by the kind of the family's vision encoder, so a family of a known kind needs nothing here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foveate.engines.errors import UserError
+from foveate.runtime.images.token_layout import layout
+
+__all__ = ["PHOTO", "read"]
+
+PHOTO = (640, 480)
+"""Width and height of the image that is planned for where images differ in their tokens."""
+
+
+Table = Mapping[str, Mapping[str, Any]]
+
+
+def read(path: Path, families: Table, decoders: Table) -> dict[str, Any]:
+    """A row as ``models.json`` has them, with its ``name``.
+
+    ``families``: by ``model_type``, the kind of the vision encoder (``vision``), the ``decoder`` of a config that names none, and
+    how many positions a family runs where its configs say more (``max_positions``). ``decoders``: the sizes that a
+    ``text_config`` may leave out, by its ``model_type``. Raises UserError for other families and for sizes that are missing.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        family = families[config["model_type"]]
+        text = config.get("text_config") or config
+        kind = text.get("model_type")
+        decoder = _decoder(decoders[kind if kind in decoders else family["decoder"]] | text)
+        row = {"clip": _clip, "merged": _merged}[family["vision"]](config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"cannot plan from {path} | {type(error).__name__}: {error} "
+            f"| expected a config.json of {', '.join(sorted(families))} that states its sizes",
+            code=2,
+        ) from error
+    most = family["max_positions"] or decoder["max_positions"]
+    decoder["max_positions"] = min(most, decoder["max_positions"])
+    return {"name": config["model_type"], **row, "decoder": decoder}
+
+
+def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A CLIP tower, whose images are one tile, or several where the config has ``image_grid_pinpoints``."""
+    v = config["vision_config"]
+    layer = config.get("vision_feature_layer", -2)
+    side = v["image_size"] // v["patch_size"]
+    vision = {
+        "kind": "clip",
+        "hidden": v["hidden_size"],
+        "intermediate": v["intermediate_size"],
+        "layers": layer % (v["num_hidden_layers"] + 1),
+        "patch_size": v["patch_size"],
+        "patches": side**2,
+    }
+    tiles = {"kind": "anyres", "tile": v["image_size"], "pinpoints": config.get("image_grid_pinpoints")}
+    image = tiles if tiles["pinpoints"] else {"kind": "clip"}
+    return {
+        "vision": vision,
+        "visual_tokens": layout(PHOTO, image, (side, side)).total,
+        "any_size": image is tiles,
+    }
+
+
+def _merged(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An encoder that merges patches: Qwen2.5-VL's and Qwen3-VL's."""
+    v = config["vision_config"]
+    windows = "fullatt_block_indexes" in v
+    merge = v.get("spatial_merge_size", 2)
+    vision = {
+        "kind": "merged",
+        "hidden": v["hidden_size"],
+        "intermediate": v["intermediate_size"],
+        "layers": v["depth"],
+        "patch_size": v["patch_size"],
+        "merge": merge,
+        "mlp_matrices": 3 if windows else 2,
+        "full_layers": len(v["fullatt_block_indexes"]) if windows else v["depth"],
+        "window": (v.get("window_size", 112) // v["patch_size"]) ** 2 if windows else 0,
+        "mergers": 1 + len(v.get("deepstack_visual_indexes", ())),
+    }
+    width, height = (round(edge / (v["patch_size"] * merge)) for edge in PHOTO)
+    return {"vision": vision, "visual_tokens": width * height, "any_size": True}
+
+
+def _decoder(text: dict[str, Any]) -> dict[str, int]:
+    """``text``: with defaults. Qwen2.5-VL's may stand at the top of the config."""
+    hidden, heads = text["hidden_size"], text["num_attention_heads"]
+    return {
+        "num_layers": text["num_hidden_layers"],
+        "num_heads": heads,
+        "num_kv_heads": text.get("num_key_value_heads") or heads,
+        "head_dim": text.get("head_dim") or hidden // heads,
+        "hidden_size": hidden,
+        "intermediate_size": text["intermediate_size"],
+        "vocab_size": text["vocab_size"],
+        "max_positions": text["max_position_embeddings"],
+    }

@@ -1,0 +1,242 @@
+"""What a plan must know of a model: a decoder, a vision encoder and a method as plain numbers. No torch, nothing built.
+
+In: a bundle, or a name of ``models.json`` or ``other_models.json``, or a ``config.json`` in Hugging Face's format; a method of
+``methods.json``. ``make generated`` writes ``models.json`` and ``methods.json`` from the families and methods themselves. Out: a
+``Model``, whose ``manifest`` is what ``runtime.costs`` reads: that of the bundle, or one that says as much of a bundle that is
+not built yet.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from foveate.engines.errors import UserError, unknown
+from foveate.jetson.planner import model_config
+from foveate.jetson.planner.model_config import PHOTO
+from foveate.runtime.bundle.loading import Manifest, load
+from foveate.runtime.images.token_layout import layout
+from foveate.runtime.llm.budget import Keep, resolve_keep
+from foveate.runtime.measuring import costs
+
+__all__ = ["Model", "known", "methods", "model"]
+
+_HALF = 2  # bytes of what is in the compute dtype of NVIDIA's engines
+_BYTES = {
+    "fp16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "int4": 0.5 + 2 / 128,
+}  # a weight; int4 with a scale per block of 128
+
+
+@dataclass(frozen=True)
+class Model:
+    """What ``manifest`` says is in the compute dtype is in FP16."""
+
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def vision(self) -> Mapping[str, Any] | None:
+        """None: it sees nothing."""
+        return self.manifest.vision
+
+    @property
+    def precision(self) -> str:
+        """Of the decoder's matrices."""
+        found = self.manifest.precision["decoder"]
+        return found if found in _BYTES else "fp16"  # fp32 is the host's form of it
+
+    def _weight(self, part: str) -> float:
+        """Bytes of a weight of "head" or "vision"."""
+        return _BYTES.get(self.manifest.precision[part], _HALF)
+
+    @property
+    def decoder(self) -> dict[str, int]:
+        return self.manifest.decoder
+
+    def schedule(self, keep: Keep) -> costs.Schedule:
+        """``costs.schedule``; a bundle that merges in its vision encoder has its budget from when it is built, so one
+        that is not built yet has any. Raises UserError for a wrong ``keep``."""
+        manifest = self.manifest
+        if manifest.method.get("where") == "encoder":
+            count = resolve_keep(keep, manifest.num_visual_tokens, manifest.method)
+            manifest = replace(manifest, method=manifest.method | {"fixed_keep": count})
+        return costs.schedule(manifest, keep)
+
+    @property
+    def patches(self) -> int:
+        """Of a picture, before the encoder merges them."""
+        if self.vision is None:
+            return 0
+        return self.manifest.num_visual_tokens * self.vision.get("merge", 1) ** 2
+
+    @property
+    def vision_flops(self) -> int:
+        if self.vision is None:
+            return 0
+        sizes = {key: value for key, value in self.vision.items() if key != "kind"}
+        projected = self.decoder["hidden_size"]
+        if self.vision["kind"] == "merged":
+            return costs.merged_vision_flops(**sizes, patches=self.patches, projected=projected)
+        tiles = math.ceil(self.patches / sizes["patches"])  # at least; padding is in no token
+        return tiles * costs.vision_flops(**sizes, projected=projected)
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of the decoder's matrices, each of which every token reads."""
+        d = self.decoder
+        heads = (d["num_heads"] + d["num_kv_heads"]) * d["head_dim"]
+        each = d["hidden_size"] * (2 * heads + 3 * d["intermediate_size"])
+        return round(d["num_layers"] * each * _BYTES[self.precision])
+
+    @property
+    def most_layers(self) -> int:
+        """Of the decoder in one graph: of a bundle as it was cut, of one that is not built yet between the cuts of its method."""
+        graphs = self.manifest.graphs
+        built = [len(graphs[name].in_place) // 2 for name, _ in self.manifest.segments if name in graphs]
+        return max(built or [layers for _, layers in costs.segments(self.manifest)])
+
+    @property
+    def head_bytes(self) -> int:
+        return round(self.decoder["vocab_size"] * self.decoder["hidden_size"] * self._weight("head"))
+
+    @property
+    def vision_bytes(self) -> int:
+        """Bytes of the encoder's and the projector's matrices."""
+        v = self.vision
+        if v is None:
+            return 0
+        row = 4 * v["hidden"] ** 2 + v.get("mlp_matrices", 2) * v["hidden"] * v["intermediate"]
+        joined = v["hidden"] * v.get("merge", 1) ** 2
+        width = self.decoder["hidden_size"]
+        inner = joined if v["kind"] == "merged" else width
+        projectors = v.get("mergers", 1) * inner * (joined + width)
+        return round(self._weight("vision") * v["layers"] * row + _HALF * projectors)
+
+
+@cache
+def _table(name: str) -> dict[str, Any]:
+    return json.loads(Path(__file__).parents[1].joinpath("data", name).read_text(encoding="utf-8"))
+
+
+def _rows() -> dict[str, dict[str, Any]]:
+    """The models that are known by name: those of the families, and others that were measured."""
+    return _table("models.json")["models"] | _table("other_models.json")["models"]
+
+
+def known() -> list[str]:
+    """Names of vision-language models."""
+    return sorted(name for name, row in _rows().items() if row["vision"])
+
+
+def methods() -> list[str]:
+    return sorted(_table("methods.json"))
+
+
+def model(
+    name: str, method: str = "none", precision: str = "int4", visual_tokens: int | None = None
+) -> Model:
+    """``name`` is one of ``models.json`` or the path of a ``config.json``; a bundle's directory brings method and precision
+    along. ``visual_tokens`` per picture, where the model takes pictures of any size. Raises UserError."""
+    if precision not in _BYTES:
+        raise unknown("precision", precision, _BYTES)
+    path = Path(name)
+    if path.is_dir() and (path / "bundle.json").is_file():
+        manifest = _of_bundle(path)
+        any_size = manifest.image["kind"] != "clip"
+    else:
+        row = _of_config(path) if path.is_file() else _row(name)
+        manifest, any_size = _unbuilt(row, method, precision), row["any_size"]
+    return Model(_shown(manifest, visual_tokens, any_size) if visual_tokens else manifest)
+
+
+def _row(name: str) -> dict[str, Any]:
+    if name not in _rows():
+        raise unknown("model", name, _rows())
+    return {"name": name, **_rows()[name]}
+
+
+def _of_config(path: Path) -> dict[str, Any]:
+    table = _table("models.json")
+    families = table["families"] | _table("other_models.json")["families"]
+    return model_config.read(path, families, table["decoders"])
+
+
+def _shown(manifest: Manifest, visual_tokens: int, any_size: bool) -> Manifest:
+    """The manifest for an image of so many tokens. Raises UserError where all images have the same number."""
+    known = manifest.num_visual_tokens
+    if manifest.vision and not any_size and visual_tokens != known:
+        raise UserError(
+            f"{manifest.name} makes {known} visual tokens of every picture | got {visual_tokens} | leave it out",
+            code=2,
+        )
+    return replace(manifest, num_visual_tokens=visual_tokens)
+
+
+def _unbuilt(row: dict[str, Any], method: str, precision: str) -> Manifest:
+    """A manifest with no graphs: what ``costs.schedule`` reads is there."""
+    table = _table("methods.json")
+    if "+" in method:
+        raise UserError(
+            f"a pair of methods is planned from its bundle | got {method} | foveate build it, then foveate plan BUNDLE",
+            code=2,
+        )
+    if method not in table:
+        raise unknown("method", method, table)
+    facts, layers = table[method], row["decoder"]["num_layers"]
+    cuts = [_cut(cut, layers) for cut in facts["cuts"]]
+    stages = ["vision_encoder", *(["pruner"] if facts["where"] == "before" else [])]
+    for number in range(len(cuts)):
+        stages += [f"llm.{number}", f"pruner.{number}"]
+    stages += [f"llm.{len(cuts)}" if cuts else "llm"]
+    return Manifest(
+        name=row["name"],
+        family="",
+        source={"model": row["name"]},
+        method={"name": method, "options": {}, "where": facts["where"]},
+        precision={"decoder": precision, "head": "compute dtype", "vision": "compute dtype"},
+        stages=tuple(stages),
+        graphs={},
+        dialects={},
+        num_visual_tokens=row["visual_tokens"],
+        grid=(1, row["visual_tokens"]),
+        decoder=row["decoder"],
+        image={},
+        prompt={},
+        files={},
+        cuts=tuple(cuts),
+        budgets=facts["budgets"],
+        limits=facts["limits"],
+        vision=row["vision"],
+    )
+
+
+def _cut(cut: int | str, layers: int) -> int:
+    """A layer's number, or "8/32": that share of the layers."""
+    if isinstance(cut, int):
+        return cut
+    part, whole = map(int, cut.split("/"))
+    return round(layers * part / whole)
+
+
+def _of_bundle(path: Path) -> Manifest:
+    """Where images differ in their tokens, one of 640 x 480 pixels is planned for."""
+    manifest = load(path).manifest
+    if manifest.vision is None:
+        raise UserError(
+            f"{path} does not tell the sizes of its vision encoder | it was built by an older foveate "
+            "| build it again, or foveate plan --model ... --method ...",
+            code=2,
+        )
+    tokens = layout(PHOTO, manifest.image, manifest.grid).total
+    return replace(manifest, num_visual_tokens=min(tokens, manifest.num_visual_tokens))

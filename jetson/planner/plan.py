@@ -1,0 +1,232 @@
+"""``foveate plan``: before anything is built, does a model with a method fit a device, and how fast would it answer?
+
+Everything here is an estimate, made of published numbers: ``jetson/planner/roofline.py`` and ``jetson/planner/memory.py`` say of what, and
+docs/jetson.md how far off it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+from foveate.engines.errors import UserError
+from foveate.jetson.device import devices
+from foveate.jetson.device.devices import Device
+from foveate.jetson.planner import model_sizes
+from foveate.jetson.planner.memory import DIALECTS, fitting_context, memory
+from foveate.jetson.planner.model_sizes import Model
+from foveate.jetson.planner.roofline import times
+from foveate.runtime.cli import Parser
+from foveate.runtime.compiling.compile import MAX_CONTEXT
+from foveate.runtime.llm.budget import Keep
+from foveate.runtime.measuring import costs
+
+__all__ = ["best_keep", "main", "plan"]
+
+_STAGES = ("vision", "prune", "prefill", "first_token")
+
+
+def plan(
+    model: Model,
+    device: Device,
+    keep: Keep = None,
+    *,
+    ttft: float | None = None,
+    text_tokens: int = costs.TEXT_TOKENS,
+    new_tokens: int = 64,
+    desktop: bool = True,
+    max_context: int | None = None,
+    dialect: str | None = None,
+) -> dict[str, Any]:
+    """The plan as plain data. Where answering does not fit, ``memory`` says with which ``max_context`` it would
+    ("fitting_context"), and where compiling does not, into how few parts the language model must be cut ("llm_parts"); None
+    where no number helps. ``ttft`` is a wanted time to first token in seconds. Raises UserError for a wrong ``keep``."""
+    schedule = model.schedule(keep)
+    speed = times(model, device, schedule, text_tokens, new_tokens)
+    needs = _needs(model, device, max_context, dialect, desktop, _rows(schedule, text_tokens, new_tokens))
+    facts = {
+        "model": model.name,
+        "precision": model.precision,
+        "device": {
+            "name": device.name,
+            "title": device.title,
+            "mode": device.mode,
+            "sources": device.sources,
+        },
+        "visual_tokens": model.manifest.num_visual_tokens,
+        "schedule": [list(part) for part in schedule],
+        "average_tokens": costs.average_tokens(schedule),
+        "text_tokens": text_tokens,
+        "new_tokens": new_tokens,
+        "seconds": asdict(speed) | {"first_token": speed.first_token},
+        "tokens_per_second": speed.tokens_per_second,
+        "memory": needs,
+    }
+    if ttft is not None:
+        facts["ttft"] = {"wanted": ttft, "keep": best_keep(model, device, ttft, text_tokens)}
+    return facts
+
+
+def _rows(schedule: costs.Schedule, text_tokens: int, new_tokens: int) -> int:
+    """Of the kv cache that one answer fills."""
+    return max(tokens for _, tokens in schedule) + text_tokens + new_tokens
+
+
+def _needs(
+    model: Model, device: Device, max_context: int | None, dialect: str | None, desktop: bool, rows: int
+) -> dict[str, Any]:
+    sizes = {"max_context": max_context, "dialect": dialect, "desktop": desktop}
+    found = memory(model, device, **sizes)
+    if found.max_context < rows:
+        raise UserError(
+            f"the kv cache is too short | it has {found.max_context} rows, image, text and answer have {rows} "
+            "| give a larger --max-context, or a smaller --keep or --new-tokens",
+            code=2,
+        )
+    needs = found.to_json()
+    if not needs["fits"]:
+        context = needs["fitting_context"] = fitting_context(model, device, rows, dialect, desktop)
+        sizes["max_context"] = context or max_context
+    if not needs["builds"]:
+        parts = range(2, model.decoder["num_layers"] + 1)
+        fitting = (n for n in parts if memory(model, device, llm_parts=n, **sizes).build <= device.memory)
+        needs["llm_parts"] = next(fitting, None)
+    return needs
+
+
+def best_keep(model: Model, device: Device, ttft: float, text_tokens: int = costs.TEXT_TOKENS) -> int | None:
+    """The largest budget whose first token comes within ``ttft`` seconds; None: not even 1 token does. A method that keeps
+    a number of its own has that one or None."""
+    method, total = model.manifest.method, model.manifest.num_visual_tokens
+
+    def soon(keep: Keep) -> bool:
+        return times(model, device, model.schedule(keep), text_tokens).first_token <= ttft
+
+    if method["name"] == "none" or method.get("fixed_keep") is not None:
+        return (method.get("fixed_keep") or total) if soon(None) else None
+    return next((keep for keep in range(total, 0, -1) if soon(keep)), None)
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    if (args.model is None) == (args.bundle is None):
+        raise UserError("plan what? | expected a BUNDLE or --model NAME | foveate plan --help", code=2)
+    for name, least in (("text_tokens", 0), ("new_tokens", 1), ("visual_tokens", 1), ("max_context", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            option = name.replace("_", "-")
+            raise UserError(f"wrong {option} | got {value}, expected {least} or more | leave it out", code=2)
+    if args.bundle and (args.method or args.precision):
+        raise UserError(
+            "a bundle has its method and its precision | got --method or --precision | leave them out", code=2
+        )
+    model = model_sizes.model(
+        args.bundle or args.model, args.method or "none", args.precision or "int4", args.visual_tokens
+    )
+    facts = plan(
+        model,
+        devices.device(args.device),
+        args.keep,
+        ttft=args.ttft,
+        text_tokens=args.text_tokens,
+        new_tokens=args.new_tokens,
+        desktop=not args.headless,
+        max_context=args.max_context,
+        dialect=args.dialect,
+    )
+    print(json.dumps(facts) if args.json else "\n".join(_lines(facts)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="foveate plan", description="Estimate memory and speed on a device before anything is built."
+    )
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", nargs="?", help="in place of --model, --method, --precision"
+    )
+    parser.add_argument("--model", help=f"{', '.join(model_sizes.known())}, or the path of a config.json")
+    parser.add_argument("--method", help=f"{', '.join(model_sizes.methods())} (default: none)")
+    parser.add_argument("--precision", help="of the decoder: int4 (default), int8, fp8, fp16")
+    parser.add_argument("--keep", help='visual tokens kept per picture: 128 or "22.2%%"')
+    parser.add_argument("--device", required=True, help=", ".join(devices.DEVICES))
+    parser.add_argument(
+        "--ttft", type=float, metavar="SECONDS", help="find the budget for this time to first token"
+    )
+    parser.add_argument("--visual-tokens", type=int, help="per picture, of models that take any size")
+    parser.add_argument(
+        "--text-tokens", type=int, default=costs.TEXT_TOKENS, help=f"default {costs.TEXT_TOKENS}"
+    )
+    parser.add_argument("--new-tokens", type=int, default=64, help="of the answer (default 64)")
+    parser.add_argument(
+        "--max-context",
+        type=int,
+        help=f"rows of the kv cache, as of foveate compile (default: {MAX_CONTEXT}, or what the model takes)",
+    )
+    parser.add_argument(
+        "--dialect",
+        choices=DIALECTS,
+        help="native: TensorRT 10.15 or newer (JetPack 7.2); primitive: older ones, the default on a Jetson",
+    )
+    parser.add_argument("--headless", action="store_true", help="the device runs no desktop")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    device, needs = facts["device"], facts["memory"]
+    mode = f", mode {device['mode']}" if device["mode"] else ""
+    stages = ", ".join(f"{tokens} in {layers} layers" for layers, tokens in facts["schedule"])
+    lines = [
+        f"{'model':<12}{facts['model']}, decoder {facts['precision']}",
+        f"{'device':<12}{device['title']}{mode}",
+        f"{'picture':<12}{facts['visual_tokens']} visual tokens, kept {stages}; {facts['text_tokens']} of text",
+        "",
+        *(f"{name.replace('_', ' '):<12}{facts['seconds'][name] * 1e3:10.1f} ms" for name in _STAGES),
+        f"{'decoding':<12}{facts['tokens_per_second']:10.1f} tokens/s",
+        "",
+    ]
+    notes = {
+        "cache": f"  {needs['max_context']} rows, whatever is kept",
+        "scratch": f"  an estimate, for {needs['max_context']} rows at once in the dialect {needs['dialect']}",
+    }
+    parts = ("system", "weights", "cache", "scratch", "run", "build", "total")
+    lines += [f"{name:<12}{needs[name] / 1e9:10.2f} GB{notes.get(name, '')}" for name in parts]
+    lines += ["", *_verdict(needs)]
+    if "ttft" in facts:
+        wanted, keep = facts["ttft"]["wanted"], facts["ttft"]["keep"]
+        most = (
+            f"keep {keep}" if keep else "no budget is small enough: vision alone, or one token, takes longer"
+        )
+        lines.append(f"{'first token':<12}in {wanted} s: {most}")
+    return [*lines, "estimates from published measurements of other engines; docs/jetson.md has their errors"]
+
+
+def _verdict(needs: dict[str, Any]) -> list[str]:
+    parts, context = needs.get("llm_parts"), needs.get("fitting_context")
+    and_so = " and that --max-context" if context else ""
+    whole = "a smaller model or a larger module (swap does not help the builder)"
+    lines = []
+    for fits, need, what, remedy in (
+        (
+            "fits",
+            "run",
+            "answering",
+            f"it does with `foveate compile --max-context {context}`"
+            if context
+            else "lower --precision, a smaller model or --headless",
+        ),
+        (
+            "builds",
+            "build",
+            "compiling",
+            f"it does with `foveate build --llm-parts {parts}`{and_so}" if parts else whole,
+        ),
+    ):
+        lack = (needs[need] - needs["total"]) / 1e9
+        lines.append(
+            f"{what:<12}{'fits' if needs[fits] else f'does not fit: {lack:.2f} GB too little; {remedy}'}"
+        )
+    return lines

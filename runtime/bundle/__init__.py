@@ -1,0 +1,1 @@
+"""A bundle on disk: its manifest and files (``loading``), and the engines compiled from it (``compiled``)."""

@@ -1,0 +1,250 @@
+"""Compiled engines of a bundle: where they stand, what they are bound to, and whether this machine may load
+them.
+
+``engines/<key>/`` holds what a backend compiled and ``engine.json``::
+
+{"target": "onnxruntime", "machine": {...},          # the backend's own word on what the engine is bound to
+"dialect": "ort", "options": {...}, "sources": {"llm.ort.onnx": sha256, "weights/llm.data": sha256, ...},
+"remedies": {"llm": [...], ...},                     # what it took to compile a graph, in words "self_test":
+{"ok": true, "findings": [...]},        # or {"not_run": why}; see runtime.compile "files": {"llm.onnx":
+{"size": ..., "sha256": ...}, ...}}
+
+An engine made from other files or for another machine, and one whose own files have changed, is refused
+with the reason, never loaded. Its files are checked as a bundle's are (``runtime.stamps``);
+``engines/<key>/.checked.json`` keeps their stamps.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foveate.engines.engine import Engine
+from foveate.engines.errors import UserError, unknown
+from foveate.engines.prefill_switch import ByRows
+from foveate.runtime.bundle import stamps
+from foveate.runtime.bundle.loading import Bundle
+
+__all__ = [
+    "TARGETS",
+    "Plan",
+    "backend",
+    "cannot_run",
+    "choose",
+    "load_engine",
+    "load_engines",
+    "plans",
+    "plans_in",
+    "refused_dialect",
+    "sources",
+    "usable",
+]
+
+TARGETS = {
+    "tensorrt": (
+        "foveate.engines.trt.backend",
+        "tensorrt",
+        "JetPack brings it; on a PC: pip install tensorrt",
+    ),
+    "tensorrt-rtx": ("foveate.engines.trt.backend", "tensorrt_rtx", "pip install 'foveate[rtx]'"),
+    "onnxruntime": ("foveate.engines.ort.backend", "onnxruntime", "pip install onnxruntime"),
+}
+"""Target -> module, the library that the module imports, and how to get it. The first that fits is loaded."""
+
+
+def backend(target: str) -> Any:
+    """The backend of a target: see ``engines.base``. Raises UserError when the target is unknown or its
+    library is not installed."""
+    if target not in TARGETS:
+        raise unknown("target", target, TARGETS)
+    module, library, remedy = TARGETS[target]
+    try:
+        found = importlib.import_module(module)
+        return found.backend(target) if hasattr(found, "backend") else found
+    except ModuleNotFoundError as error:
+        if error.name != library:
+            raise
+        raise UserError(f"the target {target} needs {library} | it is not installed | {remedy}") from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One directory of compiled graphs."""
+
+    path: Path
+    target: str
+    machine: dict[str, Any]
+    dialect: str
+    options: dict[str, Any]
+    sources: dict[str, str]
+    remedies: dict[str, list[str]]
+    files: dict[str, dict[str, Any]]
+    self_test: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return self.path.name
+
+    def write(self) -> None:
+        data = asdict(self)
+        del data["path"]
+        (self.path / "engine.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+    def fault(
+        self, bundle: Bundle, *, full: bool = False, progress: Callable[[str], None] | None = None
+    ) -> str | None:
+        """Why this machine must not load it, or None. ``full`` hashes the compiled files whatever their
+        stamps; ``progress`` gets the path of each large file that is about to be hashed."""
+        if self.sources != sources(bundle, self.dialect):
+            return "it was compiled from other files than the bundle holds now"
+        module = backend(self.target)
+        if reason := refused_dialect(module, self.dialect):
+            return reason.replace(" | ", ": ")
+        here = module.machine(self.options)
+        for name in self.machine.keys() | here.keys():
+            made, have = self.machine.get(name), here.get(name)
+            if made != have:
+                return f"it was made for {name} {_show(made, have)}, this machine has {_show(have, made)}"
+        say = (lambda name: progress(f"engines/{self.key}/{name}")) if progress else None
+        fault = stamps.first_fault(self.path, self.files, self._stamps, full=full, progress=say)
+        if fault is None:
+            return None
+        if fault.words is None:
+            return f"{fault.name} is missing"
+        return f"{fault.name} has changed since it was compiled: {fault.words}"
+
+    @property
+    def _stamps(self) -> Path:
+        return self.path / ".checked.json"
+
+    def remember(self) -> None:
+        """Keep the stamps of the compiled files, which were hashed when they were written."""
+        stamps.remember(self.path, self.files, self._stamps)
+
+
+def _show(value: Any, other: Any) -> str:
+    """A value; of two lists only what the other one lacks."""
+    if isinstance(value, list) and isinstance(other, list):
+        return ", ".join(v for v in value if v not in other) or "less"
+    return str(value)
+
+
+def sources(bundle: Bundle, dialect: str) -> dict[str, str]:
+    """SHA-256 of the graphs of ``dialect`` and of all weights, by path."""
+    kinds = bundle.manifest.dialects[dialect]
+    graphs = {*kinds["files"].values(), *kinds.get("prefill", {}).values()}
+    return {
+        name: entry["sha256"]
+        for name, entry in bundle.manifest.files.items()
+        if name in graphs or name.startswith("weights/")
+    }
+
+
+def plans(bundle: Bundle) -> Iterator[Plan]:
+    """Every compiled engine of the bundle, in the order of TARGETS and then by key. Raises UserError for a
+    damaged record."""
+    yield from plans_in(bundle.path)
+
+
+def plans_in(folder: Path) -> list[Plan]:
+    """As ``plans``, of the bundle in ``folder``, whose manifest is not read."""
+    found = []
+    for file in (folder / "engines").glob(
+        "[!.]*/engine.json"
+    ):  # hidden ones are being compiled, or were when killed
+        try:
+            found.append(Plan(path=file.parent, **json.loads(file.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{file} is damaged | {error} | remove {file.parent} and compile again"
+            ) from error
+    order = list(TARGETS)
+    return sorted(found, key=lambda p: (order.index(p.target) if p.target in order else 99, p.key))
+
+
+def choose(bundle: Bundle, engine: str | None = None, progress: Callable[[str], None] | None = None) -> Plan:
+    """The first engine that fits this machine; ``engine`` is a key or the beginning of one, e.g. a target.
+    ``progress`` gets the path of each large file that is about to be hashed. Raises UserError."""
+    every = list(plans(bundle))
+    wanted = [plan for plan in every if engine is None or plan.key.startswith(engine)]
+    if not wanted:
+        got = f"compiled are: {', '.join(plan.key for plan in every)}" if every else "nothing is compiled"
+        what = f"no compiled engine {engine}" if engine else "no compiled engine"
+        target = f" --target {engine}" if engine in TARGETS else ""
+        raise UserError(f"{what} | {got} | foveate compile {bundle.path}{target}")
+    faults = []
+    for plan in wanted:
+        fault = _misfit(bundle, plan, progress)
+        if fault is None:
+            return plan
+        faults.append((plan, *fault))
+    plan, why, remedy = faults[-1]
+    raise UserError(f"the engine {plan.key} does not fit | {why} | {remedy}")
+
+
+def _misfit(bundle: Bundle, plan: Plan, progress: Callable[[str], None] | None) -> tuple[str, str] | None:
+    """Why it cannot be executed here, and what to do about it; or None."""
+    again = compile_command(bundle, plan)
+    if plan.target not in TARGETS:
+        return f"this foveate knows no target {plan.target}", again
+    try:
+        fault = plan.fault(bundle, progress=progress) or cannot_run(plan.target)
+    except UserError as error:  # its library is not installed, or broken
+        *why, remedy = str(error).split(" | ")
+        return ", ".join(why), remedy
+    return (fault, again) if fault else None
+
+
+def cannot_run(target: str) -> str | None:
+    """Why this machine cannot execute engines of a target that it may compile for, or None."""
+    found = backend(target)
+    return found.cannot_run() if hasattr(found, "cannot_run") else None
+
+
+def refused_dialect(module: Any, name: str) -> str | None:
+    """Why the installed version of a backend does not take a dialect | the remedy; None where it does."""
+    return module.refused_dialect(name) if hasattr(module, "refused_dialect") else None
+
+
+def usable(dialects: Collection[str]) -> list[str]:
+    """The targets that this machine can compile for and execute, of a bundle that has these ``dialects``."""
+    found = []
+    for target in TARGETS:
+        try:
+            accepted = backend(target).DIALECTS
+        except (UserError, ImportError):  # its library is not installed, or cannot be loaded
+            continue
+        if cannot_run(target) is None and not set(accepted).isdisjoint(dialects):
+            found.append(target)
+    return found
+
+
+def compile_command(bundle: Bundle, plan: Plan) -> str:
+    """The command that makes the engine again."""
+    options = "".join(_flag(name, value) for name, value in plan.options.items())
+    return f"foveate compile {bundle.path} --target {plan.target}{options}"
+
+
+def _flag(name: str, value: Any) -> str:
+    if value is None or value is False:
+        return ""
+    text = "" if value is True else f" {','.join(value) if isinstance(value, list) else value}"
+    return f" --{name.replace('_', '-')}{text}"
+
+
+def load_engines(bundle: Bundle, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Engine]:
+    """The engine of every stage, by graph name. ``settings`` join the options of the compilation
+    (``threads``)."""
+    return {name: load_engine(bundle, plan, name, settings) for name in bundle.manifest.stages}
+
+
+def load_engine(bundle: Bundle, plan: Plan, name: str, settings: Mapping[str, Any]) -> Engine:
+    """The engine of one stage; of two where the bundle has another form of it for prefill."""
+    forms = bundle.manifest.forms(name, plan.dialect)
+    options = {**plan.options, **settings}
+    engines = [backend(plan.target).load(plan.path, spec, options) for spec, _ in forms]
+    return engines[0] if len(engines) == 1 else ByRows(*engines)

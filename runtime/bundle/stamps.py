@@ -1,0 +1,91 @@
+"""Whether files are those that were hashed when they were made, without hashing large ones each time.
+
+Sizes and the SHA-256 of small files are looked at every time. A large file is hashed once; then its stamp
+(size, time of the last change, inode) is kept in a file, and hashing is repeated only when the stamp
+differs. A change that keeps the stamp is found by the full check alone. Where that file cannot be written,
+as on read-only storage, large files are hashed every time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.engines.disk import files
+
+__all__ = ["Fault", "first_fault", "remember"]
+
+_SMALL = 1 << 20  # bytes; hashing this much takes a millisecond
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file that is not what it was. ``words`` is None where it is missing."""
+
+    name: str
+    words: str | None
+
+
+def first_fault(
+    root: Path,
+    expected: Mapping[str, Mapping[str, Any]],
+    stamps_file: Path,
+    *,
+    full: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Fault | None:
+    """The first of the files that is missing or changed, or None.
+
+    ``expected``: path in ``root`` -> its ``size`` in bytes and ``sha256``. ``full`` hashes every file
+    whatever its stamp. ``progress`` gets the name of each large file that is about to be hashed.
+    """
+    known = {} if full else _read(stamps_file)
+    fresh: dict[str, list[int]] = {}
+    for name, entry in expected.items():
+        path = root / name
+        if not path.is_file():
+            return Fault(name, None)
+        stamp = _stamp(path)
+        if stamp[0] != entry["size"]:
+            return Fault(name, f"got {stamp[0]} bytes, expected {entry['size']}")
+        small = stamp[0] <= _SMALL
+        if small or known.get(name) != stamp:
+            if progress and not small:
+                progress(name)
+            if (got := files.sha256(path)) != entry["sha256"]:
+                return Fault(name, files.difference(got, entry["sha256"]))
+        if not small:
+            fresh[name] = stamp
+    if fresh != known:
+        _write(stamps_file, fresh)
+    return None
+
+
+def remember(root: Path, names: Mapping[str, object], stamps_file: Path) -> None:
+    """Keep the stamps of files that were hashed just now."""
+    stamps = {name: _stamp(root / name) for name in names}
+    _write(stamps_file, {name: stamp for name, stamp in stamps.items() if stamp[0] > _SMALL})
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _read(file: Path) -> dict[str, list[int]]:
+    try:
+        stamps = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or cut short by a power failure: hash again
+        return {}
+    return stamps if isinstance(stamps, dict) else {}
+
+
+def _write(file: Path, stamps: dict[str, list[int]]) -> None:
+    with contextlib.suppress(OSError):  # read-only storage: the next look hashes again
+        file.parent.mkdir(exist_ok=True)
+        with files.atomic_file(file) as part:
+            part.write_text(json.dumps(stamps), encoding="utf-8")

@@ -1,0 +1,153 @@
+"""``foveate VERB ...``: the dispatcher. A verb's module is imported only when it is asked for.
+
+Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 Ctrl-C, 141 whoever read our output went away, 143 SIGTERM. Output that cannot be written
+(closed, disk full) is a failure where it is the result; verbs that make something (``_MAKERS``) go on without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NoReturn
+
+from foveate.engines.errors import UserError, unknown
+from foveate.runtime.cli.signals import terminable
+from foveate.runtime.cli.streams import Output, guarded
+
+__all__ = ["VERBS", "Parser", "main"]
+
+VERBS = {
+    "build": (
+        "foveate.export.build",
+        "a checkpoint and a pruning method become a bundle (host; needs torch)",
+    ),
+    "compile": ("foveate.runtime.compiling.compile", "compile a bundle for this machine"),
+    "run": ("foveate.runtime.cli.run", "answer a question about pictures"),
+    "chat": ("foveate.runtime.cli.chat", "talk about pictures, turn by turn"),
+    "check": ("foveate.runtime.compiling.self_test", "prove a bundle on this machine"),
+    "inspect": ("foveate.runtime.cli.inspect", "show what a bundle holds"),
+    "watch": ("foveate.runtime.cli.watch", "answer a question about what a camera sees, again and again"),
+    "bench": ("foveate.runtime.measuring.bench", "measure a compiled bundle on this machine"),
+    "plan": ("foveate.jetson.planner.plan", "estimate memory and speed on a device before anything is built"),
+    "doctor": ("foveate.jetson.device.doctor", "show what is on this machine and what is wrong with it"),
+    "pack": (
+        "foveate.jetson.deployment.pack",
+        "one file with a bundle and the runtime, for a device without network",
+    ),
+    "deploy": (
+        "foveate.jetson.deployment.deploy",
+        "bring a bundle to a device over ssh and get its first answer",
+    ),
+    "power": (
+        "foveate.jetson.device.power_modes",
+        "show the power mode of a Jetson, or run a command in another one",
+    ),
+}
+
+_MAKERS = ("build", "compile", "deploy", "pack", "power")  # what they print is not their result
+_ENDLESS = ("chat", "watch")  # would go on for nobody
+
+_INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as shells have it
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our form of error: one line and the way to the help."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} | {self.usage_line()} | {self.prog} --help", code=2)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        found, extra = self.parse_known_args(args, namespace)
+        if wrong := [each.split("=")[0] for each in extra if each.startswith("-")]:
+            known = {each.strip("-"): each for each in self._option_string_actions}
+            near = difflib.get_close_matches(wrong[0].strip("-"), known, n=1, cutoff=0.5)
+            hint = f"did you mean {known[near[0]]}?" if near else self.usage_line()
+            raise UserError(f"unknown option {wrong[0]} | {hint} | {self.prog} --help", code=2)
+        if extra:
+            got = f"got {len(extra)} more than expected: {' '.join(extra)}"
+            raise UserError(f"too many arguments | {got} | put quotes around text with blanks", code=2)
+        return found
+
+    def usage_line(self) -> str:
+        return " ".join(self.format_usage().split())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    verb = argv[0] if argv else ""
+
+    def raises(error: OSError) -> bool:
+        return verb in _ENDLESS or (isinstance(error, BrokenPipeError) and verb not in _MAKERS)
+
+    with guarded(raises) as output, terminable():  # the streams first: a pipe would take their numbers
+        return _after_lost_output(verb, _outcome(argv, output), output.fault)
+
+
+def _outcome(argv: list[str], output: Output) -> int:
+    """The exit code of the verb alone; what a user can mend is said on the standard error."""
+    try:
+        code = _dispatch(argv)
+        output.flush()
+        return code
+    except UserError as error:
+        print(f"foveate: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return _INTERRUPTED
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of whichever argument: nothing of that name can exist
+            got = f"{str(error.filename)[:60]}... of {len(str(error.filename))} characters"
+            print(f"foveate: the name of a file is too long | got {got} | shorten it", file=sys.stderr)
+        elif error is not output.fault:
+            raise
+        return 1
+
+
+def _after_lost_output(verb: str, code: int, fault: OSError | None) -> int:
+    """The exit code in view of output that could not be written: ``fault``."""
+    if fault is None:
+        return code
+    if isinstance(fault, BrokenPipeError):
+        return code if verb in _MAKERS else _PIPE_CLOSED
+    remedy = (
+        "the work was done"
+        if verb in _MAKERS and code == 0
+        else "redirect it to a file on a disk with room, or leave the redirection out"
+    )
+    reason = "it is closed" if fault.errno == errno.EBADF else fault.strerror.lower()
+    print(f"foveate: cannot write to the standard output | {reason} | {remedy}", file=sys.stderr)
+    return code if verb in _MAKERS else code or 1
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"foveate {version('foveate')}")
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+    try:
+        return importlib.import_module(VERBS[verb][0]).main(rest)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if verb != "build" or missing in ("", "foveate"):
+            raise
+        raise UserError(
+            f"`foveate build` needs the export extra | {missing} is not installed "
+            "| pip install 'foveate[export]' (Python 3.11 or newer)"
+        ) from error
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {name:<10}{text}" for name, (_, text) in VERBS.items())
+    return f"usage: foveate VERB ...\n\n{verbs}\n\nfoveate VERB --help says more; foveate --version."

@@ -1,0 +1,156 @@
+"""The compilation of one bundle: its graphs one after another, and the proof that they answer as they must.
+
+An engine that answers wrongly is compiled again with what is known to help, in the order of its backend's table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foveate.engines.disk.files import sha256
+from foveate.engines.errors import UserError
+from foveate.engines.workarounds import Remedy
+from foveate.runtime.bundle.compiled import Plan, cannot_run, sources
+from foveate.runtime.bundle.loading import Bundle
+from foveate.runtime.compiling import self_test as check
+
+__all__ = ["Job", "Progress"]
+
+Progress = Callable[[str], None]
+"""Is told a line."""
+
+
+@dataclass
+class Job:
+    """The compilation of one bundle into ``work``. ``applied``: remedies by graph; ``notes``: what its build said."""
+
+    bundle: Bundle
+    module: Any
+    machine: dict[str, Any]
+    options: dict[str, Any]
+    work: Path
+    dialect: str
+    progress: Progress
+    applied: dict[str, list[Remedy]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+
+    def compile(self, graphs: tuple[str, ...]) -> None:
+        manifest = self.bundle.manifest
+        self.bundle.require_own_weights(self.dialect)
+        for name in graphs:
+            options, remedies = self._options(name)
+            for spec, file in manifest.forms(name, self.dialect):
+                start = time.perf_counter()
+                try:
+                    notes = self.module.compile_graph(self.bundle.file(file), self.work, spec, options)
+                except UserError as error:
+                    method = manifest.method["name"]
+                    raise UserError(f"{spec.name} of {method}: {error}", code=error.code) from error
+                self.notes[spec.name] = [*remedies, *notes]
+                size = sum(file.stat().st_size for file in self.work.iterdir() if file.stem == spec.name)
+                seconds, told = time.perf_counter() - start, self._told(spec.name)
+                self.progress(f"{spec.name:<16}{seconds:7.1f} s {size / 1e6:9.1f} MB{told}")
+
+    def _told(self, graph: str) -> str:
+        """What the backend knows of a graph that it compiled."""
+        if not hasattr(self.module, "describe"):
+            return ""
+        facts = self.module.describe(self.work, graph)
+        layers = ", ".join(f"{count} {dtype}" for dtype, count in facts["layers"].items())
+        memory = f", built within {facts['peak_bytes'] / 2**30:.2f} GiB" if facts["peak_bytes"] else ""
+        return f"  layers: {layers}{memory}"
+
+    def _options(self, graph: str) -> tuple[dict[str, Any], list[str]]:
+        """Those of this graph's compilation, and the names of the remedies among them."""
+        options, names = dict(self.options), []
+        for remedy in self.applied.get(graph, ()):
+            options |= remedy.options
+            names.append(remedy.name)
+        return {**options, "remedies": names} if names else options, names
+
+    def write(self, self_test: dict[str, Any]) -> Plan:
+        files = {
+            file.name: {"size": file.stat().st_size, "sha256": sha256(file)}
+            for file in sorted(self.work.iterdir())
+            if file.name != "engine.json"
+        }
+        plan = Plan(
+            self.work,
+            self.machine["target"],
+            self.machine,
+            self.dialect,
+            self.options,
+            sources(self.bundle, self.dialect),
+            self.notes,
+            files,
+            self_test,
+        )
+        plan.write()
+        return plan
+
+    def prove(self) -> None:
+        """Run the self-test; while it fails, compile again with the next remedy. Raises UserError when none is left."""
+        if reason := self._untestable():
+            self.progress(f"self-test not run: {reason}")
+            self.write({"not_run": reason})
+            return
+        while wrong := self._first_wrong():
+            if error := check.not_finite(self.bundle, self.dialect, wrong):
+                raise error
+            self.progress(f"{wrong.graph} is wrong: {check.seen(wrong)}")
+            remedy = self._remedy(wrong.graph)
+            if remedy is None:
+                tried = sum(map(len, self.applied.values())) or "no"
+                raise UserError(
+                    f"the graph {wrong.graph} is wrong on this machine | {check.seen(wrong)}, after {tried} remedies "
+                    "| nothing was written; compile for another target, or report it with `foveate doctor`"
+                )
+            self._apply(remedy, wrong.graph)
+
+    def _untestable(self) -> str | None:
+        recorded = self.bundle.golden(self.dialect)
+        if not recorded.is_file():
+            return f"the bundle has no {recorded.name}"
+        return cannot_run(self.machine["target"])
+
+    def _first_wrong(self) -> check.Finding | None:
+        plan = self.write({})
+        findings = []
+        for finding in check.replay(self.bundle, plan):
+            findings.append(finding)
+            if not finding.ok:
+                return finding
+        self.write({"ok": True, "findings": [asdict(finding) for finding in findings]})
+        return None
+
+    def _remedy(self, graph: str) -> Remedy | None:
+        """The first that this graph has not had and that changes something."""
+        tried = self.applied.get(graph, ())
+        known = getattr(self.module, "remedies", ())
+        return next((remedy for remedy in known if remedy not in tried and self._changes(remedy)), None)
+
+    def _changes(self, remedy: Remedy) -> bool:
+        if remedy.dialect:
+            return self._takes(remedy.dialect)
+        return bool(remedy.flags) or not remedy.options.items() <= self.options.items()
+
+    def _takes(self, dialect: str) -> bool:
+        return (
+            dialect != self.dialect
+            and dialect in self.module.DIALECTS
+            and dialect in self.bundle.manifest.dialects
+        )
+
+    def _apply(self, remedy: Remedy, graph: str) -> None:
+        self.progress(f"trying: {remedy.name} ({remedy.source})")
+        if remedy.dialect:
+            self.dialect = remedy.dialect
+            self.applied = {name: [remedy] for name in self.bundle.manifest.stages}
+            self.compile(self.bundle.manifest.stages)
+        else:
+            self.applied.setdefault(graph, []).append(remedy)
+            self.compile((graph,))

@@ -1,0 +1,213 @@
+"""Where an image comes from: a path, a pipe, the standard input, a data URL, an http(s) URL, bytes, or an open file.
+
+``read_once`` turns each of these into something that can be opened again. What can be read only once (a pipe, a download)
+is read into memory, ``MOST_BYTES`` at most. ``runtime.image_file`` decodes the result.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+from PIL import Image
+
+from foveate.engines.errors import UserError
+from foveate.runtime.input_file import PIPE, fault
+
+__all__ = [
+    "MOST_BYTES",
+    "STANDARD_INPUT",
+    "EncodedImage",
+    "ImageSource",
+    "from_command_line",
+    "read_once",
+    "short",
+]
+
+MOST_BYTES = 256 * 2**20
+"""The largest image that is read into memory. An image of 89 megapixels, Pillow's limit, is 255 MiB without compression."""
+
+STANDARD_INPUT = ("-", "/dev/stdin")
+"""What ``--image`` calls the standard input."""
+
+_LONGEST_NAME = 200  # characters of a name in a message
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """The content of an image file in memory. ``name`` says in messages where it came from."""
+
+    data: bytes = field(repr=False)
+    name: str
+
+
+ImageSource = str | PathLike[str] | bytes | BinaryIO | EncodedImage | Image.Image | np.ndarray
+"""An image as a caller gives it. A str is a path, a data URL or an http(s) URL; an array is uint8 [H, W, 3], [H, W, 4],
+[H, W, 1] or [H, W] (RGB, alpha last)."""
+
+
+def from_command_line(names: Sequence[str], *, allow_url: bool = False) -> list[ImageSource]:
+    """``read_once`` of each value of ``--image``, where "-" is the standard input, which holds one image."""
+    inputs = [name for name in names if name in STANDARD_INPUT]
+    if len(inputs) > 1:
+        raise UserError(
+            f"the standard input holds one image | got {' and '.join(f'--image {name}' for name in inputs)} "
+            "| give the others as files or, in bash, as <(COMMAND)",
+            code=2,
+        )
+    return [
+        _of_standard_input() if name in STANDARD_INPUT else read_once(name, allow_url=allow_url)
+        for name in names
+    ]
+
+
+def _of_standard_input() -> EncodedImage:
+    if sys.stdin is None or sys.stdin.isatty():
+        got = "closed" if sys.stdin is None else "a terminal"
+        raise UserError(
+            f"cannot read an image from the standard input | it is {got}, expected a pipe or a file "
+            "| foveate run BUNDLE PROMPT --image - < IMAGE",
+            code=2,
+        )
+    return _encoded(_read(sys.stdin.buffer, "standard input"), "standard input")
+
+
+def read_once(source: ImageSource, *, allow_url: bool = False) -> ImageSource:
+    """``source`` in a form that can be opened as often as needed; what is already of such a form is returned as it is.
+
+    Pipes, devices of process substitution, open files, bytes and URLs become an ``EncodedImage``. Waits until the other end
+    of a pipe closes it. An http(s) URL is downloaded only with ``allow_url``. Raises UserError for what is not there, is empty,
+    is larger than ``MOST_BYTES``, or cannot be read.
+    """
+    if isinstance(source, (EncodedImage, Image.Image, np.ndarray)):
+        return source
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        return _encoded(data, f"of {len(data)} bytes")
+    if hasattr(source, "read"):
+        name = str(getattr(source, "name", "an open file"))
+        return _encoded(_read(source, name), name)
+    if not isinstance(source, (str, PathLike)):
+        raise UserError(
+            f"this is no image | got {type(source).__name__}, expected a path, a URL, bytes, an open file, a PIL image or "
+            "a uint8 array | give one of these",
+            code=2,
+        )
+    scheme = re.match(r"(data|https?|file|ftp):", source, re.IGNORECASE) if isinstance(source, str) else None
+    if scheme is None:
+        return _of_path(source)
+    if scheme[1].lower() == "data":
+        return _of_data_url(source)
+    return _of_url(source, scheme[1].lower(), allow_url)
+
+
+def short(name: object) -> str:
+    """A name for messages, without the middle of a very long one."""
+    text = str(name)
+    return text if len(text) <= _LONGEST_NAME else f"{text[:120]}...{text[-60:]} ({len(text)} characters)"
+
+
+def _of_path(source: str | PathLike[str]) -> ImageSource:
+    if source == "":  # which a Path takes for the current directory
+        raise _unreadable('""', "the name is empty", "give the path of an image file")
+    path, name = Path(source), short(source)
+    got = fault(path)
+    if got is None:
+        return source
+    if got != PIPE:
+        raise _unreadable(
+            name, got, "copy or save it again" if "empty" in got else "give the path of an image file"
+        )
+    try:
+        with path.open("rb") as pipe:
+            return _encoded(_read(pipe, name), name)
+    except OSError as error:
+        raise _unreadable(name, str(error.strerror).lower(), "make it readable") from error
+
+
+def _of_data_url(url: str) -> EncodedImage:
+    """``data:[type][;base64],content``. The type is not looked at: the content decides."""
+    head, comma, body = url.partition(",")
+    name = f"{head[:60]},... ({len(url)} characters)"
+    if not comma:
+        raise _unreadable(
+            f"{url[:60]}...", "there is no comma in the data URL", "write data:image/png;base64,CONTENT"
+        )
+    try:
+        data = unquote_to_bytes(body)
+    except (
+        UnicodeEncodeError
+    ) as error:  # lone surrogates: bytes that the shell passed on and that are no UTF-8
+        raise _unreadable(
+            name, "it holds bytes that are not UTF-8", "write them as %FF, or in base64"
+        ) from error
+    if head.lower().endswith(";base64"):
+        data = b"".join(data.split())
+        try:
+            data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+        except binascii.Error as error:
+            raise _unreadable(
+                name, f"its base64 is damaged ({error})", "encode it again, with base64 -w0"
+            ) from error
+    return _encoded(data, name)
+
+
+def _of_url(url: str, scheme: str, allow_url: bool) -> EncodedImage:
+    if scheme not in ("http", "https"):
+        raise _unreadable(
+            short(url), f"got a {scheme} URL, expected a path, http or https", "give the path of the file"
+        )
+    from foveate.runtime.images.image_url import download, without_secrets
+
+    name = short(without_secrets(url))
+    if not allow_url:
+        raise UserError(
+            f"the image {name} is on the network | nothing is downloaded unless it is allowed | "
+            "add --allow-url (in Python: read_once(URL, allow_url=True)), or download it first",
+            code=2,
+        )
+    return _encoded(download(url, MOST_BYTES), name)
+
+
+def _read(stream: Any, name: str) -> bytes:
+    parts, size = [], 0
+    try:
+        while chunk := stream.read(2**20):
+            if not isinstance(chunk, bytes):
+                raise _unreadable(name, "the file is open as text", 'open it with mode "rb"')
+            parts.append(chunk)
+            size += len(chunk)
+            if size > MOST_BYTES:
+                raise UserError(
+                    f"the image {name} is too large | expected at most {MOST_BYTES // 2**20} MiB | scale it down first"
+                )
+    except (OSError, ValueError) as error:  # ValueError: the file is closed
+        raise _unreadable(name, str(error), "open it again") from error
+    return b"".join(parts)
+
+
+def _encoded(data: bytes, name: str) -> EncodedImage:
+    if not data:
+        raise _empty(name)
+    if len(data) > MOST_BYTES:
+        raise UserError(
+            f"the image {name} is too large | expected at most {MOST_BYTES // 2**20} MiB | scale it down first"
+        )
+    return EncodedImage(data, name)
+
+
+def _empty(name: str) -> UserError:
+    return _unreadable(name, "the file is empty (0 bytes)", "copy or save it again")
+
+
+def _unreadable(name: str, got: str, remedy: str) -> UserError:
+    return UserError(f"cannot read the image {name} | {got} | {remedy}")

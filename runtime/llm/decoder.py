@@ -1,0 +1,295 @@
+"""The language model at work: prompt items go in, logits of the next token come out.
+
+An item is a token id or a picture, which is opaque: it stands for as many rows as tokens of it survived. What is in
+the cache is known item by item, so a prompt that begins like the last one is computed from where they part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from foveate.engines.engine import Engine
+from foveate.engines.row_gather import Rows
+from foveate.engines.spec import GraphSpec, Symbol
+from foveate.runtime.bundle.loading import Manifest
+from foveate.runtime.images.token_layout import Layout, single
+from foveate.runtime.llm.logits import Logits
+from foveate.runtime.llm.segment import Chunk, Segment
+from foveate.runtime.text import chat_prompt
+
+__all__ = ["Decoder", "Item", "Picture", "axes_of", "positions_of", "prompt_ids", "prompt_items"]
+
+_MOST_ROWS = 1024
+"""Computed together: ONNX Runtime's attention computes what the mask hides, too, so pieces take less. At 7B sizes 2,880 tokens
+take a sixth and 4,000 a third less time (docs/measurements.md)."""
+
+
+@dataclass(eq=False)  # two pictures are the same item only when they are the same object
+class Picture:
+    """A picture before the language model. ``tokens`` [R,D], None where only their number is asked; ``kept`` [R] int64: which of
+    the picture's ``total`` tokens each is, -1 for mixtures; ``keep`` the budget asked for; ``owner`` [total] int64: the row that each token
+    went into, or None; ``layout``: where its tokens lie, by default in one row. ``left`` is what pruners inside the language model left, cut by cut: indices [R'] of rows."""
+
+    tokens: Rows | None
+    kept: np.ndarray
+    total: int
+    keep: int = 0
+    owner: np.ndarray | None = None
+    left: list[np.ndarray] = field(default_factory=list)
+    layout: Layout | None = None
+
+    @property
+    def places(self) -> np.ndarray:
+        """Of each row its place in its grid (-1 for mixtures), and that grid's rows and columns: int64 [3,R]."""
+        plan = self.layout or single((1, self.total))
+        found = np.stack([plan.patch, plan.rows, plan.columns])[:, self.kept.clip(min=0)]
+        found[0, self.kept < 0] = -1
+        return found
+
+    def rows(self, depth: int) -> int:
+        """Its rows behind ``depth`` pruners inside; before they ran, the most there can be."""
+        return len(self.left[depth - 1] if 0 < depth <= len(self.left) else self.kept)
+
+    def patches(self, cut: int) -> np.ndarray:
+        """The tokens that are left behind a cut: int64 [R'], -1 for mixtures."""
+        rows = self.left[cut]
+        return np.where(rows < 0, -1, self.kept[rows])
+
+
+Item = int | Picture
+
+
+def prompt_items(segments: Sequence[chat_prompt.Segment], pictures: Sequence[Picture]) -> list[Item]:
+    """The prompt of ``ChatTokenizer.encode_turns`` with the conversation's pictures in their places."""
+    items: list[Item] = []
+    for segment in segments:
+        if isinstance(segment, chat_prompt.ImageSlot):
+            items.append(pictures[segment.index])
+        else:
+            items += segment.tolist()
+    return items
+
+
+def prompt_ids(
+    segments: Sequence[chat_prompt.Segment], layouts: Sequence[Layout], settings: Mapping[str, Any]
+) -> np.ndarray:
+    """int64 [P]: the token ids of a prompt as Hugging Face's processors write them: each image of ``layouts`` is as many
+    placeholder tokens as it has visual tokens before any pruner. ``settings`` are those of ``runtime.prompt``."""
+    image = settings["image_token_id"]
+    video = settings.get("video_token_id", image)
+    found = [np.empty(0, np.int64)]
+    for segment in segments:
+        if isinstance(segment, chat_prompt.ImageSlot):
+            plan = layouts[segment.index]
+            found.append(np.full(plan.total, video if plan.is_video else image, np.int64))
+        else:
+            found.append(segment)
+    return np.concatenate(found)
+
+
+class Decoder:
+    """The engines of the language model with their caches: one segment, or several with pruners between them.
+
+    ``table`` is the token embedding [V,D]. A prompt with new pictures is shortened between the segments; all else runs
+    through them as it is.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine], table: np.ndarray, manifest: Manifest) -> None:
+        self._table, self._mode = Rows(np.asarray(table)[None]), manifest.position_mode
+        self._max_positions = manifest.decoder["max_positions"]
+        spec = engines[manifest.segments[0][0]].spec
+        self._axes = axes_of(spec)
+        compact = self._axes == 1 and manifest.position_mode_inside == "compact"
+        self.segments: list[Segment] = []
+        depth = 0
+        for name, pruner in manifest.segments:
+            points = manifest.budgets.get(pruner, ())
+            found = Segment(
+                engines[name], engines.get(pruner), points, depth, renumbers=compact and depth > 0
+            )
+            self.segments.append(found)
+            depth += found.pruner is not None
+        length = spec.input("inputs_embeds").shape[1]
+        self._most = min(length.max if isinstance(length, Symbol) else length, _MOST_ROWS)
+        self.items: list[Item] = []  # what is in the cache
+        self._position = 0  # of the next row
+
+    @property
+    def length(self) -> int:
+        """Rows in the first segment's cache."""
+        return self.segments[0].cache.length
+
+    @property
+    def name(self) -> str:
+        """The graph that gives the logits."""
+        return self.segments[-1].engine.spec.name
+
+    @property
+    def dtype(self) -> str:
+        """What the logits are computed in."""
+        return self.segments[-1].engine.spec.output("logits").dtype
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of all caches."""
+        return sum(segment.cache.allocated for segment in self.segments)
+
+    @property
+    def used(self) -> int:
+        """Bytes of their written rows."""
+        return sum(segment.cache.used for segment in self.segments)
+
+    def rows(self, item: Item, depth: int = 0) -> int:
+        """How many rows it takes behind ``depth`` pruners."""
+        return _rows(item, depth)
+
+    def span(self, item: Item) -> int:
+        """How many positions an item takes: in mode "keep" a picture takes those of its pruned tokens as well."""
+        return _span(item, self._axes, self._mode)
+
+    def room(self, rows: int, positions: int) -> int:
+        """How many tokens may follow a prompt of ``rows`` rows and ``positions`` positions; at most 0 for none."""
+        return min(self.segments[0].cache.limit - rows, self._max_positions - positions)
+
+    def reuse(self, items: Sequence[Item]) -> int:
+        """Cut the caches to what ``items`` begins with; the rows that stay. The last item is never among them, since
+        its logits are wanted."""
+        if not all(segment.cache.length for segment in self.segments):  # one may have been lost since
+            self.items.clear()
+        same = 0
+        for old, new in zip(self.items, items[:-1], strict=False):
+            if old is not new and (isinstance(old, Picture) or isinstance(new, Picture) or old != new):
+                break
+            same += 1
+        del self.items[same:]
+        self._position = sum(map(self.span, self.items))
+        for segment in self.segments:
+            segment.cache.cut(sum(self.rows(item, segment.depth) for item in self.items))
+        return self.length
+
+    def prefill(self, items: Sequence[Item], new_tokens: int) -> Logits:
+        """The logits after ``items``, of which ``reuse`` told what is cached; room for ``new_tokens`` more is made."""
+        rest = items[len(self.items) :]
+        embeds = self.embed(rest)
+        pictures = [item for item in rest if isinstance(item, Picture)]
+        if pictures and any(segment.pruner is not None for segment in self.segments):
+            logits = self._shorten(embeds, rest, pictures, new_tokens)
+        else:
+            for segment in self.segments:
+                segment.cache.reserve(segment.cache.length + len(embeds) + new_tokens)
+            positions = self._positions(rest)
+            for chunk in np.array_split(np.arange(len(embeds)), -(-len(embeds) // self._most)):
+                logits = self._run(embeds.take(chunk), positions[..., chunk])
+        self._append(rest)
+        return logits
+
+    def step(self, token: int) -> Logits:
+        """The logits after one more token."""
+        logits = self._run(self.embed([token]), self._positions([token]))
+        self._append([token])
+        return logits
+
+    def _append(self, items: Sequence[Item]) -> None:
+        self.items += items
+        self._position += sum(map(self.span, items))
+
+    def _run(self, embeds: Rows, positions: np.ndarray) -> Logits:
+        rows = self.segments[0].gather(embeds)
+        for segment in self.segments:
+            outputs = segment.run(rows, positions)
+            rows = outputs.get("hidden")
+        return Logits.of(outputs)
+
+    def _shorten(
+        self, embeds: Rows, items: Sequence[Item], pictures: Sequence[Picture], new_tokens: int
+    ) -> Logits:
+        """``_run`` with the pruners between the segments; tells the ``pictures`` what is left of them."""
+        chunk, carried = self.describe(items), {}
+        rows = entering = self.segments[0].gather(embeds)
+        left: list[list[np.ndarray]] = [[] for _ in pictures]
+        for segment in self.segments:
+            segment.cache.reserve(segment.cache.length + len(chunk) + new_tokens)
+            chunk = replace(chunk, positions=segment.places(chunk.positions))
+            outputs = segment.run(rows, chunk.positions)
+            if segment.pruner is None:
+                rows = outputs.get("hidden")
+                continue
+            given = {"scored": rows, "inputs_embeds": entering, **outputs}
+            rows, chunk, carried = segment.prune(given, chunk, carried)
+            for number, found in enumerate(left):
+                found.append(chunk.source[chunk.picture == number])
+        for picture, found in zip(pictures, left, strict=True):
+            picture.left = found
+        return Logits.of(outputs)
+
+    def describe(self, items: Sequence[Item]) -> Chunk:
+        """What is known of the rows of ``items`` behind what is cached, before any pruner inside."""
+        number, parts = 0, []
+        for item in items:
+            if isinstance(item, Picture):
+                rows = len(item.kept)
+                facts = np.repeat([[number], [rows], [item.total], [item.keep]], rows, axis=1)
+                parts.append(np.stack([facts[0], np.arange(rows), *item.places, *facts[1:]]))
+                number += 1
+            else:
+                parts.append(np.array([[-1], [-1], [-1], [1], [1], [0], [0], [0]]))
+        return Chunk(*np.concatenate(parts, axis=1).astype(np.int64), self._positions(items))
+
+    def embed(self, items: Sequence[Item]) -> Rows:
+        """The rows [T,D] of ``items``."""
+        return Rows.join(
+            [run.tokens if isinstance(run, Picture) else self._table.take(run) for run in _runs(items)]
+        )
+
+    def _positions(self, items: Sequence[Item]) -> np.ndarray:
+        """int64 [rows] of ``items`` behind what is cached, in the first segment; M-RoPE: [3, rows]."""
+        return positions_of(items, self._position, self._axes, self._mode)
+
+
+def axes_of(spec: GraphSpec) -> int:
+    """How many numbers the position of a row is in a graph of the language model: 1, or 3 with M-RoPE."""
+    shape = spec.input("position_ids").shape
+    return shape[0] if len(shape) == 3 else 1
+
+
+def positions_of(items: Sequence[Item], start: int, axes: int = 1, mode: str = "compact") -> np.ndarray:
+    """int64 [rows] of ``items`` from ``start`` on, or [axes, rows]. Pictures on several axes keep their positions in any
+    ``mode``."""
+    parts = []
+    for item in items:
+        if isinstance(item, Picture) and (axes > 1 or mode == "keep"):
+            # a merged row (-1) stands where the survivor before it stands
+            own = np.where(item.kept < 0, np.maximum.accumulate(item.kept), item.kept).clip(min=0)
+            own = own if axes == 1 else item.layout.positions[:, own]
+        else:
+            own = np.arange(_rows(item))
+        parts.append(start + (np.tile(own, (axes, 1)) if own.ndim < min(axes, 2) else own))
+        start += _span(item, axes, mode)
+    return np.concatenate(parts, axis=-1).astype(np.int64)
+
+
+def _rows(item: Item, depth: int = 0) -> int:
+    return item.rows(depth) if isinstance(item, Picture) else 1
+
+
+def _span(item: Item, axes: int, mode: str) -> int:
+    if not isinstance(item, Picture) or (axes == 1 and mode == "compact"):
+        return _rows(item)
+    return item.total if axes == 1 else item.layout.span
+
+
+def _runs(items: Sequence[Item]) -> list[list[int] | Picture]:
+    """Neighbouring tokens joined, so that their embeddings are gathered at once."""
+    runs: list[list[int] | Picture] = []
+    for item in items:
+        if isinstance(item, Picture):
+            runs.append(item)
+        elif runs and isinstance(runs[-1], list):
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    return runs

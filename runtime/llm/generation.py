@@ -1,0 +1,167 @@
+"""How an answer is generated: what the bundle says of it, and what was asked for.
+
+``generation`` of bundle.json, written by ``export.generation``; every key may be absent, and older bundles have none::
+
+    {"repetition_penalty": 1.05, "no_repeat_ngram_size": 3,    # prompt and answer count
+     "suppress_tokens": [7], "begin_suppress_tokens": [9],      # never said; not said first
+     "min_new_tokens": 4, "max_new_tokens": 512,                # of the answer
+     "min_length": 10, "max_length": 4096,                      # of prompt and answer together
+     "stop_strings": ["USER:"],
+     "sample": {"temperature": 0.7, "top_k": 20, "top_p": 0.8}} # what --sample takes
+
+Answers are greedy unless somebody asks for more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from foveate.engines.errors import UserError
+from foveate.runtime.llm.sampling import Sampling, wrong
+
+__all__ = ["MAX_NEW_TOKENS", "Generation", "Options"]
+
+MAX_NEW_TOKENS = 256
+"""Of an answer, where neither the checkpoint nor whoever asks says how many."""
+
+_SAMPLE = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+"""What transformers samples with where a checkpoint is silent."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are generated. ``sample`` is what ``--sample`` takes, ``sampling`` what is drawn with; ``keep_special`` leaves
+    special tokens in the text, stop ids aside. The other fields are those of bundle.json."""
+
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+    min_length: int = 0
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    stop_strings: tuple[str, ...] = ()
+    sample: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Sampling = field(default_factory=Sampling)
+    keep_special: bool = False
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Generation:
+        """The bundle's. Keys that this version does not know are left out."""
+        known = {each.name for each in fields(cls)} - {"sampling", "keep_special"}
+        values = {name: value for name, value in data.items() if name in known}
+        return cls(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        )
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """What ``--sample`` draws with: temperature, top_k and top_p."""
+        return {**_SAMPLE, **self.sample}
+
+    def describe(self) -> list[str]:
+        """The bundle's defaults in words, for `inspect`; nothing for those that say nothing."""
+        words = {
+            "repetition_penalty": "repetition penalty {}",
+            "no_repeat_ngram_size": "no n-gram of {} tokens twice",
+            "suppress_tokens": "never tokens {}",
+            "begin_suppress_tokens": "first not tokens {}",
+            "min_new_tokens": "at least {} tokens",
+            "min_length": "at least {} tokens with the prompt",
+            "max_new_tokens": "at most {} tokens",
+            "max_length": "at most {} tokens with the prompt",
+            "stop_strings": "stops at {}",
+        }
+        silent = Generation()
+        return [
+            text.format(_listed(getattr(self, name)))
+            for name, text in words.items()
+            if getattr(self, name) != getattr(silent, name)
+        ]
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(repr, value)) if isinstance(value, tuple) else str(value)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of one answer; None stands for the bundle's default. Raises UserError for values out of range.
+
+    ``temperature`` 0 is greedy, as is None. ``top_k`` keeps the k likeliest tokens; ``top_p`` the fewest, likeliest first,
+    whose probabilities reach p together; ``seed`` None draws a fresh one. ``sample`` takes what the checkpoint samples with
+    for those of the three that are None. ``repetition_penalty`` 1.0 and ``no_repeat_ngram_size`` 0 switch the bundle's off.
+    ``stop``: texts that end the answer, in place of the bundle's; they are not part of it.
+    ``keep_special`` leaves special tokens in the text, stop ids aside.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    sample: bool = False
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    min_new_tokens: int | None = None
+    stop: str | Sequence[str] | None = None
+    keep_special: bool = False
+
+    def __post_init__(self) -> None:
+        Sampling(self.temperature or 0.0, self.top_p, self.top_k, self.seed)
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise wrong("max-new-tokens", self.max_new_tokens, "1 or more")
+        if self.min_new_tokens is not None and self.min_new_tokens < 0:
+            raise wrong("min-new-tokens", self.min_new_tokens, "0 or more")
+        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < float("inf"):
+            raise wrong("repetition-penalty", self.repetition_penalty, "more than 0; 1 is none")
+        if self.no_repeat_ngram_size is not None and self.no_repeat_ngram_size < 0:
+            raise wrong("no-repeat-ngram-size", self.no_repeat_ngram_size, "0 (off) or more")
+        if "" in self.texts:
+            raise wrong("stop", "an empty text", "some text")
+        if (self.top_p, self.top_k) != (None, None) and self.temperature is None and not self.sample:
+            name = "top-p" if self.top_p is not None else "top-k"
+            raise UserError(
+                f"{name} alone does nothing | answers are greedy unless asked | add --sample or --temperature",
+                code=2,
+            )
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def over(self, bundle: Generation) -> Generation:
+        """The bundle's defaults with what is asked in their place. Of the answer's own length and that of prompt and answer
+        together, the answer's own counts where it is said, as in transformers."""
+        asked = {
+            name: value
+            for name in ("max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.stop is not None:
+            asked["stop_strings"] = self.texts
+        found = replace(bundle, **asked, sampling=self._sampling(bundle), keep_special=self.keep_special)
+        if found.max_new_tokens is not None:
+            found = replace(found, max_length=None)
+        if found.min_new_tokens or self.min_new_tokens is not None:
+            found = replace(found, min_length=0)
+        return found
+
+    def _sampling(self, bundle: Generation) -> Sampling:
+        if not self.sample:
+            return Sampling(self.temperature or 0.0, self.top_p, self.top_k, self.seed)
+        if strange := sorted(bundle.drawing.keys() - _SAMPLE.keys()):
+            raise UserError(
+                f"cannot sample as the checkpoint does | it has {', '.join(strange)}, which foveate does not have "
+                "| give --temperature, --top-p and --top-k in place of --sample",
+                code=2,
+            )
+        drawing = bundle.drawing
+        temperature, top_p, top_k = (
+            drawing[name] if (own := getattr(self, name)) is None else own
+            for name in ("temperature", "top_p", "top_k")
+        )
+        return Sampling(temperature, top_p, top_k or None, self.seed)

@@ -1,0 +1,73 @@
+"""The KV cache of a segment: one buffer per layer for keys and one for values, written in place by its graph.
+
+Past and present are the same buffer, so a step copies nothing. The cache is as long as prompt and answer need, or as
+long as the engine was built for where it settles that.
+"""
+
+from __future__ import annotations
+
+from foveate.engines.engine import Buffer, Engine
+from foveate.engines.errors import UserError
+from foveate.engines.spec import Symbol
+
+__all__ = ["KVCache"]
+
+_ROWS = 2  # axis of a cache tensor [B, Hkv, S, Dh] that counts rows
+
+
+class KVCache:
+    """``capacity`` rows allocated, of which the first ``length`` are written."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._names = [past for _, past in engine.spec.in_place]
+        self._dim = engine.spec.input(self._names[0]).shape[_ROWS]
+        self._buffers: dict[str, Buffer] = {}
+        self.capacity = 0
+        self.length = 0
+
+    @property
+    def limit(self) -> int:
+        """The most rows that the engine takes."""
+        return self._dim.max if isinstance(self._dim, Symbol) else self._dim
+
+    def reserve(self, rows: int) -> None:
+        """Make room for ``rows`` in all; what is written stays. Layer by layer, so that two caches never stand at once.
+
+        Raises UserError when memory runs out. Whatever stops it, the cache is empty then.
+        """
+        if rows <= self.capacity:
+            return
+        sizes = {self._dim.name: rows} if isinstance(self._dim, Symbol) else {}
+        try:
+            for name in self._names:
+                old = self._buffers.pop(name, None)
+                kept = old.numpy()[:, :, : self.length] if old is not None and self.length else None
+                self._buffers[name] = self._engine.allocate(name, sizes, kept)
+        except BaseException as error:  # Ctrl-C as well: half a cache is none
+            self._buffers.clear()
+            self.capacity = self.length = 0
+            if isinstance(error, MemoryError):
+                raise UserError(
+                    f"no memory for the cache | {rows} rows in {len(self._names)} buffers were wanted "
+                    "| ask for fewer new tokens, or keep fewer visual tokens"
+                ) from error
+            raise
+        self.capacity = self._buffers[self._names[0]].shape[_ROWS]
+
+    def cut(self, rows: int) -> None:
+        """Forget all but the first ``rows``."""
+        self.length = min(self.length, rows)
+
+    def feeds(self) -> dict[str, Buffer]:
+        return self._buffers
+
+    @property
+    def allocated(self) -> int:
+        """Bytes."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    @property
+    def used(self) -> int:
+        """Bytes of the written rows."""
+        return self.allocated // self.capacity * self.length if self.capacity else 0

@@ -1,0 +1,94 @@
+"""The text of an answer as it grows, up to the first stop string.
+
+Token ids go in, text comes out as soon as it is settled: what a later token can still change is held back
+(``prompt.Detokenizer``), and so is what may turn out to be the beginning of a stop string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from foveate.engines.errors import UserError
+from foveate.runtime.llm.generation import Generation
+from foveate.runtime.text.chat_prompt import Detokenizer
+
+__all__ = ["AnswerText", "StopStrings"]
+
+
+@dataclass(frozen=True)
+class StopStrings:
+    """``texts`` are looked for in the answer's text. ``ids`` are those of stop strings that are special tokens."""
+
+    texts: tuple[str, ...]
+    ids: frozenset[int]
+
+    @classmethod
+    def of(cls, generation: Generation, special: Mapping[str, int]) -> StopStrings:
+        """``special``: the ids of special tokens, which stand in the text where ``keep_special`` asks for them alone. Raises
+        UserError for text with a special token in it where they do not."""
+        texts = tuple(stop for stop in generation.stop_strings if stop not in special)
+        for stop in texts if not generation.keep_special else ():
+            if inside := next((token for token in special if token in stop), None):
+                raise UserError(
+                    f"wrong stop {stop!r} | it holds the special token {inside}, which does not stand in the text "
+                    "| give text without special tokens, or the token alone, or keep special tokens",
+                    code=2,
+                )
+        return cls(texts, frozenset(special[stop] for stop in generation.stop_strings if stop in special))
+
+
+class AnswerText:
+    """``stop`` is the stop string that ended the answer, None as long as there is none.
+
+    The blank between "ASSISTANT:" and the answer belongs to the chat format, which puts it back in later turns: it is no
+    part of the text.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = ()) -> None:
+        self._detokenizer, self._stops = detokenizer, tuple(stops)
+        self._held = ""
+        self._said: list[str] = []
+        self.stop: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What was handed out so far."""
+        return "".join(self._said)
+
+    def step(self, token: int) -> str:
+        """The text that this token settles; "" while it is open. With it a stop string may be complete (``stop``)."""
+        settled = self._held + self._detokenizer.step(token)
+        if not self._stops:
+            return self._say(settled)
+        whole = settled + self._detokenizer.open
+        found = [(at, stop) for stop in self._stops if (at := whole.find(stop)) >= 0]
+        if found:
+            at, self.stop = min(found)
+            return self._say(whole[:at])
+        sure = len(settled) - max(_begun(settled, stop) for stop in self._stops)
+        self._held = settled[sure:]
+        return self._say(settled[:sure])
+
+    def finish(self) -> str:
+        """What was still held back at the end of the answer: nothing behind a stop string."""
+        return "" if self.stop is not None else self._say(self._held + self._detokenizer.finish())
+
+    def whole(self, tokens: Sequence[int]) -> str:
+        """The text of an answer that is complete."""
+        for token in tokens:
+            self.step(token)
+        self.finish()
+        return self.text
+
+    def _say(self, piece: str) -> str:
+        piece = piece if self._said else piece.lstrip()
+        if piece:
+            self._said.append(piece)
+        return piece
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the end of ``text`` are the beginning of ``stop``."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,88 @@
+"""Turns of a conversation: who speaks, and their words and images in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from foveate.engines.errors import UserError
+
+__all__ = ["IMAGE", "ImagePart", "Part", "Prompt", "Turn", "user_turn"]
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """The place of an image among words. The first place is that of the first image, and so on."""
+
+
+IMAGE = ImagePart()
+Part = str | ImagePart
+Prompt = str | Sequence[Part]
+"""What a user asks: words, which images stand before, or words and places of images in order."""
+
+
+@dataclass(frozen=True, init=False)
+class Turn:
+    """One message: ``Turn("user", parts=["Is ", IMAGE, " like ", IMAGE, "?"])``.
+
+    ``Turn("user", "Which is larger?", 2)`` has its images before its text. A text of None is none at all, for
+    a turn of images alone; "" is a text that is empty, which some chat templates treat otherwise.
+    """
+
+    role: str
+    parts: tuple[Part, ...]
+
+    def __init__(
+        self, role: str, text: str | None = None, images: int = 0, *, parts: Sequence[Part] | None = None
+    ) -> None:
+        if parts is None:
+            parts = [IMAGE] * images + ([] if text is None else [text])
+        elif text is not None or images:
+            raise ValueError("a turn has parts, or a text and a number of images, not both")
+        object.__setattr__(self, "role", role)
+        object.__setattr__(self, "parts", tuple(parts))
+
+    @property
+    def texts(self) -> list[str]:
+        return [part for part in self.parts if isinstance(part, str)]
+
+    @property
+    def text(self) -> str | None:
+        """The words without the images; where there are several texts, one blank stands between two of
+        them."""
+        texts = self.texts
+        if len(texts) > 1:
+            return " ".join(text.strip() for text in texts)
+        return texts[0] if texts else None
+
+    @property
+    def images(self) -> int:
+        """How many images the turn has."""
+        return len(self.parts) - len(self.texts)
+
+
+def user_turn(prompt: Prompt, images: int) -> Turn:
+    """The user's turn that shows ``images`` images: before a text, or in the places that ``prompt`` names.
+
+    Raises UserError (code 2) for parts of another type, when no words are left, or when places and images differ in number.
+    """
+    if strange := [part for part in prompt if not isinstance(part, str | ImagePart)]:
+        raise UserError(
+            f"a prompt is a text, or texts and IMAGE in order | got a part of type {type(strange[0]).__name__} "
+            "| give the images beside the prompt, and IMAGE (foveate.runtime.text.turns) in their places",
+            code=2,
+        )
+    turn = Turn("user", prompt, images) if isinstance(prompt, str) else Turn("user", parts=prompt)
+    if not turn.images:  # no places are named
+        turn = Turn("user", parts=[IMAGE] * images + turn.texts)
+    if turn.images != images:
+        raise UserError(
+            f"places and images differ in number | got {turn.images} places in the prompt, {images} images "
+            "| name one place for each image, or none to have all of them before the text",
+            code=2,
+        )
+    if not any(text.strip() for text in turn.texts):
+        raise UserError(
+            "the prompt is empty | expected a question or an instruction | give some text", code=2
+        )
+    return turn

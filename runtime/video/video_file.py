@@ -1,0 +1,114 @@
+"""Videos: a file goes in, frames at even distances in time come out. Files are read with OpenCV.
+
+A raw stream (.h264, .mjpeg) has no header that says how many frames it holds; they are counted by decoding it once more.
+
+Which frames: as Hugging Face's video processor of Qwen2-VL takes them at so many frames per second, an even number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from foveate.engines.errors import UserError
+from foveate.runtime.images.image_source import short
+from foveate.runtime.input_file import PIPE, fault
+
+__all__ = ["Video", "load_video", "sampled"]
+
+_RATE = 25.0  # frames per second of a stream that does not say, as FFmpeg has it
+_MOST_RATE = 1000.0  # beyond it is a time base and no rate
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """``frames`` of one size, upright, in mode RGB, ``interval`` seconds apart."""
+
+    frames: tuple[Image.Image, ...]
+    interval: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.frames[0].size
+
+
+def load_video(path: str | PathLike[str], settings: dict[str, Any]) -> Video:
+    """Frames of the file at ``path``. ``settings``: ``frames`` (of a patch), ``fps``, ``min_frames`` and ``max_frames``, as
+    ``runtime.image`` has them. Raises UserError without OpenCV, and for what is no video.
+    """
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        if error.name != "cv2":
+            raise
+        raise UserError(
+            "videos are read with OpenCV | it is not installed | pip install 'foveate[video]'"
+        ) from error
+    if got := fault(path):
+        got += ", expected a file, since it may be read twice" if got == PIPE else ""
+        raise UserError(f"cannot read the video {short(path)} | {got} | give the path of a video file")
+    with _opened(cv2, path) as file:
+        total, rate = int(file.get(cv2.CAP_PROP_FRAME_COUNT)), file.get(cv2.CAP_PROP_FPS)
+    if total < 1:
+        with _opened(cv2, path) as file:
+            total = sum(1 for _ in iter(file.grab, False))
+    if total < 1:
+        raise _no_video(path)
+    rate = rate if 0 < rate <= _MOST_RATE else _RATE
+    wanted = sampled(total, rate, settings)
+    with _opened(cv2, path) as file:
+        frames = _chosen(file, wanted)
+    if not frames:
+        raise UserError(
+            f"cannot read the video {short(path)} | it is damaged or cut short | copy or save it again"
+        )
+    frames += frames[-1:] * (len(wanted) - len(frames))  # where its head promises more than it holds
+    return Video(tuple(frames), total / rate / len(frames))
+
+
+@contextlib.contextmanager
+def _opened(cv2: Any, path: str | PathLike[str]) -> Iterator[Any]:
+    file = cv2.VideoCapture(str(path))
+    try:
+        if not file.isOpened():
+            raise _no_video(path)
+        yield file
+    finally:
+        file.release()
+
+
+def _no_video(path: str | PathLike[str]) -> UserError:
+    return UserError(
+        f"cannot read the video {short(path)} | it is no video in a format that OpenCV knows | convert it to MP4"
+    )
+
+
+def sampled(total: int, rate: float, settings: dict[str, Any]) -> np.ndarray:
+    """Numbers of the frames that are shown of ``total`` at ``rate`` per second: int64, ascending."""
+    whole = settings["frames"]
+    most = min(settings["max_frames"], total) // whole * whole
+    count = min(max(total / rate * settings["fps"], settings["min_frames"]), most, total)
+    count = max(math.floor(count / whole) * whole, 1)
+    return (np.arange(count) * (total / count)).astype(np.int64)
+
+
+def _chosen(file: Any, wanted: np.ndarray) -> list[Image.Image]:
+    """The ``wanted`` frames of an open video, as many as it holds. Read in order: seeking is not exact in every format."""
+    frames: list[Image.Image] = []
+    for number in range(int(wanted[-1]) + 1):
+        if not file.grab():
+            break
+        if number == wanted[len(frames)]:
+            there, pixels = file.retrieve()
+            if not there:
+                break
+            frames.append(Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1])))  # BGR
+    return frames

@@ -1,0 +1,1 @@
+"""The stages before the language model: vision encoder and pre-LLM pruner."""
