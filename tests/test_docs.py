@@ -127,6 +127,14 @@ def test_paths_named_in_code_exist():
             assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
+def test_tests_that_pages_name_exist():
+    """A test in backquotes, with or without the name of a function, exists."""
+    for page in PAGES:
+        for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
+            assert (ROOT / file).is_file(), f"{page.name}: {file}"
+            assert f"def {name}(" in (ROOT / file).read_text() or not name, f"{page.name}: {file}::{name}"
+
+
 def test_the_table_of_dialects_is_the_folder_of_dialects():
     rows = re.findall(r"^\| `(\w+)` \|", README.split("## What has run where")[1], flags=re.MULTILINE)
     assert rows == lowering.names()
