@@ -158,3 +158,19 @@ def test_a_compilation_that_is_killed_loses_nothing(container, checkpoint: Path,
         assert plan.self_test["ok"] and plan.fault(load(disk), full=True) is None
     compile_bundle(disk, force=True)
     assert hidden(disk) == []
+
+
+def test_two_containers_build_into_one_volume(container, checkpoint: Path, tmp_path: Path) -> None:
+    """The second one is refused at its start and names the first; the first one's bundle is whole."""
+    command = [*FOVEATE, "build", "--model", str(checkpoint), "--method", "none", "--dialects", "ort"]
+    command += ["--out", "out", "--no-compile", "--precision", "fp32"]
+    first, _ = container(*command)
+    while not list((tmp_path / "disk").glob(".building-*")):
+        assert first.poll() is None, (tmp_path / "said").read_text()
+        time.sleep(0.01)
+    second, _ = container(*command)
+    assert second.wait(60) == 1 and first.poll() is None
+    assert "foveate build" in (tmp_path / "said").read_text(), "who holds the folder is named"
+    assert first.wait(600) == 0
+    load(tmp_path / "disk", full=True)
+    assert hidden(tmp_path / "disk") == []
