@@ -1,9 +1,12 @@
-"""Graph specifications and backends, one file each. Importing it switches ONNX Runtime's telemetry off.
+"""Graph specifications and the backends that compile and run graphs.
 
-ONNX Runtime reports to its vendor by default from 1.29 on, on Linux too: importing it writes a device id and an event
-database below the user's home, and a thread of it asks for the vendor's collector. Only this variable helps, and only
-before its library is loaded (tried with 1.29 to 1.32: a later setting and ``disable_telemetry_events()`` change
-nothing). Children inherit it. A value that the user has set stays, "0" included.
+Importing this package switches ONNX Runtime's telemetry off.
+
+From 1.29 on ONNX Runtime reports to its vendor by default, on Linux too. Importing it writes a device id and
+an event database into the user's home, and one of its threads contacts the vendor's collector. Only the
+variable ``ORT_DISABLE_TELEMETRY`` prevents this, and only if it is set before the library is loaded. Tried
+with 1.29 to 1.32: setting it later and calling ``disable_telemetry_events()`` change nothing. Child processes
+inherit the variable. A value that the user has set is kept, "0" included.
 """
 
 from __future__ import annotations
@@ -20,14 +23,15 @@ NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 def switch_telemetry_off() -> None:
-    """Set the variable ``NO_TELEMETRY`` unless the user did; one warning where it comes too late."""
+    """Set the variable ``NO_TELEMETRY`` unless the user has set it. Warn once if it is too late."""
     if NO_TELEMETRY in os.environ:
         return
     os.environ[NO_TELEMETRY] = "1"
     if "onnxruntime" in sys.modules:
         warnings.warn(
-            "onnxruntime was imported before foveate, so its telemetry cannot be switched off any more: from 1.29 on it "
-            f"reports to its vendor. Import foveate first, or set {NO_TELEMETRY}=1 before Python starts.",
+            "onnxruntime was imported before foveate, so its telemetry cannot be switched off any more: "
+            "from 1.29 on it reports to its vendor. "
+            f"Import foveate first, or set {NO_TELEMETRY}=1 before Python starts.",
             RuntimeWarning,
             stacklevel=3,
         )

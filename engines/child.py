@@ -1,4 +1,4 @@
-"""Processes that we start for one piece of work: they end with the one that started them."""
+"""Child processes that do one piece of work. They end when the process that started them ends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with(parent: int) -> None:
-    """Have this process killed when ``parent``, the id of the one that started it, ends, however that ends.
+    """Have this process killed when its parent ends, in whatever way. ``parent`` is the parent's process id.
 
-    A compiler whose parent was killed would go on for minutes and write into a folder that nobody waits
-    for. On Linux alone.
+    A compiler whose parent was killed would otherwise run on for minutes and write into a folder that nobody
+    waits for. This works on Linux only; elsewhere nothing is done.
     """
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:  # the parent ended before prctl was called
         os._exit(1)

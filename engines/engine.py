@@ -1,24 +1,25 @@
-"""What the runtime asks of an engine, and of the module that makes it.
+"""The interface of an engine, and of the backend that makes engines.
 
-An engine is one compiled graph: named arrays or buffers go in, named buffers come out. Buffers live where the
-engine computes, so what one graph gives the next one takes without a way through the host.
+An engine is one compiled graph. It takes named arrays or buffers and returns named buffers. Buffers live
+where the engine computes, so one graph's output can be the next graph's input without a copy through the
+host.
 
-A backend is a module of this package, imported only when its target is named, or, where one serves several targets, what
-its ``backend(target)`` gives::
+A backend is a module of this package that is imported only when its target is asked for. A module that serves
+several targets has a function ``backend(target)`` that returns the backend instead. A backend has::
 
-    DIALECTS: tuple[str, ...]                        # dialects of a bundle that it takes, best first
-    machine(options) -> dict[str, Any]               # what a compiled engine is bound to; equal or refused
-    key(machine) -> str                              # a directory's name for it, e.g. onnxruntime-1.31.1-cpu-avx2
-    compile_graph(source, folder, spec, options)     # an ONNX file into what ``load`` maps -> remedies in words
-    load(folder, spec, options) -> Engine            # spec is typed: no FLOAT placeholder
+    DIALECTS: tuple[str, ...]                     # the bundle dialects that it accepts, best first
+    machine(options) -> dict[str, Any]            # facts that must be equal when compiling and loading
+    key(machine) -> str                           # a folder name, e.g. onnxruntime-1.31.1-cpu-avx2
+    compile_graph(source, folder, spec, options)  # compiles an ONNX file for ``load``; returns notes
+    load(folder, spec, options) -> Engine         # spec is typed: it has no FLOAT placeholder
 
-and where it has them::
+and optionally::
 
-    cannot_run() -> str | None                       # why this machine may compile and not execute
-    remedies: tuple[Remedy, ...]                     # what to try, in this order, when the self-test fails
-    refused_dialect(name) -> str | None              # why this version does not take a dialect | the remedy
-    describe(folder, graph) -> dict[str, Any]        # facts of a compiled graph for `inspect`
-    refusal(kinds, machine) -> str | None            # why weights of these precisions have no engine for that machine
+    cannot_run() -> str | None                    # why this machine can compile but not execute
+    remedies: tuple[Remedy, ...]                  # workarounds, in the order in which to try them
+    refused_dialect(name) -> str | None           # why a dialect is not accepted | what to do
+    describe(folder, graph) -> dict[str, Any]     # facts about a compiled graph for ``foveate inspect``
+    refusal(kinds, machine) -> str | None         # why weights of these precisions cannot run there
 """
 
 from __future__ import annotations
@@ -37,32 +38,40 @@ __all__ = ["Buffer", "Engine", "Feed", "check_feeds", "host", "resolve"]
 
 
 class Buffer(Protocol):
-    """A tensor where the engine computes."""
+    """A tensor in the memory of the device that the engine runs on."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        ...
 
     @property
     def dtype(self) -> str:
-        """NumPy's name of it."""
+        """NumPy name of the dtype."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Allocated bytes."""
+        """Size in bytes."""
         ...
 
     @property
     def on_host(self) -> bool:
-        """Whether ``numpy`` copies nothing."""
+        """True if the memory is the host's, so that ``numpy`` copies nothing."""
         ...
 
     def head(self, rows: int) -> Buffer:
-        """The first ``rows`` along axis 1 of a buffer whose axis 0 has one entry: the same memory, nothing is copied."""
+        """Return the first ``rows`` along axis 1 as a buffer over the same memory.
+
+        Axis 0 must have one entry. Raises ValueError.
+        """
         ...
 
     def numpy(self) -> np.ndarray:
-        """The content on the host: a view where the memory is the host's, else a copy. Do not write to it."""
+        """Return the content on the host: a view if the memory is the host's, else a copy.
+
+        Do not write to it.
+        """
         ...
 
 
@@ -70,7 +79,7 @@ Feed = np.ndarray | Buffer
 
 
 def host(feed: Feed) -> np.ndarray:
-    """Its content on the host."""
+    """Return the content of ``feed`` on the host."""
     return feed if isinstance(feed, np.ndarray) else feed.numpy()
 
 
@@ -79,34 +88,35 @@ class Engine(Protocol):
 
     @property
     def spec(self) -> GraphSpec:
-        """Typed, and as compiled: a symbol that this engine has settled is an ``int`` here."""
+        """Typed spec of the graph as compiled. A symbol that was fixed when compiling is an ``int`` here."""
         ...
 
     def allocate(self, name: str, sizes: Mapping[str, int], content: np.ndarray | None = None) -> Buffer:
-        """A zeroed buffer for the input ``name``, its symbols set by ``sizes``; ``content`` goes to its start.
+        """Return a zeroed buffer for the input ``name``, with the symbols in its shape set by ``sizes``.
 
-        ``content`` has the rank of the input and at most its extent in every dimension.
+        ``content`` is copied to its start. It has the rank of the input and fits it in every dimension.
         """
         ...
 
     def gather(self, name: str, rows: Rows) -> Feed:
-        """``rows [R,...]`` as the input ``name [1,R,...]``, copied where the engine computes: what lies there already does not
-        pass through the host.
+        """Return ``rows [R,...]`` as the input ``name [1,R,...]``, in memory of its own.
 
-        Rows on the host are cast to the input's dtype. Raises ValueError where rows on the device have another one.
+        Rows that are on the device already are copied there and do not pass through the host. Rows on the
+        host are cast to the input's dtype. Raises ValueError if rows on the device have another dtype.
         """
         ...
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Buffer]:
-        """Every output by name. An output that the spec writes in place is the buffer that was fed.
+        """Run the graph and return every output by name.
 
-        Raises ValueError when the feeds do not fit the spec, before anything is launched.
+        An output that the spec writes in place is the buffer that was fed. Raises ValueError, before anything
+        is launched, if the feeds do not fit the spec.
         """
         ...
 
 
 def check_feeds(spec: GraphSpec, feeds: Mapping[str, Feed]) -> None:
-    """Raise ValueError when shapes, dtypes or the values of shape inputs do not fit ``spec``."""
+    """Raise ValueError if shapes, dtypes or the values of shape inputs do not fit ``spec``."""
     spec.check(
         {name: tuple(feed.shape) for name, feed in feeds.items()},
         {name: str(feed.dtype) for name, feed in feeds.items()},
@@ -122,5 +132,5 @@ def check_feeds(spec: GraphSpec, feeds: Mapping[str, Feed]) -> None:
 
 
 def resolve(spec: GraphSpec, name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of the input ``name`` with its symbols set by ``sizes``."""
+    """Return the shape of the input ``name`` with its symbols set by ``sizes``."""
     return tuple(sizes[d.name] if isinstance(d, Symbol) else d for d in spec.input(name).shape)

@@ -1,4 +1,7 @@
-"""The one exception that users see: *what happened | got, expected | what to do*, printed without a trace."""
+"""The one exception that users see.
+
+Its text is *what happened | got, expected | what to do*, without a traceback.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ __all__ = ["UserError", "unknown"]
 
 
 class UserError(Exception):
-    """Something the user can mend. ``code`` is the exit status: 1 failed, 2 wrong usage."""
+    """An error that the user can fix. ``code`` is the exit status: 1 for a failure, 2 for wrong usage."""
 
     def __init__(self, message: str, *, code: int = 1) -> None:
         super().__init__(message)
@@ -17,7 +20,7 @@ class UserError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """An unknown name, answered with the nearest known one."""
+    """Return the error for an unknown name. It suggests the nearest known one."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "choose one of the known ones"

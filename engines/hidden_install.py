@@ -1,7 +1,8 @@
-"""Says when a clone in the current folder hides the installed foveate.
+"""Warns when a clone in the current folder hides the installed foveate.
 
-``foveate`` is a namespace over the folders of the repository, so a clone of that name in the current folder is one of
-its places: from the clone's parent, ``python -c "import foveate.runtime"`` takes the clone and not what is installed.
+``foveate`` is a namespace package over the folders of the repository. A clone named ``foveate`` in the
+current folder therefore counts as part of it. Started from the clone's parent, ``python -c "import
+foveate.runtime"`` imports the clone and not the installed package.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _OURS = Path(__file__).resolve().parent
 
 
 def installed_elsewhere() -> Path | None:
-    """The folder of an installed foveate whose place this one takes, or None."""
+    """Return the folder of the installed foveate that this one hides, or None."""
     if _OURS.parents[1].name in ("site-packages", "dist-packages"):
         return None
     for place in list(sys.modules["foveate"].__path__)[1:]:
@@ -29,11 +30,11 @@ def installed_elsewhere() -> Path | None:
 
 
 def warn_of_hidden() -> None:
-    """One warning that names both folders."""
+    """Warn once, naming both folders, if this foveate hides an installed one."""
     if other := installed_elsewhere():
         warnings.warn(
-            f"foveate is taken from {_OURS.parent}, which hides the one that is installed in {other}. Start Python from "
-            "another folder, or take this one off PYTHONPATH, to use that.",
+            f"foveate is taken from {_OURS.parent}, which hides the one that is installed in {other}. "
+            "To use the installed one, start Python from another folder, or take this one off PYTHONPATH.",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -1,7 +1,8 @@
-"""One graph compiled twice: an engine for many new rows at once, another for few. They share every buffer.
+"""One graph compiled twice: one engine for many new rows (prefill), another for few (decode).
 
-Products of many rows are bound by arithmetic and those of one row by reading the weights, so a prompt wants the weights in
-the form that multiplies fastest (int8) and decoding in the one that is smallest (int4).
+Both engines share every buffer. Matrix products with many rows are bound by arithmetic, products with one row
+by reading the weights. So prefill wants the weights in the form that multiplies fastest (int8), and decode
+wants the smallest form (int4).
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ from foveate.engines.spec import GraphSpec
 __all__ = ["MANY", "ByRows"]
 
 MANY = 8
-"""Rows from which on the engine for many runs: on an AVX2 machine int8 products are as fast as int4 ones at 4 rows, and
-1.3 times as fast at 8 (docs/measurements.md)."""
+"""Smallest number of new rows for which the engine for many rows runs.
+
+On an AVX2 machine int8 products are as fast as int4 ones at 4 rows, and 1.3 times as fast at 8
+(docs/measurements.md)."""
 
 
 class ByRows:
-    """``few`` and ``many`` compute the same graph on the same device; rows are axis 1 of its first input."""
+    """An ``Engine`` that runs ``many`` for at least ``MANY`` new rows and ``few`` otherwise.
+
+    Both compute the same graph on the same device. The number of new rows is axis 1 of the graph's first
+    input.
+    """
 
     def __init__(self, few: Engine, many: Engine) -> None:
         self._few, self._many = few, many

@@ -1,7 +1,7 @@
-"""Rows [R,...] that are gathered from several places when somebody computes with them, and not before.
+"""A lazy selection of rows [R,...] from several tensors.
 
-What is put together on the way to an engine are row numbers; the numbers in the rows stay where they were computed until
-``Engine.gather`` copies them, on the device where they lie there.
+Selecting and joining rows edits indices only. The rows stay where they were computed until ``Engine.gather``
+copies them, on the device if they are there.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ __all__ = ["Rows"]
 
 
 class Rows:
-    """All rows of ``source [A,B,...]``, those of its first two axes; which of them, and of what else, ``take`` and ``join``
-    say. ``sources`` are held, not copied."""
+    """A selection of rows from one or more source tensors, at first all rows of ``source [A,B,...]``.
+
+    The first two axes of a source count as one axis of A*B rows. ``take`` and ``join`` return new selections.
+    ``sources`` are referenced, not copied.
+    """
 
     def __init__(self, source: Feed) -> None:
         first, second, *rest = source.shape
         self.sources: tuple[Feed, ...] = (source,)
-        self._at = np.arange(
-            first * second
-        )  # [R], where the rows of all sources are counted one after another
+        # [R]: indices into the rows of all sources, counted one source after another
+        self._at = np.arange(first * second)
         self._rest = tuple(rest)
 
     @classmethod
     def join(cls, parts: Sequence[Rows]) -> Rows:
-        """One behind the other. Raises ValueError where they are not equally wide."""
+        """Concatenate selections. Raises ValueError if their rows differ in shape."""
         if len(parts) == 1:
             return parts[0]
         if len(widths := {part._rest for part in parts}) != 1:
@@ -45,7 +47,7 @@ class Rows:
         return made
 
     def take(self, index: np.ndarray | Sequence[int] | slice) -> Rows:
-        """The rows that ``index`` picks as NumPy does, -1 for the last one."""
+        """Select rows by ``index`` as NumPy does: -1 is the last one."""
         return self._of(self.sources, self._at[index], self._rest)
 
     def __len__(self) -> int:
@@ -56,7 +58,7 @@ class Rows:
         return len(self), *self._rest
 
     def parts(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Neighbouring rows of one source together: the source's number, and which of its rows, int64."""
+        """Yield each run of rows from one source: the source's number, and the int64 indices of its rows."""
         if len(self.sources) == 1:
             yield 0, self._at
             return
@@ -67,7 +69,7 @@ class Rows:
             yield number, self._at[at] - starts[number]
 
     def numpy(self, dtype: str | None = None) -> np.ndarray:
-        """On the host: [R,...], in ``dtype`` or that of the sources."""
+        """Return the rows on the host, [R,...], in ``dtype`` or the dtype of the sources."""
         hosts = list(map(host, self.sources))
         found = [hosts[number].reshape(-1, *self._rest)[rows] for number, rows in self.parts()]
         whole = found[0] if len(found) == 1 else np.concatenate(found)

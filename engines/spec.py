@@ -1,7 +1,7 @@
-"""What a graph takes and gives: names, dtypes and shapes, written once and read by everybody.
+"""The inputs and outputs of a graph: names, dtypes and shapes, stated in one place.
 
 A ``GraphSpec`` is made when a graph is assembled. The ONNX exporter reads its dynamic axes from it, the
-engines their optimization profiles and buffers, the runtime its input checks; nothing repeats it.
+engines their optimization profiles and buffers, and the runtime its input checks.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 __all__ = ["FLOAT", "Dim", "GraphSpec", "Symbol", "TensorSpec"]
 
 FLOAT = "float"
-"""Placeholder dtype of tensors in the graph's compute dtype; ``GraphSpec.typed`` settles it per dialect."""
+"""Placeholder for the graph's compute dtype. ``GraphSpec.typed`` replaces it, per dialect."""
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A named dimension (or the value of a scalar input) with the range an engine is built for."""
+    """A named dimension, or the value of a scalar input, with the range that an engine is built for."""
 
     name: str
     min: int
@@ -38,8 +38,8 @@ Dim = int | Symbol
 class TensorSpec:
     """One input or output.
 
-    ``dtype`` is a NumPy dtype name or ``FLOAT``. ``value`` is set for inputs whose *value* shapes the graph
-    (``keep``): the range goes into the optimization profile of a shape tensor.
+    ``dtype`` is a NumPy dtype name or ``FLOAT``. ``value`` is set for inputs whose *value* determines shapes
+    inside the graph (``keep``). Its range goes into the optimization profile of that shape tensor.
     """
 
     name: str
@@ -48,18 +48,23 @@ class TensorSpec:
     value: Symbol | None = None
 
     def extent(self, which: str) -> tuple[int, ...]:
-        """The shape with every symbol at its ``min``, ``opt`` or ``max``."""
+        """Return the shape with every symbol at its ``which``: "min", "opt" or "max"."""
         return tuple(d if isinstance(d, int) else getattr(d, which) for d in self.shape)
 
     def describe(self) -> str:
+        """Return name, dtype and shape as text for messages, e.g. ``ids int64[1, tokens:1..4096]``."""
         dims = (str(d) if isinstance(d, int) else f"{d.name}:{d.min}..{d.max}" for d in self.shape)
         return f"{self.name} {self.dtype}[{', '.join(dims)}]"
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A graph's interface. ``in_place`` maps an output to the input whose memory it is written to: by the graph itself, or,
-    where the output is shorter (``appending``), by the engine, which copies it to row ``write_index`` of axis 2."""
+    """A graph's interface.
+
+    ``in_place`` maps an output to the input whose memory it is written to. If both have the same shape, the
+    graph itself writes there. If the output is shorter (``appending``), the engine copies it to row
+    ``write_index`` of axis 2 of the input.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -67,13 +72,15 @@ class GraphSpec:
     in_place: tuple[tuple[str, str], ...] = ()
 
     def input(self, name: str) -> TensorSpec:
+        """Return the input ``name``. Raises KeyError."""
         return _by_name(self.inputs, name, f"input of {self.name}")
 
     def output(self, name: str) -> TensorSpec:
+        """Return the output ``name``. Raises KeyError."""
         return _by_name(self.outputs, name, f"output of {self.name}")
 
     def typed(self, dtype: str) -> GraphSpec:
-        """The same spec with ``FLOAT`` replaced by ``dtype`` ("float32" or "float16")."""
+        """Return this spec with ``FLOAT`` replaced by ``dtype`` ("float32" or "float16")."""
 
         def settle(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
             return tuple(replace(t, dtype=dtype) if t.dtype == FLOAT else t for t in tensors)
@@ -81,7 +88,7 @@ class GraphSpec:
         return replace(self, inputs=settle(self.inputs), outputs=settle(self.outputs))
 
     def appending(self) -> GraphSpec:
-        """The same spec for a graph that gives out the new rows of its caches alone."""
+        """Return this spec for a graph whose cache outputs hold only the new rows."""
         rows, into = self.inputs[0].shape[1], dict(self.in_place)
 
         def shorter(tensor: TensorSpec) -> TensorSpec:
@@ -92,10 +99,14 @@ class GraphSpec:
 
     @property
     def appends(self) -> bool:
+        """True if a cache output holds only the new rows. The engine then copies them into the cache."""
         return any(self.output(out).shape != self.input(past).shape for out, past in self.in_place)
 
     def check(self, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, str]) -> None:
-        """Raise ValueError when inputs of these shapes and dtypes do not fit; symbols must agree with each other."""
+        """Raise ValueError if inputs of these shapes and dtypes do not fit this spec.
+
+        A symbol must have the same size in every input.
+        """
         bound: dict[str, tuple[int, str]] = {}
         for spec in self.inputs:
             if spec.name not in shapes:
@@ -117,17 +128,21 @@ class GraphSpec:
                     known, owner = bound.setdefault(dim.name, (size, spec.name))
                     if known != size:
                         raise ValueError(
-                            f"{self.name}: inputs disagree on {dim.name} | {owner} says {known}, {spec.name} says {size}"
+                            f"{self.name}: inputs disagree on {dim.name} "
+                            f"| {owner} says {known}, {spec.name} says {size}"
                         )
         unknown = shapes.keys() - {spec.name for spec in self.inputs}
         if unknown:
             raise ValueError(f"{self.name}: no such input | got {sorted(unknown)}")
 
     def to_json(self) -> dict[str, Any]:
+        """Return the spec as bundle.json holds it."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> GraphSpec:
+        """Return the spec that ``to_json`` wrote."""
+
         def tensors(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
             return tuple(
                 TensorSpec(

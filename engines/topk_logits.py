@@ -1,7 +1,9 @@
-"""The likeliest tokens, picked where the logits are: the host then copies them and not a number for every token.
+"""The most likely tokens, picked on the device.
 
-A graph with logits gives them out where its engine was asked for that (``device_sampling`` of ``engines.trt``); whoever
-samples looks for them among the outputs.
+The host then copies these instead of the logits of every token.
+
+A graph with logits has these extra outputs if its engine was compiled with ``device_sampling`` (see
+``engines.trt.backend``). The sampler looks for them among the outputs.
 """
 
 from __future__ import annotations
@@ -13,14 +15,20 @@ from foveate.engines.spec import GraphSpec, TensorSpec
 __all__ = ["IDS", "MOST", "VALUES", "offer"]
 
 MOST = 64
-"""Settings that draw among fewer tokens than this are served; Hugging Face's usual top-k is 50."""
+"""Number of tokens that are picked.
+
+Sampling from fewer tokens than this can use them. Hugging Face's usual top-k is 50.
+"""
 
 VALUES, IDS = "top_values", "top_ids"
 
 
 def offer(spec: GraphSpec) -> GraphSpec:
-    """A graph with ``logits [1,1,V]`` gives out as well the ``K = min(MOST, V)`` largest: ``top_values [1,1,K]``, and
-    ``top_ids`` int32 [1,1,K], whose they are. Other graphs stay as they are."""
+    """Return ``spec`` with the outputs for the ``K = min(MOST, V)`` largest of ``logits [1,1,V]``.
+
+    ``top_values [1,1,K]`` are the logits and ``top_ids`` int32 [1,1,K] their token ids. A graph without
+    logits is returned unchanged.
+    """
     logits = next((tensor for tensor in spec.outputs if tensor.name == "logits"), None)
     if logits is None:
         return spec

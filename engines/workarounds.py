@@ -1,8 +1,11 @@
-"""What is known to help when an engine builds and answers wrongly: tried in this order when the self-test fails.
+"""Known faults of engine versions, and how to avoid them.
 
-``flags`` go to Myelin, TensorRT's graph compiler, through the environment of the build; NVIDIA documents neither. No GPU
-run of ours has confirmed any of TensorRT's. What needs no remedy here: the float16 overflow of vision encoders in weakly
-typed networks (TensorRT-LLM #3223), since every network is strongly typed.
+They are tried in this order when the self-test fails.
+
+``flags`` go to Myelin, TensorRT's graph compiler, through an environment variable of the build process.
+NVIDIA documents neither the variable nor the flags. None of the TensorRT workarounds has been confirmed by a
+GPU run of ours. The float16 overflow of vision encoders in weakly typed networks (TensorRT-LLM #3223) needs
+no workaround, since our networks are always strongly typed.
 """
 
 from __future__ import annotations
@@ -18,8 +21,11 @@ FLAGS_VARIABLE = "__LUNOWUD"
 
 @dataclass(frozen=True)
 class Remedy:
-    """For versions from ``since`` to before ``until`` of ``targets``. Either ``flags`` or ``options`` for the graph that is
-    wrong, or another ``dialect`` for all of them."""
+    """A workaround for ``targets`` whose version is at least ``since`` and below ``until``.
+
+    It gives either ``flags`` or ``options`` for the graph that answers wrongly, or another ``dialect`` for
+    all graphs.
+    """
 
     name: str
     source: str
@@ -34,7 +40,8 @@ class Remedy:
 REMEDIES = (
     Remedy(
         "int4 products in float32",
-        "accuracy level 4 rounds activations to int8, which some models amplify: seen on random ones of 64 channels",
+        "accuracy level 4 rounds activations to int8, which some models amplify: "
+        "seen on random ones of 64 channels",
         targets=("onnxruntime",),
         options={"accuracy_level": 1},
     ),
@@ -62,5 +69,6 @@ REMEDIES = (
 
 
 def applicable(target: str, version: str) -> tuple[Remedy, ...]:
+    """Return the workarounds for this ``version`` of ``target``, in the order in which to try them."""
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     return tuple(r for r in REMEDIES if target in r.targets and r.since <= numbers < r.until)

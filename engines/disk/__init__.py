@@ -1,1 +1,6 @@
-"""Files on disk: written whole or not at all (``files``), locks between processes (``locks``), mounted file systems (``mounts``)."""
+"""Files on disk.
+
+* ``files``: files and folders that are written completely or not at all
+* ``locks``: locks between processes
+* ``mounts``: mounted file systems
+"""

@@ -1,8 +1,8 @@
-"""Files and folders that stand under their final name whole or not at all: written aside, flushed to the
-disk, renamed.
+"""Atomic writes: a file or folder appears under its final name completely or not at all.
 
-A process that is killed half-way leaves a hidden temporary file beside the final name. The next writer of
-the same file removes it. A power failure at any moment leaves the old content or the new one.
+It is written under a temporary name, flushed to the disk and renamed. A process that is killed half-way
+leaves a hidden temporary file beside the final name, and the next writer of the same file removes it. A power
+failure at any moment leaves the old content or the new one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -36,7 +36,7 @@ def sha256(path: Path) -> str:
 
 
 def difference(got: str, expected: str) -> str:
-    """Two different hashes in words, by the digits where they begin to differ."""
+    """Describe two different hashes by the digits where they begin to differ."""
     same = next((i for i, pair in enumerate(zip(got, expected, strict=False)) if pair[0] != pair[1]), 0)
     start = same // _HASH_PART * _HASH_PART
     end = start + _HASH_PART
@@ -46,19 +46,18 @@ def difference(got: str, expected: str) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write a file to; when the block succeeds, the file gets the name ``path``, in place of one
-    that had it.
+    """Yield a temporary path to write to. When the block succeeds, the file is renamed to ``path``.
 
-    The temporary path has the suffix of ``path`` and stands in the same folder. Where ``path`` is a
-    symbolic link, the file that it points to is replaced. When the block raises, nothing is left. Raises
-    OSError.
+    A file that already has that name is replaced. The temporary path has the suffix of ``path`` and is in the
+    same folder. If ``path`` is a symbolic link, the file that it points to is replaced. If the block raises,
+    the temporary file is removed. Raises OSError.
     """
     final = Path(os.path.realpath(path))
     _remove_abandoned(final)
     part = final.with_name(f".{final.stem}.{secrets.token_hex(4)}.part{final.suffix}")
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
-        locks.try_flock(descriptor)  # says that its writer lives
+        locks.try_flock(descriptor)  # tells others that the writer is alive
         yield part
         _flush(part)
         part.replace(final)
@@ -69,10 +68,12 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _remove_abandoned(final: Path) -> None:
-    """Temporary files of writers of ``final`` that were killed. Where the file system has no locks they
-    stay."""
+    """Remove temporary files that killed writers of ``final`` left.
+
+    Without locks in the file system they stay.
+    """
     pattern = rf"\.{re.escape(final.stem)}\.[0-9a-f]{{8}}\.part{re.escape(final.suffix)}"
-    with contextlib.suppress(OSError):  # without them writing goes on
+    with contextlib.suppress(OSError):  # writing works with leftovers too
         for name in os.listdir(final.parent):
             if not re.fullmatch(pattern, name):
                 continue
@@ -85,8 +86,10 @@ def _remove_abandoned(final: Path) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Write every file and folder in ``folder`` from memory to the disk. Raises OSError, as for a full
-    disk."""
+    """Flush every file and folder in ``folder`` to the disk.
+
+    Raises OSError, for example if the disk is full.
+    """
     for root, _, names in os.walk(folder):
         for name in names:
             _flush(Path(root, name))
@@ -102,16 +105,16 @@ def _flush(path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Write the names in ``folder`` to the disk, where its file system can be told to."""
+    """Flush the directory entries of ``folder`` to the disk, if its file system supports that."""
     with contextlib.suppress(OSError):  # some file systems cannot flush a folder
         _flush(folder)
 
 
 def put_folder(new: Path, place: Path) -> Path | None:
-    """Give the folder ``new`` the name ``place``; where the folder that had this name stands now, or None.
+    """Rename the folder ``new`` to ``place``. Return the new path of the folder that was there, or None.
 
-    Both are in one file system. Where that file system can exchange two names, there is no moment without
-    a whole folder at ``place``. Raises OSError, and both folders are where they were.
+    Both must be in one file system. If that file system can exchange two names, there is a complete folder at
+    ``place`` at every moment. Raises OSError; then both folders are where they were.
     """
     if not os.path.lexists(place):
         new.rename(place)
@@ -131,7 +134,7 @@ def put_folder(new: Path, place: Path) -> Path | None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names at once; False where kernel, C library or file system cannot. Raises OSError."""
+    """Exchange two names atomically. False if kernel, C library or file system cannot. Raises OSError."""
     if sys.platform != "linux":
         return False
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

@@ -1,14 +1,15 @@
-"""Locks between processes that write into one folder, on one machine, in several containers, or on several
-hosts.
+"""Locks between processes that write into one folder.
 
-A lock is ``flock`` on a small file that is never deleted. The kernel frees it when its process ends, however
-it ends: what a killed process left is known by its free lock, and process ids, which repeat in containers, do
-not matter. The file tells who holds the lock, for messages alone.
+The processes may run on one machine, in several containers, or on several hosts.
 
-Some file systems have no ``flock``, and on some (NFS, CIFS, FUSE) it may hold on this host alone. There a
-second file, ``<lock>.owner``, is created exclusively and removed at the end. It names the host, its boot,
-the process and when that started. One that another host left is never removed, since its processes cannot
-be seen from here; the message names the file.
+A lock is ``flock`` on a small file that is never deleted. The kernel frees the lock when its process ends, in
+whatever way. So a free lock means that its last holder is done or dead, and process ids, which repeat in
+containers, do not matter. The file's content tells who holds the lock. It is used in messages only.
+
+Some file systems have no ``flock``, and on some (NFS, CIFS, FUSE) it may be visible on this host only. For
+those a second file, ``<lock>.owner``, is created exclusively and removed at the end. It names the host, its
+boot id, the process and the process's start time. An owner file of another host is never removed, since that
+host's processes cannot be seen from here. The error message names the file.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ except ImportError:  # Windows
 
 __all__ = ["Owner", "beside", "held", "inside", "try_flock"]
 
-_PAUSE = 0.2  # seconds between two looks at a lock that somebody holds
+_PAUSE = 0.2  # seconds between two attempts to take a lock
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-# their flock may hold on one host alone, or on one mount alone
+# file systems whose flock may be visible on one host only, or through one mount only
 _SHARED = {
     *(
         "nfs",
@@ -57,19 +58,22 @@ _SHARED = {
 
 
 def inside(folder: Path) -> Path:
-    """The lock of whoever writes into ``folder``."""
+    """Return the lock file to hold while writing into ``folder``."""
     return folder / ".lock"
 
 
 def beside(folder: Path) -> Path:
-    """The lock of whoever puts another folder in the place of ``folder``, which need not exist."""
+    """Return the lock file to hold while replacing ``folder``, which need not exist."""
     return folder.with_name(f".{folder.name}.lock")
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock. ``boot`` is Linux's id of the machine's current run, ``started`` when the process
-    began (clock ticks after the boot), ``space`` its namespace of process ids."""
+    """The process that holds a lock.
+
+    ``boot`` is Linux's boot id, ``started`` the start time of the process (clock ticks after the boot),
+    ``space`` its PID namespace.
+    """
 
     what: str
     host: str
@@ -81,14 +85,14 @@ class Owner:
 
     @classmethod
     def here(cls, what: str) -> Owner:
-        """This process, doing ``what``, e.g. "foveate build"."""
+        """Return the record of this process, which does ``what``, e.g. "foveate build"."""
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         pid = os.getpid()
         return cls(what, platform.node(), _boot(), _space(), pid, _started(pid), since)
 
     @classmethod
     def parse(cls, text: str) -> Owner | None:
-        """None for what is no record of an owner, as while it is being written."""
+        """Read a record. Return None if ``text`` is not a complete one, as while it is being written."""
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError):
@@ -102,11 +106,11 @@ class Owner:
 def held(
     file: Path, what: str, *, refused: str, remedy: str, wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Hold the lock ``file`` during the block; ``what`` is told to others who want it, e.g. "foveate build".
+    """Hold the lock ``file`` during the block.
 
-    When somebody else holds it: with ``wait`` this is called once with a line, and the lock is waited for;
-    without it UserError says ``refused`` | who holds it | ``remedy``. Raises OSError when ``file`` cannot
-    be opened.
+    ``what`` is shown to others who want the lock, e.g. "foveate build". If another process holds it: with
+    ``wait``, ``wait`` is called once with a line of text, and this waits for the lock. Without ``wait``,
+    UserError says ``refused`` | who holds it | ``remedy``. Raises OSError if ``file`` cannot be opened.
     """
     said = False
     while isinstance(found := _take(file, Owner.here(what)), str):
@@ -124,7 +128,7 @@ def held(
 
 @dataclass(frozen=True)
 class _Taken:
-    """A lock that is held. ``owner``: the second file, where there is one."""
+    """A lock that is held. ``owner`` is the owner file, or None."""
 
     descriptor: int
     owner: Path | None
@@ -132,20 +136,23 @@ class _Taken:
     def release(self) -> None:
         if self.owner is not None:
             self.owner.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # what it says counts only while the lock is held
+        with contextlib.suppress(OSError):  # the content matters only while the lock is held
             os.ftruncate(self.descriptor, 0)
         os.close(self.descriptor)
 
 
 def _take(file: Path, me: Owner) -> _Taken | str:
-    """The lock, or who holds it. Raises OSError, and UserError for what another host left."""
+    """Take the lock, or return who holds it.
+
+    Raises OSError, and UserError for the owner file of another host.
+    """
     while True:
         descriptor = _open(file)
         try:
             got = try_flock(descriptor)
             if got is False:
                 return str(Owner.parse(_read(descriptor)) or "another process")
-            if got and not _is_at(descriptor, file):  # its folder was replaced meanwhile
+            if got and not _is_at(descriptor, file):  # the folder was replaced meanwhile
                 continue
             owner = None
             if got is None or _is_shared(file):
@@ -153,7 +160,7 @@ def _take(file: Path, me: Owner) -> _Taken | str:
                 if isinstance(found := _create_owner(owner, me, flocked=bool(got)), str):
                     return found
             else:
-                with contextlib.suppress(OSError):  # a full disk; what it says is for messages alone
+                with contextlib.suppress(OSError):  # a full disk; the content is for messages only
                     _write(descriptor, me)
             taken, descriptor = _Taken(descriptor, owner), -1
             return taken
@@ -163,8 +170,11 @@ def _take(file: Path, me: Owner) -> _Taken | str:
 
 
 def try_flock(descriptor: int) -> bool | None:
-    """Whether an open file is locked now; None where its file system has no such locks. Never waits.
-    Raises OSError."""
+    """Try to lock an open file without waiting.
+
+    Returns True if it is locked now, False if another process holds the lock, and None if the file system has
+    no such locks. Raises OSError.
+    """
     if fcntl is None:
         return None
     try:
@@ -185,7 +195,7 @@ def _open(file: Path) -> int:
     except PermissionError:
         if not file.is_file():
             raise
-        return os.open(file, os.O_RDONLY | flags)  # another user's: it can be locked all the same
+        return os.open(file, os.O_RDONLY | flags)  # another user's file can be locked too
 
 
 def _is_at(descriptor: int, file: Path) -> bool:
@@ -203,8 +213,10 @@ def _is_shared(file: Path) -> bool:
 
 
 def _create_owner(file: Path, me: Owner, *, flocked: bool) -> str | None:
-    """Create the second file; who holds the lock where it is there already. Raises UserError for another
-    host's."""
+    """Create the owner file.
+
+    If it exists, return who holds the lock. Raises UserError if another host does.
+    """
     for _ in range(5):
         try:
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -216,7 +228,7 @@ def _create_owner(file: Path, me: Owner, *, flocked: bool) -> str | None:
                 raise _unseen(file, there, me) from None
             if not flocked and _started(there.pid) == there.started:
                 return str(there)
-            file.unlink(missing_ok=True)  # of a process of this host that ended
+            file.unlink(missing_ok=True)  # left by a process of this host that has ended
         else:
             try:
                 _write(descriptor, me)
@@ -230,7 +242,10 @@ def _create_owner(file: Path, me: Owner, *, flocked: bool) -> str | None:
 
 
 def _owner_of(file: Path) -> Owner | None:
-    """Who is named in the file; None where there is none. Raises UserError when it stays empty."""
+    """Return the owner that ``file`` names, or None if there is no file.
+
+    Raises UserError if it stays empty.
+    """
     for _ in range(5):
         try:
             there = Owner.parse(file.read_text(encoding="utf-8", errors="replace"))
@@ -251,8 +266,8 @@ def _unseen(file: Path, there: Owner, me: Owner) -> UserError:
         else "on another host, or before this one was restarted"
     )
     return UserError(
-        f"{file.parent} is locked {where} | by {there}, which cannot be seen from here, and its file system has no locks that "
-        f"can be relied on | if it does not run any more, remove {file}"
+        f"{file.parent} is locked {where} | by {there}, which cannot be seen from here, and its file system "
+        f"has no locks that can be relied on | if it does not run any more, remove {file}"
     )
 
 
@@ -266,8 +281,7 @@ def _read(descriptor: int) -> str:
 
 
 def _boot() -> str:
-    """Differs from machine to machine and from one run of a machine to the next; containers of one machine
-    share it."""
+    """Return the boot id: new at every start of a machine, and shared by its containers."""
     return _line("/proc/sys/kernel/random/boot_id")
 
 
@@ -279,8 +293,8 @@ def _space() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process of this namespace began; empty where there is none of this id."""
-    fields = _line(f"/proc/{pid}/stat").rpartition(")")[2].split()  # a program's name may hold blanks
+    """Return the start time of a process of this namespace, or "" if there is none with this id."""
+    fields = _line(f"/proc/{pid}/stat").rpartition(")")[2].split()  # a program's name may contain spaces
     return fields[19] if len(fields) > 19 else ""
 
 

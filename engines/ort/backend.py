@@ -1,26 +1,31 @@
-"""ONNX Runtime: the ``ort`` dialect compiled to an optimized model with prepacked weights, and run.
+"""ONNX Runtime: compiles a graph to an optimized model with prepacked weights, and runs it.
 
-In: an ``.onnx`` file of a bundle. Out: a folder with ``<graph>.onnx``, already optimized, and ``<graph>.data``, which
-holds the weights and, behind each, the form that this CPU's kernels want (prepacked). Loading runs no optimizer.
+Compiling takes an ``.onnx`` file of a bundle. It writes ``<graph>.onnx``, already optimized, and
+``<graph>.data``. The data file holds each weight and, behind it, its prepacked form: the layout that this
+CPU's kernels use. Loading runs no optimizer.
 
-What ONNX Runtime 1.31.1 does with these files, found by experiment (Linux, CPU):
+Behaviour of ONNX Runtime 1.31.1 with these files, found by experiment (Linux, CPU):
 
-* External weights are mapped privately from the ``.data`` file, one mapping per tensor, never read as a whole: an
-  int4 model of 1.35 GB loads with 18 MB of anonymous memory, and with 1,560 MB when prepacked weights are not saved.
-  Prepacked weights are used from the mapping; the originals are unmapped after loading. The file is 2.2 times as large.
-* Loading still prepacks each weight once more, one at a time, to look it up by its hash: 1.2 s of one core per 1.35 GB.
-  ``session.prepack.enable_parallel`` brings nothing there and holds all of them at once. ``session.use_mmap`` does not
-  exist; ``session.use_memory_mapped_ort_model`` is for its own file format.
-* ``ORT_DISABLE_ALL`` at load keeps what the optimizer made (``MatMulNBits``, fused nodes) and its prepacked weights.
-* The accuracy level is written into the nodes at compile time; the option means nothing at load.
-* A prepacked weight must stand at a multiple of 64 bytes in the file, and the writer only sees to that for tensors of
-  1 MiB and more: smaller ones shift their neighbours (1.32.0 places them right). The int4 kernel then silently reads garbage, the float32 kernel
-  ends the process (aligned loads).
-  ``compile_graph`` looks where each one stands and leaves small weights, or all, to be prepacked at load if need be.
-* Past and present bound to one buffer are updated in place; otherwise it copies the cache and warns
-  "TensorScatter: in-place optimization not activated".
+* External weights are mapped privately from the ``.data`` file, one mapping per tensor, and never read as a
+  whole. An int4 model of 1.35 GB loads with 18 MB of anonymous memory, and with 1,560 MB if prepacked weights
+  are not saved. Prepacked weights are used from the mapping, and the originals are unmapped after loading.
+  The file is 2.2 times as large.
+* Loading still prepacks each weight once more, one at a time, to look it up by its hash. This takes 1.2 s of
+  one core per 1.35 GB. ``session.prepack.enable_parallel`` gains nothing there and holds all weights at once.
+  ``session.use_mmap`` does not exist. ``session.use_memory_mapped_ort_model`` is for ONNX Runtime's own
+  format.
+* ``ORT_DISABLE_ALL`` at load keeps the optimizer's results (``MatMulNBits``, fused nodes) and its prepacked
+  weights.
+* The accuracy level is written into the nodes when compiling. The option has no effect at load.
+* A prepacked weight must be at a multiple of 64 bytes in the file. The writer ensures that only for tensors
+  of 1 MiB and more: smaller ones shift their neighbours (1.32.0 places them right). At a wrong place the int4
+  kernel silently reads garbage, and the float32 kernel ends the process (aligned loads). ``compile_graph``
+  checks the place of each one. If one is wrong, it leaves the small weights, or all of them, to be prepacked
+  at load.
+* If past and present are bound to one buffer, the cache is updated in place. Otherwise ONNX Runtime copies
+  the cache and warns "TensorScatter: in-place optimization not activated".
 
-The CUDA provider takes the same path; it has not been run on a GPU yet.
+The CUDA provider uses the same code. It has not been run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -67,7 +72,7 @@ remedies = applicable(TARGET, VERSION)
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-# What the kernels ask the CPU for, the best first: prepacked weights have the layout of the kernel chosen.
+# Instruction sets that the kernels test for, best first. Prepacked weights have the chosen kernel's layout.
 _INSTRUCTIONS = (
     *("amx_int8", "amx_bf16", "avx512_fp16", "avx512_bf16", "avx512_vnni", "avx_vnni_int8", "avx_vnni"),
     *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c", "avx"),
@@ -76,9 +81,11 @@ _INSTRUCTIONS = (
 
 
 def machine(options: Mapping[str, Any]) -> dict[str, Any]:
-    """ONNX Runtime's version, the provider, and the CPU's instruction sets: an engine serves only their like.
+    """Return ONNX Runtime's version, the provider, and the CPU's instruction sets.
 
-    ``options["provider"]`` is "cpu" (also when absent) or "cuda". Raises UserError when it is not to be had here.
+    An engine needs the same ones.
+
+    ``options["provider"]`` is "cpu" (the default) or "cuda". Raises UserError if it is not available here.
     """
     provider = options.get("provider") or "cpu"
     if provider not in _PROVIDERS:
@@ -96,18 +103,19 @@ def machine(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refused_dialect(name: str) -> str | None:
-    """Why this version of ONNX Runtime does not get the dialect ``name``, and the remedy; None where it does."""
+    """Return why the dialect ``name`` is not used with this version | what to do, or None if it is used."""
     reason = library.refused_dialect(name, VERSION)
     return reason and f"{reason} | {library.UPGRADE}"
 
 
 def key(machine: Mapping[str, Any]) -> str:
+    """Return the folder name for engines of ``machine``."""
     best = machine["cpu"][0] if machine["cpu"] else platform.machine()
     return f"{TARGET}-{machine['version']}-{machine['provider']}-{best}"
 
 
 def _instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Those of ``_INSTRUCTIONS`` that this CPU has; elsewhere than on Linux, the processor's name."""
+    """Return the ``_INSTRUCTIONS`` that this CPU has. Outside Linux, return the processor's name."""
     if not cpuinfo.is_file():
         return [(platform.processor() or platform.machine()).replace(" ", "-").replace("/", "-")]
     for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -119,10 +127,11 @@ def _instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 
 def compile_graph(source: Path, folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> list[str]:
-    """Write ``folder/<graph>.onnx`` and its data from the ONNX file ``source``; what is to be said of it.
+    """Write ``folder/<graph>.onnx`` and its data from the ONNX file ``source``. Return notes for the user.
 
-    ``options``: ``provider``; ``accuracy_level`` of int4 products (4: activations in int8, fast; 1: float32).
-    Runs in a process of its own, whose memory goes back whole. Raises UserError with ONNX Runtime's words.
+    ``options`` are ``provider`` and ``accuracy_level`` of int4 products (4: activations in int8, fast; 1:
+    float32). The compiler runs in a process of its own, so that all its memory is freed. Raises UserError
+    with ONNX Runtime's message.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for minimum, prepack, notes in _ATTEMPTS:
@@ -135,7 +144,7 @@ def compile_graph(source: Path, folder: Path, spec: GraphSpec, options: Mapping[
     raise AssertionError("without prepacked weights none is misplaced")
 
 
-# (weights from so many bytes on go to the data file, prepack, what is said of it)
+# (smallest size in bytes of weights that go to the data file, prepack, notes for the user)
 _ATTEMPTS = (
     (1024, True, ()),
     (1 << 20, True, ("small weights are prepacked at load",)),
@@ -147,7 +156,7 @@ _ALIGNMENT = 64
 
 
 def _misplaced(model: Path) -> bool:
-    """Whether a prepacked weight stands where its kernel misreads it: see the module's docstring."""
+    """True if a prepacked weight is at a place where its kernel misreads it. See the module's docstring."""
     entries = _PREPACKED.findall(model.read_bytes())
     return any(int(offset) % _ALIGNMENT for _, offset in entries)
 
@@ -173,9 +182,8 @@ def _compile_apart(source: Path, job: Mapping[str, Any]) -> None:
 def _compile_here(job: Mapping[str, Any]) -> None:
     config = onnxruntime.SessionOptions()
     config.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    config.log_severity_level = (
-        3  # at 2 it warns that the model is for this machine only; engine.json says so
-    )
+    # At 2 it warns that the model is for this machine only, which engine.json says too.
+    config.log_severity_level = 3
     folder, name, options = Path(job["folder"]), job["name"], job["options"]
     config.optimized_model_filepath = str(folder / f"{name}.onnx")
     entries = {
@@ -195,11 +203,18 @@ def _providers(options: Mapping[str, Any]) -> list[str]:
 
 
 _SMALL = 8 << 20
-"""Bytes of a tensor up to which its pages leave memory behind loading. Matrices are larger, and bringing them back takes time."""
+"""Size in bytes up to which a tensor's pages are released after loading.
+
+Matrices are larger, and reading them back takes time.
+"""
 
 
 def load(folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> OrtEngine:
-    """The engine of ``folder/<graph>.onnx``. ``options``: those of the compilation, and ``threads`` (None: all cores)."""
+    """Load the engine ``folder/<graph>.onnx``.
+
+    ``options`` are those of ``compile_graph``, ``threads`` (None: all cores) and ``log_severity``. Raises
+    UserError.
+    """
     if spec.appends and options.get("provider") == "cuda":
         raise UserError(
             "the dialect primitive runs on the CPU alone in ONNX Runtime | got the provider cuda "
@@ -209,13 +224,13 @@ def load(folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> OrtEngine
     config.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     config.log_severity_level = options.get("log_severity", 3)
     config.intra_op_num_threads = options.get("threads") or 0
-    # Else its workers loop for some 20 ms behind a run, which takes the next stage's engine a core.
+    # Otherwise its workers spin for some 20 ms after a run and take a core from the next stage's engine.
     config.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = onnxruntime.InferenceSession(
             str(folder / f"{spec.name}.onnx"), config, providers=_providers(options)
         )
-    except Exception as error:  # the binding raises RuntimeError and types of its own
+    except Exception as error:  # the binding raises RuntimeError and its own types
         reason = " ".join(str(error).split())
         raise UserError(
             f"ONNX Runtime cannot load {spec.name} | {reason} | compile the bundle again"
@@ -225,7 +240,7 @@ def load(folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> OrtEngine
 
 
 class OrtBuffer:
-    """An ``OrtValue``; on the CPU it stands on a NumPy array where this module made it."""
+    """A ``Buffer`` over an ``OrtValue``. If this module made it on the CPU, its memory is a NumPy array."""
 
     def __init__(
         self,
@@ -239,7 +254,7 @@ class OrtBuffer:
 
     @property
     def is_head(self) -> bool:
-        """Whether it is shorter than the memory that it stands on."""
+        """True if the buffer is the first part of a larger ``OrtValue``."""
         return self._shape != tuple(self.value.shape())
 
     @property
@@ -281,8 +296,11 @@ _NUMPY = {
 
 
 _LARGE = 256 << 10
-"""Bytes of inputs, caches not counted, from which on the arena is given back after a run. Prefill is large and then come many
-small decoding steps, during which its activations would stay allocated."""
+"""Size of the inputs in bytes, without caches, above which the arena is freed after a run.
+
+Prefill is large, and many small decode steps follow it. Its activations would stay allocated during all of
+them.
+"""
 
 
 def _run_options(give_back: bool) -> onnxruntime.RunOptions | None:

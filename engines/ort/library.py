@@ -1,6 +1,7 @@
-"""ONNX Runtime as it is installed: which of its versions serve, and why it cannot be imported where it cannot.
+"""The installed ONNX Runtime: which versions are supported, and why it cannot be imported.
 
-Nothing else imports ``onnxruntime``: ``from foveate.engines.ort.backend import onnxruntime`` takes what ``load`` returned.
+No other module imports ``onnxruntime``. Take what ``load`` returned:
+``from foveate.engines.ort.backend import onnxruntime``.
 """
 
 from __future__ import annotations
@@ -16,22 +17,25 @@ from foveate.engines.errors import UserError
 __all__ = ["OLDEST", "OLDEST_FOR_ORT", "UPGRADE", "load", "numbers", "probe", "refused_dialect"]
 
 OLDEST = (1, 23)
-"""The oldest that is used at all; 1.23.2 is the last one for Python 3.10."""
+"""Oldest version that is used at all. 1.23.2 is the last one for Python 3.10."""
 
 OLDEST_FOR_ORT = (1, 28)
-"""The oldest that computes the dialect ``ort``. Found by running: 1.24 has no kernel TensorScatter(24), and 1.25 to 1.27
-answer wrongly where a prompt comes in two pieces, as in the second turn of a chat (masks of Attention with a cache)."""
+"""Oldest version that computes the dialect ``ort`` correctly.
+
+Found by running: 1.24 has no kernel for TensorScatter(24). 1.25 to 1.27 answer wrongly if a prompt comes in
+two pieces, as in the second turn of a chat (masks of Attention with a cache).
+"""
 
 UPGRADE = "pip install -U onnxruntime (1.24 and newer need Python 3.11)"
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Major and minor number of a version such as "1.28.0"."""
+    """Return major and minor number of a version such as "1.28.0"."""
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
 
 
 def refused_dialect(name: str, version: str) -> str | None:
-    """Why ONNX Runtime ``version`` does not get the dialect ``name``, or None."""
+    """Return why the dialect ``name`` is not used with ONNX Runtime ``version``, or None if it is."""
     if name != "ort" or numbers(version) >= OLDEST_FOR_ORT:
         return None
     why = (
@@ -44,8 +48,11 @@ def refused_dialect(name: str, version: str) -> str | None:
 
 
 def load() -> ModuleType:
-    """The module ``onnxruntime``. Raises ModuleNotFoundError where it is not installed, UserError where what is found
-    under its name is not it, or is broken."""
+    """Import and return the module ``onnxruntime``.
+
+    Raises ModuleNotFoundError if it is not installed, and UserError if the module of that name is broken or
+    is something else.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -53,14 +60,16 @@ def load() -> ModuleType:
             raise
         raise _broken(" ".join(str(error).split())) from error
     if not hasattr(onnxruntime, "InferenceSession"):
-        del sys.modules["onnxruntime"]  # an empty namespace, which others would take for the library
+        del sys.modules["onnxruntime"]  # an empty namespace package, which others would take for the library
         raise _broken("it is a folder without the library")
     return onnxruntime
 
 
 def probe() -> tuple[str | None, list[str], str | None]:
-    """For ``foveate doctor``: version, providers, and what is wrong with it (as a UserError says it). All are empty
-    where it is not installed."""
+    """Return version, providers, and the fault as a UserError words it, for ``foveate doctor``.
+
+    All are empty if ONNX Runtime is not installed.
+    """
     try:
         found = load()
     except ModuleNotFoundError:
@@ -71,7 +80,7 @@ def probe() -> tuple[str | None, list[str], str | None]:
 
 
 def _broken(reason: str) -> UserError:
-    """For a folder of this name that is not the library: left over, not whole, or somebody else's."""
+    """Return the error for an ``onnxruntime`` folder that is left over, incomplete, or somebody else's."""
     folder = _found()
     if folder is not None and not _installed(folder):
         return UserError(
@@ -85,7 +94,7 @@ def _broken(reason: str) -> UserError:
 
 
 def _found() -> Path | None:
-    """The folder, or the file, that ``import onnxruntime`` finds."""
+    """Return the folder or file that ``import onnxruntime`` finds, or None."""
     spec = importlib.machinery.PathFinder.find_spec("onnxruntime")
     if spec is None:
         return None
@@ -94,7 +103,7 @@ def _found() -> Path | None:
 
 
 def _installed(folder: Path) -> bool:
-    """Whether it is where pip, or the system, puts libraries."""
+    """True if ``folder`` is where pip or the system installs libraries."""
     places = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     parent = folder.absolute().parent
     return parent.name in ("site-packages", "dist-packages") or str(parent) in places

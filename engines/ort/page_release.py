@@ -1,4 +1,4 @@
-"""Pages of a mapped file that will not be read again need not stay in memory."""
+"""Releases resident pages of a mapped file that are not needed any more."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ _MAPS = Path("/proc/self/smaps")
 
 
 def release(file: Path, most: int) -> None:
-    """Take what is mapped of ``file`` in pieces of at most ``most`` bytes out of this process' memory; what is read again comes
-    back from the page cache.
+    """Drop this process's resident pages of ``file`` with madvise DONTNEED.
 
-    Loading an engine touches all that it maps, scales of int4 weights too, which stand in the prepacked weights once more.
-    Pieces that were written to are left alone, and so is everything on systems that do not tell what is mapped.
+    Mappings of more than ``most`` bytes are left alone.
+
+    A later read brings a page back from the page cache. Loading an engine touches everything that it maps,
+    also the scales of int4 weights, although the prepacked weights contain them too. Mappings that were
+    written to are left alone. Nothing is done on systems without ``/proc/self/smaps``.
     """
     try:
         maps = _MAPS.read_text("utf-8", "surrogateescape")

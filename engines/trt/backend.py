@@ -1,15 +1,23 @@
-"""TensorRT and TensorRT for RTX: the dialects ``native`` and ``primitive`` compiled to plans, and run.
+"""TensorRT and TensorRT for RTX: compiles the dialects ``native`` and ``primitive`` to plans, and runs them.
 
-One backend for both bindings, which differ in their module's name and in who says for which GPU is built: TensorRT builds
-for the GPU it stands on, TensorRT-RTX needs none and takes ``capability``. In: an ONNX file of a bundle, float16. Out: a
-folder with ``<graph>.plan`` and ``<graph>.json``, the facts of its build.
+One backend serves both bindings. They differ in the module's name and in how the GPU is chosen: TensorRT
+builds for the GPU that it runs on, TensorRT-RTX needs no GPU and takes ``capability``. Compiling takes an
+ONNX file of a bundle in float16. It writes ``<graph>.plan`` and ``<graph>.json``, the facts of its build.
 
-Options, all recorded with the engine: ``max_context`` (rows of the cache, a number in the plan), ``capability`` (TensorRT-
-RTX: names such as SM86, None for a portable plan), ``optimization_level`` (0 to 5), ``workspace`` (MiB that the builder
-may use on the device), ``version_compatible``, ``hardware_compatible`` (TensorRT: any GPU from Ampere on), ``cuda_graphs``
-(of the engine at work: decoding steps are replayed), ``device_sampling`` (the graph with the logits gives out the likeliest
-tokens as well, see ``engines.candidates``). What no GPU run has confirmed is off by default: both compatibilities, CUDA
-graphs, device sampling, the remedies.
+Options, all recorded with the engine:
+
+* ``max_context``: rows of the kv cache; the number is fixed in the plan
+* ``capability``: TensorRT-RTX only; names such as SM86, or None for a portable plan
+* ``optimization_level``: 0 to 5
+* ``workspace``: MiB that the builder may use on the device
+* ``version_compatible``: the plan also runs on other minor versions
+* ``hardware_compatible``: TensorRT only; the plan runs on any GPU from Ampere on
+* ``cuda_graphs``: decode steps are captured and replayed when the engine runs
+* ``device_sampling``: the graph with the logits also returns the most likely tokens, see
+  ``engines.topk_logits``
+
+Options that no GPU run has confirmed are off by default: both compatibilities, CUDA graphs and device
+sampling. Neither has any of the workarounds been confirmed.
 """
 
 from __future__ import annotations
@@ -36,19 +44,18 @@ from foveate.engines.workarounds import FLAGS_VARIABLE, REMEDIES, Remedy, applic
 __all__ = ["TensorRT", "backend", "capabilities", "compile_plan"]
 
 _NATIVE_SINCE = 10, 15  # RotaryEmbedding, RMSNormalization and TensorScatter in the parser
-_KINDS = {
-    "fp8": (89, "an Ada GPU"),
-    "int4": (80, "an Ampere GPU"),
-}  # precision -> the first GPUs that have it
-_PORTABLE_SINCE = 80  # documented: a portable plan of TensorRT-RTX is for SM80 and later
+# precision -> the first GPUs that have it
+_KINDS = {"fp8": (89, "an Ada GPU"), "int4": (80, "an Ampere GPU")}
+_PORTABLE_SINCE = 80  # documented: a portable plan of TensorRT-RTX runs on SM80 and later
 
 
 def backend(target: str) -> TensorRT:
-    """Raises ModuleNotFoundError where the binding is not installed."""
+    """Return the backend of ``target``. Raises ModuleNotFoundError if its binding is not installed."""
     return TensorRT(target)
 
 
 def capabilities(target: str = "tensorrt-rtx") -> list[str]:
+    """Return the GPU architectures that ``target`` can compile for by name. Raises ModuleNotFoundError."""
     return builder.capabilities(importlib.import_module(builder.MODULES[target]))
 
 
@@ -60,7 +67,10 @@ def compile_plan(
     capability: str | None = None,
     target: str = "tensorrt-rtx",
 ) -> bytes:
-    """The plan of one ONNX file, built in this process. Raises UserError: see ``trt_build.build``."""
+    """Build the plan of one ONNX file in this process.
+
+    Raises UserError: see ``engines.trt.builder.build``.
+    """
     options = {"max_context": max_context, "capability": [capability] if capability else None}
     made = backend(target)
     made.machine(options)
@@ -71,7 +81,7 @@ def compile_plan(
 
 
 class TensorRT:
-    """The backend of one target: see ``engines.base``."""
+    """The backend of one target. See ``engines.engine`` for the interface."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -79,7 +89,7 @@ class TensorRT:
         self.version: str = self.trt.__version__
 
     @property
-    def DIALECTS(self) -> tuple[str, ...]:  # noqa: N802, the name that a backend has
+    def DIALECTS(self) -> tuple[str, ...]:  # noqa: N802, the name in the interface
         numbers = tuple(int(part) for part in self.version.split(".")[:2])
         old = self.target == "tensorrt" and numbers < _NATIVE_SINCE
         return ("primitive",) if old else ("native", "primitive")
@@ -89,7 +99,10 @@ class TensorRT:
         return applicable(self.target, self.version)
 
     def machine(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Version, platform and GPU that an engine with these options is for. Raises UserError where there can be none."""
+        """Return the version, platform and GPU that an engine with these options is for.
+
+        Raises UserError if there can be no such engine.
+        """
         version = self.version
         if options.get("version_compatible"):
             version = f"{version.partition('.')[0]}.*"
@@ -130,7 +143,7 @@ class TensorRT:
         return "+".join(named) if named else "portable"
 
     def refusal(self, kinds: Collection[str], machine: Mapping[str, Any]) -> str | None:
-        """Why a model with weights of these ``kinds`` has no engine for ``machine``, or None."""
+        """Return why weights of these precisions (``kinds``) cannot run on ``machine``, or None."""
         gpus = [int(sm) for sm in re.findall(r"SM(\d+)", machine["gpu"])] or [_PORTABLE_SINCE]
         for kind, (since, name) in _KINDS.items():
             if kind in kinds and min(gpus) < since:
@@ -138,19 +151,23 @@ class TensorRT:
         return None
 
     def key(self, machine: Mapping[str, Any]) -> str:
+        """Return the folder name for engines of ``machine``."""
         version, gpu = machine["version"].replace("*", "x"), machine["gpu"].replace(" or later", "-up")
         return f"{self.target}-{version}-{gpu}"
 
     def cannot_run(self) -> str | None:
-        """Why plans cannot be executed here, or None."""
+        """Return why plans cannot be executed here, or None."""
         gpu = find_gpu()
         return gpu if isinstance(gpu, str) else None
 
     def compile_graph(
         self, source: Path, folder: Path, spec: GraphSpec, options: Mapping[str, Any]
     ) -> list[str]:
-        """Write ``folder/<graph>.plan`` and its facts; the notes of the build. ``options["remedies"]`` names those that
-        this graph takes. Runs in a process of its own, whose memory goes back whole. Raises UserError."""
+        """Write ``folder/<graph>.plan`` and its facts. Return notes for the user.
+
+        ``options["remedies"]`` names the workarounds that apply to this graph. The builder runs in a process
+        of its own, so that all its memory is freed. Raises UserError.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         plan = folder / f"{spec.name}.plan"
         job = {
@@ -166,7 +183,10 @@ class TensorRT:
         return facts["notes"]
 
     def timings(self, folder: Path, options: Mapping[str, Any]) -> Path | None:
-        """The file of the timing cache, beside the engines; TensorRT-RTX has none: since 1.2 its own does nothing."""
+        """Return the file of the timing cache, beside the engines.
+
+        TensorRT-RTX gets none, since its timing cache does nothing from 1.2 on.
+        """
         if self.target == "tensorrt-rtx":
             return None
         return folder.parent / f".timings-{self.key(self.machine(options))}.cache"
@@ -185,9 +205,9 @@ class TensorRT:
         lines = done.stdout.splitlines()
         if done.returncode or not lines:
             raise UserError(
-                f"{self.target} {self.version} did not finish {source.name} | its process ended with status "
-                f"{done.returncode}, as when memory runs out | a shorter --max-context, more memory, or a bundle "
-                "built with --llm-parts"
+                f"{self.target} {self.version} did not finish {source.name} "
+                f"| its process ended with status {done.returncode}, as when memory runs out "
+                "| a shorter --max-context, more memory, or a bundle built with --llm-parts"
             )
         facts = json.loads(lines[-1])
         if "error" in facts:
@@ -195,12 +215,14 @@ class TensorRT:
         return facts
 
     def describe(self, folder: Path, graph: str) -> dict[str, Any]:
-        """The facts of a plan's build."""
+        """Return the facts of a plan's build."""
         return json.loads((folder / f"{graph}.json").read_text(encoding="utf-8"))
 
     def load(self, folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> Engine:
-        """The engine of ``folder/<graph>.plan``. ``options``: those of the compilation. Raises UserError when the plan
-        has changed, there is no GPU, or too little memory on it."""
+        """Load the engine ``folder/<graph>.plan``. ``options`` are those of ``compile_graph``.
+
+        Raises UserError if the plan has changed, if there is no GPU, or if the GPU has too little memory.
+        """
         from foveate.engines.trt.runner import load
 
         return load(self, folder / f"{spec.name}.plan", builder.compiled(spec, options), options)

@@ -1,9 +1,10 @@
-"""An ONNX file becomes a plan: what runs in a process of its own, so that its memory goes back whole.
+"""Builds a plan from an ONNX file. Runs in a process of its own, so that all its memory is freed.
 
-In: a job as JSON on stdin (target, source, spec, options, plan, cache). Out: the plan, and facts about it as JSON on
-stdout, or ``{"error": ...}`` in the words of the parser or the builder. Networks are strongly typed: types come from the
-file and nothing else. Where the builder can, it streams the plan into its file, which holds it in memory once less.
-Progress goes to stderr. Written for TensorRT 10.3 to 11 and TensorRT-RTX; only the last has run here.
+It reads a job as JSON from stdin (target, source, spec, options, plan, cache). It writes the plan, and prints
+facts about it as JSON to stdout, or ``{"error": ...}`` with the message of the parser or the builder.
+Progress goes to stderr. Networks are strongly typed: all types come from the file. If the builder can, it
+streams the plan into its file, which saves one copy of it in memory. Written for TensorRT 10.3 to 11 and
+TensorRT-RTX; only the last has run here.
 """
 
 from __future__ import annotations
@@ -35,20 +36,24 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Target -> the Python module of its binding."""
 
 LARGEST_SORT = 3840
-"""The most that TopK may pick (its documented limit)."""
+"""Largest k of TensorRT's TopK (its documented limit)."""
 
 _DIGEST = 32  # bytes of a SHA-256
 _NO_MEMORY = ("out of memory", "outofmemory", "insufficient memory", "cudaerrormemoryallocation")
 
 
 def compiled(spec: GraphSpec, options: Mapping[str, Any]) -> GraphSpec:
-    """The spec of the plan that is made with these options: see ``engines.trt``."""
+    """Return the spec of the plan that these options give. See ``engines.trt.backend``."""
     spec = settled(spec, options["max_context"])
     return topk_logits.offer(spec) if options.get("device_sampling") else spec
 
 
 def settled(spec: GraphSpec, max_context: int) -> GraphSpec:
-    """The spec as compiled: the cache is ``max_context`` rows, no more are computed at once, and budgets can be sorted."""
+    """Return the spec as compiled.
+
+    The cache has ``max_context`` rows, at most that many new rows are computed at once, and budgets are at
+    most ``LARGEST_SORT``.
+    """
 
     def size(dim: Dim) -> Dim:
         if isinstance(dim, int):
@@ -71,11 +76,14 @@ def settled(spec: GraphSpec, max_context: int) -> GraphSpec:
 
 
 Profile = dict[str, list[list[int]]]
-"""Input -> least, usual and largest shape, or value where that shapes the graph."""
+"""Input name -> its min, opt and max shape, or value if the value determines shapes."""
 
 
 def profiles(spec: GraphSpec) -> list[Profile]:
-    """Of a settled spec: one over all its ranges and, where there is a cache, one for decoding, a single new row."""
+    """Return the optimization profiles of a settled spec.
+
+    The first covers all ranges. With a cache there is a second one for decode: a single new row.
+    """
 
     def profile(**fixed: int) -> Profile:
         def ends(dim: Dim) -> list[int]:
@@ -95,7 +103,10 @@ def profiles(spec: GraphSpec) -> list[Profile]:
 
 
 def capabilities(trt: ModuleType) -> list[str]:
-    """The GPU architectures that can be named, e.g. ``SM86``; none in full TensorRT, which builds for the GPU at hand."""
+    """Return the GPU architectures that can be asked for, e.g. ``SM86``.
+
+    The list is empty for full TensorRT, which builds for the GPU that it runs on.
+    """
     known = getattr(trt, "ComputeCapability", None)
     return sorted(name for name in known.__members__ if name.startswith("SM")) if known else []
 
@@ -108,12 +119,12 @@ def build(
     plan: Path,
     cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the ``plan`` of ``source``; facts about it. ``spec`` is typed, as its dialect has it.
+    """Write the ``plan`` of ``source`` and return facts about it. ``spec`` is typed, as its dialect needs.
 
-    ``options``: see ``engines.trt``. ``cache`` is the file of the timing cache, read where it is there, written at the
-    end. Raises UserError with the engine's own words when a node is refused, when memory runs out, and when an input
-    would be ignored (TensorRT drops ``nonpad_kv_seqlen`` with no more than a warning); and when the disk is full. There
-    is no plan then.
+    ``options``: see ``engines.trt.backend``. ``cache`` is the file of the timing cache. It is read if it
+    exists, and written at the end. Raises UserError with the engine's own message if a node is refused, if
+    memory runs out, if an input would be ignored (TensorRT drops ``nonpad_kv_seqlen`` with only a warning),
+    and if the disk is full. Then there is no plan.
     """
     start, log, notes = time.perf_counter(), logger.log(trt), []
     spec = compiled(spec, options)
@@ -151,13 +162,14 @@ def _parse(trt: ModuleType, network: Any, log: Any, source: Path, max_context: i
     if not parser.parse(model, str(source)):
         errors = [_say(parser.get_error(i)) for i in range(parser.num_errors)]
         raise UserError(
-            f"{trt.__name__} {trt.__version__} cannot parse {source.name} | {'; '.join(errors) or log.said()} "
+            f"{trt.__name__} {trt.__version__} cannot parse {source.name} "
+            f"| {'; '.join(errors) or log.said()} "
             "| take another dialect (--dialect), or leave out what needs the operator"
         )
 
 
 def _pick_candidates(trt: ModuleType, network: Any, count: int) -> None:
-    """The outputs that ``candidates.offer`` tells of, behind the logits."""
+    """Add the outputs that ``topk_logits.offer`` describes."""
     outputs = map(network.get_output, range(network.num_outputs))
     logits = next(output for output in outputs if output.name == "logits")
     layer = network.add_topk(logits, trt.TopKOperation.MAX, count, 1 << len(logits.shape) - 1)
@@ -178,11 +190,14 @@ def _refusal(trt: ModuleType, source: Path, said: str) -> str:
             f"no memory to compile {source.name} | {said} "
             "| a shorter --max-context, --workspace with fewer MiB, or other programs closed"
         )
-    return f"{trt.__name__} {trt.__version__} cannot compile {source.name} | {said} | take another dialect (--dialect)"
+    return (
+        f"{trt.__name__} {trt.__version__} cannot compile {source.name} | {said} "
+        "| take another dialect (--dialect)"
+    )
 
 
 def _layers(network: Any) -> dict[str, int]:
-    """How many layers give each type: what a strongly typed network computes in."""
+    """Count the layers per output dtype. This shows in which precision a strongly typed network computes."""
     found: Counter[str] = Counter()
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -221,7 +236,10 @@ def _profile(builder: Any, spec: GraphSpec, ranges: Profile) -> Any:
 
 
 def _read_timings(config: Any, file: Path | None, notes: list[str]) -> Any:
-    """The timing cache, attached; a new one where the file is missing, damaged, or of another GPU or version."""
+    """Attach and return the timing cache.
+
+    It is new if the file is missing, damaged, or of another GPU or version.
+    """
     if file is None:
         return None
     if content := _checked(file, notes):
@@ -235,7 +253,10 @@ def _read_timings(config: Any, file: Path | None, notes: list[str]) -> Any:
 
 
 def _checked(file: Path, notes: list[str]) -> bytes:
-    """What stands behind its SHA-256 in ``file``, since TensorRT-RTX takes nonsense without a word; empty where it differs."""
+    """Return the content behind the SHA-256 in ``file``, or ``b""`` if they do not match.
+
+    TensorRT-RTX accepts a damaged cache without an error.
+    """
     if not file.is_file():
         return b""
     content = file.read_bytes()
@@ -272,7 +293,7 @@ def _main(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on_the_gpu(trt: ModuleType, plan: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the engine itself tells, which takes a GPU: memory besides the weights, and kernels with their types."""
+    """Return what only an engine on a GPU tells: memory besides the weights, and kernels with their types."""
     if isinstance(find_gpu(), str):
         return {}
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))

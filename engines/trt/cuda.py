@@ -1,4 +1,4 @@
-"""CUDA through cuda-python: the GPU, one stream, and memory that is allocated once and used again."""
+"""CUDA through cuda-python: the GPU, one stream, and a pool of memory that is reused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Gpu:
 
 @cache
 def find_gpu() -> Gpu | str:
-    """The first GPU, or in words why there is none that can be used."""
+    """Return the first GPU, or the reason why none can be used."""
     try:
         cuda = _runtime()
     except ImportError as error:
@@ -48,7 +48,7 @@ def _runtime() -> ModuleType:
 
 
 def _call(cuda: ModuleType, answer: tuple[Any, ...]) -> Any:
-    """What a function of cuda-python gave behind its status."""
+    """Return the values behind the status in a cuda-python result. Raises MemoryError or RuntimeError."""
     status, *values = answer
     if int(status) == int(cuda.cudaError_t.cudaErrorMemoryAllocation):
         raise MemoryError("no memory on the GPU")
@@ -58,10 +58,11 @@ def _call(cuda: ModuleType, answer: tuple[Any, ...]) -> Any:
 
 
 class Device:
-    """One GPU with one stream, on which everything runs in the order in which it was asked for.
+    """One GPU with one stream. All work runs in the order in which it was queued.
 
-    Memory that a buffer gives back is handed to the next one of its size; so the steps of a decoder allocate nothing.
-    Because of the one stream it may be written again while what read it is still queued.
+    Memory that a buffer gives back is reused by the next buffer of the same size, so decode steps allocate
+    nothing. Since there is only one stream, memory can be reused while the work that reads it is still
+    queued.
     """
 
     def __init__(self) -> None:
@@ -71,23 +72,24 @@ class Device:
         self._scratch, self.scratch_size = 0, 0
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """A function of CUDA's runtime. Raises MemoryError or RuntimeError."""
+        """Call the function ``name`` of the CUDA runtime. Raises MemoryError or RuntimeError."""
         return _call(self._cuda, getattr(self._cuda, name)(*arguments))
 
     def free_memory(self) -> int:
-        """Bytes that nobody has."""
+        """Return the free memory of the GPU in bytes."""
         return self.call("cudaMemGetInfo")[0]
 
     def take(self, size: int) -> int:
-        """The address of ``size`` bytes."""
+        """Return the address of ``size`` bytes from the pool."""
         known = self._free[size]
         return known.pop() if known else int(self.call("cudaMalloc", max(size, 1)))
 
     def give(self, address: int, size: int) -> None:
+        """Return ``size`` bytes at ``address`` to the pool."""
         self._free[size].append(address)
 
     def scratch(self, size: int) -> int:
-        """The address of at least ``size`` bytes that engines compute in, one at a time."""
+        """Return the address of at least ``size`` bytes of scratch memory. Engines use it one at a time."""
         if size > self.scratch_size:
             if self._scratch:
                 self.call("cudaStreamSynchronize", self.stream)
@@ -97,14 +99,17 @@ class Device:
         return self._scratch
 
     def upload(self, address: int, array: np.ndarray) -> None:
+        """Copy ``array`` to ``address`` on the GPU, and wait for it."""
         self._copy("cudaMemcpyHostToDevice", address, array.ctypes.data, array.nbytes)
         self.call("cudaStreamSynchronize", self.stream)  # the array may be gone after this
 
     def download(self, array: np.ndarray, address: int) -> None:
+        """Fill ``array`` from ``address`` on the GPU, and wait for it."""
         self._copy("cudaMemcpyDeviceToHost", array.ctypes.data, address, array.nbytes)
         self.call("cudaStreamSynchronize", self.stream)
 
     def clear(self, address: int, size: int) -> None:
+        """Queue setting ``size`` bytes at ``address`` to zero."""
         self.call("cudaMemsetAsync", address, 0, size, self.stream)
 
     def _copy(self, kind: str, to: int, source: int, size: int) -> None:
@@ -112,7 +117,7 @@ class Device:
         self.call("cudaMemcpyAsync", to, source, size, direction, self.stream)
 
     def copy_rows(self, cache: TrtBuffer, start: int, rows: TrtBuffer | np.ndarray) -> None:
-        """``rows [1,H,T,D]`` to row ``start`` of ``cache [1,H,S,D]``: one strided copy."""
+        """Copy ``rows [1,H,T,D]`` to row ``start`` of ``cache [1,H,S,D]`` in one strided copy."""
         _, heads, length, width = rows.shape
         row = width * np.dtype(cache.dtype).itemsize
         host = isinstance(rows, np.ndarray)
@@ -131,7 +136,10 @@ class Device:
             self.call("cudaStreamSynchronize", self.stream)
 
     def gather(self, address: int, rows: Rows, dtype: str) -> None:
-        """``rows`` one behind the other to ``address``; those on the device, of ``dtype``, in one copy per run of neighbours."""
+        """Copy ``rows`` contiguously to ``address``.
+
+        Rows on the device must have ``dtype``. They take one copy per run of neighbouring rows.
+        """
         width = int(np.prod(rows.shape[1:])) * np.dtype(dtype).itemsize
         for number, index in rows.parts():
             source = rows.sources[number]
@@ -146,7 +154,7 @@ class Device:
                 address += len(run) * width
 
     def capture(self, work: Any) -> Any:
-        """What ``work()`` puts on the stream, as an executable CUDA graph; it is not run."""
+        """Capture what ``work()`` queues as an executable CUDA graph. The work is not run."""
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call("cudaStreamBeginCapture", self.stream, mode)
         try:
@@ -158,23 +166,24 @@ class Device:
         return made
 
     def launch(self, graph: Any) -> None:
+        """Queue a graph that ``capture`` returned."""
         self.call("cudaGraphLaunch", graph, self.stream)
 
 
 @cache
 def device() -> Device:
-    """That of this process. Raises UserError where there is no GPU."""
+    """Return the device of this process. Raises UserError if there is no GPU."""
     gpu = find_gpu()
     if isinstance(gpu, str):
         raise UserError(
-            f"a TensorRT engine cannot be executed here | {gpu} | run it where there is a GPU, or compile for "
-            "--target onnxruntime"
+            f"a TensorRT engine cannot be executed here | {gpu} "
+            "| run it where there is a GPU, or compile for --target onnxruntime"
         )
     return Device()
 
 
 class TrtBuffer:
-    """A tensor on the GPU. Its memory goes back to the device's store with the last buffer that stands on it."""
+    """A tensor on the GPU. Its memory returns to the pool when the last buffer that uses it is gone."""
 
     def __init__(
         self, home: Device, shape: Sequence[int], dtype: str, owner: TrtBuffer | None = None

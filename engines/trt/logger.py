@@ -1,4 +1,4 @@
-"""What TensorRT says while it parses and builds: kept for errors, and progress for people."""
+"""TensorRT's messages and progress while it parses and builds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["log", "monitor"]
 
 
 def log(trt: ModuleType) -> Any:
-    """A logger that keeps what the parser and the builder say, so that an error can say why."""
+    """Return a logger that keeps the messages of the parser and the builder, so that an error can say why."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -26,14 +26,17 @@ def log(trt: ModuleType) -> Any:
                 self.errors.append(message)
 
         def said(self) -> str:
-            """The last errors, or where there is none the last warnings."""
+            """Return the last errors, or the last warnings if there are no errors."""
             return "; ".join((self.errors or self.lines)[-3:])
 
     return Log()
 
 
 def monitor(trt: ModuleType) -> Any:
-    """Phases of the build on stderr: one line that changes on a terminal, else a line every ten seconds."""
+    """Return a progress monitor that prints the phases of the build to stderr.
+
+    On a terminal it updates one line. Otherwise it prints a line every ten seconds.
+    """
     terminal = sys.stderr.isatty()
 
     class Monitor(trt.IProgressMonitor):

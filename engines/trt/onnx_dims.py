@@ -1,9 +1,10 @@
-"""Read and change ONNX files without the onnx package, which devices do not have: named dimensions become numbers, and files of
-external data are found.
+"""Read and change ONNX files without the onnx package, which devices do not have.
 
-TensorRT wants the cache's length as a number when it parses, and only the device knows how long it should be.
-A protobuf message is a list of (tag, payload) fields; this walks down to what is asked for and copies the rest.
-Field numbers are those of onnx.proto3.
+``fix_dimensions`` replaces named dimensions by numbers. ``external_files`` finds the files of external data.
+
+TensorRT needs the cache's length as a number when it parses, and only the device knows how long it should be.
+A protobuf message is a list of (tag, payload) fields. This module walks down to the fields that it needs and
+copies the rest. Field numbers are those of onnx.proto3.
 """
 
 from __future__ import annotations
@@ -22,16 +23,22 @@ _PATH: tuple[frozenset[int], ...] = tuple(
 
 
 def fix_dimensions(model: bytes, sizes: dict[str, int]) -> bytes:
-    """The serialized ModelProto with each dimension named in ``sizes`` set to its size."""
+    """Return the serialized ModelProto with each dimension named in ``sizes`` set to its size.
+
+    Raises ValueError.
+    """
     return _rewrite(model, 0, {name.encode(): size for name, size in sizes.items()})
 
 
 def external_files(model: bytes) -> set[str]:
-    """The files in which the tensors of the serialized ModelProto lie, as it names them; none for tensors that it holds itself."""
+    """Return the names of the external data files of a serialized ModelProto, as it spells them.
+
+    Tensors that the ModelProto holds itself have no file. Raises ValueError.
+    """
     return {name.decode(errors="replace") for name in _locations(model, "model")}
 
 
-# what a message holds: field number -> kind of message inside; of every place in which a tensor can stand
+# kind of message -> {field number: kind of message inside}, for every place that can hold a tensor
 _HOLDS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -76,7 +83,7 @@ def _dimension(message: bytes, sizes: dict[bytes, int]) -> bytes:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """Field number, wire type, and where the field starts, its payload starts, and it ends."""
+    """Yield field number, wire type, and three offsets: start of the field, start of its payload, end."""
     at = 0
     while at < len(message):
         start = at

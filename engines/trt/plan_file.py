@@ -1,4 +1,7 @@
-"""A plan on its way from the builder to its file: hashed as it is written, and there under its name when it is whole."""
+"""Writes a plan from the builder to its file.
+
+It is hashed as it is written, and renamed when it is complete.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ __all__ = ["PlanFile", "serialize", "written"]
 
 
 class PlanFile:
-    """``size`` and ``digest`` (SHA-256) are of what was written so far."""
+    """An open plan file. ``size`` in bytes and ``digest`` (SHA-256) cover what was written so far."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.size, self.digest = file, 0, hashlib.sha256()
 
     def write(self, data: Any) -> int:
-        """``data`` is bytes, or memory of TensorRT's."""
+        """Write ``data``: bytes, or a memory object of TensorRT. Return the number of bytes."""
         self._file.write(data)
         self.digest.update(data)
         count = memoryview(data).nbytes
@@ -32,8 +35,10 @@ class PlanFile:
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[PlanFile]:
-    """A file that is called ``path`` when the block succeeds and vanishes when it does not. Raises UserError where it cannot
-    be written."""
+    """Yield a file that gets the name ``path`` when the block succeeds, and is removed when it raises.
+
+    Raises UserError if it cannot be written.
+    """
     try:
         with atomic_file(path) as part, part.open("wb") as file:
             yield PlanFile(file)
@@ -44,8 +49,11 @@ def written(path: Path) -> Iterator[PlanFile]:
 
 
 def serialize(trt: ModuleType, builder: Any, network: Any, config: Any, file: PlanFile) -> bool:
-    """Build the network into ``file``; whether TensorRT did. Streamed where the binding can, since the plan of a large model
-    would stand in memory once more. Raises OSError."""
+    """Build the network into ``file``. Return False if TensorRT could not.
+
+    The plan is streamed if the binding can do that. Otherwise the plan of a large model is in memory a second
+    time. Raises OSError.
+    """
     if not hasattr(builder, "build_serialized_network_to_stream"):
         plan = builder.build_serialized_network(network, config)
         if plan is not None:
@@ -60,7 +68,7 @@ def serialize(trt: ModuleType, builder: Any, network: Any, config: Any, file: Pl
         def write(self, data: bytes) -> int:
             try:
                 return file.write(data)
-            except OSError as error:  # not through TensorRT: it takes a short count for a failure
+            except OSError as error:  # do not raise through TensorRT; it takes a short count for a failure
                 failed.append(error)
                 return 0
 

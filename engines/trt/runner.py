@@ -1,8 +1,8 @@
-"""A plan at work on the GPU: prefill and decoding are two profiles of one engine, so weights are there once.
+"""Runs a plan on the GPU. Prefill and decode are two profiles of one engine, so weights are loaded once.
 
-Written against the documented API of TensorRT 10.3 to 11 and TensorRT-RTX and never run on a GPU by us; ``pytest -m gpu``
-and ``scripts/gpu_check.sh`` are for whoever has one. CUDA graphs (option ``cuda_graphs``) and the likeliest tokens besides the
-logits (``device_sampling``) are off by default.
+Written against the documented API of TensorRT 10.3 to 11 and TensorRT-RTX. We have never run it on a GPU;
+``pytest -m gpu`` and ``scripts/gpu_check.sh`` are for whoever has one. CUDA graphs (option ``cuda_graphs``)
+and picking the most likely tokens on the device (``device_sampling``) are off by default.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = ["TrtEngine", "load"]
 
-_MOST_GRAPHS = 4  # of one engine: steps alternate between a few sets of buffers
+_MOST_GRAPHS = 4  # per engine: steps alternate between a few sets of buffers
 
 
 def load(made: TensorRT, file: Path, spec: GraphSpec, options: Mapping[str, Any]) -> TrtEngine:
-    """See ``TensorRT.load``."""
-    with file.open(
-        "rb"
-    ) as opened:  # mapped: on a Jetson, weights and the plan's copy of them share one memory
+    """Load the plan ``file``. See ``TensorRT.load``."""
+    # Mapped, since on a Jetson the weights and the plan's copy of them share one memory.
+    with file.open("rb") as opened:
         plan = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     facts = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
     if hashlib.sha256(plan).hexdigest() != facts["sha256"]:
@@ -45,7 +44,8 @@ def load(made: TensorRT, file: Path, spec: GraphSpec, options: Mapping[str, Any]
     home = device()
     if (free := home.free_memory()) < len(plan):
         raise UserError(
-            f"the GPU has no room for {file.name} | {free >> 20} MiB are free, the plan alone is {len(plan) >> 20} "
+            f"the GPU has no room for {file.name} "
+            f"| {free >> 20} MiB are free, the plan alone is {len(plan) >> 20} "
             "| close other programs, or build with int4 weights"
         )
     runtime = made.trt.Runtime(made.trt.Logger(made.trt.Logger.ERROR))
@@ -61,7 +61,10 @@ def load(made: TensorRT, file: Path, spec: GraphSpec, options: Mapping[str, Any]
 
 
 class TrtEngine:
-    """One graph. Every output is a buffer of its own until nobody holds it."""
+    """One graph as a TensorRT engine.
+
+    Every output gets its own buffer, which is reused when nobody holds it.
+    """
 
     def __init__(
         self, trt: ModuleType, engine: Any, spec: GraphSpec, home: Device, cuda_graphs: bool
@@ -129,12 +132,15 @@ class TrtEngine:
         return outputs
 
     def _context(self, feeds: Mapping[str, Feed]) -> tuple[Any, bool]:
-        """That of the profile for these feeds, and whether a single row is decoded."""
+        """Return the context of the profile for these feeds, and True if a single row is decoded."""
         decoding = len(self._contexts) > 1 and feeds[self.spec.inputs[0].name].shape[1] == 1
         return self._contexts[int(decoding)], decoding
 
     def _place(self, name: str, feed: Feed) -> TrtBuffer | np.ndarray:
-        """Where TensorRT reads an input: on the host for values that shape the graph, else on the GPU."""
+        """Put an input where TensorRT reads it.
+
+        That is the host for values that determine shapes, else the GPU.
+        """
         if name in self._hosted:
             return np.array(host(feed), order="C")
         if isinstance(feed, TrtBuffer):
@@ -158,7 +164,11 @@ class TrtEngine:
         return outputs
 
     def _execute(self, context: Any, step: tuple[Mapping[str, Any], Mapping[str, TrtBuffer]] | None) -> None:
-        """Queue the graph; with CUDA graphs, a decoding ``step`` whose addresses were seen before is replayed."""
+        """Queue the graph on the stream.
+
+        With CUDA graphs, a decode ``step`` whose addresses were seen before is replayed. ``step`` holds its
+        inputs and outputs; it is None for other runs.
+        """
         home, size = self._home, self._home.scratch_size
 
         def launch() -> None:
@@ -171,7 +181,7 @@ class TrtEngine:
         key = (size, *(buffer.address for group in step for buffer in group.values()))
         if key in self._graphs:
             return home.launch(self._graphs[key])
-        launch()  # once as it is: TensorRT settles what it does lazily before a capture
+        launch()  # once without capture: TensorRT initializes lazily, which must happen before
         if len(self._graphs) < _MOST_GRAPHS:
             self._graphs[key] = home.capture(launch)
         return None
