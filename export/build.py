@@ -1,6 +1,6 @@
-"""``foveate build``: a checkpoint and a method go in, a bundle comes out, compiled for this machine.
+"""``foveate build``: makes a bundle of a checkpoint and a pruning method, and compiles it for this machine.
 
-Names and options are checked before torch is imported, so that help and typing errors are answered at once.
+Names and options are checked before torch is imported: ``--help`` and mistyped names are answered at once.
 """
 
 from __future__ import annotations
@@ -31,77 +31,137 @@ __all__ = ["build", "main"]
 
 
 def _parser() -> Parser:
-    parser = Parser("foveate build", description="A checkpoint and a pruning method become a bundle.")
-    parser.add_argument(
-        "--model", required=True, help="a name such as llava-1.5-7b, a hub id, or a directory"
-    )
-    parser.add_argument("--method", required=True, help=f"one of {', '.join(methods.names())}")
-    parser.add_argument(
-        "--precision", choices=choices(), default="int4", help="of the language model's layers"
+    parser = Parser(
+        "foveate build",
+        description="Make a bundle of a checkpoint and a pruning method, and compile it for this machine.",
     )
     parser.add_argument(
-        "--head-precision", choices=schemes.names(), help="of its head; default: the dtype of its graph"
+        "--model",
+        required=True,
+        help="The model: a name such as llava-1.5-7b, a hub id (org/name), or a checkpoint's "
+        "directory (required).",
     )
     parser.add_argument(
-        "--vision-precision",
-        choices=schemes.names(),
-        help="of the vision encoder's layers; default: the dtype of its graph",
+        "--method",
+        required=True,
+        help=f"The pruning method, one of {', '.join(methods.names())} (required). "
+        "Join a pre-LLM and an in-LLM pruner with +, as in vscan+pyramiddrop.",
     )
+    _add_precisions(parser)
+    _add_calibration(parser)
     parser.add_argument(
-        "--prefill-precision",
-        choices=("int8",),
-        help="a second form of the language model's layers, for prompts, in the dialect ort: faster than int4, twice its size",
-    )
-    parser.add_argument(
-        "--calibrate",
-        metavar="SAMPLES",
-        help=f"a folder of pictures, a .jsonl file, or {samples.SCENES} (built in): AWQ for int4, SmoothQuant and ranges for int8",
-    )
-    parser.add_argument(
-        "--calibration-count", type=int, default=samples.COUNT, help=f"of samples; default: {samples.COUNT}"
-    )
-    parser.add_argument(
-        "--statistics",
-        type=Path,
-        metavar="FILE",
-        help="of an earlier calibration, in place of --calibrate; with it: where to keep them (default: beside the bundle)",
-    )
-    parser.add_argument(
-        "--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights"
+        "--load-format",
+        choices=("auto", "dummy"),
+        default="auto",
+        help="Where the weights come from: auto reads the checkpoint's, dummy makes random ones of the "
+        "same size (default: auto).",
     )
     parser.add_argument(
         "--adapter",
         metavar="DIR_OR_HUB_ID",
-        help="a LoRA adapter, merged into the model; one that lies beside the weights is without being named",
+        help="A LoRA adapter to merge into the model (default: the one in the model's directory, if there "
+        "is one).",
     )
     parser.add_argument(
-        "--clip", help="CLIP checkpoint of the vision tower, for methods that compare text and picture"
+        "--clip",
+        metavar="DIR_OR_HUB_ID",
+        help="The CLIP checkpoint that the vision tower comes from, for methods that compare text and image "
+        "(default: clip in the model's directory, or OpenAI's CLIP where the tower is theirs).",
     )
     parser.add_argument(
-        "--pruner", help="weights of a trained pruner: a .safetensors or .pth file, or a hub id"
+        "--pruner",
+        metavar="FILE_OR_HUB_ID",
+        help="Weights of a trained pruner: a .safetensors or .pth file, or a hub id (default: "
+        "METHOD.safetensors in the model's directory, or the published weights where they fit).",
     )
     parser.add_argument(
-        "--dialects", help=f"comma-separated, of {', '.join(lowering.names())}; default: all that can be had"
+        "--dialects",
+        help=f"Forms of the graphs to write, separated by commas: {', '.join(lowering.names())} "
+        "(default: all that support the model, the method and the precision).",
     )
     parser.add_argument(
         "--max-pixels",
         type=int,
         metavar="N",
-        help="of a picture, where pictures are of any size; larger ones are scaled down (default: as many as every dialect takes)",
+        help="Largest number of pixels of an image, for models that take images of any size; larger images "
+        "are scaled down (default: the most that every dialect supports).",
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Set an option of the method; may be given several times (default: the method's own values).",
     )
     parser.add_argument(
         "--llm-parts",
         type=int,
         default=1,
         metavar="N",
-        help="cut the language model into N graphs that are compiled one after another, for devices with little memory",
+        help="Cut the language model into N graphs that are compiled one after another, for devices with "
+        "little memory (default: 1).",
     )
-    parser.add_argument("--out", type=Path, help="bundle directory; default: bundles/MODEL.METHOD.PRECISION")
-    parser.add_argument("--no-compile", action="store_true", help="do not compile for this machine")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="The directory of the bundle (default: bundles/MODEL.METHOD.PRECISION).",
+    )
+    parser.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="Write the bundle and do not compile it (default: compile it for this machine).",
+    )
     return parser
+
+
+def _add_precisions(parser: Parser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=choices(),
+        default="int4",
+        help="Precision of the decoder layers (default: int4).",
+    )
+    parser.add_argument(
+        "--head-precision",
+        choices=schemes.names(),
+        help="Precision of the language model's head (default: not quantized).",
+    )
+    parser.add_argument(
+        "--vision-precision",
+        choices=schemes.names(),
+        help="Precision of the vision encoder's layers (default: not quantized).",
+    )
+    parser.add_argument(
+        "--prefill-precision",
+        choices=("int8",),
+        help="Precision of a second copy of the decoder layers, used for the prompt alone in the dialect "
+        "ort. int8 is faster than int4 and takes twice its size (default: no second copy).",
+    )
+
+
+def _add_calibration(parser: Parser) -> None:
+    parser.add_argument(
+        "--calibrate",
+        metavar="SAMPLES",
+        help="Calibrate with these samples: a folder of images, a .jsonl file, or the built-in "
+        f"{samples.SCENES}. int4 then uses AWQ, int8 uses SmoothQuant and recorded ranges "
+        "(default: no calibration).",
+    )
+    parser.add_argument(
+        "--calibration-count",
+        type=int,
+        default=samples.COUNT,
+        metavar="N",
+        help=f"Number of calibration samples (default: {samples.COUNT}).",
+    )
+    parser.add_argument(
+        "--statistics",
+        type=Path,
+        metavar="FILE",
+        help="The file of calibration statistics. Without --calibrate it is read in place of calibrating; "
+        "with --calibrate the statistics are written there (default: a file beside the bundle).",
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -114,8 +174,9 @@ def main(argv: list[str]) -> int:
     model_names.require(args.model)
     if args.calibrate is not None and not args.statistics and not precision.schemes:
         raise UserError(
-            f"there is nothing to calibrate | nothing is quantized with --precision {args.precision} | leave out --calibrate, "
-            "or say with --statistics where to keep what it finds for other builds",
+            f"there is nothing to calibrate | --precision {args.precision} quantizes nothing "
+            "| leave out --calibrate, or name a file with --statistics that keeps the statistics for other "
+            "builds",
             code=2,
         )
     out = args.out or _default_out(args)
@@ -136,8 +197,10 @@ def _build(
     asked: list[str] | None,
     out: Path,
 ) -> list[str]:
-    """Build the bundle of arguments whose names are right; its dialects. The place is reserved before
-    anything is downloaded."""
+    """Build the bundle and return its dialects. The names in ``args`` have been checked.
+
+    The bundle's place is reserved before anything is downloaded.
+    """
     from foveate.export import models
     from foveate.export.bundling import build_bundle
     from foveate.export.calibration import calibrate
@@ -153,7 +216,7 @@ def _build(
         if args.no_compile and (engines := compiled(place.folder)):
             keys = ", ".join(plan.key for plan in engines)
             print(
-                f"{out} has compiled engines: {keys}; those that the new files do not fit will go",
+                f"{out} has compiled engines: {keys}; those that do not fit the new files will be removed",
                 file=sys.stderr,
             )
         parts = models.load(
@@ -183,14 +246,14 @@ def _build(
 
 
 def build(parts: Parts, method: Method | Pair, out: Path, **options: Any) -> None:
-    """``build_bundle.build``, imported when it is called."""
+    """Call ``build_bundle.build``, which is imported only then."""
     from foveate.export.bundling import build_bundle
 
     build_bundle.build(parts, method, out, **options)
 
 
 def _default_out(args: argparse.Namespace) -> Path:
-    """``bundles/MODEL.METHOD.PRECISION``; a directory counts by its real name, whatever path leads to it."""
+    """Return ``bundles/MODEL.METHOD.PRECISION``; MODEL is the last part of a directory's absolute path."""
     model = Path(args.model).expanduser()
     name = Path(os.path.abspath(model)).name if model.is_dir() else model.name
     return Path("bundles") / f"{name or 'model'}.{args.method}.{args.precision}"
@@ -206,7 +269,7 @@ def _options(pairs: list[str]) -> dict[str, str]:
 def _say_what_is_next(out: Path) -> None:
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 2**20:.1f} MiB", file=sys.stderr)
-    print(f'next: foveate run {out} "What is in the picture?" --image PICTURE', file=sys.stderr)
+    print(f'next: foveate run {out} "What is in the image?" --image FILE', file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Parts: a model taken to pieces, and the numbers that describe it.
 
-A family (``models/<model_type>.py``) gives Parts; ``assemble`` joins them with a method to graphs; nothing
-downstream knows which family they came from.
+A family (``models/<model_type>.py``) makes Parts. ``graphs/assemble.py`` joins them with a method to graphs.
+Nothing downstream knows the family.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ __all__ = ["DecoderSpec", "Merging", "ModelSpec", "Parts", "StartMerging", "Visi
 class VisionSpec:
     """The vision encoder in numbers. ``depth`` counts the layers that run (CLIP for LLaVA: 23 of 24).
 
-    Another encoder's spec has the fields ``hidden_size``, ``num_heads``, ``depth``, ``joint_size``, and these properties.
+    The spec of another encoder has the fields ``hidden_size``, ``num_heads``, ``depth`` and ``joint_size``,
+    and all properties of this class.
     """
 
     image_size: int
@@ -33,12 +34,15 @@ class VisionSpec:
     depth: int
     activation: str
     layer_norm_eps: float
-    joint_size: int | None = None  # width of the joint image-text space where a CLIP checkpoint is at hand
-    max_tiles: int = 1  # square pieces of a picture that are encoded together
+    joint_size: int | None = None  # width of CLIP's joint image-text space; None without a CLIP checkpoint
+    max_tiles: int = 1  # largest number of tiles of one image, which are encoded together
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """For bundle.json: its kind, and what ``runtime.costs`` counts it by; ``patches`` of a tile."""
+        """The encoder's entry in bundle.json: its kind and the sizes that the runtime's cost estimate uses.
+
+        ``patches`` is the number of patches of one tile.
+        """
         return {
             "kind": "clip",
             "hidden": self.hidden_size,
@@ -50,53 +54,56 @@ class VisionSpec:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What the graph ``vision_encoder`` takes."""
+        """The inputs of the graph ``vision_encoder``."""
         return (TensorSpec("pixel_values", FLOAT, (self.tiles, 3, self.image_size, self.image_size)),)
 
     @property
     def full(self) -> tuple[int, ...]:
-        """The layers in which every token sees every other."""
+        """The layers in which every patch attends to every other patch."""
         return tuple(range(self.depth))
 
     @property
     def feature_size(self) -> int:
-        """Width of ``features``, which enter the projector."""
+        """Width of ``features``, the projector's input."""
         return self.hidden_size
 
     @property
     def tiles(self) -> Dim:
-        """Rows of what it gives: ``projected [tiles,tokens,D]``."""
+        """First dimension of the encoder's output ``projected [tiles,tokens,D]``."""
         return 1 if self.max_tiles == 1 else Symbol("tiles", 1, self.max_tiles, self.max_tiles)
 
     @property
     def tokens(self) -> Dim:
-        """Tokens of a tile."""
+        """Visual tokens of a tile: the second dimension of ``projected``."""
         return self.num_tokens
 
     @property
     def varies(self) -> bool:
-        """Whether pictures differ in their tokens. A pruner is told then which ones it sees (``view``)."""
+        """True if images differ in their visual tokens.
+
+        The pruner then gets the input ``view``, which says which tokens it sees.
+        """
         return self.max_tiles > 1
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of a tile; the most, where they vary."""
+        """Rows and columns of a tile; the largest ones where they vary."""
         side = self.image_size // self.patch_size
         return side, side
 
     @property
     def longest_side(self) -> int:
-        """Rows or columns of a tile, at most."""
+        """Largest number of rows or of columns of a tile."""
         return max(self.grid)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a tile, at most."""
+        """Largest number of visual tokens of a tile."""
         return self.grid[0] * self.grid[1]
 
     @property
     def picture_tokens(self) -> int:
-        """Tokens of a picture, at most, without what stands between rows of them."""
+        """Largest number of visual tokens of an image, without the newlines between their rows."""
         return self.num_tokens * self.max_tiles
 
 
@@ -115,24 +122,23 @@ class DecoderSpec:
     rope_theta: float
     max_positions: int
     tied: bool
-    attention_bias: bool = False  # of queries, keys and values
-    rope_sections: tuple[int, ...] | None = (
-        None  # M-RoPE: how many frequencies turn with time, height and width
-    )
+    attention_bias: bool = False  # queries, keys and values have biases
+    # M-RoPE: the number of frequencies for time, height and width
+    rope_sections: tuple[int, ...] | None = None
 
     @property
     def position_axes(self) -> int:
-        """How many numbers the position of a row is."""
+        """Number of position ids per row: 3 with M-RoPE, else 1."""
         return 1 if self.rope_sections is None else len(self.rope_sections)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Plain numbers of a model: family name, vision encoder, decoder and the taps its vision encoder offers.
+    """Plain numbers of a model: family name, vision encoder, decoder and the vision encoder's taps.
 
-    ``taps`` are the offers of design section 3 without their layer, e.g. ``cls_attention``; an offer with a
-    layer takes any index below ``vision.depth`` (negative ones count from the end, -1 gives the features). ``layers``
-    is no tap: it says that a method may work in the encoder's layers (``Merging``).
+    ``taps`` are names without a layer, e.g. ``cls_attention``. A tap with a layer takes any index below
+    ``vision.depth``; negative indices count from the end, and -1 gives the features. The name ``layers`` is
+    no tap: it says that a method may work in the encoder's layers (``Merging``).
     """
 
     family: str
@@ -142,45 +148,55 @@ class ModelSpec:
 
 
 class Weights(Protocol):
-    """Where tensors come from, one at a time. Names are those of the Parts' modules (``nn.Module`` paths)."""
+    """A source of tensors, read one at a time. Names are the paths of the Parts' modules (``nn.Module``)."""
 
     def __contains__(self, name: str) -> bool: ...
 
     def get(self, name: str) -> torch.Tensor:
-        """The tensor in float32 or float16, as the module of that name holds it. Reads only this tensor."""
+        """Return the tensor in float32 or float16, in the layout of the module. Reads no other tensor."""
         ...
 
 
 class Merging(Protocol):
-    """What a method does inside the vision encoder's layers to a batch of pictures: per layer ``bias``, then ``merge``."""
+    """An encoder merger at work on one batch of images.
+
+    Each layer calls ``bias``, then ``merge``. ``finish`` is called behind the last layer.
+    """
 
     def bias(self) -> torch.Tensor | None:
-        """What is added to the attention scores of this layer, ``[B,1,n,n]`` float32; None: nothing."""
+        """Return a float32 ``[B,1,n,n]`` that is added to this layer's attention scores, or None."""
         ...
 
     def merge(self, x: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Between attention and MLP: rows ``x [B,n,Dv]``, the class token first, and keys ``[B,H,n,dk]`` -> the rows that go on."""
+        """Merge rows between attention and MLP, and return the rows that go on.
+
+        ``x [B,n,Dv]`` are the rows, the class token first; ``key [B,H,n,dk]`` are the layer's keys.
+        """
         ...
 
     def finish(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The rows that are left, without the class token -> rows, ``kept``, ``count``, ``owner`` as of ``Method.reduce``."""
+        """Return rows, ``kept``, ``count`` and ``owner`` as ``Method.reduce`` does.
+
+        ``features`` are the rows that are left behind the last layer, without the class token.
+        """
         ...
 
 
 StartMerging = Callable[[int, int, torch.device], Merging]
-"""Begins with a batch of so many pictures, so many patches each, on a device."""
+"""Starts a ``Merging``: takes the number of images, the number of patches of each, and the device."""
 
 
 @dataclass
 class Parts:
-    """A model in pieces. Modules stand on the ``meta`` device: shapes without memory; ``weights`` fills them.
+    """A model in pieces. Its modules are on the ``meta`` device: they have shapes and no memory.
 
-    ``vision(taps)`` builds the vision module for a tuple of tap names. It maps ``spec.vision.inputs`` to a
-    dict with ``projected [tiles,N,D]`` and the taps. A family that offers ``layers`` takes a ``StartMerging`` besides; the
-    dict then holds a pruner's outputs. ``projector()`` is its last part alone, ``features [1,N,Dv]`` to ``projected``,
-    for methods that act before it. ``decoder`` has ``layers``, ``norm``, ``lm_head`` (see ``modules.py``).
-    ``text_encoder``, where a CLIP checkpoint is at hand, maps ``input_ids [S,C]`` to ``clip_text [1,S,J]``. ``files``
-    are what the bundle copies (``tokenizer.json``, ``clip_tokenizer.json``).
+    ``weights`` fills them. ``vision(taps)`` builds the vision module for a tuple of tap names. The module
+    maps ``spec.vision.inputs`` to a dict with ``projected [tiles,N,D]`` and the taps. If the family offers
+    ``layers``, ``vision`` also takes a ``StartMerging``; the dict then holds a pruner's outputs.
+    ``projector()`` builds the module's last part alone, ``features [1,N,Dv]`` to ``projected``, for methods
+    that act before it. ``decoder`` has ``layers``, ``norm`` and ``lm_head`` (see ``networks/decoder.py``).
+    ``text_encoder`` maps ``input_ids [S,C]`` to ``clip_text [1,S,J]``; it is None without a CLIP checkpoint.
+    ``files`` are copied into the bundle (``tokenizer.json``, ``clip_tokenizer.json``).
     """
 
     spec: ModelSpec
@@ -188,10 +204,10 @@ class Parts:
     projector: Callable[[], nn.Module]
     decoder: nn.Module
     weights: Weights
-    image: dict[str, Any]  # preprocessing settings for runtime.image
-    prompt: dict[str, Any]  # chat format and stop ids for runtime.prompt
-    licence: dict[str, Any] = field(default_factory=dict)  # by role, see runtime.licence
-    generation: dict[str, Any] = field(default_factory=dict)  # defaults of answers, see export.generation
-    files: dict[str, Any] = field(default_factory=dict)  # name in the bundle -> path
+    image: dict[str, Any]  # preprocessing settings, see runtime/images/processor.py
+    prompt: dict[str, Any]  # chat format and stop ids, see runtime/text/chat_prompt.py
+    licence: dict[str, Any] = field(default_factory=dict)  # by role, see runtime/bundle/licence.py
+    generation: dict[str, Any] = field(default_factory=dict)  # see settings/generation.py
+    files: dict[str, Any] = field(default_factory=dict)  # name in the bundle -> path or bytes
     text_encoder: nn.Module | None = None
     source: dict[str, str] = field(default_factory=dict)  # model, revision, load format: for bundle.json
