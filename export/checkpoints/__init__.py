@@ -1,5 +1,7 @@
 """A Hugging Face checkpoint: where it is, its files, and its tensors one at a time.
 
-``find`` and ``hub`` locate it, ``directory`` and ``tensor_files`` read it, ``files`` lists what is read. The others are weights of
-another kind: quantized ones, random ones, CLIP's, and those of a trained pruner.
+* ``find``, ``hub``, ``model_names``: locate a checkpoint.
+* ``directory``, ``tensor_files``: read its files; ``files`` lists the files that are read.
+* ``prequantized``, ``random_weights``, ``clip_joint_space``, ``pruner_weights``: other kinds of weights.
+* ``licence``: the checkpoint's licence.
 """

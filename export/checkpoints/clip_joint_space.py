@@ -1,7 +1,7 @@
-"""The joint image-text space of a CLIP checkpoint: what a tower's own CLIP adds to it, opened only when asked for.
+"""The joint image-text space of CLIP: projections and text tower, read from the CLIP checkpoint when needed.
 
-A LLaVA checkpoint holds the vision tower of some CLIP but neither its projections nor its text tower. Methods that
-compare a picture with a text take them from that CLIP's own checkpoint.
+A LLaVA checkpoint holds the vision tower of a CLIP model without its projections and its text tower. Methods
+that compare an image with a text take these from that CLIP's own checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TEXT = {
     "layer_norm_eps": 1e-5,
     "eos_token_id": 49407,
 }
-"""What Hugging Face's CLIPTextConfig assumes where a config is silent."""
+"""Defaults of Hugging Face's CLIPTextConfig."""
 
 _TEXT_NAMES = (
     ("embeddings.token_embedding", ("text_model.embeddings.token_embedding.weight",)),
@@ -61,11 +61,11 @@ def joint_size(config: dict[str, Any]) -> int:
 
 
 def check_tower(source: Source, vision: VisionSpec) -> None:
-    """Raises UserError when ``source`` is no CLIP checkpoint, or not the one whose tower ``vision`` is."""
+    """Raise UserError when ``source`` is no CLIP checkpoint, or has another tower than ``vision``."""
     if source.config.get("model_type") != "clip":
         raise UserError(
-            f"{source.label} is no CLIP checkpoint | got model_type {source.config.get('model_type')}, expected "
-            "clip | name the CLIP checkpoint of the vision tower with --clip"
+            f"{source.label} is no CLIP checkpoint | got model_type {source.config.get('model_type')}, "
+            "expected clip | name the CLIP checkpoint of the vision tower with --clip"
         )
     check_clip(source)
     parts = (source.config.get(key) or {} for key in ("vision_config", "vision_config_dict"))
@@ -81,10 +81,10 @@ def check_tower(source: Source, vision: VisionSpec) -> None:
 
 
 class JointSpace:
-    """``text_encoder`` (on the meta device), and the rest when it is opened.
+    """The joint space: ``text_encoder`` on the meta device at once, weights and tokenizer after ``open``.
 
-    ``config`` is the CLIP checkpoint's, known beforehand; ``source`` is that checkpoint, or the hub id from which
-    ``open`` gets it. Raises UserError for a checkpoint that is not the CLIP of ``vision``.
+    ``config`` is the CLIP checkpoint's config. ``source`` is that checkpoint, or a hub id that ``open``
+    downloads. Raises UserError for a checkpoint that is not the CLIP of ``vision``.
     """
 
     def __init__(self, config: dict[str, Any], vision: VisionSpec, source: Source | str) -> None:
@@ -103,9 +103,9 @@ class JointSpace:
         return name in self._entries
 
     def open(self) -> tuple[Weights, Any]:
-        """Weights and tokenizer file (a path, or the bytes of a dummy's).
+        """Return the weights and the tokenizer file (a path, or bytes for a dummy).
 
-        Raises UserError when the checkpoint is not there, has no tokenizer or does not fit.
+        Raises UserError when the checkpoint is missing, has no tokenizer or does not fit.
         """
         if self._opened is None:
             source = self._source
@@ -117,7 +117,7 @@ class JointSpace:
         return self._opened
 
     def folders(self) -> list[Folder]:
-        """Where what was opened lies; a dummy lies nowhere."""
+        """Open the checkpoint and return its directories; none for a dummy."""
         self.open()
         return self._folders
 
@@ -137,7 +137,7 @@ class JointSpace:
 
 
 def _text_spec(config: dict[str, Any]) -> TextSpec:
-    override = config.get("text_config_dict")  # in old configs; complete, so that its defaults count too
+    override = config.get("text_config_dict")  # in old configs; its missing keys have their defaults
     text = _TEXT | (config.get("text_config") or {}) | (_TEXT | override if override else {})
     return TextSpec(
         hidden_size=text["hidden_size"],

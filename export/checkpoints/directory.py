@@ -1,8 +1,8 @@
 """A checkpoint on disk, as transformers saves it: config, files, tensors read one at a time.
 
-Which tensors there are and their shapes is known from the files' headers, so a checkpoint that is cut short
-or does not fit is refused before any long work. Every tensor is read, or left out for a reason (``Unread``),
-or named in a warning.
+Names and shapes of tensors come from the files' headers, so a checkpoint that is cut short or does not fit is
+refused before any long work. Every tensor is read, or left out for a reason (``Unread``), or named in a
+warning.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from foveate.runtime.cli.options import say
 __all__ = ["Directory", "Entry", "Source", "Stored", "Unread"]
 
 Unread = Mapping[str, str]
-"""Names of tensors that are left out, as patterns of ``re.fullmatch``, and the reason of each."""
+"""Tensors that are left out: the reason for each, by a pattern (``re.fullmatch``) of their names."""
 
 _COMPUTED: Unread = {
     r"(.*\.)?inv_freq": "rotary frequencies are computed from the config",
@@ -39,13 +39,16 @@ _WRAPPERS = {
     "_fsdp_wrapped_module.": "FSDP",
     "base_model.model.": "PEFT",
 }
-"""What training puts before the names of a model's tensors, and who does."""
+"""Prefixes that training tools put before the names of tensors, and the tool that does it."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor that a model needs: its shape here, its possible names in a checkpoint (the first that is
-    there counts), and whether it is stored the other way round there."""
+    """A tensor that a model needs.
+
+    ``shape`` is its shape in our modules. ``names`` are its possible names in a checkpoint; the first one
+    that exists is read. ``transposed`` says that the checkpoint stores it transposed.
+    """
 
     shape: tuple[int, ...]
     names: tuple[str, ...]
@@ -57,9 +60,12 @@ class Entry:
 
 
 class Source(Protocol):
-    """A checkpoint: where it is (``label``), which it is (``revision``), whether its weights are real
-    (``load_format`` "auto" or "dummy"), its ``config.json``, other files and tensors. ``folders``: where its
-    weights lie, by the role of each ("model", "adapter"); a dummy has none."""
+    """A checkpoint: its ``config.json``, its other files and its tensors.
+
+    ``label`` names it to users. ``revision`` is its commit. ``load_format`` is "auto" for real weights and
+    "dummy" for random ones. ``folders`` are the directories of its weights by role ("model", "adapter"); a
+    dummy has none.
+    """
 
     label: str
     revision: str
@@ -68,26 +74,31 @@ class Source(Protocol):
     folders: dict[str, Folder]
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the checkpoint; None where it has none."""
+        """Return a JSON file of the checkpoint, or None if it does not exist."""
         ...
 
     def file(self, name: str) -> Path | None:
-        """The path of a file of the checkpoint; None where it has none."""
+        """Return the path of a file of the checkpoint, or None if it does not exist."""
         ...
 
     def names(self) -> frozenset[str]:
-        """The tensors that the checkpoint stores, by the names that an ``Entry`` uses; a dummy stores none.
-        Raises UserError."""
+        """Return the names of all stored tensors, in the form that ``Entry.names`` uses.
+
+        A dummy stores none. Raises UserError.
+        """
         ...
 
     def weights(self, entries: Mapping[str, Entry], unread: Unread | None = None) -> Weights:
-        """The tensors that ``entries`` name. Raises UserError when one is missing or has another shape; says
-        which other tensors there are that no rule in ``unread`` explains."""
+        """Return the tensors that ``entries`` name.
+
+        Prints a warning about other tensors that no rule in ``unread`` explains. Raises UserError when a
+        tensor is missing or has another shape.
+        """
         ...
 
 
 class Directory(Folder):
-    """The Source that is a directory."""
+    """A Source that reads a directory."""
 
     load_format = "auto"
 
@@ -106,13 +117,12 @@ class Directory(Folder):
         if config is None:
             raise UserError(
                 f"{self.label} is no checkpoint | it has no config.json, expected a directory in Hugging "
-                "Face's "
-                "format | give the directory that holds config.json"
+                "Face's format | give the directory that holds config.json"
             )
         self.config = config
 
     def file(self, name: str) -> Path | None:
-        assert name.endswith((".safetensors", ".bin")) or is_read(name), f"{name} is not in checkpoint_files"
+        assert name.endswith((".safetensors", ".bin")) or is_read(name), f"{name} is not in files.py"
         return super().file(name)
 
     def names(self) -> frozenset[str]:
@@ -134,14 +144,13 @@ class Directory(Folder):
         ]
         if misfits:
             raise UserError(
-                f"{self.label}: tensors have other shapes than config.json says | {some(misfits, '; ')} "
+                f"{self.label}: shapes of tensors do not fit config.json | {some(misfits, '; ')} "
                 "| take config and weights from the same checkpoint"
             )
         strange = sorted({tensors[place].dtype for place in places.values()} - set(DTYPES))
         if strange:
             raise UserError(
-                f"{self.label}: these weights are quantized or of another kind | got {', '.join(strange)}, "
-                "expected "
+                f"{self.label}: weights of this dtype are not supported | got {', '.join(strange)}, expected "
                 f"{', '.join(DTYPES)} | use the unquantized checkpoint; foveate quantizes it itself"
             )
         left = set(tensors) - set(places.values()) - {key for each in packed.values() for key in each.stored}
@@ -152,7 +161,7 @@ class Directory(Folder):
 
     @staticmethod
     def left_out(unread: Unread | None) -> Unread:
-        """The rules for tensors that are left out: those for every model, and ``unread``."""
+        """Return the rules for tensors that are left out: the rules for every model, and ``unread``."""
         return {**_COMPUTED, **(unread or {})}
 
     def _missing(self, missing: list[str], tensors: Mapping[str, Tensor]) -> UserError:
@@ -168,9 +177,8 @@ class Directory(Folder):
         }
         for start, who in wrapped.items():
             return UserError(
-                f"{what}, got names in which {who} left {start} in some places | save the model without "
-                "that wrapper, "
-                "with unwrapped.save_pretrained(...)"
+                f"{what}, got names in which {who} left {start} in some places "
+                "| save the model without that wrapper, with unwrapped.save_pretrained(...)"
             )
         return UserError(f"{what} | {self.remedy}, or repair config.json")
 
@@ -181,22 +189,21 @@ class Directory(Folder):
         packed: Mapping[str, _Packed],
         read: Callable[[str], torch.Tensor],
     ) -> None:
-        """Name the tensors that nothing reads and no rule explains."""
+        """Print a warning that names the tensors that nothing reads and no rule explains."""
         modules = {each.module for each in packed.values()}
         left = sorted(name for name in names if not any(re.fullmatch(rule, name) for rule in unread))
-        for name in left[:]:  # GPTQ's tools give every module a bias, of zeros where the model has none
+        for name in left[:]:  # GPTQ's tools give every module a bias; it is zero where the model has none
             module, _, part = name.rpartition(".")
             if part == "bias" and module in modules and not read(name).any():
                 left.remove(name)
         if left:
             say(
                 f"warning: {self.label} holds {len(left)} tensors that this model does not read: "
-                f"{some(left)}. "
-                "Its answers may differ from those of the model that was trained"
+                f"{some(left)}. Its answers may differ from those of the model that was trained"
             )
 
     def _packed(self, entries: Mapping[str, Entry], tensors: Mapping[str, Tensor]) -> dict[str, _Packed]:
-        """What the checkpoint holds quantized, by our names."""
+        """Return the modules that the checkpoint stores quantized, by our names."""
         found, form = {}, packing(self.config, self.label)
         for name, entry in entries.items() if form else ():
             for module in (
@@ -211,7 +218,7 @@ class Directory(Folder):
         return found
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the checkpoint by its stored name, without what wrappers put before all of them."""
+        """Return every tensor by its stored name, without a wrapper's prefix that all names share."""
         found = self.tensors()
         while start := next(
             (s for s in _WRAPPERS if found and all(name.startswith(s) for name in found)), None
@@ -222,7 +229,7 @@ class Directory(Folder):
 
 @dataclass(frozen=True)
 class _Packed:
-    """The tensors of a quantized ``module``. ``shape [K,N]`` is that of its matrix."""
+    """The tensors of a quantized ``module``. ``shape [K,N]`` is the shape of its matrix."""
 
     form: Packing
     tensors: dict[str, Tensor]
@@ -233,7 +240,7 @@ class _Packed:
 
     @property
     def stored(self) -> set[str]:
-        """The names of its tensors in the checkpoint, those that only describe it too."""
+        """The names of its tensors in the checkpoint, including those that only describe it."""
         return {f"{self.module}.{part}" for part in (*self.form.parts, *self.form.extra)}
 
     def read(self, tensor: Callable[[Tensor], torch.Tensor]) -> Quantized:
@@ -246,14 +253,14 @@ class _Packed:
                 raise ValueError(f"a matrix of {found.values.shape}, expected {self.shape}")
         except (KeyError, ValueError) as error:
             raise UserError(
-                f"{self.label}: {self.module} cannot be read as {self.form.name} | it has {error} | "
-                f"{self.remedy}"
+                f"{self.label}: {self.module} cannot be read as {self.form.name} "
+                f"| it has {error} | {self.remedy}"
             ) from error
         return found
 
 
 class Stored:
-    """Weights of a Directory. ``packed`` reads those that it holds quantized."""
+    """Weights of a Directory. ``packed`` has a function for each quantized weight that reads it."""
 
     def __init__(
         self, places: dict[str, tuple[Tensor, Entry]], packed: Mapping[str, _Packed], reader: Reader
@@ -265,18 +272,21 @@ class Stored:
         return name in self._places or name in self.packed
 
     def get(self, name: str) -> torch.Tensor:
-        """float32, or float16 where it is stored so. Raises UserError for NaN and infinity."""
+        """Return the tensor in float32, or in float16 if it is stored so.
+
+        Raises UserError for NaN and infinity.
+        """
         if name in self.packed:
             return torch.from_numpy(self.packed[name]().dequantize())
         tensor, entry = self._places[name]
         value = self._reader(tensor)
         dtype = torch.float32 if value.dtype == torch.bfloat16 else value.dtype
-        # transposed and widened in one: a second copy of a large head would be gigabytes
+        # transpose and convert in one step: a second copy of a large head would take gigabytes
         value = value.T if entry.transposed else value
         return value.to(dtype, memory_format=torch.contiguous_format).contiguous()
 
     def own(self, name: str) -> torch.Tensor:
-        """The tensor in float32, for the caller to change."""
+        """Return a float32 copy of the tensor that the caller may change."""
         value, (tensor, _) = self.get(name), self._places[name]
         if value.dtype != torch.float32:
             return value.float()

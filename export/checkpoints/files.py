@@ -1,5 +1,7 @@
-"""Which files of a checkpoint are read. The one list: what is not in it is neither downloaded (``hub``) nor
-opened."""
+"""The files of a checkpoint that are read.
+
+A file that is not in these lists is neither downloaded (``hub``) nor opened.
+"""
 
 from __future__ import annotations
 
@@ -51,27 +53,25 @@ SETTINGS = (
     CARD,
     *LICENCES,
 )
-"""Small files, as patterns."""
+"""Patterns of the small files."""
 
 WEIGHTS = ((SINGLE,), ("model-*-of-*.safetensors",), (PICKLED,), ("pytorch_model-*-of-*.bin",))
-"""Patterns of weight files in the order in which transformers looks for them; the first that is there
-counts."""
+"""Patterns of weight files in the order in which transformers looks for them; the first match is read."""
 
 _BESIDE = ("clip/config.json",)  # a whole CLIP checkpoint in a directory
 
 
 def is_read(name: str) -> bool:
-    """Whether the file ``name`` of a checkpoint is one that is read for its settings."""
+    """Return True if ``name`` is a settings file of a checkpoint that is read."""
     return bool(matching([name], (*SETTINGS, *_BESIDE)))
 
 
 def matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
-    """Those of ``names`` that fit one of ``patterns``; upper and lower case differ."""
+    """Return the ``names`` that match one of ``patterns``, case-sensitively."""
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def weight_files(names: list[str]) -> list[str]:
-    """Those of a repository's files that hold the weights: an adapter's where it is one, which needs no
-    others."""
+    """Return the files in ``names`` that hold a repository's weights; for an adapter, the adapter's alone."""
     kinds = tuple((name,) for name in ADAPTER) if ADAPTER_CONFIG in names else WEIGHTS
     return next((found for kind in kinds if (found := matching(names, kind))), [])

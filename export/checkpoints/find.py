@@ -1,7 +1,7 @@
-"""Where a checkpoint comes from: a directory or the Hugging Face hub; and modules filled from it.
+"""Find a checkpoint in a directory or on the Hugging Face hub, and fill modules from it.
 
-``find`` gives a ``Source`` (``checkpoint``): its config, files and tensors. ``entries`` says which tensors a
-module needs, ``fill`` puts them in. Random checkpoints are in ``dummy``.
+``find`` returns a ``Source`` (see ``directory``): config, files and tensors. ``entries`` lists the tensors
+that a module needs, ``fill`` loads them. Random weights are in ``random_weights``.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ __all__ = ["entries", "fill", "find", "language_entries", "under"]
 def find(
     name: str, *, weights: bool = True, adapter: str | None = None, revision: str | None = None
 ) -> Source:
-    """The checkpoint in a directory, or that of a hub id (``org/name``), downloaded where the cache lacks it.
+    """Return the checkpoint in a directory, or the checkpoint of a hub id (``org/name``).
 
-    ``adapter`` is the directory or hub id of a LoRA adapter that is merged into it. One that lies beside the
-    weights is, too; where one lies alone, its base model is found by the name that it gives. Downloads show
-    their progress, go on where they stopped, and heed HF_HOME, HF_HUB_OFFLINE and HF_TOKEN. ``weights`` False
-    fetches settings only. Raises UserError.
+    Files that the cache lacks are downloaded. Downloads show their progress, continue where they stopped, and
+    use HF_HOME, HF_HUB_OFFLINE and HF_TOKEN. ``weights`` False fetches the settings only.
+
+    ``adapter`` is the directory or hub id of a LoRA adapter to merge. An adapter beside the weights is merged
+    too. If ``name`` holds an adapter alone, the base model that it names is found. Raises UserError.
     """
     folder, commit = _folder(name, weights, revision)
     beside = folder.file(ADAPTER_CONFIG) is not None
     if adapter is not None and beside:
         raise UserError(
-            f"{name} has an adapter of its own | got --adapter {adapter} besides, expected one | leave "
-            "--adapter out, or "
-            "name the base model with --model",
+            f"{name} has an adapter of its own | got --adapter {adapter} too, expected one "
+            "| leave --adapter out, or name the base model with --model",
             code=2,
         )
     if adapter is not None:
@@ -59,7 +59,7 @@ def find(
 
 
 def _folder(name: str, weights: bool, revision: str | None = None) -> tuple[Folder, str]:
-    """The directory ``name``, or that of a hub id in the cache, and which commit it is."""
+    """Return the directory ``name`` and "local", or a hub id's directory in the cache and its commit."""
     path = Path(name).expanduser()
     if path.is_dir():
         return Folder(path), "local"
@@ -74,12 +74,12 @@ def _directory(folder: Folder, commit: str) -> Directory:
 
 
 def _base(adapter: Adapter, weights: bool) -> Directory:
-    """The model that ``adapter`` says it belongs to."""
+    """Return the base model that ``adapter`` names."""
     if not adapter.base:
         raise UserError(
-            f"{adapter.label} does not say what its base model is | base_model_name_or_path is empty | name "
-            "the base model "
-            "with --model and this one with --adapter"
+            f"{adapter.label} does not say what its base model is "
+            "| base_model_name_or_path is empty | name the base model with --model and this one with "
+            "--adapter"
         )
     say(f"{adapter.label} belongs to {adapter.base}")
     try:
@@ -88,7 +88,7 @@ def _base(adapter: Adapter, weights: bool) -> Directory:
         found = _directory(folder, commit) if alone else None
     except UserError as error:
         raise UserError(
-            f"the base model of {adapter.label} cannot be had | it names {adapter.base}: "
+            f"cannot load the base model of {adapter.label} | it names {adapter.base}: "
             f"{str(error).replace(' | ', '; ')} "
             "| name a copy of that model with --model and this one with --adapter"
         ) from error
@@ -96,8 +96,9 @@ def _base(adapter: Adapter, weights: bool) -> Directory:
         itself = folder.path.resolve() == adapter.folder.path.resolve()
         got = "is the adapter itself" if itself else "is or has an adapter, too"
         raise UserError(
-            f"the base model of {adapter.label} is no model without adapters | {adapter.base} {got} | name the model with "
-            "--model and one adapter with --adapter, or merge all but one with peft first"
+            f"the base model of {adapter.label} is no model without adapters "
+            f"| {adapter.base} {got} | name the model with --model and one adapter with --adapter, or merge "
+            "all but one with peft first"
         )
     return found
 
@@ -112,17 +113,20 @@ def _adapted(base: Directory, adapter: Adapter, weights: bool) -> Source:
 def _refuse_several(adapter: Adapter, others: list[str]) -> None:
     if others:
         raise UserError(
-            f"{adapter.label} is one of several adapters | got others in {some(others)}, expected one | "
-            "name the base model "
-            "with --model, in a directory without adapters, and one of them with --adapter"
+            f"{adapter.label} is one of several adapters | got others in {some(others)}, expected one "
+            "| name the base model with --model, in a directory without adapters, and one of them with "
+            "--adapter"
         )
 
 
 def entries(
     module: nn.Module, prefix: str, renames: Iterable[tuple[str, tuple[str, ...]]]
 ) -> dict[str, Entry]:
-    """What ``module`` needs, as ``prefix`` + path. ``renames`` gives, for the start of a path, the possible
-    starts in a checkpoint; the first that fits counts. ``Linear`` matrices are stored transposed there."""
+    """Return an Entry for each parameter of ``module``, by ``prefix`` + path.
+
+    ``renames`` maps the start of a path to its possible starts in a checkpoint; the first pair that fits is
+    used. Checkpoints store ``Linear`` matrices transposed.
+    """
     linear = {f"{path}.weight" for path, part in module.named_modules() if isinstance(part, Linear)}
     found = {}
     for path, parameter in module.named_parameters():
@@ -133,11 +137,11 @@ def entries(
 
 
 def language_entries(decoder: Decoder, starts: tuple[str, ...], head: tuple[str, ...]) -> dict[str, Entry]:
-    """What a language model needs: the table of its embeddings, ``decoder``'s layers, stored behind one of
-    ``starts``, and its ``head``.
+    """Return the Entries of a language model: embedding table, ``decoder``'s layers, and head.
 
-    Tied, as transformers 5 ties: where only one of table and head is stored it serves as both. Where both are
-    stored each is itself, whether they are equal or not.
+    ``starts`` are the possible prefixes of table and layers in a checkpoint, ``head`` those of the head. Tied
+    weights work as in transformers 5: if only one of table and head is stored, it serves as both; if both are
+    stored, each is used as it is, even if they differ.
     """
     spec, table, own = decoder.spec, under(starts, "embed_tokens.weight"), under(head, "weight")
     found = {"embed_tokens": Entry((spec.vocab_size, spec.hidden_size), table + (own if spec.tied else ()))}
@@ -148,15 +152,15 @@ def language_entries(decoder: Decoder, starts: tuple[str, ...], head: tuple[str,
 
 
 def under(starts: tuple[str, ...], path: str) -> tuple[str, ...]:
-    """The possible names in a checkpoint of what is at ``path`` behind one of ``starts``."""
+    """Return ``path`` behind each of ``starts``: its possible names in a checkpoint."""
     return tuple(start + path for start in starts)
 
 
 def fill(module: nn.Module, weights: Weights, weight: str | Callable[[str], str]) -> nn.Module:
-    """Give ``module``, built on the meta device, its values in float32 on the CPU, in place; returns it.
+    """Fill ``module``, built on the meta device, in place with float32 values on the CPU, and return it.
 
-    ``weight`` tells the name in ``weights`` of a parameter's path, or is what stands before it. Rotary
-    tables, which no checkpoint holds, are computed.
+    ``weight`` is the prefix of the parameters' names in ``weights``, or a function from a parameter's path to
+    its name. Rotary tables are computed, since no checkpoint holds them.
     """
     name_of = weight.__add__ if isinstance(weight, str) else weight
     for path, part in module.named_modules():

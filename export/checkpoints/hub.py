@@ -1,8 +1,8 @@
-"""The Hugging Face hub: a repository's files in the local cache, downloaded where they are not there yet.
+"""The Hugging Face hub: downloads a repository's files into the local cache.
 
-Settings come by ``snapshot_download``. Weights are brought into the same cache file by file, each into a
-partial file that a later run continues: huggingface_hub itself (2.4) throws away what it has of a file when
-the process ends.
+Settings come by ``snapshot_download``. Weights are downloaded into the same cache one by one, each into a
+partial file that a later run continues: huggingface_hub itself (2.4) discards a partial file when the process
+ends.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = ["INSTEAD", "download", "download_file"]
 
 
 def download(repo: str, *, weights: bool = True, revision: str | None = None) -> Path:
-    """The snapshot directory of ``repo`` in the cache, named by its commit; ``revision`` is a branch, tag or
-    commit, the main branch by default. Without the hub, what the cache holds.
+    """Return the snapshot directory of ``repo`` in the cache, named by its commit.
 
-    Shows progress; goes on where it stopped; heeds HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN. Raises
-    UserError.
+    ``revision`` is a branch, tag or commit (default: the main branch). Without a connection the cached files
+    are used. Shows progress, continues where it stopped, and uses HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and
+    HF_TOKEN. Raises UserError.
     """
     with _explained(repo):
         path = _snapshot(repo, SETTINGS, revision=revision)
@@ -48,10 +48,10 @@ def download(repo: str, *, weights: bool = True, revision: str | None = None) ->
 
 
 def download_file(repo: str, names: tuple[str, ...], instead: str) -> Path:
-    """The first of the files ``names`` that ``repo`` has, in the cache; ``instead`` is what else users can
-    do.
+    """Return the cached path of the first of the files ``names`` that ``repo`` has.
 
-    As ``download``. Raises UserError.
+    The file is downloaded as by ``download``. ``instead`` tells users in error messages what else they can
+    do. Raises UserError.
     """
     with _explained(repo, instead):
         path = _snapshot(repo, SETTINGS)
@@ -75,12 +75,12 @@ def _files(repo: str, revision: str) -> list[str]:
     try:
         found = huggingface_hub.HfApi().model_info(repo, revision=revision).siblings or []
     except (hub.HTTPError, OSError):
-        return []  # no hub: what is missing in the cache is reported by whoever reads it
+        return []  # no connection: the code that reads a file reports that the cache lacks it
     return [file.rfilename for file in found]
 
 
 def _fetch(repo: str, name: str, revision: str) -> None:
-    """One file as a blob of the cache, under the name by which huggingface_hub looks for it."""
+    """Download one file as a blob of the cache, under the name by which huggingface_hub looks for it."""
     url = huggingface_hub.hf_hub_url(repo, name, revision=revision)
     found = huggingface_hub.get_hf_file_metadata(url)
     cache, folder = (
@@ -113,8 +113,10 @@ def _fetch(repo: str, name: str, revision: str) -> None:
 
 
 def _is_intact(path: Path, etag: str) -> bool:
-    """Large files are named by their SHA-256; of others only the size is known, which the download has
-    checked."""
+    """Check a large file against ``etag``, its SHA-256.
+
+    Small files have no SHA-256 and pass: the download has checked their size.
+    """
     if not re.fullmatch("[0-9a-f]{64}", etag):
         return True
     with path.open("rb") as file:
@@ -123,25 +125,24 @@ def _is_intact(path: Path, etag: str) -> bool:
 
 @contextlib.contextmanager
 def _explained(repo: str, instead: str = INSTEAD) -> Iterator[None]:
-    """What the hub and the network do wrong, as UserError."""
+    """Turn errors of the hub and the network into UserError."""
     try:
         yield
     except hub.GatedRepoError as error:
         raise UserError(
-            f"{repo} is gated | the hub gives it to those who accepted its licence | accept it on "
+            f"{repo} is gated | the hub gives it only to users who accepted its licence | accept it on "
             f"https://huggingface.co/{repo} and run `hf auth login`, or {instead}"
         ) from error
     except hub.RepositoryNotFoundError as error:
         raise UserError(
-            f"the hub has no model {repo}, or it is private | no directory of that name here either | check "
-            "the "
-            f"name, run `hf auth login` for a private one, or {instead}"
+            f"the hub has no model {repo}, or it is private | no directory of that name here either "
+            f"| check the name, run `hf auth login` for a private one, or {instead}"
         ) from error
     except hub.LocalEntryNotFoundError as error:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise UserError(
-            f"cannot get {repo} | {reason}, and the cache does not hold all of it | connect and run again, "
-            f"or {instead}"
+            f"cannot get {repo} | {reason}, and the cache does not hold all of it "
+            f"| connect and run again, or {instead}"
         ) from error
     except (hub.HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,8 +1,8 @@
-"""The licence of a checkpoint: what its model card says, and its licence files.
+"""The licence of a checkpoint: the fields of its model card, and its licence files.
 
-The card is ``README.md``; its front matter is YAML between two lines of ``---``. What is known of an
-identifier is only whether it allows commercial use under its terms: this is no legal advice, and every user
-reads the licence.
+The card is ``README.md``; its front matter is YAML between two lines of ``---``. An identifier tells only
+whether the licence allows commercial use under its terms. This is no legal advice: every user must read the
+licence.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ _COMMERCIAL = re.compile(
     r"|cdla-(?:permissive|sharing)-\d\.0|(?:bigscience-|bigcode-|creativeml-)?openrail(?:-m|\+\+)?"
     r"|bigscience-bloom-rail-1\.0|llama[234](?:\.\d)?|gemma"
 )
-"""Identifiers of the hub."""
+"""The hub's identifiers of licences that allow commercial use under their terms."""
 
 
 def of(folder: Folder, role: str) -> tuple[dict[str, Any], dict[str, Path]]:
-    """What is known of the licence of what lies in ``folder``, and its files by their names in a bundle.
-    ``role`` is that of the folder there, such as "model"."""
+    """Return the entry of ``folder`` under ``licence`` in bundle.json, and its licence files.
+
+    The files are given by their names in a bundle.
+    ``role`` is the role of the folder's weights, such as "model".
+    """
     said = _front_matter(folder.file(CARD))
     names = sorted(path.name for path in folder.path.iterdir() if path.is_file())
     files = {
@@ -53,7 +56,7 @@ def of(folder: Folder, role: str) -> tuple[dict[str, Any], dict[str, Path]]:
 
 
 def _use(values: dict[str, str]) -> str:
-    """ "commercial" where the licence allows that under its terms, else "non-commercial" or "unknown"."""
+    """Return "commercial" if the licence allows that under its terms, else "non-commercial" or "unknown"."""
     text = f"{values.get('id', '')} {values.get('name', '')}"
     if _NON_COMMERCIAL.search(text):
         return "non-commercial"
@@ -62,7 +65,7 @@ def _use(values: dict[str, str]) -> str:
 
 
 def _front_matter(card: Path | None) -> dict[str, str]:
-    """The fields about the licence, as text. Cards whose YAML is broken are read line by line."""
+    """Return the card's fields about the licence as text. A card with broken YAML is read line by line."""
     if card is None:
         return {}
     with card.open("rb") as file:
@@ -78,6 +81,6 @@ def _front_matter(card: Path | None) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """Several licences stand in a list. "unknown" and the like say nothing."""
+    """Return a field as text: a list joined by commas, and "unknown" and similar words as an empty text."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return "" if text.strip().lower() in ("", "unknown", "none", "null", "~") else text.strip()

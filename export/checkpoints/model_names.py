@@ -1,5 +1,7 @@
-"""What ``--model`` may say: the name of a model, a directory, or a hub id. Looked up without importing a
-family, whose torch takes seconds."""
+"""The values of ``--model``: the name of a model, a directory, or a hub id.
+
+They are checked without importing a family's module, since torch takes seconds to import.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,15 @@ _MODELS = Path(__file__).parents[1] / "models"
 
 
 def families() -> list[str]:
-    """The names of all model families: their files in ``models``."""
+    """Return the names of all model families: the names of the files in ``models``."""
     return sorted(path.stem for path in _MODELS.glob("[!_]*.py"))
 
 
 def checkpoints() -> dict[str, str]:
-    """Names of models with their family: the keys of ``CHECKPOINTS`` in the families' files, read as text."""
+    """Return the family of each known model name.
+
+    The names are the keys of ``CHECKPOINTS`` in the families' files, which are read as text.
+    """
     found = {}
     for family in families():
         tree = ast.parse((_MODELS / f"{family}.py").read_text(encoding="utf-8"))
@@ -34,12 +39,15 @@ def checkpoints() -> dict[str, str]:
 
 
 def is_path_or_id(name: str) -> bool:
-    """Whether ``name`` can be meant as a directory or as a hub id, rather than as the name of a model."""
+    """Return True if ``name`` looks like a directory or a hub id, not like the name of a model."""
     return "/" in name or os.sep in name or name.startswith((".", "~")) or Path(name).is_dir()
 
 
 def require(name: str) -> None:
-    """Raise UserError (code 2) for what is none of the three; whether the hub has such an id is not asked."""
+    """Raise UserError (code 2) unless ``name`` is a model, a directory or formed as a hub id.
+
+    The hub is not asked whether the id exists.
+    """
     known = checkpoints()
     if name in known:
         return
@@ -50,7 +58,7 @@ def require(name: str) -> None:
 
 
 def require_path_or_id(name: str) -> None:
-    """Raise UserError (code 2) for what is neither a directory nor formed as a hub id."""
+    """Raise UserError (code 2) unless ``name`` is a directory or formed as a hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
         return

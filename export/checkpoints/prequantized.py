@@ -1,18 +1,21 @@
-"""Checkpoints that are quantized already: GPTQ, AWQ and compressed-tensors, 4 bits a weight, read without requantizing.
+"""Quantized checkpoints: reads 4-bit GPTQ, AWQ and compressed-tensors weights without quantizing them again.
 
-A packing turns the tensors of one module, as safetensors hold them, into the ``Quantized`` that every dialect takes
-(``calib/schemes/scheme.py``). With K inputs, N outputs and G groups, eight 4-bit values a 32-bit word, lowest bits first:
+A packing turns the stored tensors of one module into the ``Quantized`` that every dialect supports
+(``calib/schemes/scheme.py``). K is the number of inputs, N of outputs, G of groups. A 32-bit word holds eight
+4-bit values, lowest bits first.
 
-* ``gptq`` (AutoGPTQ, GPTQModel): ``qweight [K/8,N]``, ``qzeros [G,N/8]``, ``scales [G,N]``, ``g_idx [K]``, each input's group.
-  Values and zeros are unsigned; the first version of the format stores zeros less one. With ``desc_act`` the groups hold
-  inputs by importance: rows are sorted by group here, and graphs gather their inputs in that order.
-* ``awq`` (AutoAWQ, version gemm): ``qweight [K,N/8]``, ``qzeros [G,N/8]``, ``scales [G,N]``. The values of a word belong to
-  columns 0, 2, 4, 6, 1, 3, 5, 7. Unsigned, always with zeros.
-* ``compressed-tensors``, format pack-quantized (llm-compressor): ``weight_packed [N,K/8]``, ``weight_scale [N,G]``, for
-  asymmetric weights ``weight_zero_point [N/8,G]``, for activation order ``weight_g_idx [K]``. Signed, stored plus 8.
+* ``gptq`` (AutoGPTQ, GPTQModel): ``qweight [K/8,N]``, ``qzeros [G,N/8]``, ``scales [G,N]``, and ``g_idx
+  [K]``, the group of each input. Values and zeros are unsigned; the first version of the format stores zeros
+  minus one. With ``desc_act`` the groups collect inputs by importance: rows are sorted by group here, and
+  graphs gather their inputs in that order.
+* ``awq`` (AutoAWQ, version gemm): ``qweight [K,N/8]``, ``qzeros [G,N/8]``, ``scales [G,N]``. The values of a
+  word belong to columns 0, 2, 4, 6, 1, 3, 5, 7. They are unsigned and always have zeros.
+* ``compressed-tensors``, format pack-quantized (llm-compressor): ``weight_packed [N,K/8]``, ``weight_scale
+  [N,G]``, ``weight_zero_point [N/8,G]`` for asymmetric weights, ``weight_g_idx [K]`` for activation order.
+  Values are signed and stored plus 8.
 
-Scales become float16. Groups are 32, 64, 128 or a multiple of one of them, up to whole columns (group size -1), whose scales
-are repeated per block.
+Scales become float16. The group size is 32, 64, 128 or a multiple of one of them, up to whole columns (group
+size -1). Scales of larger groups are repeated per block.
 """
 
 from __future__ import annotations
@@ -33,19 +36,22 @@ _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 _REMEDY = "use the unquantized checkpoint; foveate quantizes it itself"
 
 Arrays = Mapping[str, np.ndarray]
-"""The tensors of one module by the last part of their names: integers as they are, scales in float32."""
+"""The tensors of one module by the last part of their names: integers unchanged, scales in float32."""
 
 
 class Packing(Protocol):
-    """``parts``: the tensors of a module, of which the first one tells that it is quantized. ``extra`` ones say nothing that
-    the config does not say."""
+    """A storage format of quantized weights.
+
+    ``parts`` are the tensors of a module; a module that has the first one is quantized. ``extra`` tensors
+    repeat what the config says and are not read.
+    """
 
     name: str
     parts: tuple[str, ...]
     extra: tuple[str, ...]
 
     def read(self, arrays: Arrays) -> Quantized:
-        """Raises ValueError, saying what is wrong, when the arrays do not belong together."""
+        """Return the weights. Raises ValueError, with the reason, when the arrays do not fit together."""
         ...
 
 
@@ -94,8 +100,10 @@ class _CompressedTensors:
 
 
 def packing(config: Mapping[str, Any], label: str) -> Packing | None:
-    """How a checkpoint with this ``config.json`` holds its quantized weights; None: it has none. Raises UserError, naming
-    the setting, for what cannot be read."""
+    """Return the format of a checkpoint's quantized weights from its ``config.json``; None if it has none.
+
+    Raises UserError, with the name of the setting, for a format that cannot be read.
+    """
     given = config.get("quantization_config")
     if given is None:
         return None
@@ -138,13 +146,13 @@ def _demand(label: str, key: str, got: object, *allowed: object) -> None:
     if got not in allowed:
         expected = ", ".join(map(str, allowed))
         raise UserError(
-            f"{label} is quantized in a way that cannot be read | quantization_config has {key} {got}, expected {expected} "
-            f"| {_REMEDY}"
+            f"{label} is quantized in a way that cannot be read | quantization_config has {key} {got}, "
+            f"expected {expected} | {_REMEDY}"
         )
 
 
 def _nibbles(words: np.ndarray) -> np.ndarray:
-    """int32 [R,M] -> the unsigned 4-bit values [R,8M], lowest bits first."""
+    """Unpack int32 ``[R,M]`` to its unsigned 4-bit values, uint8 ``[R,8M]``, lowest bits first."""
     raw = np.ascontiguousarray(words.astype("<i4", copy=False)).view(np.uint8)
     values = np.empty((*raw.shape, 2), np.uint8)
     values[..., 0], values[..., 1] = raw & 0xF, raw >> 4
@@ -154,7 +162,11 @@ def _nibbles(words: np.ndarray) -> np.ndarray:
 def _grouped(
     values: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, groups: np.ndarray | None = None
 ) -> Quantized:
-    """``values [K,N]`` and ``zeros [G,N]`` unsigned, ``groups [K]``: each input's group, where they are not in a row."""
+    """Return the weights with rows sorted by group and scales per block.
+
+    ``values [K,N]`` and ``zeros [G,N]`` are unsigned. ``groups [K]`` is the group of each input; None means
+    that groups are consecutive. Raises ValueError when shapes or groups do not fit.
+    """
     count, inputs = len(scales), len(values)
     size = inputs // count
     block = int4.block_size(size)

@@ -1,7 +1,8 @@
-"""The weights of a trained pruner: where they come from, whether they fit, and their names in the graphs.
+"""The weights of a trained pruner: finding, checking and saving them.
 
-A file holds them under the names of the published state dict, as safetensors or as a PyTorch archive, of which nothing
-but tensors is read. Graphs ask for ``pruner.<name>``. What else a file holds, such as a decoder for training, is left.
+A file holds them under the names of the published state dict, as safetensors or as a PyTorch archive. Nothing
+but tensors is read. Graphs use the names ``pruner.<name>``. Other tensors in a file, such as a decoder for
+training, are ignored.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ from foveate.export.spec import ModelSpec, Parts, Weights
 __all__ = ["dummy", "entries", "joined", "load", "read", "save"]
 
 _HUB = "GarryLarry0131/OC-VTP"
-_HUB_FITS = (1024, 576, 23)  # width, tokens and running layers of the tower that it was trained for
+_HUB_FITS = (1024, 576, 23)  # width, tokens and running layers of the tower that it was trained on
 _PREFIX = "pruner."
 _TRAIN = "train one with scripts/train_ocvtp.py, or use --load-format dummy (random weights)"
 
 
 def joined(parts: Parts, method: Method | Pair, pruner: str | None = None) -> Parts:
-    """``parts`` with the weights of ``method``'s trained network; as they are where it has none.
+    """Return ``parts`` with the weights of ``method``'s trained network, or unchanged if it has none.
 
-    ``pruner`` is a file or a hub id. By default it is ``<method>.safetensors`` in the checkpoint's directory, else the
-    published one where the tower is that of LLaVA-1.5; a dummy model gets a dummy pruner. Raises UserError.
+    ``pruner`` is a file or a hub id. The default is ``<method>.safetensors`` in the checkpoint's directory,
+    then the published pruner if the tower is LLaVA-1.5's. A dummy model gets a dummy pruner. Raises
+    UserError.
     """
     before = method.before
     with torch.device("meta"):
@@ -57,7 +59,7 @@ def joined(parts: Parts, method: Method | Pair, pruner: str | None = None) -> Pa
 
 
 class _Joined:
-    """The model's weights and the pruner's."""
+    """The weights of the model and of the pruner."""
 
     def __init__(self, model: Weights, pruner: dict[str, Tensor]) -> None:
         self._model, self._pruner = model, pruner
@@ -71,7 +73,7 @@ class _Joined:
 
 
 def entries(network: nn.Module) -> dict[str, Entry]:
-    """What ``network`` needs of a file: matrices are stored ``[out, in]`` there."""
+    """Return the Entries of ``network`` in a file. Files store matrices as ``[out, in]``."""
     tables = _tables(network)
     return {
         name: Entry(tuple(parameter.shape), (name,), transposed=parameter.ndim == 2)
@@ -85,7 +87,7 @@ def _tables(network: nn.Module) -> dict[str, Tensor]:
 
 
 def dummy(network: nn.Module) -> dict[str, Tensor]:
-    """Random weights for ``network``, as it holds them, and its tables."""
+    """Return random weights for ``network`` in its own layout, and its tables."""
     weights = DummyWeights(entries(network))
     return {name: weights.get(name) for name in entries(network)} | _tables(network)
 
@@ -101,7 +103,7 @@ def save(network: nn.Module, path: Path, dtype: torch.dtype, metadata: dict[str,
 
 
 def load(network: nn.Module, path: Path) -> nn.Module:
-    """Fill ``network`` from a file, in float32, in place; returns it. Raises UserError."""
+    """Fill ``network`` in place with a file's weights in float32, and return it. Raises UserError."""
     values = _fitting(read(path), network, str(path))
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -110,36 +112,38 @@ def load(network: nn.Module, path: Path) -> nn.Module:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file by its name; a wrapper called ``state_dict`` is taken off. Raises UserError."""
+    """Return every tensor of a file, or of its ``state_dict``, by its name. Raises UserError."""
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read the pruner {path} | {error.strerror} | check the path") from error
-    except (
-        Exception
-    ) as error:  # a damaged archive, or a pickle of more than tensors, raises whatever it leads to
+    except Exception as error:  # a damaged archive, or a pickle of more than tensors, may raise any exception
         raise UserError(
-            f"{path} is damaged or holds more than tensors | expected safetensors, or a state dict that PyTorch saved "
-            "| download it again"
+            f"{path} is damaged or holds more than tensors | expected safetensors, or a state dict that "
+            "PyTorch saved | download it again"
         ) from error
     found = found.get("state_dict", found) if isinstance(found, Mapping) else found
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(
-            f"{path} is no state dict | got {type(found).__name__}, expected tensors by their names | save the network's "
-            "state_dict()"
+            f"{path} is no state dict | got {type(found).__name__}, expected tensors by their names "
+            "| save the network's state_dict()"
         )
     return dict(found)
 
 
 def _fitting(found: dict[str, Tensor], network: nn.Module, label: str) -> dict[str, Tensor]:
-    """Of ``found`` what ``network`` needs, as it holds it, and its tables."""
+    """Return the tensors of ``found`` that ``network`` needs, in its own layout, and its tables.
+
+    Raises UserError when one is missing or has another shape.
+    """
     wanted = entries(network)
     missing = [name for name in wanted if name not in found]
     if missing:
         raise UserError(
-            f"{label}: tensors of the pruner are missing | {_some(missing)} | give the file that its training wrote"
+            f"{label}: tensors of the pruner are missing | {_some(missing)} "
+            "| give the file that its training wrote"
         )
     misfits = [
         f"{name} is {list(found[name].shape)}, expected {list(entry.stored_shape)}"
@@ -148,7 +152,8 @@ def _fitting(found: dict[str, Tensor], network: nn.Module, label: str) -> dict[s
     ]
     if misfits:
         raise UserError(
-            f"{label}: the pruner was trained for a vision tower of another width | {_some(misfits, '; ')} | {_TRAIN}"
+            f"{label}: the pruner was trained for a vision tower of another width | {_some(misfits, '; ')} "
+            f"| {_TRAIN}"
         )
     fitting = {
         name: (found[name].T if entry.transposed else found[name]).float().contiguous()
@@ -158,7 +163,7 @@ def _fitting(found: dict[str, Tensor], network: nn.Module, label: str) -> dict[s
 
 
 def _find(parts: Parts, method: Method, pruner: str | None) -> tuple[Path, str]:
-    """The pruner's file, and what it is called in messages and in ``bundle.json``."""
+    """Return the pruner's file, and its name in messages and in ``bundle.json``."""
     file = f"{method.name}.safetensors"
     if pruner is None:
         beside = Path(parts.source["model"]) / file
@@ -166,8 +171,9 @@ def _find(parts: Parts, method: Method, pruner: str | None) -> tuple[Path, str]:
             return beside, str(beside)
         if not _is_published_for(parts.spec):
             raise UserError(
-                f"{method.name} has no pruner for {parts.source['model']} | expected {beside}; the published one is for the "
-                f"tower of LLaVA-1.5 | give one with --pruner, {_TRAIN}"
+                f"{method.name} has no pruner for {parts.source['model']} "
+                f"| expected {beside}; the published one fits the tower of LLaVA-1.5 alone "
+                f"| give one with --pruner, {_TRAIN}"
             )
         pruner = _HUB
     path = Path(pruner).expanduser()
@@ -179,8 +185,8 @@ def _find(parts: Parts, method: Method, pruner: str | None) -> tuple[Path, str]:
         or path.suffix in (".pth", ".safetensors")
     ):
         raise UserError(
-            f"no pruner {pruner} | got {'a directory' if path.is_dir() else 'no such file'}, expected a .safetensors or "
-            ".pth file, or a hub id (org/name) | check --pruner",
+            f"no pruner {pruner} | got {'a directory' if path.is_dir() else 'no such file'}, "
+            "expected a .safetensors or .pth file, or a hub id (org/name) | check --pruner",
         )
     return hub.download_file(
         pruner, (file, "weights.pth"), f"give its file with --pruner, or {_TRAIN}"

@@ -1,7 +1,7 @@
-"""Dummies: random weights of the true size and a tokenizer of the true vocabulary size, with nothing downloaded.
+"""Dummies: random weights and a tokenizer of the true sizes, without a download.
 
-Every tensor differs from every other (builders merge equal ones) and depends on its name alone, in whatever order they
-are read. Scales keep activations near those of trained models.
+A tensor depends on its name and shape alone, not on the order of reading. All tensors differ, since builders
+merge equal ones. Scales keep activations near those of trained models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Dummy", "DummyWeights", "byte_tokenizer"]
 
 
 class Dummy:
-    """A source of random weights. Its files are those of ``checkpoint``; without one it has none."""
+    """A Source with random weights. It has the files of ``checkpoint``, or none if that is None."""
 
     load_format = "dummy"
 
@@ -49,7 +49,7 @@ class Dummy:
 class DummyWeights:
     """Random Weights in float32: matrices of deviation 1 / sqrt(inputs), norms around 1, small biases.
 
-    Entries that may be the same stored tensor get the same values: those of the first that names it.
+    Entries that share a stored name get the same values: the values of the first of them.
     """
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
@@ -77,7 +77,7 @@ def _random(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _statistics(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Mean and deviation."""
+    """Return mean and standard deviation."""
     if len(shape) == 1:
         return (1.0, 0.1) if "norm" in name and name.endswith(".weight") else (0.0, 0.02)
     if len(shape) > 3:  # a convolution, [out, in, (frames,) height, width]
@@ -89,18 +89,18 @@ def _statistics(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
 def byte_tokenizer(
     size: int, special: Mapping[str, int], *, begin: str | None = None, end: str | None = None
 ) -> bytes:
-    """A ``tokenizer.json`` with ``size`` tokens: the special ones at their ids, a token per byte, and fillers.
+    """Make a ``tokenizer.json`` of ``size`` tokens: special ones at their ids, one per byte, and fillers.
 
-    Every text has tokens, one per UTF-8 byte. Fillers (`` w1234``) are never encoded; a dummy model may say them.
-    ``begin`` and ``end`` are put around a text when special tokens are asked for. Raises ValueError below 256 bytes
-    plus the special tokens.
+    A text has one token per UTF-8 byte. Encoding never makes fillers (`` w1234``), but a dummy model may
+    answer with them. ``begin`` and ``end`` are put around a text when it is encoded with special tokens.
+    Raises ValueError if ``size`` is below 256 plus the number of special tokens.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     taken = set(special.values())
     free = [i for i in range(size) if i not in taken]
     if len(free) < len(alphabet):
         raise ValueError(
-            f"a vocabulary of {size} is too small | expected {len(alphabet) + len(taken)} or more"
+            f"a vocabulary of {size} tokens is too small | expected {len(alphabet) + len(taken)} or more"
         )
     fillers = {f"\u0120w{i}": i for i in free[len(alphabet) :]}
     made = Tokenizer(models.BPE(dict(zip(alphabet, free, strict=False)) | fillers | dict(special), []))

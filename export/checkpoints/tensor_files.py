@@ -1,7 +1,7 @@
 """Tensors in files: safetensors and PyTorch archives, whole or in shards.
 
-Names, shapes and dtypes of all are known from the headers; tensors are read one at a time, and one that holds
-NaN or infinity is refused when it is.
+Names, shapes and dtypes come from the headers. Tensors are read one at a time; a tensor that holds NaN or
+infinity is refused when it is read.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from foveate.export.checkpoints.files import INDEX, PICKLED, PICKLED_INDEX, SING
 __all__ = ["DTYPES", "Folder", "Reader", "Tensor", "refuse_not_finite", "some"]
 
 DTYPES = ("F32", "F16", "BF16", "F64")
-"""Of weights that are not quantized. F64 is narrowed to float32 in reading."""
+"""The dtypes of weights that are not quantized. F64 becomes float32 when it is read."""
 
 _PICKLED_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a file, by its ``name`` there; ``value`` where the file is mapped already."""
+    """A tensor in a file, with its ``name`` there. ``value`` is set if the file is already mapped."""
 
     file: Path
     name: str
@@ -39,8 +39,10 @@ class Tensor:
 
 
 class Folder:
-    """A directory with JSON files and tensors. ``label`` names it to users; ``remedy`` is what they are told
-    to do about missing or damaged files."""
+    """A directory with JSON files and tensors.
+
+    ``label`` names it to users. ``remedy`` tells them what to do about missing or damaged files.
+    """
 
     def __init__(
         self, path: Path, label: str | None = None, remedy: str = "copy or download it again"
@@ -48,21 +50,22 @@ class Folder:
         self.path, self.label, self.remedy = path, label or str(path), remedy
 
     def file(self, name: str) -> Path | None:
-        """The path of a file; None where there is none."""
+        """Return the path of a file, or None if it does not exist."""
         path = self.path / name
         return path if path.is_file() else None
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark; None where there is
-        none. Raises UserError."""
+        """Return the object in a JSON file, or None if the file does not exist. Raises UserError.
+
+        The encoding may be UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+        """
         path = self.file(name)
         if path is None:
             return None
         try:
             found = json.loads(path.read_bytes())
-            json.dumps(
-                found, ensure_ascii=False
-            ).encode()  # fails for lone surrogates, which no text may hold
+            # fails for lone surrogates, which no text may hold
+            json.dumps(found, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise self.damaged(name, f"not JSON ({error})") from error
         if not isinstance(found, dict):
@@ -73,24 +76,23 @@ class Folder:
         return UserError(f"{self.label}: {name} is damaged | it is {got} | {self.remedy}")
 
     def weights_file(self) -> str | None:
-        """The file that holds the weights, or their index: transformers looks for them in this order. None
-        without any."""
+        """Return the name of the weights' file or index, or None. transformers looks in the same order."""
         return next((n for n in (SINGLE, INDEX, PICKLED, PICKLED_INDEX) if self.file(n)), None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the weights by its stored name. Raises UserError."""
+        """Return every tensor of the weights by its stored name. Raises UserError."""
         name = self.weights_file()
         if name is None:
             raise UserError(
                 f"{self.label} has no weights | expected {SINGLE}, {PICKLED}, or an index ({INDEX}, "
-                f"{PICKLED_INDEX}) "
-                f"with its shards | {self.remedy}, or use --load-format dummy (random weights)"
+                f"{PICKLED_INDEX}) with its shards | {self.remedy}, or use --load-format dummy (random "
+                "weights)"
             )
         files = self._shards(name) if name in (INDEX, PICKLED_INDEX) else [name]
         return {name: tensor for file in files for name, tensor in self.tensors_of(file).items()}
 
     def tensors_of(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one file, which is there. Raises UserError."""
+        """Return the tensors of one file, which must exist. Raises UserError."""
         return self._header(name) if name.endswith(".safetensors") else self._archive(name)
 
     def _shards(self, index: str) -> list[str]:
@@ -101,13 +103,16 @@ class Folder:
         missing = [file for file in files if not self.file(file)]
         if missing:
             raise UserError(
-                f"{self.label}: {len(missing)} of {len(files)} weight files are missing | {some(missing)} "
-                f"| {self.remedy}"
+                f"{self.label}: {len(missing)} of {len(files)} weight files are missing "
+                f"| {some(missing)} | {self.remedy}"
             )
         return files
 
     def _header(self, name: str) -> dict[str, Tensor]:
-        """A safetensors file: the header's length in 8 bytes, the header in JSON, the data."""
+        """Return the tensors of a safetensors file.
+
+        It holds the header's length in 8 bytes, the header in JSON, and the data.
+        """
         path = self.path / name
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -132,12 +137,11 @@ class Folder:
         return found
 
     def _archive(self, name: str) -> dict[str, Tensor]:
-        """PyTorch's format before safetensors. Runs no code; mapped, not read, where the archive is a zip
-        file."""
+        """Return the tensors of a PyTorch archive, without running code in it. Zip archives are mapped."""
         path = self.path / name
         try:
             found = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-        except Exception as error:  # a damaged zip archive or pickle raises whatever its bytes lead to
+        except Exception as error:  # a damaged zip archive or pickle may raise any exception
             raise self.damaged(name, "not a readable PyTorch archive") from error
         if not isinstance(found, dict):
             raise self.damaged(name, f"an archive of a {type(found).__name__}, expected tensors by name")
@@ -145,8 +149,8 @@ class Folder:
         if strange:
             raise UserError(
                 f"{self.label}: {name} holds more than weights | got {some(strange)} beside or around "
-                "tensors, "
-                "expected tensors by name | it is a training state: save the model with save_pretrained"
+                "tensors, expected tensors by name | it is a training state: save the model with "
+                "save_pretrained"
             )
         return {
             known: Tensor(
@@ -157,7 +161,7 @@ class Folder:
 
 
 class Reader:
-    """Reads tensors, each when it is asked for. ``label`` names the checkpoint to users."""
+    """Reads tensors one at a time, on request. ``label`` names the checkpoint to users."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -165,8 +169,10 @@ class Reader:
         self._finite: set[tuple[Path, str]] = set()
 
     def __call__(self, tensor: Tensor) -> torch.Tensor:
-        """The tensor in its dtype, F64 in float32. The memory may be the file's: it is not to be changed.
-        Raises UserError for NaN and infinity."""
+        """Return the tensor in its own dtype; F64 becomes float32. Raises UserError for NaN and infinity.
+
+        The caller must not change it: its memory may be the mapped file's.
+        """
         value = tensor.value
         if value is None:
             if tensor.file not in self._files:
@@ -181,23 +187,24 @@ class Reader:
 
 
 def refuse_not_finite(value: torch.Tensor, what: str, where: str) -> None:
-    """Raise UserError when ``value``, which ``what`` names to users and ``where`` is the place of, holds NaN
-    or infinity."""
+    """Raise UserError when ``value`` holds NaN or infinity.
+
+    ``what`` names it to users, ``where`` names its file.
+    """
     if not value.numel():
         return
-    low, high = value.aminmax()  # NaN passes through both; far quicker than isfinite
+    low, high = value.aminmax()  # both are NaN if one value is; much faster than isfinite on all values
     if low.isfinite() and high.isfinite():
         return
     count = sum(int((~part.isfinite()).sum()) for part in value.reshape(-1).split(1 << 24))
     raise UserError(
         f"{what} holds NaN or infinity | {count} of {value.numel()} values in {where}, expected finite "
-        "numbers "
-        "| take an earlier checkpoint of the training or another revision, or save it again in bfloat16 or "
-        "float32"
+        "numbers | take an earlier checkpoint of the training or another revision, or save it again in "
+        "bfloat16 or float32"
     )
 
 
 def some(items: list[str], joint: str = ", ") -> str:
-    """The first three of ``items`` and how many more there are."""
+    """Return the first three ``items`` as text, and how many more there are."""
     shown = joint.join(items[:3])
     return shown if len(items) <= 3 else f"{shown} and {len(items) - 3} more"
