@@ -21,7 +21,7 @@ from foveate.runtime.llm.logits import Logits, NotFiniteError
 from foveate.runtime.llm.penalties import Penalties
 from foveate.runtime.llm.sampling import Sampler
 from foveate.runtime.text.chat_prompt import Segment
-from foveate.runtime.text.stops import AnswerText, StopStrings
+from foveate.runtime.text.stops import AnswerText, StopStrings, without_special
 from foveate.runtime.text.turns import Prompt, Turn, user_turn
 from foveate.runtime.video.video_file import Video
 from foveate.runtime.vision.stages import Seen
@@ -180,7 +180,7 @@ class Chat:
         text, tokens, first, stop = yield from self._decode(token, sampler, request, clock)
         words = text
         if request.generation.keep_special:  # in a later turn they would be ordinary text
-            words = AnswerText(self._pipe.tokenizer.detokenizer(), request.stops.texts).whole(tokens)
+            words = self._without_special(tokens, stop)
         self._shown, self.turns = shown, [*request.turns, Turn("assistant", words)]
         steps, seconds = decoder.length - prompt_rows, clock.seconds
         timings = Timings(
@@ -200,6 +200,12 @@ class Chat:
         finish = "length" if stop is None else "stop"
         views = [s.seen.view for s in shown]
         return Answer(text, tokens, kept, finish, timings, stages, owners, layouts, views, stop)
+
+    def _without_special(self, tokens: Sequence[int], stop: int | str | None) -> str:
+        """The text of an answer without special tokens. ``stop`` ended it: a token's id is not among its tokens."""
+        tokenizer = self._pipe.tokenizer
+        text = stop if isinstance(stop, str) else None
+        return without_special(tokenizer.detokenizer(), tokens, text, tokenizer.special)
 
     def _survivors(self, picture: Picture) -> dict[str, np.ndarray]:
         """The patches that are left of a picture behind each stage that prunes."""

@@ -6,14 +6,14 @@ Token ids go in, text comes out as soon as it is settled: what a later token can
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from foveate.engines.errors import UserError
 from foveate.runtime.llm.generation import Generation
 from foveate.runtime.text.chat_prompt import Detokenizer
 
-__all__ = ["AnswerText", "StopStrings"]
+__all__ = ["AnswerText", "StopStrings", "without_special"]
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,31 @@ class AnswerText:
         """What was still held back at the end of the answer: nothing behind a stop string."""
         return "" if self.stop is not None else self._say(self._held + self._detokenizer.finish())
 
-    def whole(self, tokens: Sequence[int]) -> str:
-        """The text of an answer that is complete."""
-        for token in tokens:
-            self.step(token)
-        self.finish()
-        return self.text
-
     def _say(self, piece: str) -> str:
         piece = piece if self._said else piece.lstrip()
         if piece:
             self._said.append(piece)
         return piece
+
+
+def without_special(
+    detokenizer: Detokenizer, tokens: Sequence[int], stop: str | None, special: Iterable[str]
+) -> str:
+    """The text of a complete answer without special tokens, up to ``stop``.
+
+    ``detokenizer`` leaves special tokens out. ``stop`` is the stop string that ended the answer, or None; it was found in
+    the text with the ``special`` tokens. The last token completed it, so no earlier place in the text can be it.
+    """
+    before = "".join([*map(detokenizer.step, tokens[:-1]), detokenizer.open])
+    whole = before.removesuffix(detokenizer.open)
+    whole += "".join([*map(detokenizer.step, tokens[-1:]), detokenizer.finish()])
+    if stop is None:
+        return whole.lstrip()
+    for token in special:
+        stop = stop.replace(token, "")
+    grown = len(whole) > len(before)  # else the last token is a special one
+    at = whole.find(stop, max(0, len(before) - len(stop) + grown))
+    return whole[: at if at >= 0 else None].lstrip()
 
 
 def _begun(text: str, stop: str) -> int:

@@ -15,7 +15,7 @@ from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.llm.generation import Generation
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.text.chat_prompt import Detokenizer
-from foveate.runtime.text.stops import AnswerText, StopStrings
+from foveate.runtime.text.stops import AnswerText, StopStrings, without_special
 
 QUESTION = "What is left of the bus?"
 
@@ -106,6 +106,33 @@ def test_special_tokens() -> None:
     assert error.value.code == 2
     shown = Generation(stop_strings=("a<box>",), keep_special=True)
     assert StopStrings.of(shown, special).texts == ("a<box>",)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stops", "text"),
+    [
+        (["a", "<box>", "b", " more"], ["ab"], "ab more"),
+        (["a", "<box>", "b", " more", "ab"], ["ab"], "ab more"),
+        (["a", "<box>", "b", "bab", "ab"], ["ab"], "abb"),
+        (["a", "<box>", "bab"], ["<box>b"], "a"),
+        (["b", "ab", "<box>", "c"], ["b<box>"], "ba"),
+        (["ab", "<box>"], ["<box>b", "never"], "ab"),
+        ([" a", "<box>"], [], "a"),
+        (["<0xE2>", "<0x82>", "<box>", "<0xAC>"], ["<box>x"], "€"),
+        (["a", "<0xE2>", "<0x82>"], [], "a\ufffd\ufffd"),
+    ],
+)
+def test_later_turns_know_the_text_without_special_tokens(tokens, stops, text) -> None:
+    """A stop string that arises only where special tokens are left out did not end the answer, and cuts nothing."""
+    tokenizer = words(*dict.fromkeys(each for each in tokens if not each.startswith("<0x")))
+    tokenizer.add_special_tokens(["<box>"])
+    ids = [tokenizer.token_to_id(token) for token in tokens]
+    said = AnswerText(Detokenizer(tokenizer, keep_special=True), stops)
+    used = 0
+    while used < len(ids) and said.stop is None:
+        said.step(ids[used])
+        used += 1
+    assert without_special(Detokenizer(tokenizer), ids[:used], said.stop, ["<box>"]) == text
 
 
 def test_an_answer_and_its_stream(bundle: Path, picture: np.ndarray) -> None:

@@ -105,6 +105,12 @@ def test_special_tokens_stay_in_the_text_on_request(pipe: Pipeline):
     chat = pipe.chat()
     chat.ask("What?", keep_special=True, **options)
     assert chat.turns[-1].text == plain.text
+    at = next(i for i, (one, two) in enumerate(zip(kept.text, plain.text, strict=False)) if one != two)
+    stop = plain.text[max(0, at - 3) : at + 3]  # arises only where the special token is left out
+    assert stop not in kept.text
+    chat = pipe.chat()
+    assert chat.ask("What?", keep_special=True, stop=stop, **options).text == kept.text
+    assert chat.turns[-1].text == plain.text
 
 
 def test_a_conversation_has_the_date_of_its_start(bundle: Path, monkeypatch):
