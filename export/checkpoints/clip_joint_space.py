@@ -18,7 +18,7 @@ from foveate.export.checkpoints.random_weights import byte_tokenizer
 from foveate.export.checkpoints.tensor_files import Folder
 from foveate.export.keys.checkpoint_keys import check_clip
 from foveate.export.networks.clip import JointHead, TextEncoder, TextSpec
-from foveate.export.settings.hf_config import clip_vision_spec
+from foveate.export.settings.hf_config import Config, clip_vision_spec
 from foveate.export.settings.vocabulary import refuse_tokens_beyond
 from foveate.export.spec import VisionSpec, Weights
 
@@ -56,8 +56,12 @@ _UNREAD = {
 }
 
 
+_WHERE = "the config of the tower's CLIP"
+
+
 def joint_size(config: dict[str, Any]) -> int:
-    return config.get("projection_dim") or 512
+    """Raises UserError where it is no size."""
+    return Config(config, {}, _WHERE).size("projection_dim", 512)
 
 
 def check_tower(source: Source, vision: VisionSpec) -> None:
@@ -139,13 +143,14 @@ class JointSpace:
 def _text_spec(config: dict[str, Any]) -> TextSpec:
     override = config.get("text_config_dict")  # in old configs; its missing keys have their defaults
     text = _TEXT | (config.get("text_config") or {}) | (_TEXT | override if override else {})
+    sizes = Config(text, {}, f"{_WHERE}: text_config")
     return TextSpec(
-        hidden_size=text["hidden_size"],
-        intermediate_size=text["intermediate_size"],
-        num_layers=text["num_hidden_layers"],
-        num_heads=text["num_attention_heads"],
-        vocab_size=text["vocab_size"],
-        context_length=text["max_position_embeddings"],
+        hidden_size=sizes.size("hidden_size"),
+        intermediate_size=sizes.size("intermediate_size"),
+        num_layers=sizes.size("num_hidden_layers"),
+        num_heads=sizes.size("num_attention_heads"),
+        vocab_size=sizes.size("vocab_size"),
+        context_length=sizes.size("max_position_embeddings"),
         activation=text["hidden_act"],
         layer_norm_eps=text["layer_norm_eps"],
         joint_size=joint_size(config),

@@ -60,6 +60,17 @@ DECODERS = {"llama": _LLAMA, "mistral": _MISTRAL, "qwen2_5_vl_text": _QWEN}
 _QWEN_POSITIONS = 32768
 """What Qwen2.5-VL was trained on; its configs say 128,000, which it reaches with another rotary embedding."""
 
+_LARGEST = {
+    "num_hidden_layers": 1000,
+    "depth": 1000,
+    "patch_size": 1000,
+    "temporal_patch_size": 1000,
+    "image_size": 1 << 14,
+    "window_size": 1 << 14,
+}
+_LARGEST_SIZE = 1 << 24
+"""What no model reaches: work and memory of a load grow with its sizes, and a damaged config may ask for any number."""
+
 
 class Config:
     """A part of a ``config.json`` with its defaults; ``where`` is named in errors. A null counts as absent."""
@@ -74,10 +85,13 @@ class Config:
         return default if value is None else value
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0."""
+        """A whole number above 0 at most ``_LARGEST`` of its key, else ``_LARGEST_SIZE``."""
         value = self.get(key, default)
+        most = _LARGEST.get(key, _LARGEST_SIZE)
         if type(value) is not int or value < 1:
             raise self.misfit(key, value, "a whole number above 0")
+        if value > most:
+            raise self.misfit(key, value, f"at most {most}")
         return value
 
     def number(self, key: str) -> float:

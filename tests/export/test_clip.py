@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -139,6 +140,16 @@ def test_clip_beside_the_checkpoint_is_found(llava_checkpoint, clip_checkpoint, 
 def test_a_clip_of_another_tower_is_refused(clip_checkpoint):
     with pytest.raises(UserError, match=r"hidden_size is 64, expected 1024"):
         models.load("llava-1.5-7b", load_format="dummy", clip=str(clip_checkpoint(2)[0]))
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "vocab_size", "projection_dim"])
+def test_sizes_that_no_clip_has_are_refused(llava_checkpoint, clip_checkpoint, tmp_path, key):
+    clip = shutil.copytree(clip_checkpoint(2)[0], tmp_path / "clip")
+    values = json.loads((clip / "config.json").read_text())
+    values[key] = values["text_config"][key] = 10**30
+    (clip / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=f"CLIP.*{key} is not supported .*expected at most"):
+        models.load(str(llava_checkpoint()[0]), clip=str(clip))
 
 
 def test_what_is_no_clip_is_refused(llava_checkpoint):

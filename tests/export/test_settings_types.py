@@ -111,3 +111,26 @@ def test_damaged_json(copy: Path, content: bytes):
     (copy / "generation_config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"generation_config.json is damaged"):
         models.load(str(copy))
+
+
+def test_sizes_beyond_any_model_are_refused_before_work_grows_with_them(checkpoint: Path):
+    """Every whole number of every file becomes a huge one: the load passes or says what is wrong."""
+    refused = []
+    for file in sorted(checkpoint.glob("*config.json")):
+        raw = file.read_bytes()
+        values = json.loads(raw)
+        for path in places(values):
+            value = values
+            for key in path:
+                value = value[key]
+            if type(value) is not int:
+                continue
+            file.write_bytes(replaced(values, path, 10**30))
+            try:
+                models.load(str(checkpoint))
+            except UserError as error:
+                assert str(error).count(" | ") >= 2
+                refused.append(path[-1])
+        file.write_bytes(raw)
+    depth = "depth" if "depth" in refused else "num_hidden_layers"
+    assert {"num_hidden_layers", depth, "hidden_size", "intermediate_size", "patch_size"} <= set(refused)
