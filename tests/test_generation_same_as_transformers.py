@@ -307,7 +307,7 @@ def test_processors_and_their_order(case) -> None:
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize("top_k", [None, 1, 20, 500])
-@pytest.mark.parametrize("top_p", [None, 0.2, 0.9, 1.0])
+@pytest.mark.parametrize("top_p", [None, 0.0, 0.2, 0.9, 1.0])
 def test_sampling_has_transformers_distribution(temperature, top_k, top_p) -> None:
     logits = np.random.default_rng(7).standard_normal(300).astype(np.float32) * 3
     scores = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(logits)[None])

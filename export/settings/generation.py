@@ -16,6 +16,7 @@ from typing import Any
 
 from foveate.engines.errors import UserError
 from foveate.export.checkpoints.directory import Source
+from foveate.runtime.llm.generation import Generation
 
 __all__ = ["KEYS", "defaults", "notes", "stop_ids"]
 
@@ -163,6 +164,12 @@ def notes(stop: list[int], generation: dict[str, Any]) -> list[str]:
             f"--sample will be refused: the checkpoint samples with {', '.join(unknown)}, which foveate does not have; "
             "greedy answers, and those with --temperature, are not affected"
         )
+    sample = generation.get("sample", {})
+    for name, expected in Generation(sample=sample).misfits.items():
+        found.append(
+            f"--sample will be refused unless --{name.replace('_', '-')} is given: the checkpoint's {name} is "
+            f"{sample[name]}, expected {expected}; greedy answers are not affected"
+        )
     return found
 
 
@@ -207,6 +214,11 @@ def _number(expected: str, fits: Callable[[float], bool], whole: bool = False) -
     return check
 
 
+def _top_p(source: Source, place: str, key: str, value: Any) -> float:
+    """From 1 on it is no limit in transformers."""
+    return min(1, _number("a number", lambda value: True)(source, place, key, value))
+
+
 _COUNT = _number("a whole number, 0 or more", lambda value: value >= 0, whole=True)
 _CHECKS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {
     "repetition_penalty": ((1,), _number("a number above 0", lambda value: value > 0)),
@@ -218,8 +230,9 @@ _CHECKS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {
     "max_length": ((_UNSAID_LENGTH,), _COUNT),
     "max_new_tokens": ((), _number("a whole number, 1 or more", lambda value: value >= 1, whole=True)),
     "stop_strings": (((),), _texts),
-    "temperature": ((), _number("a number, 0 or more", lambda value: value >= 0)),
-    "top_k": ((), _COUNT),
-    "top_p": ((1,), _number("a number from 0 to 1", lambda value: 0 < value <= 1)),
+    # Those of --sample may be out of range: greedy answers do not need them (``notes``).
+    "temperature": ((), _number("a number", lambda value: True)),
+    "top_k": ((), _number("a whole number", lambda value: True, whole=True)),
+    "top_p": ((1,), _top_p),
 }
 """Of each key that becomes a default: the values with which it says nothing, and the check of any other."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from foveate.engines.errors import UserError
-from foveate.runtime.llm.sampling import Sampling, wrong
+from foveate.runtime.llm.sampling import Sampling, misfit, wrong
 
 __all__ = ["MAX_NEW_TOKENS", "Generation", "Options"]
 
@@ -61,6 +61,13 @@ class Generation:
     def drawing(self) -> dict[str, Any]:
         """What ``--sample`` draws with: temperature, top_k and top_p."""
         return {**_SAMPLE, **self.sample}
+
+    @property
+    def misfits(self) -> dict[str, str]:
+        """What the checkpoint samples with that no sample can be drawn with, as transformers has it: what was expected by
+        name. ``top_k`` 0 is no limit."""
+        expected = {name: misfit(name, self.sample[name]) for name in _SAMPLE if self.sample.get(name)}
+        return {name: text for name, text in expected.items() if text}
 
     def describe(self) -> list[str]:
         """The bundle's defaults in words, for `inspect`; nothing for those that say nothing."""
@@ -159,9 +166,16 @@ class Options:
                 "| give --temperature, --top-p and --top-k in place of --sample",
                 code=2,
             )
-        drawing = bundle.drawing
+        for name, expected in bundle.misfits.items():
+            if getattr(self, name) is None:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(
+                    f"cannot sample as the checkpoint does | its {name} is {bundle.sample[name]}, expected {expected} "
+                    f"| give {option} as well",
+                    code=2,
+                )
         temperature, top_p, top_k = (
-            drawing[name] if (own := getattr(self, name)) is None else own
+            bundle.drawing[name] if (own := getattr(self, name)) is None else own
             for name in ("temperature", "top_p", "top_k")
         )
         return Sampling(temperature, top_p, top_k or None, self.seed)

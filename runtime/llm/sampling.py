@@ -5,7 +5,7 @@ Temperature first, then top-k, then top-p on what is left, as Hugging Face's ``g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,27 @@ from foveate.runtime.llm.logits import Logits
 if TYPE_CHECKING:
     from foveate.runtime.llm.penalties import Penalties
 
-__all__ = ["Sampler", "Sampling", "wrong"]
+__all__ = ["Sampler", "Sampling", "misfit", "wrong"]
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda value: 0 <= value < float("inf"), "0 (greedy) or more"),
+    "top_p": (lambda value: 0 <= value <= 1, "a number from 0 to 1"),
+    "top_k": (lambda value: value >= 1, "1 or more"),
+}
+"""What samples can be drawn with; NaN fails every comparison."""
+
+
+def misfit(name: str, value: float) -> str | None:
+    """What was expected of ``temperature``, ``top_p`` or ``top_k`` in place of ``value``; None where it is in range."""
+    fits, expected = _RANGES[name]
+    return None if fits(value) else expected
 
 
 @dataclass(frozen=True)
 class Sampling:
     """``temperature`` 0 is greedy. ``top_k`` keeps the k likeliest tokens; ``top_p`` the fewest, likeliest first, whose
-    probabilities reach p together. ``seed`` None draws a fresh one. Raises UserError for values out of range."""
+    probabilities reach p together, and 0 the likeliest alone. ``seed`` None draws a fresh one. Raises UserError for values out of range."""
 
     temperature: float = 0.0
     top_p: float | None = None
@@ -31,13 +45,10 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        # "not in range" rather than "out of range": NaN fails every comparison
-        if not 0 <= self.temperature < float("inf"):
-            raise wrong("temperature", self.temperature, "0 (greedy) or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise wrong("top-p", self.top_p, "more than 0, at most 1")
-        if self.top_k is not None and self.top_k < 1:
-            raise wrong("top-k", self.top_k, "1 or more")
+        for name in _RANGES:
+            value = getattr(self, name)
+            if value is not None and (expected := misfit(name, value)):
+                raise wrong(name.replace("_", "-"), value, expected)
         if self.seed is not None and self.seed < 0:
             raise wrong("seed", self.seed, "0 or more")
 

@@ -6,12 +6,16 @@ import json
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from qwen_checkpoint import save_checkpoint as save_qwen
 from transformers import (
     GenerationConfig,
+    GenerationMixin,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
+    LogitsProcessorList,
     Qwen2_5_VLForConditionalGeneration,
 )
 
@@ -21,6 +25,9 @@ from foveate.export.build import main
 from foveate.export.checkpoints.directory import Directory
 from foveate.export.settings import generation
 from foveate.runtime.bundle.loading import load
+from foveate.runtime.llm.generation import Generation, Options
+from foveate.runtime.llm.logits import Logits
+from foveate.runtime.llm.sampling import Sampler
 
 ABSENT = "absent"
 FAMILIES = {
@@ -147,12 +154,58 @@ def test_what_would_change_greedy_answers_is_refused_by_name(said, key: str, val
         ("suppress_tokens", 3),
         ("stop_strings", [""]),
         ("max_new_tokens", 0),
-        ("top_p", 1.5),
+        ("top_p", "0.9"),
+        ("top_k", 2.5),
+        ("temperature", "hot"),
     ],
 )
 def test_wrong_values_are_named(said, key: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"wrong {key}"):
         said(**{key: value})
+
+
+class Drawing(GenerationMixin):
+    """What ``_get_logits_processor`` asks of a model that samples."""
+
+    def warpers(self, **keys: Any) -> LogitsProcessorList:
+        config = GenerationConfig(do_sample=True, **({"top_k": 50, "temperature": 1.0} | keys))
+        return self._get_logits_processor(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "option"),
+    [("top_k", -1, "--top-k"), ("top_p", -0.5, "--top-p"), ("temperature", -1.0, "--temperature")],
+)
+def test_what_cannot_be_drawn_with_is_refused_by_sample_alone(
+    said, key: str, value: Any, option: str
+) -> None:
+    """As by transformers, whose greedy answers do not read it."""
+    found = said(**{key: value})
+    (note,) = generation.notes([2], found)
+    assert "--sample will be refused" in note and option in note and str(value) in note
+    with pytest.raises(ValueError, match=key):
+        Drawing().warpers(**{key: value})
+    bundled = Generation.from_json(found)
+    assert Options().over(bundled).sampling.temperature == 0
+    with pytest.raises(UserError, match=rf"its {key} is {value}, .* give {option} as well") as error:
+        Options(sample=True).over(bundled)
+    assert error.value.code == 2
+    assert getattr(Options(sample=True, **{key: 1}).over(bundled).sampling, key) == 1
+
+
+@pytest.mark.parametrize(("key", "value"), [("top_k", 0), ("top_p", 0), ("top_p", 0.0), ("top_p", 1.5)])
+def test_what_transformers_draws_with_is_taken(said, key: str, value: Any) -> None:
+    """``top_k`` 0 and ``top_p`` from 1 on are no limit, ``top_p`` 0 leaves the likeliest token alone."""
+    found = said(**{key: value})
+    assert generation.notes([2], found) == []
+    ours = Sampler(Options(sample=True).over(Generation.from_json(found)).sampling)
+    logits = np.random.default_rng(1).standard_normal(90).astype(np.float32)
+    warp = Drawing().warpers(**{key: value})
+    ids, chances = ours.distribution(Logits(logits))
+    got = np.zeros(90)
+    got[ids] = chances
+    expected = warp(torch.zeros((1, 1), dtype=torch.long), torch.from_numpy(logits)[None]).softmax(-1)[0]
+    np.testing.assert_allclose(got, expected.numpy(), atol=1e-6)
 
 
 def test_wrong_stop_ids_are_named(checkpoint) -> None:

@@ -32,7 +32,7 @@ def reference(logits: np.ndarray, temperature: float, top_k: int | None, top_p: 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [None, 1, 5, 500])
-@pytest.mark.parametrize("top_p", [None, 0.01, 0.6, 0.95, 1.0])
+@pytest.mark.parametrize("top_p", [None, 0.0, 0.01, 0.6, 0.95, 1.0])
 def test_distribution(temperature: float, top_k: int | None, top_p: float | None) -> None:
     sampler = Sampler(Sampling(temperature, top_p, top_k))
     ids, chances = sampler.distribution(Logits(LOGITS))
@@ -83,7 +83,7 @@ def test_seeds() -> None:
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
-        {"top_p": 0},
+        {"top_p": -0.1},
         {"top_p": 1.5},
         {"top_p": float("nan")},
         {"top_k": 0},
