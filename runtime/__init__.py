@@ -1,4 +1,10 @@
-"""Device side: bundle, pipeline, cache, pictures, prompts, command line. ``from foveate.runtime import Pipeline``."""
+"""Device side: runs bundles. ``from foveate.runtime import Pipeline``.
+
+* ``pipeline``, ``conversation``, ``answer``: the public classes. * ``bundle``: the bundle's files and its
+compiled engines. * ``images``, ``video``, ``text``: what a prompt is made of. * ``vision``: the stages before
+the language model; ``llm``: the language model. * ``compiling``: ``foveate compile`` and ``check``;
+``measuring``: ``bench``, costs and energy; ``cli``: the other verbs.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,7 @@ __all__ = ["Answer", "Chat", "Pipeline", "Timings"]
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when first asked for: ``foveate --version`` should not wait for numpy."""
+    """Import a public name when it is first used, so that ``foveate --version`` does not wait for numpy."""
     if name in __all__:
         from foveate.runtime import pipeline
 

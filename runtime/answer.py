@@ -1,4 +1,4 @@
-"""What comes out of a prompt: the answer with its timings, or a stream of its pieces."""
+"""Results of a prompt: the answer with its timings, and the stream of its pieces."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ __all__ = ["Answer", "Clock", "Stream", "Timings"]
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds, except where the name says otherwise. ``first_token`` counts from the first reading of the stream;
-    ``prefill`` has in it what prunes inside the language model, and the first token; ``tokens_per_second`` is of decoding alone
-    and 0 when nothing was decoded after the first token. ``reused_rows`` of ``prompt_rows`` were cached."""
+    """Times of one answer in seconds, and a few counts.
+
+    ``first_token`` counts from the first read of the stream. ``prefill`` includes in-LLM pruning and the
+    choice of the first token. ``tokens_per_second`` is the speed of decoding alone, 0 if nothing was decoded
+    after the first token. ``reused_rows`` of the ``prompt_rows`` were in the kv cache already.
+    ``cache_bytes_...`` are bytes.
+    """
 
     preprocess: float
     vision: float
@@ -37,15 +41,24 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """``finish`` is "stop" or "length". ``stop`` is the token id or the stop string that ended the answer, None for length.
-    ``tokens`` are without the stop id; of an answer that a stop string ended they are with it, and ``text`` is without.
-    The others have an entry per picture of the prompt.
+    """An answer, and what became of the images of its prompt.
 
-    ``kept`` [R] int64: which of the picture's tokens stayed to the end, -1 for a merged row. ``stages``: by the name of each stage
-    that prunes ("pruner" before the language model, "pruner.0" and so on inside it), the tokens that it left. ``owners`` [N] int64:
-    the row that each token went into before the language model, -1 for none; None for methods that do not merge. ``layouts``:
-    how many tokens there were, and where they lie (``runtime.layout``). ``views``: the image as the model sees it; maps coordinates
-    in the text and kept tokens to the original (``runtime.view``).
+    ``finish`` is "stop" or "length". ``stop`` is the token id or the stop string that ended the answer, None
+    if its length did. ``tokens`` do not include the stop id. If a stop string ended the answer, ``tokens``
+    include its tokens and ``text`` does not include it.
+
+    The other fields have one entry per image of the prompt:
+
+    * ``kept`` int64 [R]: the image's visual tokens that stayed to the end, -1 for a merged row. * ``stages``:
+    visual tokens left after each stage that prunes, by its name ("pruner" is the pre-LLM pruner;
+      "pruner.0" and so on are in-LLM pruners).
+    * ``owners`` int64 [N]: the row that each visual token went into before the language model, -1 for none.
+    None for
+      methods that do not merge.
+    * ``layouts``: the visual tokens before pruning, and where they lie (``images.token_layout``). *
+    ``views``: the image as the model sees it. Maps kept tokens, and coordinates in the text, to the original
+    image
+      (``images.view``).
     """
 
     text: str
@@ -61,7 +74,7 @@ class Answer:
 
 
 class Clock:
-    """Seconds per stage, and since it was made."""
+    """Seconds spent in each stage, and since the clock was made."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -81,7 +94,10 @@ class Clock:
 
 
 class Stream(Iterator[str]):
-    """Pieces of text as they settle; ``answer`` is there once they are used up. Work starts at the first ``next``."""
+    """Pieces of an answer's text, in order. Work starts with the first ``next``.
+
+    ``answer`` is available after the last piece.
+    """
 
     def __init__(self, work: Generator[str, None, Answer]) -> None:
         self._work = work
@@ -95,7 +111,7 @@ class Stream(Iterator[str]):
             raise StopIteration from None
 
     def close(self) -> None:
-        """End the answer here."""
+        """Stop generating. The answer stays incomplete."""
         self._work.close()
 
     @property
@@ -105,7 +121,7 @@ class Stream(Iterator[str]):
         return self._answer
 
     def finish(self) -> Answer:
-        """Run to the end; the whole answer."""
+        """Generate the rest, and return the whole answer."""
         for _ in self:
             pass
         return self.answer

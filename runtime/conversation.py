@@ -1,4 +1,4 @@
-"""Chat: turns go in, answers come out, and one cache carries what they share."""
+"""Chat: answer the turns of a conversation. One kv cache holds what the turns share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Images = OneImage | Sequence[OneImage] | None
 
 @dataclass(frozen=True)
 class _Shown:
-    """A picture in a conversation: what the encoder made of it, its budget, and what is left of it."""
+    """An image of a conversation: the vision encoder's output, the budget, and the tokens that are left."""
 
     seen: Seen
     keep: int
@@ -46,8 +46,12 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Request:
-    """A turn that was found in order. ``budgets`` are those of its pictures, ``old`` those of the pictures shown before; ``ids``
-    int64 [P] are the token ids of the whole prompt (``decode.prompt_ids``), ``most`` is how many tokens the answer may have."""
+    """A turn whose arguments were checked.
+
+    ``ids`` int64 [P] are the token ids of the whole prompt (``llm.decoder.prompt_ids``). ``budgets`` are
+    those of this turn's images, ``old`` those of the images of earlier turns. ``most`` is the largest number
+    of tokens of the answer.
+    """
 
     turns: list[Turn]
     segments: list[Segment]
@@ -62,10 +66,11 @@ class _Request:
 
 
 class Chat:
-    """A conversation with one cache. Each picture is pruned once, with the question of its own turn in view.
+    """A conversation with one kv cache. Each image is pruned once, for the question of its own turn.
 
-    A turn whose answer was broken off (an error, Ctrl-C, ``Stream.close``) is not part of the conversation; the cache
-    keeps what it has. One answer at a time: use up a stream, or close it, before the next question.
+    A turn whose answer was broken off (by an error, Ctrl-C or ``Stream.close``) does not become part of the
+    conversation; the cache keeps its rows. Only one answer can be generated at a time: read a stream to its
+    end, or close it, before the next question.
     """
 
     def __init__(
@@ -87,10 +92,11 @@ class Chat:
         options: Options | None = None,
         **asked: Any,
     ) -> Answer:
-        """The answer to the next turn, ``text`` with any new pictures. Arguments as for ``Pipeline.generate``.
+        """Return the answer to the next turn: ``text`` with any new images. Arguments as for
+        ``Pipeline.generate``.
 
-        ``reprune`` prunes every picture of the conversation again with this question in view (and with ``keep``, where
-        given), which starts the cache over.
+        ``reprune`` prunes every image of the conversation again for this question, with ``keep`` if it is
+        given. The kv cache then starts over.
         """
         return self.stream(text, image, reprune=reprune, keep=keep, options=options, **asked).finish()
 
@@ -104,8 +110,11 @@ class Chat:
         options: Options | None = None,
         **asked: Any,
     ) -> Stream:
-        """``ask``, piece by piece. Raises UserError here, before anything runs, when an argument is out of range or the
-        model has no room for the prompt."""
+        """Return the answer to the next turn as a stream of pieces of text. Arguments as for ``ask``.
+
+        Raises UserError from this call, before anything runs, if an argument is out of range or the prompt
+        does not fit into the model.
+        """
         images = _listed(image)
         turns = [*self.turns, user_turn(text, len(images))]
         generation = replace(options or Options(), **asked).over(self._pipe.generation)
@@ -114,7 +123,7 @@ class Chat:
         layouts = [vision.layout(each) for each in images]
         budgets = [vision.budget(keep, plan) for plan in layouts]
         if not images:
-            vision.budget(keep)  # refused all the same
+            vision.budget(keep)  # a wrong budget is refused without images as well
         segments = self._pipe.tokenizer.encode_turns(turns, now=self._started)
         again = reprune and keep is not None
         old = [vision.budget(keep, s.seen.layout) if again else s.keep for s in self._shown]
@@ -131,7 +140,8 @@ class Chat:
     def _room(
         self, segments: Sequence[Segment], pictures: Sequence[tuple[Layout, int]], reprune: bool
     ) -> int:
-        """How many tokens the answer may have when none of the ``pictures`` leaves more than its budget."""
+        """Return how many tokens the answer may have if every image leaves as many rows as its budget
+        allows."""
         decoder = self._decoder
         known = [] if reprune else [shown.picture for shown in self._shown]
         most = self._pipe.vision.most_rows
@@ -150,7 +160,8 @@ class Chat:
         return room
 
     def _look(self, request: _Request, clock: Clock) -> list[_Shown]:
-        """Every picture of the conversation after pruning: the old ones as they are unless pruned again."""
+        """Return every image of the conversation after pruning. Images of earlier turns change only by a
+        repruning."""
         vision, shown = self._pipe.vision, list(self._shown)
         if not request.images and not (request.reprune and shown):
             return shown
@@ -172,14 +183,13 @@ class Chat:
         reused = decoder.reuse(items)
         penalties = Penalties(request.generation, request.ids, self._pipe.tokenizer.stop_ids)
         sampler = Sampler(request.generation.sampling, penalties)
-        with clock.measure(
-            "prefill"
-        ):  # with the first token, since what an engine queued is waited for there
+        # the first token belongs to "prefill": choosing it waits for the work that the engine has queued
+        with clock.measure("prefill"):
             token = self._choose(sampler, decoder.prefill(items, request.most), [], shown)
         prompt_rows = decoder.length
         text, tokens, first, stop = yield from self._decode(token, sampler, request, clock)
         words = text
-        if request.generation.keep_special:  # in a later turn they would be ordinary text
+        if request.generation.keep_special:  # a later turn would read special tokens as ordinary text
             words = self._without_special(tokens, stop)
         self._shown, self.turns = shown, [*request.turns, Turn("assistant", words)]
         steps, seconds = decoder.length - prompt_rows, clock.seconds
@@ -202,20 +212,21 @@ class Chat:
         return Answer(text, tokens, kept, finish, timings, stages, owners, layouts, views, stop)
 
     def _without_special(self, tokens: Sequence[int], stop: int | str | None) -> str:
-        """The text of an answer without special tokens. ``stop`` ended it: a token's id is not among its tokens."""
+        """Return the text of an answer without special tokens. ``tokens`` do not include a token id ``stop``."""
         tokenizer = self._pipe.tokenizer
         text = stop if isinstance(stop, str) else None
         return without_special(tokenizer.detokenizer(), tokens, text, tokenizer.special)
 
     def _survivors(self, picture: Picture) -> dict[str, np.ndarray]:
-        """The patches that are left of a picture behind each stage that prunes."""
+        """Return the visual tokens of an image that are left after each stage that prunes."""
         before = {"pruner": picture.kept} if self._pipe.vision.prunes else {}
         return before | {f"pruner.{cut}": picture.patches(cut) for cut in range(len(picture.left))}
 
     def _decode(
         self, token: int, sampler: Sampler, request: _Request, clock: Clock
     ) -> Generator[str, None, tuple[str, list[int], float, int | str | None]]:
-        """Token after token from the first one: text, tokens, seconds to the first one, what stopped it."""
+        """Generate from the first token on. Return text, tokens, seconds to the first token, and what stopped
+        it."""
         tokenizer = self._pipe.tokenizer
         pieces = tokenizer.detokenizer(keep_special=request.generation.keep_special)
         text, stop_ids = AnswerText(pieces, request.stops.texts), tokenizer.stop_ids | request.stops.ids
@@ -235,17 +246,21 @@ class Chat:
     def _choose(
         self, sampler: Sampler, logits: Logits, answer: Sequence[int], shown: Sequence[_Shown] = ()
     ) -> int:
-        """The token behind ``answer``. Raises UserError where the logits are no numbers: it names the first stage that was
-        wrong, of the images ``shown`` in the prompt, too."""
+        """Return the token that follows ``answer``.
+
+        Raises UserError if the logits are NaN or infinite. It names the first stage with such numbers, also
+        among the stages of the images ``shown`` in the prompt.
+        """
         try:
             return sampler(logits, answer)
         except NotFiniteError as error:
-            decoder, self._decoder = self._decoder, self._pipe.decoder()  # the caches hold such numbers, too
+            decoder, self._decoder = self._decoder, self._pipe.decoder()  # the old cache is spoilt as well
             for image in shown:
                 if fault := self._pipe.vision.fault(image.seen, image.picture):
                     raise fault from error
             after = f"{len(answer)} tokens of the answer" if answer else "the prompt"
-            raise refuse(self._pipe.bundle, decoder.name, decoder.dtype, f"logits behind {after}") from error
+            what = f"logits behind {after}"
+            raise refuse(self._pipe.bundle, decoder.name, decoder.dtype, what) from error
 
 
 def _listed(images: Images) -> list[OneImage]:
@@ -256,14 +271,17 @@ def _listed(images: Images) -> list[OneImage]:
 
 
 def _length(generation: Generation, prompt: int) -> int:
-    """How many tokens the answer to a prompt of so many ids may have. Raises UserError where the checkpoint's ``max_length``
-    leaves none."""
+    """Return how many tokens the answer to a prompt of ``prompt`` token ids may have.
+
+    Raises UserError if the checkpoint's ``max_length`` leaves none.
+    """
     most = generation.max_new_tokens or MAX_NEW_TOKENS
     if generation.max_length is None:
         return most
     if prompt >= generation.max_length:
         raise UserError(
-            f"the prompt is too long | got {prompt} tokens, the checkpoint's max_length is {generation.max_length} with the "
-            "answer | shorten it, or say how long the answer may be with --max-new-tokens"
+            f"the prompt is too long | got {prompt} tokens, "
+            f"the checkpoint's max_length is "
+            f"{generation.max_length} with the answer | shorten it, or say how long the answer may be with --max-new-tokens"
         )
     return min(most, generation.max_length - prompt)

@@ -1,10 +1,10 @@
-"""Numbers that are no numbers: NaN or infinity in what an engine computes is an error that names the stage.
+"""NaN and infinity: an error names the stage whose engine first computed them.
 
-float16 holds numbers up to 65,504. A model that was trained in bfloat16 may exceed that in some layer, and every number
-behind it becomes infinite or NaN.
+float16 holds numbers up to 65,504. A model that was trained in bfloat16 may exceed that in some layer, and
+every later number becomes infinite or NaN.
 
-What lies in the host's memory is looked at as it comes, once per image. What lies on a device stays there: the logits
-show that something is wrong, and only then are features copied, to find the first stage that was.
+Outputs in host memory are checked when they are computed, once per image. Outputs on a device stay there. If
+the logits are wrong, they are copied to find the first stage that was wrong.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ __all__ = ["first_wrong", "lies_on_host", "refuse"]
 
 
 def first_wrong(outputs: Mapping[str, Feed | Rows], rows: int | None = None) -> str | None:
-    """The first output that holds NaN or infinity, None where all are finite. ``rows``: how many along axis 1 count. Outputs
-    on a device are copied."""
+    """Return the name of the first output that holds NaN or infinity. None if all are finite.
+
+    ``rows`` is the number of rows along axis 1 that are checked, None for all. Outputs on a device are
+    copied.
+    """
     for name, output in outputs.items():
         if isinstance(output, Rows):
             values = output.numpy()
@@ -39,19 +42,23 @@ def first_wrong(outputs: Mapping[str, Feed | Rows], rows: int | None = None) -> 
 
 
 def lies_on_host(output: Feed) -> bool:
-    """Whether looking at it copies nothing."""
+    """Return whether the output can be read without a copy from a device."""
     return isinstance(output, np.ndarray) or output.on_host
 
 
 def _finite(values: np.ndarray) -> bool:
-    """A sum is cheap and finds NaN and infinity; only where it overflows by itself every number is looked at."""
+    """Return whether all values are finite. The sum is a cheap test; each value is tested if the sum
+    overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
         total = values.sum(dtype=np.float32)
     return bool(np.isfinite(total) or np.isfinite(values).all())
 
 
 def refuse(bundle: Bundle, graph: str, dtype: str, what: str) -> UserError:
-    """The error for ``what`` the graph gave, computed in ``dtype``: with the command that computes it in a wider one."""
+    """Return the error for non-finite numbers ``what`` that ``graph`` computed in ``dtype``.
+
+    The message tells the command that computes the graph in a wider type.
+    """
     found = exceeded(bundle, graph) if dtype == "float16" else None
     why = f"; {found}" if found else ""
     return UserError(
@@ -70,4 +77,7 @@ def _remedy(manifest: Manifest, path: str | os.PathLike[str], dtype: str) -> str
         )
     if not unquantized:
         return "build the bundle again with --precision fp32, which computes in float32 in ONNX Runtime"
-    return "the checkpoint itself is at fault: its weights hold or make such numbers in float32, too; take another one"
+    return (
+        "the checkpoint itself is at fault: its weights hold or make such numbers in float32 as well; "
+        "use another one"
+    )

@@ -1,4 +1,4 @@
-"""What is wrong with a file that a user named."""
+"""Faults of a file that a user named."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ PIPE = "got a pipe"
 
 
 def fault(path: str | os.PathLike[str]) -> str | None:
-    """Why ``path`` is no file with content, for the middle of a ``UserError``; ``PIPE`` for a pipe; None when all is well.
+    """Return why ``path`` is not a file with content, as the middle part of a ``UserError``.
 
-    Also where the operating system refuses to look: a name that is too long, one with a zero character.
+    Returns ``PIPE`` for a pipe, and None if the file is usable. Names that the operating system refuses (too
+    long, or with a zero character) are reported as well.
     """
     try:
         facts = os.stat(path)

@@ -1,7 +1,7 @@
-"""Numbers that are not numbers: why a graph answered NaN or infinity, from what its build recorded.
+"""Explanations of NaN and infinity in a graph's output, from the ranges that its build recorded.
 
-``bundle.json``'s ``ranges`` hold the largest values of each graph's layers in float32 (``export.ranges``). Where float16 cannot
-hold one of them, a graph that computes in float16 overflows there.
+``ranges`` in ``bundle.json`` holds the largest values of each graph's layers in float32. A graph that
+computes in float16 overflows where such a value is larger than float16 can hold.
 """
 
 from __future__ import annotations
@@ -22,19 +22,23 @@ class Cause(NamedTuple):
 
 
 def largest(bundle: Bundle, graph: str) -> dict[str, Any] | None:
-    """The entry of ``ranges`` with the graph's largest value; None in bundles that are older than they."""
+    """Return the entry of ``ranges`` with the graph's largest value. None for bundles built before
+    ``ranges``."""
     return max(bundle.manifest.ranges.get(graph, ()), key=lambda entry: entry["value"], default=None)
 
 
 def place(entry: dict[str, Any], graph: str) -> str:
-    """Where the value of an entry of ``ranges`` was seen."""
+    """Return where the value of an entry of ``ranges`` occurred, in words."""
     layer = "" if entry["layer"] is None else f"layer {entry['layer']} of "
     return f"{layer}{graph} ({entry['at']})"
 
 
 def cause_of(bundle: Bundle, dialect: str, graph: str, *, recorded: bool) -> Cause | None:
-    """Why ``graph`` answered numbers that are not finite; ``recorded``: the recorded answer itself is not. None where the record
-    speaks against an overflow, so that the engine must be at fault."""
+    """Return why ``graph`` gave numbers that are not finite, and what to do.
+
+    ``recorded`` says that the reference answer itself is not finite. Returns None if the recorded ranges rule
+    out an overflow; then the engine must be at fault.
+    """
     if recorded:
         return Cause(
             "the build recorded NaN or infinity for it, so the checkpoint computes them in float32 as well",
@@ -43,7 +47,10 @@ def cause_of(bundle: Bundle, dialect: str, graph: str, *, recorded: bool) -> Cau
     entry = bundle.manifest.dialects[dialect]
     if entry["dtype"] != "float16" or graph in entry.get("widened", {}):
         return None
-    remedy = f"build the bundle again (graphs that float16 cannot hold become float32 then){_instead(bundle, dialect)}"
+    remedy = (
+        "build the bundle again (graphs that float16 cannot hold become float32 then)"
+        f"{_instead(bundle, dialect)}"
+    )
     if not bundle.manifest.ranges:
         return Cause(
             f"float16 ends at {FLOAT16_MAX:g}, and this bundle is too old to tell how large its numbers are",
@@ -54,7 +61,8 @@ def cause_of(bundle: Bundle, dialect: str, graph: str, *, recorded: bool) -> Cau
 
 
 def exceeded(bundle: Bundle, graph: str) -> str | None:
-    """Where ``graph`` exceeds float16 first, in words; None where the record says that it does not."""
+    """Return in words where ``graph`` first exceeds float16. None if the recorded ranges stay below its
+    limit."""
     too_large = (each for each in bundle.manifest.ranges.get(graph, ()) if each["value"] > FLOAT16_MAX)
     if (first := next(too_large, None)) is None:
         return None

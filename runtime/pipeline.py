@@ -1,4 +1,4 @@
-"""Pipeline: pictures and a prompt go in, an answer comes out. Chat: the same over several turns, with one cache.
+"""Pipeline: answer a prompt about images. Chat: the same over several turns that share one kv cache.
 
 ::
 
@@ -8,7 +8,7 @@
         print(piece, end="", flush=True)
     chat = pipe.chat()
     chat.ask("What is this?", image="street.jpg")
-    chat.ask("And what is left of it?")              # the picture is in the cache already
+    chat.ask("And what is left of it?")              # the image is already in the cache
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["Answer", "Chat", "Options", "Pipeline", "Stream", "Timings"]
 
 
 class Pipeline:
-    """A bundle at work. Not safe for concurrent use."""
+    """A bundle with loaded engines. Not safe for concurrent use."""
 
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
         self.bundle = bundle
@@ -61,8 +61,9 @@ class Pipeline:
     ) -> Pipeline:
         """Open the bundle at ``path`` with a compiled engine that fits this machine.
 
-        ``engine`` is a key in ``engines/`` or the beginning of one, e.g. "onnxruntime"; ``threads`` is for engines on the
-        CPU, None for every core; ``progress`` gets a line for each large file that is hashed. Raises UserError.
+        ``engine`` is the key of a folder in ``engines/`` or its beginning, for example "onnxruntime".
+        ``threads`` applies to engines on the CPU; None uses every core. ``progress`` gets a line for each
+        large file that is hashed. Raises UserError.
         """
         if threads is not None and threads < 1:
             raise UserError(
@@ -78,26 +79,34 @@ class Pipeline:
         return self.bundle.manifest
 
     def decoder(self) -> Decoder:
-        """A fresh cache for the language model."""
+        """Return a language model with an empty kv cache."""
         return Decoder(self._engines, self._table, self.manifest)
 
     def see(self, image: ImageSource | Video) -> Seen:
-        """The picture after the vision encoder. It stands for the picture in every prompt to this pipeline, whatever
-        the question and the budget, and is not encoded again there."""
+        """Run the vision encoder on an image. Return its output.
+
+        The result may take the place of the image in every prompt to this pipeline, with any question and
+        budget. The image is not encoded again then.
+        """
         return self.vision.see(image if isinstance(image, Video) else read_once(image), Clock())
 
     def video(self, path: str | os.PathLike[str]) -> Video:
-        """Frames of a video file, to be given as a picture. Raises UserError where the model takes no videos."""
+        """Return frames of a video file, to be passed as an image. Raises UserError if the model takes no
+        videos."""
         if "video" not in self.manifest.image:
             raise UserError(
-                f"{self.manifest.family} takes no videos | got {path}, expected pictures | show frames of it with --image",
+                f"{self.manifest.family} takes no videos | got {path}, expected images "
+                "| show frames of it with --image",
                 code=2,
             )
         return load_video(path, {**self.manifest.image, **self.manifest.image["video"]})
 
     def chat(self, system: str | None = None, *, started: datetime | None = None) -> Chat:
-        """A conversation. ``system`` opens it, where the model's chat format knows such a turn. ``started`` is the
-        date for chat formats that show one, None for this moment's."""
+        """Return a new conversation.
+
+        ``system`` is its first message, if the model's chat template knows such a turn. ``started`` is the
+        date for chat templates that show one; None stands for now.
+        """
         return Chat(self, system, started)
 
     def generate(
@@ -109,14 +118,16 @@ class Pipeline:
         options: Options | None = None,
         **asked: Any,
     ) -> Answer:
-        """The answer to ``prompt`` about ``images``: one picture (see ``runtime.image``, or ``see``, or ``video``), several,
-        or None. They stand before a prompt that is a text; in a sequence of texts and ``IMAGE`` (``runtime.turns``)
-        each stands in its place.
+        """Return the answer to ``prompt`` about ``images``.
 
-        ``keep`` is the budget of visual tokens per picture: a count, a percentage ("22.2%"), or None for the bundle's
-        default. ``options``, or fields of it by name (``asked``), say how the answer is generated: greedily and with the
-        checkpoint's penalties, lengths and stop strings unless they say otherwise. Raises UserError before anything runs
-        when an argument is out of range or the model has no room for the prompt.
+        ``images`` is one image (see ``images.image_source``, or the result of ``see`` or ``video``), several,
+        or None. They stand before a prompt that is a text. In a prompt that is a sequence of texts and
+        ``IMAGE`` (``text.turns``) each image stands in its place.
+
+        ``keep`` is the budget of visual tokens per image: a count, a percentage ("22.2%"), or None for the
+        bundle's default. ``options``, or its fields by name (``asked``), say how the answer is generated. The
+        default is greedy decoding with the checkpoint's penalties, lengths and stop strings. Raises UserError
+        before anything runs if an argument is out of range or the prompt does not fit into the model.
         """
         return self.stream(images, prompt, keep=keep, options=options, **asked).finish()
 
@@ -129,5 +140,5 @@ class Pipeline:
         options: Options | None = None,
         **asked: Any,
     ) -> Stream:
-        """``generate``, piece by piece."""
+        """Return the answer to ``prompt`` as a stream of pieces of text. Arguments as for ``generate``."""
         return self.chat().stream(prompt, images, keep=keep, options=options, **asked)

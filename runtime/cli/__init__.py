@@ -1,7 +1,9 @@
-"""``foveate VERB ...``: the dispatcher. A verb's module is imported only when it is asked for.
+"""Dispatcher of ``foveate VERB ...``. The module of a verb is imported only when the verb is used.
 
-Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 Ctrl-C, 141 whoever read our output went away, 143 SIGTERM. Output that cannot be written
-(closed, disk full) is a failure where it is the result; verbs that make something (``_MAKERS``) go on without it.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 output lost its reader, 143 SIGTERM.
+
+Output that cannot be written (stdout closed, disk full) is a failure for verbs whose output is the result.
+Verbs that make something else (``_MAKERS``) continue without it.
 """
 
 from __future__ import annotations
@@ -24,24 +26,24 @@ __all__ = ["VERBS", "Parser", "main"]
 VERBS = {
     "build": (
         "foveate.export.build",
-        "a checkpoint and a pruning method become a bundle (host; needs torch)",
+        "build a bundle from a checkpoint and a pruning method (on a host; needs torch)",
     ),
     "compile": ("foveate.runtime.compiling.compile", "compile a bundle for this machine"),
-    "run": ("foveate.runtime.cli.run", "answer a question about pictures"),
-    "chat": ("foveate.runtime.cli.chat", "talk about pictures, turn by turn"),
-    "check": ("foveate.runtime.compiling.self_test", "prove a bundle on this machine"),
+    "run": ("foveate.runtime.cli.run", "answer one question about images or videos"),
+    "chat": ("foveate.runtime.cli.chat", "talk about images, turn by turn"),
+    "check": ("foveate.runtime.compiling.self_test", "test that a compiled bundle answers correctly here"),
     "inspect": ("foveate.runtime.cli.inspect", "show what a bundle holds"),
-    "watch": ("foveate.runtime.cli.watch", "answer a question about what a camera sees, again and again"),
-    "bench": ("foveate.runtime.measuring.bench", "measure a compiled bundle on this machine"),
+    "watch": ("foveate.runtime.cli.watch", "answer a question about a camera's newest frame, repeatedly"),
+    "bench": ("foveate.runtime.measuring.bench", "measure the speed of a compiled bundle on this machine"),
     "plan": ("foveate.jetson.planner.plan", "estimate memory and speed on a device before anything is built"),
     "doctor": ("foveate.jetson.device.doctor", "show what is on this machine and what is wrong with it"),
     "pack": (
         "foveate.jetson.deployment.pack",
-        "one file with a bundle and the runtime, for a device without network",
+        "pack a bundle and the runtime into one file, for a device without network",
     ),
     "deploy": (
         "foveate.jetson.deployment.deploy",
-        "bring a bundle to a device over ssh and get its first answer",
+        "copy a bundle to a device over ssh and get its first answer",
     ),
     "power": (
         "foveate.jetson.device.power_modes",
@@ -49,14 +51,14 @@ VERBS = {
     ),
 }
 
-_MAKERS = ("build", "compile", "deploy", "pack", "power")  # what they print is not their result
-_ENDLESS = ("chat", "watch")  # would go on for nobody
+_MAKERS = ("build", "compile", "deploy", "pack", "power")  # verbs whose output is not their result
+_ENDLESS = ("chat", "watch")  # verbs that must stop when nobody reads their output
 
-_INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as shells have it
+_INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as in shells
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with our form of error: one line and the way to the help."""
+    """argparse with our form of error message: one line that points to the help."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} | {self.usage_line()} | {self.prog} --help", code=2)
@@ -78,19 +80,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; its exit code."""
+    """Run one verb and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     verb = argv[0] if argv else ""
 
     def raises(error: OSError) -> bool:
         return verb in _ENDLESS or (isinstance(error, BrokenPipeError) and verb not in _MAKERS)
 
-    with guarded(raises) as output, terminable():  # the streams first: a pipe would take their numbers
+    # guard the streams first: the pipe that `terminable` opens would otherwise take a closed stream's number
+    with guarded(raises) as output, terminable():
         return _after_lost_output(verb, _outcome(argv, output), output.fault)
 
 
 def _outcome(argv: list[str], output: Output) -> int:
-    """The exit code of the verb alone; what a user can mend is said on the standard error."""
+    """Run the verb and return its exit code. Print a ``UserError`` to stderr, without a traceback."""
     try:
         code = _dispatch(argv)
         output.flush()
@@ -102,7 +105,7 @@ def _outcome(argv: list[str], output: Output) -> int:
         print(file=sys.stderr)
         return _INTERRUPTED
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # of whichever argument: nothing of that name can exist
+        if error.errno == errno.ENAMETOOLONG:  # from any argument: no file of that name can exist
             got = f"{str(error.filename)[:60]}... of {len(str(error.filename))} characters"
             print(f"foveate: the name of a file is too long | got {got} | shorten it", file=sys.stderr)
         elif error is not output.fault:
@@ -111,7 +114,7 @@ def _outcome(argv: list[str], output: Output) -> int:
 
 
 def _after_lost_output(verb: str, code: int, fault: OSError | None) -> int:
-    """The exit code in view of output that could not be written: ``fault``."""
+    """Return the exit code after output was lost. ``fault`` is the error that writing it raised, if any."""
     if fault is None:
         return code
     if isinstance(fault, BrokenPipeError):
@@ -150,4 +153,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _help() -> str:
     verbs = "\n".join(f"  {name:<10}{text}" for name, (_, text) in VERBS.items())
-    return f"usage: foveate VERB ...\n\n{verbs}\n\nfoveate VERB --help says more; foveate --version."
+    return (
+        f"usage: foveate VERB ...\n\n{verbs}\n\n"
+        "`foveate VERB --help` explains the options of a verb; `foveate --version` prints the version."
+    )

@@ -1,7 +1,8 @@
-"""``foveate chat``: a conversation about images, a line per turn, with one cache for all of it.
+"""``foveate chat``: a conversation about images. Each line is a turn, and all turns share one kv cache.
 
-Images that a question shows stand before it, or where it holds ``<image>`` once for each. Ctrl-C breaks an answer off;
-that turn is forgotten. At the prompt it ends the program, as does the end of the input.
+New images stand before the question, or where it holds ``<image>`` exactly once for each of them. Ctrl-C
+during an answer stops it and forgets the turn. Ctrl-C at the prompt ends the program, as does the end of the
+input.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ from foveate.runtime.text.turns import Prompt
 
 __all__ = ["main"]
 
-_HELP = "/image FILE shows an image with the next question, /reprune prunes again with it in view, /quit ends"
+_HELP = (
+    "/image FILE shows an image with the next question, /reprune prunes all images again for the next "
+    "question, /quit ends"
+)
 
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if sys.stdin is None:
         raise UserError(
-            "the standard input is closed | chat reads the questions there | leave out <&-, or use foveate run",
+            "the standard input is closed | chat reads the questions there "
+            "| leave out <&-, or use foveate run",
             code=2,
         )
     generation = options.generation(args)
@@ -61,14 +66,21 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="foveate chat", description=f"Talk about images. {_HELP}.")
-    parser.add_argument("bundle", metavar="BUNDLE")
-    options.add_images(parser, "shown with the first turn")
-    parser.add_argument("--system", help="what the conversation opens with")
+    parser = Parser(prog="foveate chat", description=f"Talk about images, turn by turn. Commands: {_HELP}.")
+    parser.add_argument("bundle", metavar="BUNDLE", help="The folder of a compiled bundle.")
+    options.add_images(parser, "It is shown with the first turn. Repeat the option for several images")
+    parser.add_argument(
+        "--system",
+        help="Open the conversation with this system message "
+        "(default: none; some chat templates add their own).",
+    )
     options.add_generation(parser)
     options.add_engine(parser)
     parser.add_argument(
-        "--timings", action="store_true", help="print the tokens kept and the times, to stderr"
+        "--timings",
+        action="store_true",
+        help="Print the tokens kept and the times to stderr after each answer "
+        "(default: they are not printed).",
     )
     return parser
 
@@ -98,10 +110,10 @@ def _turn(chat: Chat, prompt: Prompt, arguments: dict[str, Any], timings: bool) 
 
 
 def _lines(interactive: bool) -> Iterator[str]:
-    """The lines of the standard input without blanks at their ends, none of them empty.
+    """Yield the lines of the standard input that are not empty, with surrounding blanks removed.
 
-    Bytes that the terminal's encoding cannot decode become lone surrogates: file names keep their meaning, questions are
-    refused by ``_text``.
+    Bytes that the terminal's encoding cannot decode become lone surrogates. File names keep their meaning
+    that way; ``_text`` decodes or refuses such a question.
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
@@ -121,7 +133,8 @@ def _lines(interactive: bool) -> Iterator[str]:
 
 
 def _text(line: str) -> str:
-    """``line``, decoded as UTF-8 where the terminal's encoding failed. Raises UserError where that fails too."""
+    """Return ``line``, decoded as UTF-8 if the terminal's encoding failed. Raise UserError if UTF-8 fails
+    too."""
     try:
         line.encode()
         return line
@@ -130,7 +143,8 @@ def _text(line: str) -> str:
     try:
         return line.encode(encoding, "surrogateescape").decode("utf-8")
     except UnicodeError as error:
+        encodings = " or ".join(dict.fromkeys((encoding.upper(), "UTF-8")))
         raise UserError(
-            f"the question is not valid text | its bytes are not {' or '.join(dict.fromkeys((encoding.upper(), 'UTF-8')))} "
+            f"the question is not valid text | its bytes are not {encodings} "
             "| set the terminal to UTF-8 and ask again"
         ) from error

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how they print timings."""
+"""Options that several verbs share, and the printing of progress and timings."""
 
 from __future__ import annotations
 
@@ -14,67 +14,124 @@ __all__ = ["add_engine", "add_generation", "add_images", "generation", "say", "t
 
 
 def say(line: str) -> None:
-    """Progress goes to stderr."""
+    """Print a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engine", help="a compiled engine by its key or the beginning of one")
-    parser.add_argument("--threads", type=int, help="threads of engines on the CPU (default: every core)")
+    parser.add_argument(
+        "--engine",
+        help="Use the compiled engine with this key, or whose key begins like this; `foveate inspect` lists "
+        "the keys (default: the engine that fits this machine).",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="Use this many CPU threads in engines that run on the CPU (default: one per core).",
+    )
 
 
 def add_images(parser: argparse.ArgumentParser, what: str) -> None:
-    """``--image`` and ``--allow-url``; ``runtime.image_source.from_command_line`` reads their values."""
+    """Add ``--image`` and ``--allow-url``. ``images.image_source.from_command_line`` reads their values.
+
+    ``what`` is a sentence about when the images are shown and how often the option may be given.
+    """
     parser.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help=f"a file, pipe, data URL or URL; {what}"
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=f"Show the model this image: a file, a pipe, a data URL, or a URL. {what} (default: no image).",
     )
-    parser.add_argument("--allow-url", action="store_true", help="let --image download from http and https")
+    parser.add_argument(
+        "--allow-url",
+        action="store_true",
+        help="Let --image download from http and https addresses (default: they are refused).",
+    )
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--keep", help='visual tokens kept per picture: 128 or "22.2%%" (default: the bundle\'s)'
+        "--keep",
+        help="Keep this many visual tokens of each image: a count such as 128, or a percentage such as "
+        '"22.2%%" (default: the bundle\'s).',
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, help=f"default: the checkpoint's, else {MAX_NEW_TOKENS}"
+        "--max-new-tokens",
+        type=int,
+        help="Stop the answer after this many tokens (default: the checkpoint's limit, or "
+        f"{MAX_NEW_TOKENS} where it has none).",
     )
-    parser.add_argument("--min-new-tokens", type=int, help="no end before (default: the checkpoint's)")
+    parser.add_argument(
+        "--min-new-tokens",
+        type=int,
+        help="Do not let the answer end before it has this many tokens (default: the checkpoint's minimum).",
+    )
     parser.add_argument(
         "--stop",
         action="append",
         metavar="TEXT",
-        help="ends the answer and is not part of it; repeat for several (default: the checkpoint's)",
+        help="End the answer where this text would appear; the text itself is not printed. Repeat the option "
+        "for several texts (default: the checkpoint's stop strings).",
     )
     parser.add_argument(
         "--repetition-penalty",
         type=float,
-        help="above 1: words of prompt and answer become less likely; 1.0 switches it off (default: the checkpoint's)",
+        help="Make tokens that the prompt or the answer already holds less likely (above 1) or more likely "
+        "(below 1); 1.0 switches this off (default: the checkpoint's penalty).",
     )
     parser.add_argument(
         "--no-repeat-ngram-size",
         type=int,
-        help="so many tokens never follow each other twice; 0 switches it off (default: the checkpoint's)",
+        help="Let no sequence of this many tokens occur twice in prompt and answer; 0 switches this off "
+        "(default: the checkpoint's size).",
     )
     parser.add_argument(
-        "--sample", action="store_true", help="with the checkpoint's temperature, top-p and top-k"
+        "--sample",
+        action="store_true",
+        help="Draw each token at random, with the checkpoint's temperature, top-p and top-k "
+        "(default: always take the likeliest token).",
     )
-    parser.add_argument("--temperature", type=float, help="0, the default, is greedy")
-    parser.add_argument("--top-p", type=float, help="fewest likeliest tokens that reach this probability")
-    parser.add_argument("--top-k", type=int, help="this many likeliest tokens")
-    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
     parser.add_argument(
-        "--keep-special", action="store_true", help="leave special tokens in the text, e.g. marks of boxes"
+        "--temperature",
+        type=float,
+        help="Draw each token at random with this temperature; 0 always takes the likeliest token "
+        "(default: 0, or the checkpoint's with --sample).",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        help="Draw only among the likeliest tokens whose probabilities add up to this number "
+        "(default: among all, or the checkpoint's with --sample).",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        help="Draw only among this many of the likeliest tokens "
+        "(default: among all, or the checkpoint's with --sample).",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="Start the random numbers from this seed, so that the same draws can be repeated "
+        "(default: a fresh seed).",
+    )
+    parser.add_argument(
+        "--keep-special",
+        action="store_true",
+        help="Print special tokens, such as the marks around boxes, as part of the text "
+        "(default: they are left out).",
     )
 
 
 def generation(args: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of ``Pipeline.stream`` and ``Chat.stream``."""
+    """Return the keyword arguments for ``Pipeline.stream`` and ``Chat.stream``."""
     asked = {each.name: getattr(args, each.name) for each in fields(Options)}
     return {"keep": args.keep, "options": Options(**asked)}
 
 
 def timing_lines(answer: Answer) -> list[str]:
-    """Tokens kept and times, for people; ``--json`` has the numbers as they are."""
+    """Return lines for people: tokens kept, and times. ``--json`` gives the raw numbers."""
     t = answer.timings
     stages = [(name, getattr(t, name)) for name in ("preprocess", "vision", "prune", "prefill", "decode")]
     return [
@@ -87,5 +144,5 @@ def timing_lines(answer: Answer) -> list[str]:
         f"{'total':<12}{t.total * 1e3:10.1f} ms",
         f"{'decoding':<12}{t.tokens_per_second:10.1f} tokens/s, {len(answer.tokens)} tokens",
         f"{'prompt':<12}{t.prompt_rows:10} rows, {t.reused_rows} of them cached",
-        f"{'cache':<12}{t.cache_bytes_allocated / 1e6:10.1f} MB, {t.cache_bytes_used / 1e6:.1f} MB of it used",
+        f"{'cache':<12}{t.cache_bytes_allocated / 1e6:10.1f} MB, {t.cache_bytes_used / 1e6:.1f} MB used",
     ]

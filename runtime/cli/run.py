@@ -1,4 +1,4 @@
-"""``foveate run``: one question about pictures, answered on stdout as the text comes."""
+"""``foveate run``: answer one question about images and videos. The text is printed as it is generated."""
 
 from __future__ import annotations
 
@@ -19,29 +19,42 @@ __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="foveate run", description="Answer a question about pictures.")
-    parser.add_argument("bundle", metavar="BUNDLE")
+    parser = Parser(prog="foveate run", description="Answer one question about images and videos.")
+    parser.add_argument("bundle", metavar="BUNDLE", help="The folder of a compiled bundle.")
     parser.add_argument(
         "prompt",
         metavar="PROMPT",
-        help="images stand before it, or where it holds <image> once for each image and video",
+        help="The question. Images are shown before it. To place them inside it, write <image> exactly once "
+        "for each image and video.",
     )
-    options.add_images(parser, "repeat for several; - is the standard input")
+    options.add_images(parser, "Repeat the option for several images; - reads the standard input")
     parser.add_argument(
         "--video",
         action="append",
         default=[],
         metavar="FILE",
-        help="shown after the pictures; repeat for several",
+        help="Show the model frames of this video file, after the images. Repeat the option for several "
+        "videos (default: no video).",
     )
     options.add_generation(parser)
     options.add_engine(parser)
     parser.add_argument(
-        "--timings", action="store_true", help="print the tokens kept and the times, to stderr"
+        "--timings",
+        action="store_true",
+        help="Print the tokens kept and the times to stderr (default: they are not printed).",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.add_argument(
-        "--overlay", type=Path, metavar="OUT.png", help="save the picture with its kept patches"
+        "--json",
+        action="store_true",
+        help="Print one JSON document with the answer, the tokens kept and the times "
+        "(default: print the text alone).",
+    )
+    parser.add_argument(
+        "--overlay",
+        type=Path,
+        metavar="OUT.png",
+        help="Save each image with the kept patches marked: OUT.png, OUT-2.png and so on "
+        "(default: nothing is saved).",
     )
     args = parser.parse_args(argv)
     if args.overlay:
@@ -58,7 +71,7 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps(to_json(answer, boxes=True)))
     else:
-        print(flush=True)  # before what goes to stderr
+        print(flush=True)  # ends the line before anything goes to stderr
     if args.timings and not args.json:
         options.say("\n".join(options.timing_lines(answer)))
     if args.overlay:
@@ -67,9 +80,9 @@ def main(argv: list[str]) -> int:
 
 
 def _can_draw(target: Path, images: list[str]) -> None:
-    """Raise UserError now for what would else be found out after the answer."""
+    """Raise UserError before the answer is computed if the overlay could not be saved after it."""
     if not images:
-        raise UserError("--overlay shows what is kept of a picture | got no --image | add one", code=2)
+        raise UserError("--overlay shows what is kept of an image | got no --image | add one", code=2)
     if Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
         got = f"the suffix {target.suffix!r}"
         raise UserError(f"cannot save the overlay as {target} | got {got} | use .png or .jpg", code=2)
@@ -81,7 +94,7 @@ def _can_draw(target: Path, images: list[str]) -> None:
 
 
 def _overlay(pipe: Pipeline, images: list[ImageSource], answer: Answer, target: Path) -> None:
-    """A file per picture: OUT.png, OUT-2.png, ..."""
+    """Save one file per image: OUT.png, OUT-2.png, ..."""
     from foveate.runtime.images.overlay import draw_stages, save_overlay
 
     manifest = pipe.manifest
@@ -96,7 +109,7 @@ def _overlay(pipe: Pipeline, images: list[ImageSource], answer: Answer, target: 
 
 
 def to_json(answer: Answer, *, boxes: bool = False) -> dict:
-    """An answer as ``--json`` prints it; with ``boxes`` also where each kept token lies on the original image."""
+    """Return an answer as ``--json`` prints it; ``boxes`` adds the boxes of the kept tokens."""
     images = [view.to_json() for view in answer.views]
     if boxes:
         for image, view, kept in zip(images, answer.views, answer.kept, strict=True):

@@ -1,9 +1,9 @@
 """SIGTERM, which stops services and containers: a verb cleans up and ends with exit code 143.
 
-Without a handler Linux ignores SIGTERM for process 1, which a verb is in a container. The handler raises
-SystemExit in the main thread, so that ``finally`` and ``with`` do their work. A main thread that is busy
-in a library for longer than a few seconds is not waited for: what a verb writes is safe against being
-killed.
+Linux ignores SIGTERM for process 1 unless it has a handler, and in a container a verb is process 1. The
+handler raises SystemExit in the main thread, so that ``finally`` and ``with`` blocks run. A main thread that
+stays inside a library call for longer than a few seconds is ended at once. That is safe, since files are
+written in a way that survives a kill.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ _GRACE = 5.0  # seconds; `docker stop` kills after 10
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """During the block SIGTERM raises ``SystemExit(143)``, and ends the process when it has not ended within
-    seconds.
+    """Make SIGTERM raise ``SystemExit(143)`` during the block, and end the process after ``_GRACE`` seconds.
 
-    Only in the main thread, and where nobody else handles SIGTERM; elsewhere the block runs as it is.
+    Does nothing outside the main thread, or if SIGTERM already has a handler.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -37,7 +36,7 @@ def terminable() -> Iterator[None]:
     ended = threading.Event()
     read, write = os.pipe()
     os.set_blocking(write, False)
-    # Python writes the number of a signal there at once, even while the main thread is busy
+    # Python writes the signal's number to this pipe at once, even while the main thread is busy
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, _raise)
     threading.Thread(target=_watch, args=(read, ended), daemon=True).start()
@@ -45,7 +44,8 @@ def terminable() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if _terminated.is_set():  # a library may have caught SystemExit, and failed of it in its own way
+        # a library may have caught SystemExit and failed in its own way because of it
+        if _terminated.is_set():
             raise SystemExit(TERMINATED) from None
         raise
     finally:
@@ -57,7 +57,8 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def handled_elsewhere() -> Iterator[None]:
-    """During the block the caller has a handler of its own for SIGTERM, and takes the time that it needs."""
+    """Switch off the time limit during the block: the caller handles SIGTERM itself and takes the time it
+    needs."""
     _elsewhere.append(None)
     try:
         yield

@@ -1,7 +1,9 @@
-"""Standard streams that are closed, full or broken: no traceback, and no work lost because a line could not be printed.
+"""Standard streams that are closed, full or broken. They cause no traceback, and no work is lost because of
+them.
 
-A descriptor that was closed (``>&-``) is taken by /dev/null, so that no file which is opened later gets the number 0, 1 or 2 and
-with it what libraries print. A stream that fails is led to /dev/null from then on, and the first fault is remembered.
+/dev/null takes the place of a descriptor that was closed (``>&-``). Otherwise a file opened later would get
+number 0, 1 or 2, and receive what libraries print. A stream that fails is redirected to /dev/null, and its
+first fault is remembered.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ __all__ = ["Output", "guarded"]
 
 
 class Output:
-    """A text stream that outlives its faults. ``raises`` decides which of them are raised, after they were remembered.
+    """A text stream that survives errors. ``raises`` decides which errors are raised after being remembered.
 
-    Everything else (``fileno``, ``isatty``, ``encoding``, ...) is the stream's own.
+    All other attributes (``fileno``, ``isatty``, ``encoding``, ...) are the stream's own.
     """
 
     def __init__(self, stream: Any, raises: Callable[[OSError], bool] = lambda error: False) -> None:
@@ -49,7 +51,7 @@ class Output:
                 raise
 
     def _lead_to_nowhere(self) -> None:
-        """What the stream still holds is written at the end of the process, and must not fail again then."""
+        """Redirect the stream to /dev/null, so that flushing its buffer at exit does not fail again."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
@@ -57,8 +59,10 @@ class Output:
 
 @contextlib.contextmanager
 def guarded(raises: Callable[[OSError], bool]) -> Iterator[Output]:
-    """``sys.stdout`` and ``sys.stderr`` are ``Output`` meanwhile; yields the first. ``raises`` is for that one alone: of faults of
-    the standard error nobody can be told."""
+    """Replace ``sys.stdout`` and ``sys.stderr`` by ``Output`` during the block. Yield the one of stdout.
+
+    ``raises`` applies to stdout only: a fault of stderr cannot be reported anywhere.
+    """
     old = sys.stdout, sys.stderr
     _occupy(0, os.O_WRONLY)
     out = Output(_stream(sys.stdout, 1), raises)
@@ -73,16 +77,19 @@ def guarded(raises: Callable[[OSError], bool]) -> Iterator[Output]:
 
 
 def _stream(stream: Any, number: int) -> Any:
-    if stream is None:  # Python's sign that the descriptor was closed
+    if stream is None:  # Python sets None if the descriptor was closed
         _occupy(number, os.O_RDONLY)
         return open(number, "w", encoding="utf-8", errors="replace", closefd=False)
     if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="replace")  # an answer may hold what the terminal cannot show
+        stream.reconfigure(errors="replace")  # an answer may hold characters that the terminal cannot show
     return stream
 
 
 def _occupy(number: int, mode: int) -> None:
-    """Open /dev/null as descriptor ``number`` where nothing is. ``mode`` is the one in which using it fails, as it should."""
+    """Open /dev/null as descriptor ``number`` if that is closed.
+
+    ``mode`` is the direction in which the stream is not used, so that using it still fails.
+    """
     try:
         os.fstat(number)
     except OSError:

@@ -1,8 +1,8 @@
-"""Prompts that people type: ``<image>`` may stand where an image stands among the words.
+"""Prompts that people type: ``<image>`` marks the place of an image among the words.
 
-Only ``foveate run`` and ``foveate chat`` read prompts so, each its own user's. Elsewhere (in Python, in
-files, in requests) a prompt may hold what strangers wrote, and ``<image>`` stays ordinary text: who means an
-image says ``turns.IMAGE``.
+Only ``foveate run`` and ``foveate chat`` read prompts this way, since their users type the prompt themselves.
+Elsewhere (Python, files, requests) a prompt may hold text from strangers, so ``<image>`` stays ordinary text
+and an image's place is given by ``turns.IMAGE``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ MARKER = "<image>"
 def read_prompt(
     text: str, images: int, tokenizer: ChatTokenizer, say: Callable[[str], None] = lambda line: None
 ) -> Prompt:
-    """``text``, cut at ``<image>`` where that stands there exactly once for each of ``images``; else as it
-    is.
+    """Return ``text`` split at ``<image>`` if that occurs exactly once per image, else ``text`` unchanged.
 
-    What the chat format puts behind an image (for LLaVA-1.5 a line break) is not doubled where it was typed
-    as well. ``say`` gets a line for each thing that was probably meant otherwise than it is taken.
+    The chat template may put text after an image (for LLaVA-1.5 a line break). It is not doubled if it was
+    typed as well. ``say`` gets a line for each thing that the user probably meant in another way.
     """
     for line in _hints(text, images, tokenizer):
         say(f"foveate: {line}")
@@ -42,8 +41,8 @@ def _hints(text: str, images: int, tokenizer: ChatTokenizer) -> list[str]:
     lines, settings, count = [], tokenizer.settings, text.count(MARKER)
     if count and count != images:
         lines.append(
-            f"the prompt holds {count} {MARKER} for {images} image{'' if images == 1 else 's'}: {MARKER} is taken as "
-            f"ordinary text. To place images among the words, write {MARKER} once for each image."
+            f"the prompt holds {count} {MARKER} for {images} image{'' if images == 1 else 's'}: {MARKER} is "
+            f"taken as ordinary text. To place images among the words, write {MARKER} once for each image."
         )
     openings = [settings["roles"]["user"].strip(), settings["generation"].strip()]
     found = sorted(name for name in tokenizer.special.keys() - {MARKER} if name in text)
@@ -51,7 +50,8 @@ def _hints(text: str, images: int, tokenizer: ChatTokenizer) -> list[str]:
         found = openings
     if found:
         lines.append(
-            f"the prompt looks like a whole chat template, since it holds {' and '.join(found)}: these are taken as "
-            "ordinary text, and the model's chat template is put around them. Give the question alone."
+            f"the prompt looks like a whole chat template, since it holds {' and '.join(found)}: these are "
+            "taken as ordinary text, and the model's chat template is put around them. "
+            "Give the question alone."
         )
     return lines

@@ -1,7 +1,8 @@
-"""``foveate watch``: one question, asked of a camera's newest frame again and again until it is told to stop.
+"""``foveate watch``: ask one question about a camera's newest frame, again and again, until stopped.
 
-An answer is about the newest frame there is when it starts; frames that came while the last one was written are dropped.
-SIGINT and SIGTERM end it, an answer that is being written is broken off; a second one kills. A camera that is lost is waited for.
+Each answer is about the newest frame at its start. Frames that arrive during an answer are dropped. SIGINT or
+SIGTERM stops an answer that is being generated and ends the program; a second signal kills it. A lost
+camera is opened again.
 """
 
 from __future__ import annotations
@@ -25,22 +26,21 @@ from foveate.runtime.video.latest_frame import Frame, Reader, Source
 
 __all__ = ["main", "stopped_by_signals", "watch"]
 
-_TICK = 0.2  # seconds after which a wait looks whether it is to stop
+_TICK = 0.2  # seconds between checks of the stop event during a wait
 
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if (args.camera is None) == (args.video is None):
-        raise UserError("watch what? | expected --camera or --video | foveate watch --help", code=2)
+        raise UserError("nothing to watch | expected --camera or --video | foveate watch --help", code=2)
     if args.every < 0:
         raise UserError(f"wrong every | got {args.every}, expected 0 or more seconds | leave it out", code=2)
     source = _video("camera", args.camera) if args.camera is not None else _video("file", args.video)
     with stopped_by_signals() as stop:
         pipe = Pipeline.load(args.bundle, args.engine, threads=args.threads, progress=options.say)
         arguments = options.generation(args)
-        pipe.stream(
-            None, args.prompt, **arguments
-        ).close()  # what is wrong with them is said before the camera opens
+        # report wrong arguments before the camera is opened
+        pipe.stream(None, args.prompt, **arguments).close()
         watch(
             pipe, source, args.prompt, stop, arguments, every=args.every, count=args.count, as_json=args.json
         )
@@ -49,23 +49,42 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="foveate watch", description="Answer a question about what a camera sees, again and again."
+        prog="foveate watch",
+        description="Answer a question about the newest frame of a camera or video file, again and again.",
     )
-    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("bundle", metavar="BUNDLE", help="The folder of a compiled bundle.")
     parser.add_argument(
         "--camera",
         metavar="CAMERA",
-        help="0 is /dev/video0; or a path or link in /dev, a serial number, rtsp://...",
+        help="Watch this camera: a number (0 is /dev/video0), a path or link in /dev, a serial number, or a "
+        "stream address such as rtsp://... Either --camera or --video is required; there is no default.",
     )
-    parser.add_argument("--video", metavar="FILE", help="a file, played at its own speed")
-    parser.add_argument("--prompt", required=True)
+    parser.add_argument(
+        "--video",
+        metavar="FILE",
+        help="Watch this video file, played at its own speed. Either --camera or --video is required; "
+        "there is no default.",
+    )
+    parser.add_argument(
+        "--prompt", required=True, help="Ask this question about each frame. Required; there is no default."
+    )
     options.add_generation(parser)
     options.add_engine(parser)
     parser.add_argument(
-        "--every", type=float, default=0.0, metavar="SECONDS", help="start answers no sooner than this apart"
+        "--every",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="Leave at least this many seconds between the starts of two answers (default: 0, no pause).",
     )
-    parser.add_argument("--count", type=int, help="stop after so many answers")
-    parser.add_argument("--json", action="store_true", help="print one JSON document per answer")
+    parser.add_argument(
+        "--count", type=int, help="Stop after this many answers (default: go on until stopped)."
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print one JSON document per answer, each on its own line (default: print the text alone).",
+    )
     return parser
 
 
@@ -82,7 +101,7 @@ def _video(kind: str, where: str) -> Source:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[threading.Event]:
-    """The event that the first SIGINT or SIGTERM sets; the second one does what it always does."""
+    """Yield an event that the first SIGINT or SIGTERM sets. The second signal has its usual effect."""
     stop = threading.Event()
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -114,7 +133,7 @@ def watch(
     count: int | None = None,
     as_json: bool = False,
 ) -> int:
-    """Answer until ``stop`` is set, a file ends or ``count`` answers were given; how many were."""
+    """Answer until ``stop`` is set, the file ends, or ``count`` answers are given. Return their number."""
     answers, next_start = 0, 0.0
     with Reader(source, options.say) as reader:
         while not stop.is_set() and (count is None or answers < count):
@@ -126,7 +145,7 @@ def watch(
                     break
                 continue
             next_start = time.monotonic() + every
-            newer = reader.read - frame.number  # that came since it was taken
+            newer = reader.read - frame.number  # frames that arrived since this one was taken
             if not _answer(pipe, frame, newer, prompt, stop, arguments, as_json):
                 break
             answers += 1
@@ -143,7 +162,7 @@ def _answer(
     arguments: dict[str, Any],
     as_json: bool,
 ) -> bool:
-    """False when it was broken off."""
+    """Print the answer about one frame. Return False if ``stop`` broke it off."""
     age = frame.age
     if not as_json:
         print(f"[{time.strftime('%H:%M:%S')} frame {frame.number}] ", end="", flush=True)

@@ -1,1 +1,1 @@
-"""Compiles a bundle for this machine, each graph in a process of its own, and proves the engines (``self_test``)."""
+"""Compile a bundle for this machine, each graph in its own process, and test the engines (``self_test``)."""

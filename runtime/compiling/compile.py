@@ -1,11 +1,12 @@
-"""``foveate compile``: the graphs of a bundle become engines for this machine, and prove themselves.
+"""``foveate compile``: compile the graphs of a bundle into engines for this machine, and test them.
 
-In: a bundle. Out: ``engines/<key>/`` in it, written aside and renamed: a killed run leaves no half engine.
-Before that the engines answer what was recorded at build time (``runtime.check``); one that answers wrongly
-is compiled again with what is known to help, and where nothing helps nothing is written.
+Input: a bundle. Output: ``engines/<key>/`` inside it, written to a work folder and then renamed, so that a
+killed run leaves no half-written engine. Before the rename the engines must reproduce the reference answers
+of the build (``self_test``). A graph that answers wrongly is compiled again with the known workarounds. If
+none helps, nothing is written.
 
-A bundle's lock (``engines.locks.inside``) is held from before the bundle is read, so that no build
-replaces it meanwhile, and of two compilations the second waits for the first.
+The bundle's lock (``engines.disk.locks.inside``) is taken before the bundle is read. No build can replace the
+bundle meanwhile, and a second compilation waits for the first.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from foveate.runtime.compiling.job import Job, Progress
 __all__ = ["MAX_CONTEXT", "OPTIONS", "compile_bundle", "main"]
 
 MAX_CONTEXT = 4096
-"""Rows of the kv cache where TensorRT fixes them, unless --max-context says otherwise or the model takes
-fewer."""
-_WORK = ".compiling-"  # folders of this prefix beside the engines are those of runs that were killed, or ours
+"""Rows of the kv cache where TensorRT needs a fixed number, unless --max-context gives another one or the
+model takes fewer."""
+
+_WORK = ".compiling-"  # prefix of work folders beside the engines: ours, or left by runs that were killed
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -50,7 +52,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tensorrt": {**_TENSORRT, "hardware_compatible": False},
     "tensorrt-rtx": {**_TENSORRT, "capability": None},
 }
-"""Target -> its options with their defaults. ``max_context`` None: 4,096 or what the model takes."""
+"""Options of each target, with their defaults. ``max_context`` None means 4,096, or the model's limit if
+lower."""
 
 
 def compile_bundle(
@@ -65,18 +68,18 @@ def compile_bundle(
     self_test: bool = True,
     progress: Progress = lambda line: None,
 ) -> Path:
-    """Compile every graph of the bundle at ``path`` for this machine; the folder with the engines.
+    """Compile every graph of the bundle at ``path`` for this machine. Return the folder with the engines.
 
-    ``provider`` is ONNX Runtime's, "cpu" (also None) or "cuda". ``accuracy_level`` is that of int4
-    products in ONNX Runtime: 4 (also None) rounds activations to int8 and is several times as fast, 1
-    computes in float32. ``options`` are those of TensorRT, see ``OPTIONS``. ``dialect`` None: the best
-    that the target takes. ``progress`` gets a line per graph. An engine that already fits is left alone
-    unless ``force``. Raises UserError.
+    ``provider`` is ONNX Runtime's: "cpu" (also None) or "cuda". ``accuracy_level`` is that of int4 products
+    in ONNX Runtime: 4 (also None) rounds activations to int8 and is several times as fast, 1 computes in
+    float32. ``options`` are those of TensorRT, see ``OPTIONS``. ``dialect`` None stands for the best that the
+    target takes. ``progress`` gets a line per graph. An engine that already fits is kept unless ``force`` is
+    set. Raises UserError.
     """
     module = backend(target)
     given = {"provider": provider, "accuracy_level": accuracy_level, **(options or {})}
     chosen = _options(target, given)
-    module.machine(chosen)  # refuses before large files are hashed
+    module.machine(chosen)  # refuses wrong options before large files are hashed
     with _locked(Path(path), progress):
         bundle = load(path, progress=lambda name: progress(f"checking {name}"))
         return _compile(bundle, module, chosen, dialect, force, self_test, progress)
@@ -91,7 +94,7 @@ def _compile(
     self_test: bool,
     progress: Progress,
 ) -> Path:
-    """Compile a bundle whose lock is held; see ``compile_bundle``."""
+    """Compile a bundle whose lock the caller holds. See ``compile_bundle``."""
     if "max_context" in options:
         most = bundle.manifest.decoder["max_positions"]
         options["max_context"] = min(options["max_context"] or MAX_CONTEXT, most)
@@ -112,7 +115,7 @@ def _compile(
         job = Job(bundle, module, machine, options, work, dialect, progress)
         job.compile(bundle.manifest.stages)
         job.prove() if self_test else job.write({"not_run": "it was not asked for"})
-        work.chmod(0o755)  # mkdtemp's are for the owner alone
+        work.chmod(0o755)  # mkdtemp makes folders that only their owner can read
         files.flush(work)
         files.put_folder(work, folder)
         if made := _existing(folder):
@@ -122,8 +125,10 @@ def _compile(
 
 @contextlib.contextmanager
 def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of the bundle at ``path``, waiting for others that write there. Where there is no
-    bundle, or it cannot be written to, nobody writes and none is held."""
+    """Hold the lock of the bundle at ``path``, after waiting for others that write there.
+
+    No lock is held if there is no bundle at ``path``, or if it is read-only, since then nobody writes.
+    """
     with contextlib.ExitStack() as stack:
         if (path / "bundle.json").is_file():
             lock = locks.held(*(locks.inside(path), "foveate compile"), refused="", remedy="", wait=progress)
@@ -137,8 +142,10 @@ def _locked(path: Path, progress: Progress) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _work_folder(bundle: Bundle) -> Iterator[Path]:
-    """A folder beside the engines that is removed at the end, with what killed runs left. The bundle's
-    lock is held."""
+    """Yield an empty folder beside the engines. Remove it at the end, and what killed runs left behind.
+
+    The caller holds the bundle's lock.
+    """
     engines = bundle.path / "engines"
     try:
         engines.mkdir(exist_ok=True)
@@ -154,7 +161,7 @@ def _work_folder(bundle: Bundle) -> Iterator[Path]:
             raise
         raise _unwritable(bundle.path, error) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)  # after an exchange of names: the old engine
+        shutil.rmtree(work, ignore_errors=True)  # holds the old engine if the two folders were exchanged
         shutil.rmtree(work.with_name(f"{work.name}.old"), ignore_errors=True)
 
 
@@ -163,13 +170,16 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     if error.errno in _FULL:
         reason = f"{reason}, {shutil.disk_usage(path).free >> 20} MiB are free"
     return UserError(
-        f"cannot write engines to {path} | {reason} | free some space, or copy the bundle to where it can be written"
+        f"cannot write engines to {path} | {reason} "
+        "| free some space, or copy the bundle to a folder that can be written"
     )
 
 
 def _options(target: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the target, defaults where None was given. Raises UserError for one that it has not, or a
-    wrong value."""
+    """Return the options of ``target``, with defaults for those that are None.
+
+    Raises UserError for an option that the target does not have, and for a wrong value.
+    """
     allowed = OPTIONS[target]
     for name, value in given.items():
         if value not in (None, False) and name not in allowed:
@@ -190,14 +200,18 @@ def _options(target: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and not (least <= value and (most is None or value <= most)):
             words = f"{least} to {most}" if most is not None else f"{least} or more"
             raise UserError(
-                f"wrong {name.replace('_', ' ')} | got {value}, expected {words} | leave it out for the default",
+                f"wrong {name.replace('_', ' ')} | got {value}, expected {words} "
+                "| leave it out for the default",
                 code=2,
             )
     return chosen
 
 
 def _dialect(bundle: Bundle, module: Any, asked: str | None) -> str:
-    """The dialect ``asked`` for, or the best that the target takes and the bundle has. Raises UserError."""
+    """Return the dialect ``asked`` for, or else the best that the target takes and the bundle has.
+
+    Raises UserError if there is none.
+    """
     accepted = module.DIALECTS
     for name in (asked,) if asked else accepted:
         if name in accepted and name in bundle.manifest.dialects:
@@ -208,8 +222,9 @@ def _dialect(bundle: Bundle, module: Any, asked: str | None) -> str:
     if asked is not None and asked not in accepted:
         raise unknown("dialect of this target", asked, accepted)
     raise UserError(
-        f"{bundle.path} lacks the dialect {asked or accepted[0]} | it has {', '.join(bundle.manifest.dialects)}, this "
-        f"target takes {', '.join(accepted)} | build the bundle with --dialects {asked or accepted[0]}"
+        f"{bundle.path} lacks the dialect {asked or accepted[0]} "
+        f"| it has {', '.join(bundle.manifest.dialects)}, this target takes {', '.join(accepted)} "
+        f"| build the bundle with --dialects {asked or accepted[0]}"
     )
 
 
@@ -217,8 +232,8 @@ def _require_precision(bundle: Bundle, module: Any, machine: Mapping[str, Any]) 
     kinds = set(bundle.manifest.precision.values())
     if hasattr(module, "refusal") and (reason := module.refusal(kinds, machine)):
         raise UserError(
-            f"{bundle.path} cannot be compiled for this GPU | {reason} | build the bundle with another --precision, or name "
-            "GPUs that have it with --capability",
+            f"{bundle.path} cannot be compiled for this GPU | {reason} "
+            "| build the bundle with another --precision, or name GPUs that have it with --capability",
             code=2,
         )
 
@@ -226,12 +241,13 @@ def _require_precision(bundle: Bundle, module: Any, machine: Mapping[str, Any]) 
 def _existing(folder: Path) -> Plan | None:
     try:
         return Plan(path=folder, **json.loads((folder / "engine.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # none, or one to replace
+    except (OSError, ValueError, TypeError):  # there is no engine, or one in another format
         return None
 
 
 def _peak_memory() -> int | None:
-    """Bytes of the largest process that compiled a graph; None where the system does not tell."""
+    """Return the peak memory in bytes of the largest process that compiled a graph, None if it is not
+    known."""
     try:
         import resource
     except ImportError:  # Windows
@@ -241,46 +257,86 @@ def _peak_memory() -> int | None:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="foveate compile", description="Compile a bundle for this machine.")
-    parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("--target", default="onnxruntime", help=f"one of {', '.join(TARGETS)}")
-    parser.add_argument("--dialect", help="of the bundle; default: the best that the target takes")
-    parser.add_argument("--force", action="store_true", help="compile although the engine is up to date")
-    parser.add_argument(
-        "--no-self-test", action="store_true", help="do not replay what was recorded at build time"
+    parser = Parser(
+        prog="foveate compile", description="Compile a bundle's graphs into engines for this machine."
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("bundle", metavar="BUNDLE", help="The folder of a bundle.")
+    parser.add_argument(
+        "--target",
+        default="onnxruntime",
+        help=f"Compile for this library: {', '.join(TARGETS)} (default: onnxruntime).",
+    )
+    parser.add_argument(
+        "--dialect",
+        help="Compile this form of the bundle's graphs; `foveate inspect` lists them "
+        "(default: the best that the target takes).",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="Compile even if the engine is up to date (default: an engine that is up to date is kept).",
+    )
+    parser.add_argument(
+        "--no-self-test",
+        action="store_true",
+        help="Do not replay the reference answers that the build recorded (default: replay them).",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="Print one JSON document (default: print text for people)."
+    )
     ort = parser.add_argument_group("ONNX Runtime")
-    ort.add_argument("--provider", help="cpu (the default) or cuda")
+    ort.add_argument("--provider", help="Run on this execution provider: cpu or cuda (default: cpu).")
     ort.add_argument(
         "--accuracy-level",
         type=int,
-        help="of int4 products: 4 (default; int8 activations, fast) or 1 (float32)",
+        help="Compute the products of int4 weights with int8 activations (4, fast) or with float32 "
+        "activations (1) (default: 4).",
     )
     trt = parser.add_argument_group("TensorRT and TensorRT for RTX")
     trt.add_argument(
-        "--max-context", type=int, help="rows of the cache (default: 4096, or what the model takes)"
-    )
-    trt.add_argument("--optimization-level", type=int, help="of the builder, 0 to 5 (default: TensorRT's)")
-    trt.add_argument(
-        "--workspace", type=int, metavar="MIB", help="the most device memory that the builder may use"
-    )
-    trt.add_argument(
-        "--version-compatible", action="store_true", help="for later TensorRT as well (never run)"
+        "--max-context",
+        type=int,
+        help="Give the kv cache room for this many rows, prompt and answer together "
+        "(default: 4096, or the model's limit if that is lower).",
     )
     trt.add_argument(
-        "--hardware-compatible", action="store_true", help="TensorRT: any GPU from Ampere on (never run)"
+        "--optimization-level",
+        type=int,
+        help="Let the builder search with this effort, from 0 to 5 (default: TensorRT's own level).",
     )
     trt.add_argument(
-        "--cuda-graphs", action="store_true", help="replay decoding steps as CUDA graphs (never run)"
+        "--workspace",
+        type=int,
+        metavar="MIB",
+        help="Let the builder use at most this much device memory, in MiB (default: TensorRT's own limit).",
+    )
+    trt.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="Make engines that later TensorRT versions can load as well. Not yet tried on a device "
+        "(default: engines for this version).",
+    )
+    trt.add_argument(
+        "--hardware-compatible",
+        action="store_true",
+        help="TensorRT only: make engines that run on any GPU from Ampere on. Not yet tried on a device "
+        "(default: engines for this GPU).",
+    )
+    trt.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="Replay decoding steps as CUDA graphs. Not yet tried on a device (default: off).",
     )
     trt.add_argument(
         "--device-sampling",
         action="store_true",
-        help="pick the likeliest tokens on the GPU, for greedy decoding and a --top-k below 64 (never run)",
+        help="Pick the likeliest tokens on the GPU, for greedy decoding and for a --top-k below 64. Not yet "
+        "tried on a device (default: the CPU picks them).",
     )
     trt.add_argument(
-        "--capability", metavar="SM86[,SM89]", help="TensorRT for RTX: these GPUs (default: portable)"
+        "--capability",
+        metavar="SM86[,SM89]",
+        help="TensorRT for RTX only: compile for these GPUs (default: one portable engine).",
     )
     return parser
 

@@ -1,6 +1,6 @@
-"""The compilation of one bundle: its graphs one after another, and the proof that they answer as they must.
+"""Compilation of one bundle: its graphs one after another, then the self-test.
 
-An engine that answers wrongly is compiled again with what is known to help, in the order of its backend's table.
+A graph that answers wrongly is compiled again with known workarounds, in the order of its backend's table.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from foveate.runtime.compiling import self_test as check
 __all__ = ["Job", "Progress"]
 
 Progress = Callable[[str], None]
-"""Is told a line."""
+"""A function that gets one line of text about the progress."""
 
 
 @dataclass
 class Job:
-    """The compilation of one bundle into ``work``. ``applied``: remedies by graph; ``notes``: what its build said."""
+    """The compilation of one bundle into the folder ``work``.
+
+    ``applied`` holds the workarounds in use by graph, ``notes`` what the compilation of each graph reported.
+    """
 
     bundle: Bundle
     module: Any
@@ -56,7 +59,7 @@ class Job:
                 self.progress(f"{spec.name:<16}{seconds:7.1f} s {size / 1e6:9.1f} MB{told}")
 
     def _told(self, graph: str) -> str:
-        """What the backend knows of a graph that it compiled."""
+        """Return what the backend reports of a compiled graph, as the end of a progress line."""
         if not hasattr(self.module, "describe"):
             return ""
         facts = self.module.describe(self.work, graph)
@@ -65,7 +68,7 @@ class Job:
         return f"  layers: {layers}{memory}"
 
     def _options(self, graph: str) -> tuple[dict[str, Any], list[str]]:
-        """Those of this graph's compilation, and the names of the remedies among them."""
+        """Return the options for this graph's compilation, and the names of the workarounds among them."""
         options, names = dict(self.options), []
         for remedy in self.applied.get(graph, ()):
             options |= remedy.options
@@ -93,7 +96,10 @@ class Job:
         return plan
 
     def prove(self) -> None:
-        """Run the self-test; while it fails, compile again with the next remedy. Raises UserError when none is left."""
+        """Run the self-test. While it fails, compile again with the next workaround.
+
+        Raises UserError if none is left.
+        """
         if reason := self._untestable():
             self.progress(f"self-test not run: {reason}")
             self.write({"not_run": reason})
@@ -106,7 +112,8 @@ class Job:
             if remedy is None:
                 tried = sum(map(len, self.applied.values())) or "no"
                 raise UserError(
-                    f"the graph {wrong.graph} is wrong on this machine | {check.seen(wrong)}, after {tried} remedies "
+                    f"the graph {wrong.graph} is wrong on this machine "
+                    f"| {check.seen(wrong)}, after {tried} workarounds "
                     "| nothing was written; compile for another target, or report it with `foveate doctor`"
                 )
             self._apply(remedy, wrong.graph)
@@ -128,7 +135,7 @@ class Job:
         return None
 
     def _remedy(self, graph: str) -> Remedy | None:
-        """The first that this graph has not had and that changes something."""
+        """Return the first workaround that was not tried on this graph and that would change something."""
         tried = self.applied.get(graph, ())
         known = getattr(self.module, "remedies", ())
         return next((remedy for remedy in known if remedy not in tried and self._changes(remedy)), None)

@@ -1,9 +1,10 @@
-"""``foveate check``: prove a bundle on the machine it stands on, without torch.
+"""``foveate check``: test a compiled bundle on this machine, without torch.
 
-Every file is hashed; then each graph is fed what was recorded at build time (``golden*.npz``) and its answers are
-compared with what torch answered in float32: cosine, largest error relative to the largest value, the most likely
-token and the kept patches, where near-ties are excused. The language model is replayed as it is used: the prompt at
-once, then token by token over one cache, whose first and last layer are compared at the end.
+Every file is hashed. Then each graph gets the inputs that the build recorded (``golden*.npz``), and its
+outputs are compared with torch's in float32: cosine, largest error relative to the largest value, the most
+likely token, and the kept tokens. Near-ties are excused. The language model is replayed as it is used: the
+prompt at once, then token by token over one kv cache. The cache's first and last layer are compared at the
+end.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ __all__ = ["LIMITS", "Finding", "Limits", "main", "not_finite", "replay", "seen"
 
 @dataclass(frozen=True)
 class Limits:
-    """What may differ. ``error`` is relative to the largest value; logits that are no further apart are a near-tie;
-    ``swaps`` is the share of kept patches that may differ."""
+    """Allowed differences.
+
+    ``cosine`` is the smallest allowed cosine. ``error`` is the largest allowed difference, relative to the
+    largest value; logits closer than that are a near-tie. ``swaps`` is the share of kept tokens that may
+    differ.
+    """
 
     cosine: float
     error: float
@@ -46,19 +51,27 @@ LIMITS = {
     "float16, int8": Limits(cosine=0.99, error=0.15, swaps=0.05),
     "float16, fp8": Limits(cosine=0.97, error=0.2, swaps=0.05),
 }
-"""By dtype, and by what the graph rounds activations to. Recorded answers have been rounded likewise (``export.golden``): what is
-left are values that fall to the other side of a step. What ONNX Runtime rounds by itself (int4 products at accuracy level 4) is not
-recorded, nor are prompts in int8 where words are in int4.
+"""Limits by the graph's dtype, and by the type to which it rounds activations.
 
-Worst seen in ONNX Runtime, of random tiny models of each family and `scripts/shapes` calibrated with 8 samples: float32, 3e-4;
-int8 in it 0.9996 and 0.027; in float16 0.995 and 0.11; fp8 0.98 and 0.17. int4 costs a random LLaVA-1.5-7B 0.99976 and 0.033.
-No GPU has been asked yet."""
+Reference answers were rounded in the same way (``export.golden``), so what is left are values that fall to
+the other side of a rounding step. Two kinds of rounding are not in the reference answers: what ONNX Runtime
+rounds by itself (int4 products at accuracy level 4), and int8 prompts of a model whose decoding uses int4.
+
+Worst values seen in ONNX Runtime, with random tiny models of each family and `scripts/shapes` calibrated with
+8 samples: error 3e-4 in float32; cosine 0.9996 and error 0.027 for int8 in float32; 0.995 and 0.11 in
+float16; 0.98 and 0.17 for fp8. int4 costs a random LLaVA-1.5-7B 0.99976 and 0.033. No GPU has been measured
+yet.
+"""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One answer compared. ``agreement`` is the share of equal tokens or patches, ``excused`` how many near-ties were
-    let pass; both None where neither is asked. ``not_finite``: which side holds NaN or infinity, "engine" or "recording"."""
+    """The comparison of one output with its reference.
+
+    ``agreement`` is the share of equal tokens, ``excused`` the number of near-ties that were accepted; both
+    are None for outputs that hold no choice. ``not_finite`` names the side that holds NaN or infinity,
+    "engine" or "recording".
+    """
 
     graph: str
     answer: str
@@ -71,10 +84,16 @@ class Finding:
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="foveate check", description="Prove a bundle on this machine.")
-    parser.add_argument("bundle", metavar="BUNDLE")
+    parser = Parser(
+        prog="foveate check",
+        description="Test that a compiled bundle answers correctly on this machine: hash its files, and "
+        "replay the reference answers of its build.",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="The folder of a compiled bundle.")
     options.add_engine(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--json", action="store_true", help="Print one JSON document (default: print text for people)."
+    )
     args = parser.parse_args(argv)
     bundle = load(args.bundle, full=True, progress=lambda name: options.say(f"hashing {name}"))
     plan = choose(bundle, args.engine)
@@ -94,7 +113,8 @@ def main(argv: list[str]) -> int:
     if wrong:
         limits = _limits(bundle, plan, wrong.graph)
         raise not_finite(bundle, plan.dialect, wrong) or UserError(
-            f"the graph {wrong.graph} is wrong on this machine | {seen(wrong)}, expected {limits.cosine} and {limits.error:g} "
+            f"the graph {wrong.graph} is wrong on this machine "
+            f"| {seen(wrong)}, expected {limits.cosine} and {limits.error:g} "
             f"| {compile_command(bundle, plan)} --force"
         )
     if not args.json:
@@ -103,7 +123,10 @@ def main(argv: list[str]) -> int:
 
 
 def replay(bundle: Bundle, plan: Plan, threads: int | None = None) -> Iterator[Finding]:
-    """Every answer of every graph, in the order of the stages. Raises UserError without ``golden.npz``."""
+    """Yield a finding per output of each graph, in the order of the stages.
+
+    Raises UserError if the bundle has no ``golden.npz``.
+    """
     recorded = bundle.golden(plan.dialect)
     if not recorded.is_file():
         raise UserError(
@@ -112,27 +135,29 @@ def replay(bundle: Bundle, plan: Plan, threads: int | None = None) -> Iterator[F
     engines = load_engines(bundle, plan, {"threads": threads})
     with np.load(recorded, allow_pickle=False) as golden:
         for name in bundle.manifest.stages:
-            prunes = f"{name}.out.kept" in golden  # the pruners, and an encoder that merges
+            prunes = f"{name}.out.kept" in golden  # the pruners, and a vision encoder that merges
             kind = _replay_segment if name.startswith("llm") else _replay_pruner if prunes else _replay_plain
             yield from kind(name, engines[name], golden, _limits(bundle, plan, name))
 
 
 def seen(finding: Finding) -> str:
-    """What a finding found, in words."""
+    """Return in words what a finding measured."""
     if finding.not_finite:
         return f"{finding.answer}: NaN or infinity"
     return f"{finding.answer}: cosine {finding.cosine:.6f}, error {finding.error:.2g}"
 
 
 def not_finite(bundle: Bundle, dialect: str, finding: Finding) -> UserError | None:
-    """The error to raise where a graph answers NaN or infinity, and what the build recorded tells why."""
+    """Return the error for a graph that gives NaN or infinity. None if the recorded ranges do not explain
+    it."""
     if not finding.not_finite:
         return None
     cause = cause_of(bundle, dialect, finding.graph, recorded=finding.not_finite == "recording")
     if cause is None:
         return None
     return UserError(
-        f"the graph {finding.graph} answers NaN or infinity ({finding.answer}) | {cause.what} | {cause.remedy}"
+        f"the graph {finding.graph} answers NaN or infinity ({finding.answer}) "
+        f"| {cause.what} | {cause.remedy}"
     )
 
 
@@ -150,7 +175,7 @@ def _limits(bundle: Bundle, plan: Plan, graph: str) -> Limits:
     return LIMITS[f"{dtype}, {rounded}" if rounded else dtype]
 
 
-Golden = Any  # a mapping of names to arrays
+Golden = Any  # a mapping of names to arrays: the opened golden*.npz
 
 
 def _feeds(name: str, engine: Engine, golden: Golden) -> dict[str, np.ndarray]:
@@ -175,7 +200,7 @@ def _replay_pruner(name: str, engine: Engine, golden: Golden, limits: Limits) ->
     rows, expected = outputs["tokens"].numpy()[0], golden[f"{name}.out.tokens"][0]
     if np.array_equal(got, kept):
         pairs = [(i, i) for i in range(count)]
-    else:  # rows of patches that both kept; a merged row (-1) has no counterpart then
+    else:  # compare the rows of tokens that both sides kept; a merged row (-1) has no counterpart then
         where = {patch: i for i, patch in enumerate(got.tolist()) if patch >= 0}
         pairs = [(where[patch], i) for i, patch in enumerate(kept.tolist()) if patch in where]
     mine, theirs = (list(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
@@ -191,7 +216,8 @@ def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -
     segment = Segment(engine)
     if segment.cache.limit < total:
         raise UserError(
-            f"the engine's cache is too short to be checked | it has {segment.cache.limit} rows, expected {total} "
+            f"the engine's cache is too short to be checked "
+            f"| it has {segment.cache.limit} rows, expected {total} "
             "| compile with a larger --max-context"
         )
     segment.cache.reserve(total)
@@ -227,13 +253,13 @@ def _compare(graph: str, answer: str, got: np.ndarray, expected: np.ndarray, lim
 
 
 def _not_finite(got: np.ndarray, expected: np.ndarray) -> str | None:
-    """``Finding.not_finite`` of an answer."""
+    """Return the value of ``Finding.not_finite`` for an output."""
     sides = {"recording": expected, "engine": got}
     return next((side for side, values in sides.items() if not np.isfinite(values).all()), None)
 
 
 def _distance(got: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """Cosine, and the largest difference relative to the largest expected value."""
+    """Return the cosine, and the largest difference relative to the largest expected value."""
     if got.shape != expected.shape:
         return 0.0, float("inf")
     a, b = got.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
@@ -246,7 +272,8 @@ def _distance(got: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
 def _compare_logits(
     graph: str, answer: str, got: np.ndarray, expected: np.ndarray, limits: Limits
 ) -> Finding:
-    """The worst row counts, and every row must name the same token, or one that was nearly as likely."""
+    """Compare logits by their worst row. Each row must choose the same token, or one that was nearly as
+    likely."""
     if got.shape != expected.shape:
         return Finding(graph, answer, 0.0, float("inf"), 0.0, 0, ok=False)
     distances = [_distance(mine, theirs) for mine, theirs in zip(got, expected, strict=True)]
@@ -262,7 +289,8 @@ def _compare_logits(
 
 
 def _compare_candidates(graph: str, logits: np.ndarray, values: np.ndarray, ids: np.ndarray) -> Finding:
-    """Exactly the largest of the engine's own logits; of equal ones it may choose."""
+    """Compare the engine's candidates with its own logits. They must be the largest; among equal ones any
+    order."""
     expected = -np.sort(-logits, axis=1)[:, : values.shape[1]]
     theirs = np.take_along_axis(logits, ids.clip(0, logits.shape[1] - 1), axis=1)
     distinct = bool(np.diff(np.sort(ids, axis=1), axis=1).all())
@@ -292,7 +320,7 @@ def _document(bundle: Bundle, plan: Plan, findings: list[Finding]) -> dict[str, 
 
 
 def _plain(finding: Finding) -> dict[str, Any]:
-    """For JSON, which knows neither NaN nor infinity: None in their place."""
+    """Return a finding for JSON, with None in place of NaN and infinity, which JSON cannot hold."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(finding).items()

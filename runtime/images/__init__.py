@@ -1,1 +1,1 @@
-"""Images: where they come from, preprocessing, where their tokens lie, and drawing what was kept."""
+"""Images: sources, preprocessing, places of their visual tokens, and drawings of what a pruner kept."""

@@ -1,9 +1,10 @@
-"""Open an image: any ``ImageSource`` goes in; an upright PIL image in mode RGB comes out.
+"""Opening of images: any ``ImageSource`` becomes an upright PIL image in mode RGB.
 
-An image is turned upright by its EXIF tag, as Hugging Face's ``load_image`` does, and transparency is laid on white, as
-its image processors do (``load_image`` drops the alpha channel instead and shows what lies hidden under it). Everything
-else about colour, 16-bit greyscale clipped at 255 included, is Pillow's ``convert("RGB")``, hence the same there and here.
-Of several frames (GIF, WebP, TIFF) the first is the image.
+An image is turned upright by its EXIF tag, as Hugging Face's ``load_image`` does. Transparency is laid on
+white, as its image processors do (``load_image`` drops the alpha channel instead, and shows what is hidden
+under it). All other conversions of colour are those of Pillow's ``convert("RGB")``, as in Hugging Face's
+code; 16-bit greyscale is clipped at 255. The first frame of a file with several (GIF, WebP, TIFF) is the
+image.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from foveate.runtime.images.image_source import EncodedImage, ImageSource, read_
 
 __all__ = ["load_image", "size_of"]
 
-_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands, at byte 8
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands, found at byte 8
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """The image, upright, in mode RGB.
+    """Return the image, upright, in mode RGB.
 
-    Raises UserError for what is not there, not an image, damaged, or so large that decoding it is an attack (Pillow's
-    ``Image.MAX_IMAGE_PIXELS``, 89 megapixels by default). A pipe and an open file are used up.
+    Raises UserError for a source that is missing, not an image, damaged, or larger than Pillow's limit
+    against decompression bombs (``Image.MAX_IMAGE_PIXELS``, 89 megapixels by default). A pipe or an open file
+    is read to its end.
     """
     if isinstance(source, Image.Image):
         return _rgb(_upright(source))
@@ -40,7 +42,8 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 def size_of(source: ImageSource) -> tuple[int, int]:
-    """Width and height of the upright image, of a file without decoding it. Raises UserError as ``load_image``."""
+    """Return width and height of the upright image. A file is not decoded. Raises UserError as ``load_image``
+    does."""
     if isinstance(source, np.ndarray):
         return _from_array(source).size
     opened = (
@@ -49,16 +52,15 @@ def size_of(source: ImageSource) -> tuple[int, int]:
     with opened as image:
         if image.getexif().get(ExifTags.Base.Orientation) not in (5, 6, 7, 8):
             return image.size
-        if (
-            image.format == "TIFF"
-        ):  # Pillow turns these itself, some versions when they are opened, some when decoded
+        # Pillow turns a TIFF upright itself: some versions when it is opened, some when it is decoded
+        if image.format == "TIFF":
             return _upright(image).size
         return image.size[::-1]
 
 
 @contextlib.contextmanager
 def _reading(source: EncodedImage | str | PathLike[str]) -> Iterator[Image.Image]:
-    """An image file while it is open; what goes wrong with it becomes a UserError."""
+    """Open an image file during the block. Errors of reading and decoding it become a UserError."""
     encoded = isinstance(source, EncodedImage)
     name = source.name if encoded else short(source)
     try:
@@ -77,7 +79,7 @@ def _reading(source: EncodedImage | str | PathLike[str]) -> Iterator[Image.Image
         raise _unknown_format(source, name) from error
     except PermissionError as error:
         raise UserError(f"cannot read the image {name} | permission denied | make it readable") from error
-    except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error and more
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise UserError(
             f"cannot read the image {name} | it is damaged or cut short ({error}) | copy or save it again"
         ) from error
@@ -120,8 +122,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if array.dtype != np.uint8 or not fits or array.size == 0:
         raise UserError(
-            f"this array is no image | got {array.dtype} {list(array.shape)}, expected uint8 [H, W, 3] (RGB), "
-            "[H, W, 4] (RGBA) or [H, W] | scale it to 0..255 and put the channels last"
+            f"this array is no image | got {array.dtype} {list(array.shape)}, expected uint8 "
+            "[H, W, 3] (RGB), [H, W, 4] (RGBA) or [H, W] | scale it to 0..255 and put the channels last"
         )
     return Image.fromarray(
         np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)

@@ -1,7 +1,8 @@
-"""Where an image comes from: a path, a pipe, the standard input, a data URL, an http(s) URL, bytes, or an open file.
+"""Sources of images: a path, a pipe, the standard input, a data URL, an http(s) URL, bytes, or an open file.
 
-``read_once`` turns each of these into something that can be opened again. What can be read only once (a pipe, a download)
-is read into memory, ``MOST_BYTES`` at most. ``runtime.image_file`` decodes the result.
+``read_once`` turns each of these into something that can be opened repeatedly. Sources that can be read only
+once (a pipe, a download) are read into memory, up to ``MOST_BYTES``. ``images.image_file`` decodes the
+result.
 """
 
 from __future__ import annotations
@@ -34,29 +35,35 @@ __all__ = [
 ]
 
 MOST_BYTES = 256 * 2**20
-"""The largest image that is read into memory. An image of 89 megapixels, Pillow's limit, is 255 MiB without compression."""
+"""The largest image that is read into memory, in bytes.
+
+An image of 89 megapixels, Pillow's limit, has 255 MiB without compression.
+"""
 
 STANDARD_INPUT = ("-", "/dev/stdin")
-"""What ``--image`` calls the standard input."""
+"""Names by which ``--image`` means the standard input."""
 
-_LONGEST_NAME = 200  # characters of a name in a message
+_LONGEST_NAME = 200  # longest name shown in a message, in characters
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The content of an image file in memory. ``name`` says in messages where it came from."""
+    """The content of an image file in memory. ``name`` is its origin, for messages."""
 
     data: bytes = field(repr=False)
     name: str
 
 
 ImageSource = str | PathLike[str] | bytes | BinaryIO | EncodedImage | Image.Image | np.ndarray
-"""An image as a caller gives it. A str is a path, a data URL or an http(s) URL; an array is uint8 [H, W, 3], [H, W, 4],
-[H, W, 1] or [H, W] (RGB, alpha last)."""
+"""An image as a caller gives it.
+
+A str is a path, a data URL or an http(s) URL. An array is uint8 [H, W, 3] (RGB), [H, W, 4] (RGBA), [H, W, 1]
+or [H, W].
+"""
 
 
 def from_command_line(names: Sequence[str], *, allow_url: bool = False) -> list[ImageSource]:
-    """``read_once`` of each value of ``--image``, where "-" is the standard input, which holds one image."""
+    """Return ``read_once`` of each value of ``--image``. "-" is the standard input, which holds one image."""
     inputs = [name for name in names if name in STANDARD_INPUT]
     if len(inputs) > 1:
         raise UserError(
@@ -82,11 +89,11 @@ def _of_standard_input() -> EncodedImage:
 
 
 def read_once(source: ImageSource, *, allow_url: bool = False) -> ImageSource:
-    """``source`` in a form that can be opened as often as needed; what is already of such a form is returned as it is.
+    """Return ``source`` in a form that can be opened repeatedly, or as it is if it has such a form already.
 
-    Pipes, devices of process substitution, open files, bytes and URLs become an ``EncodedImage``. Waits until the other end
-    of a pipe closes it. An http(s) URL is downloaded only with ``allow_url``. Raises UserError for what is not there, is empty,
-    is larger than ``MOST_BYTES``, or cannot be read.
+    Pipes, devices of process substitution, open files, bytes and URLs become an ``EncodedImage``. A pipe is
+    read until its other end closes. An http(s) URL is downloaded only with ``allow_url``. Raises UserError
+    for a source that is missing, empty, larger than ``MOST_BYTES``, or unreadable.
     """
     if isinstance(source, (EncodedImage, Image.Image, np.ndarray)):
         return source
@@ -98,8 +105,8 @@ def read_once(source: ImageSource, *, allow_url: bool = False) -> ImageSource:
         return _encoded(_read(source, name), name)
     if not isinstance(source, (str, PathLike)):
         raise UserError(
-            f"this is no image | got {type(source).__name__}, expected a path, a URL, bytes, an open file, a PIL image or "
-            "a uint8 array | give one of these",
+            f"this is no image | got {type(source).__name__}, expected a path, a URL, bytes, an open file, "
+            "a PIL image or a uint8 array | give one of these",
             code=2,
         )
     scheme = re.match(r"(data|https?|file|ftp):", source, re.IGNORECASE) if isinstance(source, str) else None
@@ -111,13 +118,13 @@ def read_once(source: ImageSource, *, allow_url: bool = False) -> ImageSource:
 
 
 def short(name: object) -> str:
-    """A name for messages, without the middle of a very long one."""
+    """Return a name for messages, shortened in the middle if it is very long."""
     text = str(name)
     return text if len(text) <= _LONGEST_NAME else f"{text[:120]}...{text[-60:]} ({len(text)} characters)"
 
 
 def _of_path(source: str | PathLike[str]) -> ImageSource:
-    if source == "":  # which a Path takes for the current directory
+    if source == "":  # a Path would take it for the current directory
         raise _unreadable('""', "the name is empty", "give the path of an image file")
     path, name = Path(source), short(source)
     got = fault(path)
@@ -135,7 +142,7 @@ def _of_path(source: str | PathLike[str]) -> ImageSource:
 
 
 def _of_data_url(url: str) -> EncodedImage:
-    """``data:[type][;base64],content``. The type is not looked at: the content decides."""
+    """Decode ``data:[type][;base64],content``. The type is ignored: the content decides."""
     head, comma, body = url.partition(",")
     name = f"{head[:60]},... ({len(url)} characters)"
     if not comma:
@@ -144,9 +151,8 @@ def _of_data_url(url: str) -> EncodedImage:
         )
     try:
         data = unquote_to_bytes(body)
-    except (
-        UnicodeEncodeError
-    ) as error:  # lone surrogates: bytes that the shell passed on and that are no UTF-8
+    # lone surrogates: bytes that the shell passed on and that are not UTF-8
+    except UnicodeEncodeError as error:
         raise _unreadable(
             name, "it holds bytes that are not UTF-8", "write them as %FF, or in base64"
         ) from error
@@ -188,7 +194,8 @@ def _read(stream: Any, name: str) -> bytes:
             size += len(chunk)
             if size > MOST_BYTES:
                 raise UserError(
-                    f"the image {name} is too large | expected at most {MOST_BYTES // 2**20} MiB | scale it down first"
+                    f"the image {name} is too large | expected at most {MOST_BYTES // 2**20} MiB "
+                    "| scale it down first"
                 )
     except (OSError, ValueError) as error:  # ValueError: the file is closed
         raise _unreadable(name, str(error), "open it again") from error
@@ -200,7 +207,8 @@ def _encoded(data: bytes, name: str) -> EncodedImage:
         raise _empty(name)
     if len(data) > MOST_BYTES:
         raise UserError(
-            f"the image {name} is too large | expected at most {MOST_BYTES // 2**20} MiB | scale it down first"
+            f"the image {name} is too large | expected at most {MOST_BYTES // 2**20} MiB "
+            "| scale it down first"
         )
     return EncodedImage(data, name)
 

@@ -1,7 +1,7 @@
-"""Download an image over http or https. Called only where the user allowed it (``--allow-url``).
+"""Download of an image over http or https. Called only if the user allowed it (``--allow-url``).
 
-Guards: no other scheme, also behind a redirect; never from https back to http; a limit on bytes; a limit on the time for
-everything together, name resolution included. Proxies are those of the environment (``https_proxy``).
+Guards: no other scheme, not even after a redirect; no redirect from https back to http; a limit on bytes; a
+limit on the total time, name resolution included. Proxies are those of the environment (``https_proxy``).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from foveate.engines.errors import UserError
 __all__ = ["SECONDS", "download", "without_secrets"]
 
 SECONDS = 30.0
-"""The longest that a download may take."""
+"""The longest time that a download may take, in seconds."""
 
-_SILENCE = 10.0  # seconds without a byte after which a connection counts as dead
+_SILENCE = 10.0  # seconds without a byte after which a connection is given up
 _CHUNK = 2**16
-_AS_THEY_ARE = "%/:?#[]@!$&'()*+,;="  # characters with a meaning in URLs (RFC 3986)
+_AS_THEY_ARE = "%/:?#[]@!$&'()*+,;="  # characters that have a meaning in URLs (RFC 3986) and are not encoded
 
 
 def without_secrets(url: str) -> str:
-    """The URL without user name, password and query, which may hold keys."""
+    """Return the URL without user name, password and query, which may hold keys."""
     try:
         parts = urllib.parse.urlsplit(url)
-    except ValueError:  # brackets that are no IPv6 address
+    except ValueError:  # brackets that hold no IPv6 address
         return url.split("?")[0].split("@")[-1]
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def download(url: str, most_bytes: int) -> bytes:
-    """The body of the answer to GET ``url``. Raises UserError for whatever prevents it."""
+    """Return the body of the answer to GET ``url``. Raises UserError if it cannot be had."""
     found: list[bytes] = []
     faults: list[Exception] = []
 
@@ -46,7 +46,7 @@ def download(url: str, most_bytes: int) -> bytes:
         except Exception as error:  # noqa: BLE001  raised again by the thread that waits
             faults.append(error)
 
-    # A thread of its own, because neither name resolution nor a slow header obeys a timeout of the socket.
+    # Uses a thread, because neither name resolution nor a slow header obeys a timeout of the socket.
     thread = threading.Thread(target=work, daemon=True, name="download")
     thread.start()
     thread.join(SECONDS)
@@ -60,7 +60,7 @@ def download(url: str, most_bytes: int) -> bytes:
 def _get(url: str, most_bytes: int, deadline: float) -> bytes:
     request = urllib.request.Request(_in_ascii(url), headers={"User-Agent": f"foveate/{version('foveate')}"})
     with _opener().open(request, timeout=_SILENCE) as answer:
-        promised = answer.length  # None where the server does not say
+        promised = answer.length  # None if the server does not report it
         parts, size = [], 0
         while chunk := answer.read1(_CHUNK):
             parts.append(chunk)
@@ -75,9 +75,9 @@ def _get(url: str, most_bytes: int, deadline: float) -> bytes:
 
 
 def _in_ascii(url: str) -> str:
-    """The URL as it is sent: blanks and letters beyond ASCII are encoded as browsers do it, what is encoded stays.
+    """Return the URL as it is sent: blanks and letters beyond ASCII are encoded as browsers do it.
 
-    Raises ValueError for what cannot be encoded.
+    Parts that are encoded already stay. Raises ValueError for characters that cannot be encoded.
     """
     parts = urllib.parse.urlsplit(url)
     try:
@@ -89,7 +89,8 @@ def _in_ascii(url: str) -> str:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """urllib's handlers for http and https, and no others: its default opener reads file: and ftp: too."""
+    """Return an opener with urllib's handlers for http and https only. Its default opener also reads file:
+    and ftp:."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

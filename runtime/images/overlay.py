@@ -1,8 +1,10 @@
-"""What the pruners kept, as a picture: kept patches in their colours, the rest dimmed; the frame is the original picture's.
+"""Drawing of what the pruners kept: kept patches in their colours, the rest dimmed, on the whole original
+image.
 
-Goes in: the picture, the indices that stayed after each stage and the bundle's grid and image settings. What the crop
-cut off is dimmed like what was pruned, since the model sees neither. A patch that was merged into another stands between
-the two, in the hue of its row, with a line to the patch that absorbed it. Rows without a place (-1) have the hue alone.
+Input: the image, the indices that stayed after each stage, and the bundle's grid and image settings. Parts
+that were cropped are dimmed like pruned ones, since the model sees neither. A patch that was merged into
+another one is less dimmed. It is tinted in the hue of its row, with a line to the patch that absorbed it.
+Rows without a place (-1) show as a hue only.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ from foveate.runtime.images.processor import patch_boxes
 
 __all__ = ["draw_overlay", "draw_stages", "save_overlay"]
 
-_SMALLEST, _LARGEST = 640, 2048  # pixels of the longer side: small pictures grow, very large ones shrink
+_SMALLEST, _LARGEST = (
+    640,
+    2048,
+)  # pixels of the longer side: small images are enlarged, very large ones reduced
 _RIM = (255, 214, 102)
-_DIM = 0.36  # brightness of what was dropped
-_VEIL = 20  # and a little grey over it, so that black that was dropped differs from black that was kept
-_GREY = 0.6  # share of grey in it
-_MERGED = 0.6  # how far what was merged is on the way there
-_TINT, _LINE, _DOT = 46, 100, 150  # opacity of 255 of a merged patch's hue, line and end
-_PAPER, _INK = (24, 25, 27), (232, 230, 222)  # of captions
+_DIM = 0.36  # brightness of dropped patches
+_VEIL = 20  # grey added to dropped patches, so that dropped black differs from kept black
+_GREY = 0.6  # share of grey in dropped patches
+_MERGED = 0.6  # dimming of merged patches, from 0 (as kept) to 1 (as dropped)
+_TINT, _LINE, _DOT = 46, 100, 150  # opacity, out of 255, of a merged patch's hue, line and end point
+_PAPER, _INK = (24, 25, 27), (232, 230, 222)  # colours of captions
 
 
 def draw_overlay(
@@ -43,11 +48,11 @@ def draw_overlay(
     *,
     largest: int = _LARGEST,
 ) -> Image.Image:
-    """An RGB picture in the proportions of ``image``, 640 to ``largest`` pixels on its longer side.
+    """Return an RGB image in the proportions of ``image``, 640 to ``largest`` pixels on its longer side.
 
-    ``kept`` int64 [R] are indices into ``grid`` (rows, columns), row-major; -1 is a row without a place. ``owner`` int64
-    [N] is the row of ``kept`` that each patch went into, -1 if none. ``settings`` are those of ``runtime.image``. Raises
-    UserError when ``image`` cannot be read.
+    ``kept`` int64 [R] are indices into ``grid`` (rows, columns), row-major; -1 is a row without a place.
+    ``owner`` int64 [N] is the row of ``kept`` that each patch went into, -1 if none. ``settings`` are those
+    of ``images.processor``. Raises UserError if ``image`` cannot be read.
     """
     picture = load_image(image)
     canvas = picture.resize(_canvas(picture.size, largest), Image.Resampling.LANCZOS)
@@ -74,11 +79,11 @@ def draw_stages(
     cuts: Sequence[int] = (),
     total: int | None = None,
 ) -> Image.Image:
-    """``draw_overlay`` after each stage, from left to right, with captions where one picture does not say it all.
+    """Return ``draw_overlay`` after each stage, from left to right, with captions.
 
-    ``stages`` maps "pruner", "pruner.0", ... to what was left then; ``owner`` is the first one's, ``cuts`` are the layers
-    that "pruner.0", ... stand before; ``total`` tokens there were, where the grid does not hold them all. A lone "pruner" that
-    selects has no caption.
+    ``stages`` maps "pruner", "pruner.0", ... to the indices left after that stage. ``owner`` belongs to the
+    first stage. ``cuts`` are the decoder layers before which "pruner.0", ... work. ``total`` is the number of
+    visual tokens if the grid does not hold them all. A single "pruner" that only selects gets no caption.
     """
     (first, kept), *later = stages.items()
     if not later and first == "pruner" and (kept >= 0).all() and not len(_absorbed(kept, owner)):
@@ -100,7 +105,7 @@ def draw_stages(
 
 
 def save_overlay(drawn: Image.Image, path: str | PathLike[str]) -> None:
-    """``drawn`` into the file ``path``; its suffix names the format. Raises UserError when that cannot be."""
+    """Save ``drawn`` as the file ``path``, whose suffix gives the format. Raises UserError if that fails."""
     suffix, formats = Path(path).suffix.lower(), Image.registered_extensions()
     if formats.get(suffix) not in Image.SAVE:
         raise UserError(
@@ -129,7 +134,7 @@ def _chosen(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def _absorbed(kept: np.ndarray, owner: np.ndarray | None) -> np.ndarray:
-    """The patches that are part of a row and have none of their own, int64."""
+    """Return the patches that were merged into a row of another patch, int64."""
     if owner is None:
         return np.empty(0, np.int64)
     mine = np.zeros(len(owner), bool)
@@ -140,10 +145,10 @@ def _absorbed(kept: np.ndarray, owner: np.ndarray | None) -> np.ndarray:
 def _threads(
     size: tuple[int, int], boxes: np.ndarray, patches: np.ndarray, rows: np.ndarray, anchors: np.ndarray
 ) -> Image.Image:
-    """Mode RGBA: ``patches`` in the hue of their ``rows``, and lines from them to their ``anchors`` (-1: none)."""
-    layer = Image.new(
-        "RGBA", (2 * size[0], 2 * size[1])
-    )  # drawn large and made small: ImageDraw's lines have steps
+    """Return an RGBA layer: ``patches`` in the hue of their ``rows``, and lines to their ``anchors`` (-1: no
+    line)."""
+    # drawn at twice the size and reduced, because ImageDraw does not smooth lines
+    layer = Image.new("RGBA", (2 * size[0], 2 * size[1]))
     pen, width = ImageDraw.Draw(layer), max(2, round(max(size) / 320))
     boxes = 2 * boxes
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -158,8 +163,11 @@ def _threads(
 
 
 def _hue(row: int) -> tuple[int, int, int]:
-    """Hues far apart for rows that follow each other, and for those that stand below each other where rows are a grid of
-    4, 6, 8, 12, 16 or 24 columns: multiples of the plastic number's inverse square."""
+    """Return a colour for a row.
+
+    Hues are far apart for consecutive rows, and for rows below each other in a grid of 4, 6, 8, 12, 16 or 24
+    columns. They are multiples of the plastic number's inverse square.
+    """
     return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(row * 0.569840 % 1, 0.5, 1.0))
 
 
@@ -175,7 +183,7 @@ def _caption(stage: str, kept: np.ndarray, total: int, owner: np.ndarray | None,
 
 
 def _captioned(panel: Image.Image, text: str) -> Image.Image:
-    """``panel`` with a line of text under it, whose letters shrink until it fits."""
+    """Return ``panel`` with a line of text under it, in letters small enough to fit."""
     size = max(10, round(panel.width / 28))
     while size > 6 and ImageFont.load_default(size).getlength(text) > 0.96 * panel.width:
         size -= 1
@@ -187,7 +195,7 @@ def _captioned(panel: Image.Image, text: str) -> Image.Image:
 
 
 def _coverage(size: tuple[int, int], boxes: np.ndarray, chosen: np.ndarray) -> Image.Image:
-    """How much of each pixel lies in a chosen patch: mode L, 255 for all of it."""
+    """Return how much of each pixel lies in a chosen patch, as an image of mode L; 255 is all of it."""
     rows, columns = chosen.shape
     boxes = boxes.reshape(rows, columns, 4)
     across = _overlap(size[0], boxes[0, :, 0], boxes[0, :, 2])
@@ -197,7 +205,7 @@ def _coverage(size: tuple[int, int], boxes: np.ndarray, chosen: np.ndarray) -> I
 
 
 def _overlap(pixels: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """float32 [pixels, n]: the share of each pixel's extent that each interval covers."""
+    """Return float32 [pixels, n]: the share of each pixel that each interval covers."""
     at = np.arange(pixels)[:, None]
     return (np.minimum(at + 1, ends) - np.maximum(at, starts)).clip(0, 1).astype(np.float32)
 

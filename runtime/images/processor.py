@@ -1,32 +1,32 @@
-"""Preprocessing: an image goes in; the float32 tensor that the vision encoder takes comes out.
+"""Preprocessing: turn an image into the float32 tensor that the vision encoder takes.
 
-The steps are those of the Hugging Face image processor of the checkpoint, driven by a settings dict that the family
-writes into the bundle (a key that is absent is a step not done)::
+The steps are those of the checkpoint's Hugging Face image processor. They follow a dict of settings that the
+family's export code writes into the bundle. A key that is absent means that the step is not done::
 
     {"kind": "clip",
      "shortest_edge": 336,            # resize so that the shorter side has this many pixels, or
      "resize": [336, 336],            # resize to exactly [height, width]
      "resample": 3,                   # Pillow's filter number; 3 is bicubic
-     "crop": [336, 336],              # centre crop [height, width]; a smaller picture is padded with black
+     "crop": [336, 336],              # centre crop [height, width]; a smaller image is padded with black
      "rescale": 1 / 255,
      "mean": [r, g, b], "std": [r, g, b],
-     "size": [336, 336]}              # [height, width] of the result; must be there
+     "size": [336, 336]}              # [height, width] of the result; required
 
-    {"kind": "anyres",                # LLaVA-NeXT: the picture squeezed into a tile, then once more, cut into tiles
-     "tile": 336,                     # their side in pixels
-     "pinpoints": [[336, 672], ...],  # canvases [height, width] of whole tiles; the picture goes into the middle of one
+    {"kind": "anyres",                # LLaVA-NeXT: the image squeezed into a tile, then again, cut into tiles
+     "tile": 336,                     # side of a tile in pixels
+     "pinpoints": [[336, 672], ...],  # [height, width] of canvases of whole tiles; the image is centred in one
      "resample": 3, "rescale": 1 / 255, "mean": [r, g, b], "std": [r, g, b]}
 
-    {"kind": "windows",               # Qwen2.5-VL: any size, in patches, in the order of the encoder's windows
-     "patch": 14, "merge": 2,         # a patch's side in pixels, a token's in patches
-     "frames": 2,                     # of a patch; a picture is shown as often
-     "window": 4,                     # a window's side in tokens
+    {"kind": "windows",               # Qwen2.5-VL: any size, in patches, window by window
+     "patch": 14, "merge": 2,         # side of a patch in pixels; side of a visual token in patches
+     "frames": 2,                     # frames per patch; an image is repeated that often
+     "window": 4,                     # side of a window in visual tokens
      "min_pixels": 3136, "max_pixels": 12845056,
      "resample": 3, "rescale": 1 / 255, "mean": [r, g, b], "std": [r, g, b],
-     "video": {"fps": 2, "min_frames": 4, "max_frames": 768,        # how many frames are shown
-               "min_pixels": 100352, "max_pixels": 602112,          # of one of them
-               "total_pixels": 11560550,                            # of all steps in time together
-               "tokens_per_second": 2}}                             # how fast positions go with time
+     "video": {"fps": 2, "min_frames": 4, "max_frames": 768,        # frames that are shown
+               "min_pixels": 100352, "max_pixels": 602112,          # limits for one frame
+               "total_pixels": 11560550,                            # limit for all time steps together
+               "tokens_per_second": 2}}                             # advance of position ids with time
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ from foveate.runtime.images.token_layout import KINDS, fit_canvas, fit_pixels, o
 
 __all__ = ["film_steps", "patch_boxes", "preprocess", "resized_size", "seen_box"]
 
-_RESIZE_WHOLE = (
-    64_000_000  # pixels; thin strips grow beyond all bounds when their short side is brought to 336
-)
+_RESIZE_WHOLE = 64_000_000  # pixels; a thin strip grows without limit when its short side is resized to 336
 
 
 def preprocess(image: ImageSource, settings: dict[str, Any]) -> np.ndarray:
-    """``pixel_values`` float32 [1, 3, H, W] with [H, W] = ``settings["size"]``; kind ``anyres`` [tiles, 3, H, W], kind ``windows``
-    [tokens, patches of a token, numbers of a patch]."""
+    """Return ``pixel_values``, float32.
+
+    The shape is [1, 3, H, W] for kind ``clip``, with [H, W] = ``settings["size"]``; [tiles, 3, H, W] for
+    ``anyres``; [tokens, patches per token, numbers per patch] for ``windows``.
+    """
     if settings["kind"] == "windows":
         return _patches([load_image(image)] * settings["frames"], settings)
     if settings["kind"] == "anyres":
@@ -67,8 +68,9 @@ def preprocess(image: ImageSource, settings: dict[str, Any]) -> np.ndarray:
 
 
 def _normalized(picture: Image.Image, settings: dict[str, Any]) -> np.ndarray:
-    """float32 [1, 3, H, W]."""
-    # One value per grey level and channel: the same float32 results as computing them per pixel, and no large temporaries.
+    """Return rescaled and normalized pixels, float32 [1, 3, H, W]."""
+    # A table with one value per grey level and channel gives the same float32 results as computing
+    # each pixel, without large temporaries.
     table = np.arange(256, dtype=np.float64)[:, None].repeat(3, axis=1)
     table = (table * settings.get("rescale", 1.0)).astype(np.float32)
     if "mean" in settings:
@@ -78,7 +80,8 @@ def _normalized(picture: Image.Image, settings: dict[str, Any]) -> np.ndarray:
 
 
 def film_steps(frames: Sequence[Image.Image], settings: dict[str, Any]) -> Iterator[np.ndarray]:
-    """``pixel_values`` of a video's ``frames``, as many at a time as a patch has; the last is shown again where one is missing."""
+    """Yield ``pixel_values`` of a video's ``frames``, as many at a time as a patch has. The last frame is
+    repeated to fill up."""
     whole, limits = settings["frames"], of_video(settings, len(frames))
     for first in range(0, len(frames), whole):
         some = list(frames[first : first + whole])
@@ -86,12 +89,13 @@ def film_steps(frames: Sequence[Image.Image], settings: dict[str, Any]) -> Itera
 
 
 def _patches(frames: list[Image.Image], settings: dict[str, Any]) -> np.ndarray:
-    """float32 [tokens, merge^2, 3 * frames * patch^2], in the order of ``layout.window_order``. All of one size."""
+    """Return float32 [tokens, merge^2, 3 * frames * patch^2] in the order of ``window_order``. All frames
+    have one size."""
     size = fit_pixels(frames[0].size, settings)
     resample = settings.get("resample", Image.Resampling.BICUBIC)
     patch, merge = settings["patch"], settings["merge"]
     grid = size[1] // (patch * merge), size[0] // (patch * merge)
-    done: dict[int, np.ndarray] = {}  # a picture is its own next frame
+    done: dict[int, np.ndarray] = {}  # by object: an image is repeated as its own next frame
     for frame in frames:
         if id(frame) not in done:
             done[id(frame)] = _normalized(frame.resize(size, resample), settings)[0]
@@ -113,9 +117,9 @@ def _tiles(image: Image.Image, settings: dict[str, Any]) -> list[Image.Image]:
 
 
 def seen_box(size: tuple[int, int], settings: dict[str, Any]) -> tuple[float, float, float, float]:
-    """What the model sees of a picture of ``size`` (width, height): left, top, right, bottom in pixels of that picture.
+    """Return the box that the model sees of an image: left, top, right, bottom in pixels of that image.
 
-    The box reaches over the picture's edge where the crop pads.
+    ``size`` is the image's (width, height). The box reaches over the image's edge if the crop pads.
     """
     resized, corner, crop = _geometry(size, settings)
     across, down = size[0] / resized[0], size[1] / resized[1]
@@ -124,15 +128,17 @@ def seen_box(size: tuple[int, int], settings: dict[str, Any]) -> tuple[float, fl
 
 
 def resized_size(size: tuple[int, int], settings: dict[str, Any]) -> tuple[int, int]:
-    """Width and height of what the model sees of an image of ``size``, with settings of kind ``clip``."""
+    """Return width and height of what the model sees of an image of ``size``, for settings of kind
+    ``clip``."""
     return _geometry(size, settings)[2]
 
 
 def patch_boxes(size: tuple[int, int], settings: dict[str, Any], grid: tuple[int, int]) -> np.ndarray:
-    """Where each visual token lies on the picture: float64 [rows * columns, 4] of left, top, right, bottom.
+    """Return the box of each visual token on the image: float64 [rows * columns, 4] of left, top, right,
+    bottom.
 
-    ``size`` is (width, height) of the upright picture, ``grid`` is (rows, columns) of the vision encoder; row-major,
-    so row ``i`` is the token that ``kept`` calls ``i``. Neighbours share their edges exactly.
+    ``size`` is (width, height) of the upright image, ``grid`` is (rows, columns) of the vision encoder. Boxes
+    are in row-major order, so row ``i`` is the token ``i`` of ``kept``. Neighbours share their edges exactly.
     """
     rows, columns = grid
     if settings["kind"] == "anyres":
@@ -149,13 +155,17 @@ def patch_boxes(size: tuple[int, int], settings: dict[str, Any], grid: tuple[int
 def _lines_box(
     size: tuple[int, int], settings: dict[str, Any], grid: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """What the ``grid`` of the tokens that are read line by line shows: left, top, right, bottom in pixels of the picture."""
+    """Return the box that the ``grid`` of LLaVA-NeXT's tiles shows: left, top, right, bottom in pixels of the
+    image.
+
+    The tokens of this grid are read line by line.
+    """
     canvas = fit_canvas(size, settings["pinpoints"])
     fitted, corner = padded(size, canvas)
-    patch = min(canvas[1] / grid[1], canvas[0] / grid[0])  # lines are left out on two sides at most
+    patch = min(canvas[1] / grid[1], canvas[0] / grid[0])  # padding is left out on two opposite sides at most
     box = []
     for end in (-1, 1):
-        for axis in (0, 1):  # across, down; the canvas has them the other way round
+        for axis in (0, 1):  # across, down; the canvas has these two in the opposite order
             edge = canvas[1 - axis] / 2 + end * grid[1 - axis] * patch / 2
             box.append((edge - corner[axis]) * size[axis] / fitted[axis])
     return box[0], box[1], box[2], box[3]
@@ -169,7 +179,11 @@ def _check_kind(settings: dict[str, Any]) -> None:
 def _geometry(
     size: tuple[int, int], settings: dict[str, Any]
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """(width, height) after the resize; left and top of the crop in it, negative where it pads; (width, height) of the crop."""
+    """Return the geometry of resize and crop.
+
+    These are (width, height) after the resize; left and top of the crop in it, negative if the crop pads; and
+    (width, height) of the crop.
+    """
     width, height = size
     if "shortest_edge" in settings:
         edge = settings["shortest_edge"]
@@ -200,9 +214,11 @@ def _resize_and_crop(image: Image.Image, settings: dict[str, Any]) -> Image.Imag
 def _resize_seen(
     image: Image.Image, box: tuple[float, float, float, float], crop: tuple[int, int], resample: int
 ) -> Image.Image:
-    """Resize and crop in one, without the pixels that the crop throws away; rounding may differ by one grey level.
+    """Resize and crop in one step, without computing the pixels outside the crop. May differ by one grey
+    level.
 
-    First across, then down, as Pillow does for whole pictures: it rounds and clips in between, so the order shows.
+    Resizes across first and then down, as Pillow does for whole images. Pillow rounds and clips in between,
+    so the order matters.
     """
     left, top, right, bottom = box
     reach_x, reach_y = (

@@ -1,1 +1,1 @@
-"""The language model: prompt rows, kv cache, prefill with in-LLM pruners, decoding, and the choice of the next token."""
+"""The language model: prompt rows, kv cache, prefill with in-LLM pruners, decode, and the next token."""

@@ -1,1 +1,1 @@
-"""Measures a compiled bundle: times and memory (``bench``), the cost of tokens (``costs``), energy (``energy``)."""
+"""Measure a compiled bundle: times and memory (``bench``), cost of tokens (``costs``), energy (``energy``)."""

@@ -1,9 +1,11 @@
-"""``foveate bench``: what a compiled bundle costs on this machine: loading, memory, and every stage at several budgets.
+"""``foveate bench``: measure a compiled bundle on this machine: loading, memory, and each stage at several
+budgets.
 
-Budgets are measured in turn, round by round in one process after a warm-up, so that ratios hold on a busy machine, too.
-Medians with the least and the most of all rounds; the last line is one JSON document. The picture is noise, which costs a
-model what any other picture of its size does. Where the board has monitors (``runtime.power``), energy is measured too:
-the whole machine's, from the question to the end of the answer, and of it what decoding took per token.
+Budgets take turns, round by round, in one process after a warm-up round, so that ratios hold even on a busy
+machine. Each figure is a median with the smallest and largest value of all rounds. The last line of the
+output is one JSON document. The image is noise; it costs a model as much as any other image of its size. On
+boards with power monitors (``runtime.measuring.energy``) energy is measured as well: that of the whole
+machine, from the question to the end of the answer, and the share of decoding per token.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ _PICTURE = 640, 480
 _JOULES = {"joules": "J per answer", "joules_per_token": "J per token"}
 
 Energy = tuple[float | None, float | None]
-"""Joules of an answer, and of decoding per token; None where nothing tells."""
+"""Joules per answer, and joules of decoding per token. None if there is no power monitor."""
 
 
 def main(argv: list[str]) -> int:
@@ -51,16 +53,23 @@ def main(argv: list[str]) -> int:
 
 
 def run(argv: list[str]) -> dict[str, Any]:
-    """Parse, measure, print the table; what was found."""
-    parser = Parser(prog="foveate bench", description="Measure a compiled bundle on this machine.")
-    parser.add_argument("bundle", metavar="BUNDLE")
+    """Parse the arguments, measure, print the table, and return what was measured."""
+    parser = Parser(
+        prog="foveate bench",
+        description="Measure the speed, memory and energy of a compiled bundle on this machine.",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="The folder of a compiled bundle.")
     parser.add_argument(
         "--keep",
         nargs="+",
-        help="budgets; the first is what the others are held against (default: 100%% 33.3%% 22.2%% 11.1%%)",
+        help="Measure these budgets of visual tokens, and compare the others with the first "
+        "(default: 100%% 33.3%% 22.2%% 11.1%%).",
     )
     parser.add_argument(
-        "--text-tokens", type=int, default=40, help="of the prompt, the chat format's included"
+        "--text-tokens",
+        type=int,
+        default=40,
+        help="Use a prompt with this many text tokens, those of the chat template included (default: 40).",
     )
     parser.add_argument(
         "--picture",
@@ -68,10 +77,21 @@ def run(argv: list[str]) -> dict[str, Any]:
         nargs=2,
         default=_PICTURE,
         metavar=("WIDTH", "HEIGHT"),
-        help="its size in pixels, on which the number of visual tokens may depend (default: 640 480)",
+        help="Use an image of this size in pixels; some models make more visual tokens of larger images "
+        "(default: 640 480).",
     )
-    parser.add_argument("--new-tokens", type=int, default=16, help="decoded per round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--new-tokens",
+        type=int,
+        default=16,
+        help="Decode this many tokens in each round (default: 16).",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="Measure each budget this many times (default: 5).",
+    )
     options.add_engine(parser)
     args = parser.parse_args(argv)
     for name in ("text_tokens", "new_tokens", "rounds"):
@@ -83,7 +103,8 @@ def run(argv: list[str]) -> dict[str, Any]:
     largest = Image.MAX_IMAGE_PIXELS or math.inf
     if min(args.picture) < 1 or math.prod(args.picture) > largest:
         raise UserError(
-            f"wrong picture | got {args.picture}, expected pixels, {largest:g} in all at most | leave it out",
+            f"wrong picture | got {args.picture}, "
+            f"expected width and height of at most {largest:g} pixels in all | leave it out",
             code=2,
         )
     found = measure(
@@ -111,13 +132,16 @@ def measure(
     threads: int | None = None,
     engine: str | None = None,
 ) -> dict[str, Any]:
-    """Times in seconds, sizes in bytes, FLOPs of the prefill (``runtime.costs``) for a ``picture`` of that width and height. A
-    row per budget of ``keep`` (None: the usual ones, where the bundle leaves a choice); every time is [median, fastest,
-    slowest], and so are joules, which are None where nothing tells them.
+    """Measure the bundle at ``path``: times in seconds, sizes in bytes, and FLOPs of the prefill (``costs``).
+
+    ``picture`` is the width and height of the image in pixels. There is one row per budget of ``keep``; None
+    stands for the usual budgets, or for the only one if the bundle leaves no choice. Each time is [median,
+    fastest, slowest], and so are joules, which are None if there is no power monitor.
 
     Raises UserError as ``Pipeline.load`` and ``Pipeline.generate`` do.
     """
-    load(path, progress=lambda name: options.say(f"checking {name}"))  # hashing is no part of loading
+    # hash the files here, so that hashing is not counted as loading
+    load(path, progress=lambda name: options.say(f"checking {name}"))
     start = time.perf_counter()
     pipe = Pipeline.load(path, engine, threads=threads)
     loading = time.perf_counter() - start
@@ -167,7 +191,7 @@ def _choice(manifest: Manifest) -> list[Keep]:
 
 
 def question(pipe: Pipeline, tokens: int) -> str:
-    """A text with which the prompt has at least so many text tokens, as near as words allow."""
+    """Return a text that gives the prompt at least ``tokens`` text tokens, and as few more as words allow."""
     text = "What"
     while _text_tokens(pipe, text) < tokens:
         text += " is" if _text_tokens(pipe, text + " is") <= tokens else "?"
@@ -202,7 +226,8 @@ def _row(manifest: Manifest, mine: Sequence[Answer], whole: Sequence[Answer]) ->
 
 
 def _energy(sampler: Sampler, begin: float, answer: Answer) -> Energy:
-    """What ``sampler`` saw of ``answer``, which was asked for at ``begin``."""
+    """Return joules of ``answer`` and joules per decoded token. ``begin`` is the time when it was asked
+    for."""
     steps = answer.timings.decode * answer.timings.tokens_per_second
     decoding = sampler.since(begin + answer.timings.first_token).get("total")
     return sampler.joules, decoding / steps if decoding is not None and steps else None
@@ -218,8 +243,11 @@ def _spread(values: Sequence[float]) -> list[float]:
 
 
 def resident_bytes() -> dict[str, int] | None:
-    """Memory of this process that is in RAM: ``anonymous`` is its own, ``mapped`` are pages of files, weights among them.
-    None where the system does not tell (elsewhere than on Linux)."""
+    """Return the bytes of this process that are in RAM, or None if the system does not report them (not
+    Linux).
+
+    ``anonymous`` is the process's own memory, ``mapped`` are pages of files, weights among them.
+    """
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
@@ -229,7 +257,8 @@ def resident_bytes() -> dict[str, int] | None:
 
 
 def environment(threads: int | None) -> dict[str, Any]:
-    """What a number depends on and the bundle does not tell."""
+    """Return what the figures depend on besides the bundle: date, machine, cores, threads, system, versions,
+    load."""
     return {
         "date": datetime.date.today().isoformat(),
         "machine": _processor(),
@@ -252,10 +281,11 @@ def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """For people, in Markdown."""
+    """Return the result as lines of Markdown for people."""
     env, resident = found["environment"], found["resident"]
     memory = (
-        f"; resident {resident['anonymous'] / 1e9:.2f} GB and {resident['mapped'] / 1e9:.2f} GB of mapped files"
+        f"; resident {resident['anonymous'] / 1e9:.2f} GB and "
+        f"{resident['mapped'] / 1e9:.2f} GB of mapped files"
         if resident
         else ""
     )

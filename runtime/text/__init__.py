@@ -1,1 +1,1 @@
-"""Turns of a conversation to token ids, and token ids to the text of an answer."""
+"""Text: turns of a conversation become token ids, and token ids become the text of an answer."""

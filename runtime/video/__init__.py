@@ -1,1 +1,1 @@
-"""Video files (``video_file``), cameras and streams (``capture``), and the newest frame of one (``latest_frame``)."""
+"""Video: files (``video_file``), cameras and streams (``capture``), their newest frame (``latest_frame``)."""

@@ -1,4 +1,4 @@
-"""The stages before the language model: a picture and a question go in, the surviving visual tokens come out."""
+"""Stages before the language model: an image and a question go in, and the kept visual tokens come out."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ __all__ = ["Seen", "VisionStages"]
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A picture after the vision encoder: ``projected`` and the taps, where the engine left them; of a video those of all its
-    steps, as rows. ``view`` tells where it lies on the original."""
+    """An image after the vision encoder.
+
+    ``outputs`` are ``projected`` (the visual tokens) and the taps, left where the engine put them. For a
+    video they hold the rows of all its steps. ``view`` tells where the visual tokens lie on the original.
+    """
 
     outputs: dict[str, Buffer] | dict[str, Rows]
     layout: Layout
@@ -38,7 +41,7 @@ class Seen:
 
 
 class VisionStages:
-    """The engines ``vision_encoder``, and ``text_encoder`` and ``pruner`` where the bundle has them."""
+    """The engine ``vision_encoder``, and ``text_encoder`` and ``pruner`` if the bundle has them."""
 
     def __init__(
         self, bundle: Bundle, engines: Mapping[str, Engine], tokenizer: ChatTokenizer, table: np.ndarray
@@ -56,21 +59,24 @@ class VisionStages:
 
     @property
     def merges(self) -> bool:
-        """Whether the encoder's own layers leave fewer tokens."""
+        """Return whether the vision encoder's own layers merge tokens (an encoder merger)."""
         return self._method.get("fixed_keep") is not None
 
     @property
     def prunes(self) -> bool:
-        """Whether fewer tokens than a picture has may enter the language model."""
+        """Return whether the budget can be smaller than an image's number of visual tokens."""
         return self.merges or self._pruner is not None
 
     @property
     def varies(self) -> bool:
-        """Whether pictures differ in their tokens."""
+        """Return whether the number of visual tokens depends on the image."""
         return self._image["kind"] != "clip"
 
     def layout(self, image: ImageSource | Video | Seen) -> Layout:
-        """Which tokens a picture has. Raises UserError for one that cannot be read, where that depends on it."""
+        """Return the layout of an image's visual tokens.
+
+        Raises UserError if the layout depends on the image and the image cannot be read.
+        """
         if isinstance(image, Seen):
             return image.layout
         if isinstance(image, Video):
@@ -78,7 +84,11 @@ class VisionStages:
         return layout(size_of(image), self._image, self._grid) if self.varies else single(self._grid)
 
     def budget(self, keep: Keep, plan: Layout | None = None) -> int:
-        """The count that ``keep`` asks for of a picture, by default of the largest there is. Raises UserError."""
+        """Return the budget that ``keep`` gives an image with layout ``plan``. None: the largest image there
+        is.
+
+        Raises UserError.
+        """
         total, tiles = (plan.total, plan.tiles) if plan else (self._total, 1)
         method = (
             {**self._method, "fixed_keep": self._method["fixed_keep"] * tiles}
@@ -89,7 +99,10 @@ class VisionStages:
         return resolve_keep(keep, total, method, largest)
 
     def most_rows(self, keep: int, total: int) -> int:
-        """How many rows of a picture of ``total`` tokens enter the language model at the budget ``keep``, at most."""
+        """Return the largest number of rows of an image that enter the language model.
+
+        ``total`` is the image's number of visual tokens, ``keep`` its budget.
+        """
         if self._pruner is None:
             return min(keep, total) if self.merges else total
         return stage_keep(self._points, keep, total)
@@ -111,7 +124,8 @@ class VisionStages:
         return Seen({name: Rows.join([Rows(each[name]) for each in found]) for name in found[0]}, plan, view)
 
     def question(self, text: str, clock: Clock) -> dict[str, Feed]:
-        """What the pruner reads of the user's words: those of ``text_embeds`` and ``clip_text`` that it asks for."""
+        """Return what the pruner reads of the user's words: those of ``text_embeds`` and ``clip_text`` that
+        it takes."""
         if self._pruner is None:
             return {}
         wanted = {tensor.name for tensor in self._pruner.spec.inputs}
@@ -124,7 +138,8 @@ class VisionStages:
             return feeds
 
     def prune(self, seen: Seen, question: Mapping[str, Feed], keep: int, clock: Clock) -> Picture:
-        """The survivors; without a pruner before the language model what the encoder gives."""
+        """Return the image with its kept tokens; without a pre-LLM pruner with all that the vision encoder
+        gives."""
         plan = seen.layout
         with clock.measure("prune"):
             if self.merges:
@@ -137,7 +152,8 @@ class VisionStages:
             return self._joined(pieces, plan, keep)
 
     def _pruned(self, seen: Seen, question: Mapping[str, Feed], budget: int) -> list[_Piece]:
-        """The pruner's work on each piece of the picture, and what the budget leaves for newlines."""
+        """Run the pruner on each piece of the image. Newline tokens get what the budget leaves after all
+        others."""
         plan, spec = seen.layout, self._pruner.spec
         pieces = [plan.whole] if self._method.get("whole") else plan.pieces
         shares = split(min(budget, plan.whole.size), [piece.size for piece in pieces])
@@ -158,7 +174,7 @@ class VisionStages:
         return found
 
     def _merged(self, seen: Seen) -> list[_Piece]:
-        """What the encoder left of each tile, without what stands in the padding."""
+        """Return what the encoder merger left of each tile, without tokens that show padding."""
         plan, size = seen.layout, seen.outputs["owner"].shape[1]
         place = np.full(plan.tiles * size, -1)
         place[plan.order[plan.order >= 0]] = plan.whole[0]
@@ -169,7 +185,10 @@ class VisionStages:
         return found
 
     def _joined(self, pieces: list[_Piece], plan: Layout, keep: int) -> Picture:
-        """The pieces as one picture: rows in the order of its tokens, mixtures that stand apart behind them."""
+        """Join the pieces into one image. Rows are in the order of the image's visual tokens.
+
+        Mixtures without a place among the tokens come last.
+        """
         tokens = Rows.join([piece.tokens for piece in pieces])
         kept, order = (
             np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("kept", "order")
@@ -188,18 +207,26 @@ class VisionStages:
         return Picture(tokens.take(rank), kept[rank], plan.total, keep, owner, layout=plan)
 
     def _read(self, rows: Rows, order: np.ndarray) -> Rows:
-        """Tokens [T,D] of the encoder's ``rows`` [N,D]; newlines where ``order`` [T] is -1, the last row."""
+        """Return visual tokens [T,D] out of the vision encoder's ``rows`` [N,D].
+
+        ``order`` [T] gives the row of each token. -1 stands for the newline, which is appended as the last
+        row.
+        """
         return (rows if self._newline is None else Rows.join([rows, self._newline])).take(order)
 
     def _text_embeds(self, text: str) -> np.ndarray:
-        """[1, W, D]: the rows of the words' tokens, at most as many as the graph takes; without any, one zero row."""
+        """Return [1, W, D]: the embeddings of the words' tokens, at most as many as the graph takes.
+
+        Returns one zero row for a text without tokens.
+        """
         spec = self._pruner.spec.input("text_embeds")
         ids = self._tokenizer.encode_text(text)[: _limit(self._pruner.spec, "text_embeds")]
         rows = self._table[ids] if len(ids) else np.zeros((1, self._table.shape[1]))
         return rows.astype(spec.dtype)[None]
 
     def _clip_text(self, text: str) -> Feed:
-        """[1, S, J]: CLIP's view of the text, a row per segment; without any, one zero row."""
+        """Return [1, S, J]: CLIP's features of the text, one row per segment; one zero row for a text without
+        any."""
         spec = self._text.spec.input("input_ids")
         segments = clip_segments(text, self._clip, spec.shape[1])[
             : _limit(self._text.spec, "input_ids", axis=0)
@@ -210,7 +237,8 @@ class VisionStages:
         return self._run(self._text, {"input_ids": segments})["clip_text"]
 
     def _run(self, engine: Engine, feeds: Mapping[str, Feed]) -> dict[str, Buffer]:
-        """The outputs of a graph. Raises UserError when a number in the host's memory among them is NaN or infinite."""
+        """Run a graph and return its outputs. Raises UserError if an output in host memory holds NaN or
+        infinity."""
         outputs = dict(engine.run(feeds))
         rows = int(outputs["count"].numpy().max()) if "count" in outputs else None
         seen = {name: output for name, output in outputs.items() if lies_on_host(output)}
@@ -219,7 +247,8 @@ class VisionStages:
         return outputs
 
     def fault(self, seen: Seen, picture: Picture) -> UserError | None:
-        """The error for an image whose features are NaN or infinite, wherever they lie; None where all are finite."""
+        """Return the error for an image whose features hold NaN or infinity, on host or device. None if all
+        are finite."""
         if wrong := first_wrong(seen.outputs):
             return refuse(self._bundle, "vision_encoder", self._dtype(self._encoder), wrong)
         if self._pruner is not None and first_wrong({"tokens": picture.tokens}):
@@ -233,8 +262,12 @@ class VisionStages:
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """What is left of a piece of a picture. ``tokens`` [R,D]; ``kept`` [R]: their places in the picture, -1 for mixtures without
-    one; ``order`` [R]: where they belong among the picture's rows; ``owner``: places and the rows that they went into."""
+    """The rest of a piece of an image.
+
+    ``tokens`` [R,D]. ``kept`` [R]: the visual tokens of the image that they are, -1 for mixtures. ``order``
+    [R]: sort keys of the rows among all rows of the image. ``owner``: visual tokens, and for each the row of
+    ``tokens`` that it went into.
+    """
 
     tokens: Rows
     kept: np.ndarray
@@ -242,7 +275,7 @@ class _Piece:
     owner: tuple[np.ndarray, np.ndarray] | None
 
     def take(self, rows: np.ndarray) -> _Piece:
-        """The ``rows`` [R] bool alone."""
+        """Return the piece with the rows that ``rows`` [R] bool marks."""
         places, row = self.owner
         mine = rows[row]
         owner = places[mine], (np.cumsum(rows) - 1)[row[mine]]
@@ -250,7 +283,7 @@ class _Piece:
 
 
 def _survivors(outputs: Mapping[str, Buffer]) -> list[tuple[Rows, dict[str, np.ndarray]]]:
-    """What a pruner left of each tile: rows, which stay where they are, and on the host the integers that tell of them."""
+    """Return what a pruner left of each tile: its rows, not copied, and integers about them on the host."""
     tokens, width = Rows(outputs["tokens"]), outputs["tokens"].shape[1]
     facts = {name: value.numpy() for name, value in outputs.items() if name != "tokens"}
     return [
@@ -263,10 +296,11 @@ def _survivors(outputs: Mapping[str, Buffer]) -> list[tuple[Rows, dict[str, np.n
 
 
 def _piece(tokens: Rows, facts: Mapping[str, np.ndarray], places: np.ndarray) -> _Piece:
-    """What is left (``_survivors``) of the tokens at ``places`` of the picture (-1: not in it).
+    """Return the rest (an entry of ``_survivors``) of the visual tokens ``places`` of the image (-1: not in
+    it).
 
-    Rows stay in the order of the method among themselves. Where that is not the picture's, as VisionZip's mixtures behind
-    its tokens, the rows from there on go behind the picture.
+    Rows keep the method's order. Some methods put rows out of the image's order, such as VisionZip's mixtures
+    after its tokens. From the first such row on, rows go to the end of the image.
     """
     count = int(facts["count"])
     index = facts["kept"][:count]
@@ -282,7 +316,7 @@ def _piece(tokens: Rows, facts: Mapping[str, np.ndarray], places: np.ndarray) ->
 
 
 def _rows(projected: Buffer | Rows) -> Rows:
-    """``[tiles,N,D]`` as rows."""
+    """Return ``[tiles,N,D]`` as a lazy selection of rows."""
     return projected if isinstance(projected, Rows) else Rows(projected)
 
 
