@@ -281,7 +281,7 @@ def _length(generation: Generation, prompt: int) -> int:
     if prompt >= generation.max_length:
         raise UserError(
             f"the prompt is too long | got {prompt} tokens, "
-            f"the checkpoint's max_length is "
-            f"{generation.max_length} with the answer | shorten it, or say how long the answer may be with --max-new-tokens"
+            f"the checkpoint's max_length is {generation.max_length} with the answer "
+            "| shorten it, or say how long the answer may be with --max-new-tokens"
         )
     return min(most, generation.max_length - prompt)

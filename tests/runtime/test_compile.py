@@ -84,7 +84,9 @@ def test_remedies_are_tried_in_order_and_recorded(sick: Any) -> None:
 
 def test_where_nothing_helps_nothing_is_written_and_the_graph_is_named(sick: Any) -> None:
     root, _ = sick("none", remedy("first"))
-    with pytest.raises(UserError, match=r"the graph llm is wrong .* after 1 workarounds .* nothing was written"):
+    with pytest.raises(
+        UserError, match=r"the graph llm is wrong .* after 1 workarounds .* nothing was written"
+    ):
         compile_bundle(root)
     assert not list(compiled.plans(load(root)))
     compile_bundle(root, self_test=False)
