@@ -14,7 +14,7 @@ family's export code writes into the bundle. A key that is absent means that the
 
     {"kind": "anyres",                # LLaVA-NeXT: the image squeezed into a tile, then again, cut into tiles
      "tile": 336,                     # side of a tile in pixels
-     "pinpoints": [[336, 672], ...],  # [height, width] of canvases of whole tiles; the image is centred in one
+     "pinpoints": [[336, 672], ...],  # [height, width] of canvases of tiles; the image is centred in one
      "resample": 3, "rescale": 1 / 255, "mean": [r, g, b], "std": [r, g, b]}
 
     {"kind": "windows",               # Qwen2.5-VL: any size, in patches, window by window
