@@ -1,1 +1,5 @@
-"""LoRA adapters: reading them (``lora``, ``lora_config``) and merging them into a checkpoint's tensors (``merged``)."""
+"""LoRA adapters.
+
+* ``lora``, ``lora_config``: read an adapter's tensors and settings.
+* ``merged``: merges it into a checkpoint's tensors.
+"""

@@ -1,7 +1,7 @@
-"""LoRA adapters on disk, as peft and transformers save them: ``adapter_config.json`` and tensors by the
-modules they change.
+"""LoRA adapters on disk, as peft and transformers save them.
 
-``adapted`` merges them into a checkpoint.
+A folder holds ``adapter_config.json`` and tensors, named by the modules that they change. ``merged`` merges
+them into a checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from foveate.export.checkpoints.tensor_files import DTYPES, Folder, Reader, Tens
 __all__ = ["Adapter", "Change", "refuse_remnants"]
 
 _REMNANTS = "non_lora_trainables.bin"
-_NAME = r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?"  # of the adapter, in files that were not saved by peft
+_NAME = r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?"  # the adapter's name, in files not saved by peft
 _FORMS = tuple(
     re.compile(form)
     for form in (
@@ -35,8 +35,11 @@ _WHOLE = re.compile(r"\.(?:token_adapter\.base_layer|base_layer|modules_to_save(
 
 @dataclass
 class Change:
-    """What an adapter does to the tensors of one ``module``; ``parts`` by peft's names, ``whole`` by the
-    tensor's ("weight", "bias")."""
+    """The changes of an adapter to one ``module``.
+
+    ``parts`` are LoRA's tensors by peft's names. ``whole`` are tensors that replace the module's, by the
+    names of those ("weight", "bias").
+    """
 
     module: str
     parts: dict[str, Tensor] = field(default_factory=dict)
@@ -44,8 +47,10 @@ class Change:
 
 
 class Adapter:
-    """The adapter in ``folder``; ``revision`` is the commit of one from the hub. Raises UserError for what
-    cannot be merged."""
+    """The adapter in ``folder``. ``revision`` is its commit on the hub, or "local".
+
+    Raises UserError for an adapter that cannot be merged.
+    """
 
     def __init__(self, folder: Folder, revision: str = "local") -> None:
         self.folder, self.revision = folder, revision
@@ -79,7 +84,7 @@ class Adapter:
 
     @cached_property
     def changes(self) -> dict[str, Change]:
-        """What is done to which module. Raises UserError for missing or damaged files and unknown tensors."""
+        """The changes by module. Raises UserError for missing or damaged files and for other dtypes."""
         name = next((name for name in ADAPTER if (self.folder.path / name).is_file()), None)
         if name is None:
             raise UserError(
@@ -92,8 +97,7 @@ class Adapter:
             if tensor.dtype not in DTYPES:
                 raise UserError(
                     f"{self.label}: {stored} is of another kind | got {tensor.dtype}, expected "
-                    f"{', '.join(DTYPES)} "
-                    "| save the adapter unquantized"
+                    f"{', '.join(DTYPES)} | save the adapter unquantized"
                 )
             plain = stored.removeprefix("base_model.model.")
             match = next((m for form in _FORMS if (m := form.fullmatch(plain))), None)
@@ -113,11 +117,9 @@ class Adapter:
 
 
 def refuse_remnants(names: list[str], label: str) -> None:
-    """Raise UserError when a folder with the files ``names`` holds an adapter in the original LLaVA
-    format."""
+    """Raise UserError when the files ``names`` of a folder show an adapter in the original LLaVA format."""
     if _REMNANTS in names:
         raise UserError(
             f"{label} is in the original LLaVA format | it has {_REMNANTS}, expected peft's files for a "
-            "model in "
-            "Hugging Face's format | merge it with LLaVA's scripts and convert the model"
+            "model in Hugging Face's format | merge it with LLaVA's scripts and convert the model"
         )

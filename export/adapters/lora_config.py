@@ -1,7 +1,7 @@
-"""``adapter_config.json`` of a LoRA adapter: what each of its keys means for merging.
+"""``adapter_config.json`` of a LoRA adapter, and the meaning of each of its keys for merging.
 
-Every key of peft's ``LoraConfig`` is used, irrelevant for a reason, or refused where it says something; a
-test reads peft's own class and fails when one is missing here. Another key is named in a warning.
+Every key of peft's ``LoraConfig`` is used, irrelevant for a reason, or refused unless it is null, false or
+empty. A test compares this list with peft's own class. Unknown keys are named in a warning.
 """
 
 from __future__ import annotations
@@ -34,44 +34,44 @@ USED = (
     "use_rslora",
 )
 
-_SAID = "the adapter's tensors say it"
-_TRAINING = "for training alone"
-_START = "how training began"
+_SAID = "the adapter's tensors show it"
+_TRAINING = "matters for training only"
+_START = "says how training began"
 IRRELEVANT = {
-    "auto_mapping": "names classes of Python",
+    "auto_mapping": "names Python classes",
     "corda_config": _START,
     "eva_config": _START,
     "exclude_modules": _SAID,
-    "fan_in_fan_out": "for transformers' Conv1D; peft itself takes it back for a torch.nn.Linear, as all "
-    "matrices here are",
-    "inference_mode": "for training alone",
+    "fan_in_fan_out": "is for transformers' Conv1D; peft itself resets it for a torch.nn.Linear, "
+    "and all matrices here are of that class",
+    "inference_mode": _TRAINING,
     "layers_pattern": _SAID,
     "layers_to_transform": _SAID,
     "loftq_config": _START,
     "lora_bias": _SAID,
     "lora_dropout": _TRAINING,
     "lora_ga_config": _START,
-    "megatron_core": "for megatron_config",
-    "peft_version": "says who wrote the file",
-    "qalora_group_size": "for use_qalora",
-    "runtime_config": "for running unmerged; never saved",
+    "megatron_core": "belongs to megatron_config",
+    "peft_version": "says which version wrote the file",
+    "qalora_group_size": "belongs to use_qalora",
+    "runtime_config": "is for running unmerged; never saved",
     "target_modules": _SAID,
-    "task_type": "chooses a class of Python",
+    "task_type": "chooses a Python class",
     "velora_config": "saves memory in training; merged like any LoRA",
 }
 
 REFUSED = {
-    "alora_invocation_tokens": "an adapter that acts from some words on only, which no merge can do",
+    "alora_invocation_tokens": "an adapter that acts only behind certain words, which no merge can do",
     "arrow_config": "several adapters with a router",
     "kasa_config": "KaSA, which changes the base model's weights by an SVD",
     "layer_replication": "layers that are used several times",
     "megatron_config": "layers of Megatron",
     "monteclora_config": "MonteCLoRA, which draws random numbers",
-    "target_parameters": "LoRA on single parameters, as of experts",
+    "target_parameters": "LoRA on single parameters, such as those of experts",
     "use_bdlora": "block-diagonal LoRA",
     "use_qalora": "QALoRA, which is for quantized weights",
 }
-"""What each means where it is not null, false or empty."""
+"""The meaning of each refused key when it is not null, false or empty; continues "the adapter has"."""
 
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of ``init_lora_weights`` that leave the base model's weights as they are."""
@@ -79,7 +79,7 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """The keys of ``adapter_config.json`` that are used; ``label`` names the adapter to users."""
+    """The keys of ``adapter_config.json`` that are used. ``label`` names the adapter to users."""
 
     label: str
     r: int = 8
@@ -94,7 +94,7 @@ class LoraConfig:
 
     @classmethod
     def of(cls, found: Mapping[str, Any], label: str) -> LoraConfig:
-        """Raises UserError, naming the key, for what cannot be merged."""
+        """Return the settings in ``found``. Raises UserError, naming the key, if they cannot be merged."""
         kind = found.get("peft_type")
         if kind != "LORA":
             raise _refusal(label, "is no LoRA adapter", f"peft_type {kind}", "LORA", "merge it")
@@ -105,9 +105,9 @@ class LoraConfig:
         if start not in _STARTS:
             raise _refusal(
                 label,
-                "began with changed weights of its base model, which it does not hold",
+                "was trained on changed weights of its base model, which it does not hold",
                 f"init_lora_weights {start}",
-                "an adapter to the weights as they were published",
+                "an adapter to the published weights",
                 "save it with save_pretrained(..., path_initial_model_for_weight_conversion=...)",
             )
         if found.get("bias", "none") not in ("none", "all", "lora_only"):
@@ -129,11 +129,11 @@ class LoraConfig:
             ) from error
 
     def rank(self, paths: Iterable[str]) -> int:
-        """The rank of a module, whose possible names are ``paths``."""
+        """Return the rank of the module with the possible names ``paths``."""
         return int(_matched(self.rank_pattern, paths, self.r))
 
     def scaling(self, paths: Iterable[str]) -> float:
-        """What the product of a module's matrices is multiplied with."""
+        """Return the factor of the product B A of the module with the possible names ``paths``."""
         paths = tuple(paths)
         rank = self.rank(paths)
         return float(_matched(self.alpha_pattern, paths, self.lora_alpha)) / (
@@ -141,11 +141,11 @@ class LoraConfig:
         )
 
     def saves(self, module: str) -> bool:
-        """Whether ``module`` was trained as a whole, as a copy of its own."""
+        """Return True if ``module`` was trained as a whole (``modules_to_save``), in a copy of its own."""
         return any(f".{module}.".find(f".{name}.") >= 0 for name in self.modules_to_save)
 
     def tokens(self, module: str) -> tuple[int, ...]:
-        """Which rows of the table ``module`` were trained."""
+        """Return the rows of the table ``module`` that were trained."""
         given = self.trainable_token_indices
         if not isinstance(given, Mapping):
             return given
@@ -153,7 +153,7 @@ class LoraConfig:
 
 
 def _matched(patterns: Mapping[str, Any], paths: Iterable[str], default: Any) -> Any:
-    """As peft does it: the first pattern that fits the end of a path."""
+    """Return the value of the first pattern that fits the end of a path, as peft does, or ``default``."""
     for path in paths:
         for pattern, value in patterns.items():
             if re.match(rf"(.*\.)?({pattern})$", path):
@@ -198,7 +198,6 @@ _CONVERT = {
 
 def _refusal(label: str, what: str, got: str, expected: str, remedy: str) -> UserError:
     return UserError(
-        f"{label} {what} | adapter_config.json has {got}, expected {expected} | {remedy}, or give a "
-        "checkpoint into which "
-        "it was merged"
+        f"{label} {what} | adapter_config.json has {got}, expected {expected} "
+        f"| {remedy}, or give a checkpoint into which it was merged"
     )

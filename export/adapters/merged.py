@@ -1,11 +1,11 @@
 """A checkpoint with a LoRA adapter, which is merged tensor by tensor while the weights are read.
 
-In: the Source of the base model and an ``Adapter``. Out: a Source whose tensors are those of the model that
-was trained, in float32: what peft's ``merge_and_unload`` gives. With W ``[out,in]``, A ``[r,in]``, B
-``[out,r]`` that is W + scaling B A; with DoRA each row of it is given the length of its magnitude.
+``Adapted`` makes a Source of the base model's Source and an ``Adapter``. Its tensors are those that peft's
+``merge_and_unload`` gives, in float32. With W ``[out,in]``, A ``[r,in]``, B ``[out,r]`` the result is
+W + scaling B A; DoRA then scales each of its rows to the length in its magnitude vector.
 
-Where a head is tied to the table of embeddings and one of them was trained apart, they part, as in the model
-that was trained; peft's merge changes both then, and warns.
+If the head is tied to the embedding table and only one of them was trained, they become two tensors, as in
+the trained model. peft's merge changes both in this case, and warns.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ _IMAGES = ("preprocessor_config.json", "processor_config.json", "video_preproces
 
 
 class Adapted:
-    """The Source of a model with an adapter. Files that lie beside the adapter stand before the base
-    model's."""
+    """The Source of a model with an adapter. Files beside the adapter replace the base model's."""
 
     load_format = "auto"
 
     def __init__(self, base: Directory, adapter: Adapter) -> None:
-        """Raises UserError when the base is quantized."""
+        """Raise UserError when the base model is quantized."""
         self.base, self.adapter = base, adapter
         self.label, self.revision, self.config = base.label, base.revision, base.config
         beside = adapter.folder.path == base.path
@@ -47,15 +46,18 @@ class Adapted:
         if base.config.get("quantization_config") is not None:
             method = base.config["quantization_config"].get("quant_method")
             raise UserError(
-                f"{adapter.label} cannot be merged into quantized weights | {base.label} is quantized by "
-                f"{method}, expected "
-                "float weights | name the unquantized model with --model and the adapter with --adapter"
+                f"{adapter.label} cannot be merged into quantized weights "
+                f"| {base.label} is quantized by {method}, expected float weights "
+                "| name the unquantized model with --model and the adapter with --adapter"
             )
         self._shadows = self._shadowed()
 
     def _shadowed(self) -> frozenset[str]:
-        """Files of the base model that the adapter's folder speaks for, whether it has each of them or
-        not."""
+        """Return the files of the base model that are not read.
+
+        If the adapter's folder has one file of a group (tokenizer, chat template, image processor), the whole
+        group is read there.
+        """
         folder = self.adapter.folder
         settings = folder.json("tokenizer_config.json") or {}
         found = ()
@@ -82,7 +84,7 @@ class Adapted:
         return self.base.names() | {f"{each.module}.{part}" for each in changes for part in each.whole}
 
     def weights(self, entries: Mapping[str, Entry], unread: Unread | None = None) -> Weights:
-        """Raises UserError, besides, for tensors of the adapter that fit nothing."""
+        """Return the merged weights. Raises UserError also for tensors of the adapter that fit nothing."""
         plan = _plan(self.adapter, entries, self.base.names(), self.base.left_out(unread))
         kept = {name: entry for name, entry in entries.items() if name not in plan.whole}
         replaced = {
@@ -93,7 +95,7 @@ class Adapted:
 
 @dataclass(frozen=True)
 class _Step:
-    """What is done to one of our tensors: its entry, the change, and the names that its module may have."""
+    """The change to one of our tensors: its entry, the change, and the possible names of its module."""
 
     entry: Entry
     change: Change
@@ -103,7 +105,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Plan:
-    """By our names: tensors that stand in place of the base model's, and steps that change what is there."""
+    """The merge, by our names: ``whole`` tensors replace the base model's, ``steps`` change them."""
 
     adapter: Adapter
     entries: Mapping[str, Entry]
@@ -112,7 +114,7 @@ class _Plan:
 
 
 def _plan(adapter: Adapter, entries: Mapping[str, Entry], stored: frozenset[str], unread: Unread) -> _Plan:
-    """Raises UserError for tensors that fit nothing, by name or shape."""
+    """Plan the merge. Raises UserError for tensors whose name or shape fits nothing."""
     config, owners, lost = adapter.config, _owners(entries, stored), []
     whole, also_whole, steps, also_steps = {}, {}, {}, {}
     for change in adapter.changes.values():
@@ -132,18 +134,17 @@ def _plan(adapter: Adapter, entries: Mapping[str, Entry], stored: frozenset[str]
                 (also_steps if number else steps)[name] = step
     if lost:
         raise UserError(
-            f"{adapter.label} does not fit the model | the model has no {some(lost)} | name the base model "
-            "that the adapter "
-            "was trained on with --model"
+            f"{adapter.label} does not fit the model | the model has no {some(lost)} "
+            "| name the base model that the adapter was trained on with --model"
         )
     unsaved = sorted(
         k for k, names in owners.items() if config.saves(k.rpartition(".")[0]) and names[0] not in whole
     )
     if unsaved:
         raise UserError(
-            f"{adapter.label} lacks modules that it says it holds | modules_to_save is "
-            f"{some([*config.modules_to_save])}, there "
-            f"is no {some(unsaved)} | {adapter.folder.remedy}"
+            f"{adapter.label} lacks modules that it says it holds "
+            f"| modules_to_save is {some([*config.modules_to_save])}, there is no {some(unsaved)} "
+            f"| {adapter.folder.remedy}"
         )
     plan = _Plan(adapter, entries, also_whole | whole, also_steps | steps)
     _check_shapes(plan)
@@ -151,8 +152,11 @@ def _plan(adapter: Adapter, entries: Mapping[str, Entry], stored: frozenset[str]
 
 
 def _owners(entries: Mapping[str, Entry], stored: frozenset[str]) -> dict[str, list[str]]:
-    """By the name of a tensor, those of ours that it is, the one first that is called so first. A head that
-    is tied to the table of embeddings makes two, where only one of them is ``stored``."""
+    """Return, for each name in a checkpoint, our tensors that may be read from it.
+
+    A tensor for which the name is the preferred one comes first. A head tied to the embedding table gives two
+    tensors if only one of both is ``stored``.
+    """
     found: dict[str, list[str]] = {}
     for name, entry in entries.items():
         for key in entry.names:
@@ -167,8 +171,10 @@ def _owners(entries: Mapping[str, Entry], stored: frozenset[str]) -> dict[str, l
 def _found(
     lost: list[str], owners: Mapping[str, list[str]], unread: Unread, key: str, *, all_of: bool = False
 ) -> list[str]:
-    """The first of the owners of ``key``, or ``all_of`` them. Without any, ``key`` is ``lost`` unless a rule
-    explains it."""
+    """Return the first owner of ``key``, or ``all_of`` them.
+
+    A key without an owner is added to ``lost``, unless a rule in ``unread`` explains it.
+    """
     if key not in owners and not any(re.fullmatch(rule, key) for rule in unread):
         lost.append(key)
     return owners.get(key, [])[: None if all_of else 1]
@@ -198,9 +204,9 @@ def _check_shapes(plan: _Plan) -> None:
     if wrong:
         texts = [f"{tensor.name} is {list(tensor.shape)}, expected {list(shape)}" for tensor, shape in wrong]
         raise UserError(
-            f"{plan.adapter.label} does not fit the model | {some(texts, '; ')} | name the base model that "
-            "the adapter was "
-            "trained on with --model; for one with a larger vocabulary merge the adapter with peft first"
+            f"{plan.adapter.label} does not fit the model | {some(texts, '; ')} "
+            "| name the base model that the adapter was trained on with --model; for one with a larger "
+            "vocabulary merge the adapter with peft first"
         )
 
 
@@ -209,7 +215,7 @@ def _length(value: Tensor | Iterable[int]) -> int:
 
 
 def _expected(name: str, step: _Step, config: LoraConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of the parts that a step needs."""
+    """Return the expected shapes of the parts that a step needs."""
     shape, parts = step.entry.stored_shape, step.change.parts
     if len(shape) == 1:
         return {"lora_B.bias": shape}
@@ -231,7 +237,7 @@ def _expected(name: str, step: _Step, config: LoraConfig) -> dict[str, tuple[int
 
 
 class _Merged:
-    """Weights of Adapted. Nothing of it is quantized."""
+    """The weights of ``Adapted``. None of them is quantized."""
 
     def __init__(self, base: Stored, plan: _Plan) -> None:
         self._base, self._plan = base, plan
@@ -241,7 +247,7 @@ class _Merged:
         return name in self._plan.whole or name in self._base
 
     def get(self, name: str) -> torch.Tensor:
-        """float32, merged; float16 where it is stored so and the adapter leaves it."""
+        """Return the merged tensor in float32; a tensor without changes may be float16, as it is stored."""
         plan, step = self._plan, self._plan.steps.get(name)
         if name in plan.whole:
             value = plan.adapter.read(plan.whole[name]).float()
@@ -260,14 +266,12 @@ class _Merged:
                 step,
                 plan,
             )
-            refuse_not_finite(
-                value, f"{plan.adapter.label}: {step.change.module}", "what it gives when merged"
-            )
+            refuse_not_finite(value, f"{plan.adapter.label}: {step.change.module}", "the merged weights")
         return value
 
 
 def _merge(weight: torch.Tensor, parts: Mapping[str, torch.Tensor], step: _Step, plan: _Plan) -> None:
-    """Change ``weight``, float32 in the layout of the checkpoint, in place."""
+    """Merge ``parts`` into ``weight`` in place. ``weight`` is float32 in the checkpoint's layout."""
     if weight.ndim == 1:
         weight.add_(parts["lora_B.bias"], alpha=step.scaling)
         return

@@ -122,7 +122,9 @@ class Directory(Folder):
         self.config = config
 
     def file(self, name: str) -> Path | None:
-        assert name.endswith((".safetensors", ".bin")) or is_read(name), f"{name} is not in files.py"
+        assert name.endswith((".safetensors", ".bin")) or is_read(name), (
+            f"{name} is not in checkpoints/files.py"
+        )
         return super().file(name)
 
     def names(self) -> frozenset[str]:

@@ -214,7 +214,7 @@ def test_pickled_weights_come_in_shards_too(hub, copy, shard_pickled):
 
 
 def test_every_settings_file_that_is_read_is_downloaded(hub, copy):
-    """``checkpoint_files`` is the one list; a Directory opens nothing that is not in it."""
+    """A Directory opens no file that is not listed in ``checkpoints/files.py``."""
     names = [name for name in checkpoint_files.SETTINGS if "*" not in name and "/" not in name]
     for name in names:
         if not (copy / name).exists() and name not in ("adapter_config.json", "model.safetensors.index.json"):
@@ -224,7 +224,7 @@ def test_every_settings_file_that_is_read_is_downloaded(hub, copy):
     there = {name for name in names if (copy / name).exists()}
     assert "video_preprocessor_config.json" in there
     assert there <= set(hub.sent)
-    with pytest.raises(AssertionError, match="not in checkpoint_files"):
+    with pytest.raises(AssertionError, match="not in checkpoints/files.py"):
         Directory(copy).json("of_my_own.json")
 
 
