@@ -224,7 +224,7 @@ def test_every_settings_file_that_is_read_is_downloaded(hub, copy):
     there = {name for name in names if (copy / name).exists()}
     assert "video_preprocessor_config.json" in there
     assert there <= set(hub.sent)
-    with pytest.raises(AssertionError, match="not in checkpoints/files.py"):
+    with pytest.raises(AssertionError, match=r"not in checkpoints/files\.py"):
         Directory(copy).json("of_my_own.json")
 
 
