@@ -1,3 +1,3 @@
-"""Devices: plan, doctor, pack, deploy, power modes."""
+"""Commands for devices: plan, doctor, pack, deploy and power."""
 
-import foveate.engines  # noqa: F401  (before any library: it switches ONNX Runtime's telemetry off)
+import foveate.engines  # noqa: F401  (first, since it switches ONNX Runtime's telemetry off)

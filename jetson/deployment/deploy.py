@@ -1,11 +1,13 @@
-"""``foveate deploy BUNDLE user@host``: from this machine to the first answer on a device, over ssh and rsync.
+"""``foveate deploy BUNDLE user@host``: brings a bundle to a device over ssh and gets its first answer.
 
-1. What is there: machine, Python, glibc. 2. Wheels for it, and the installer, are sent and installed (the device needs no
-network). 3. ``foveate doctor`` on the device; a problem ends it here. 4. The bundle is sent. 5. Install, compile, ``check``,
-one answer.
+1. Ask the device for its machine, Python and glibc.
+2. Send wheels for it and the installer, and install them. The device needs no network.
+3. Run ``foveate doctor`` on the device. A problem ends the deployment.
+4. Send the bundle.
+5. Install, compile and check it, and get one answer.
 
-Every step may be cut off at any moment and is repeated by the next run: rsync goes on where it stopped, and the installer
-and ``compile`` put nothing in its place before it is whole.
+Every step may be interrupted at any moment, and the next run repeats it. rsync continues where it stopped.
+The installer and ``compile`` put nothing in place before it is complete.
 """
 
 from __future__ import annotations
@@ -35,14 +37,15 @@ from foveate.runtime.cli import Parser, options
 __all__ = ["Remote", "deploy", "main"]
 
 _PROBE = (
-    "import json, os, platform, sys; print(json.dumps({'machine': platform.machine(), 'glibc': platform.libc_ver()[1], "
+    "import json, os, platform, sys; "
+    "print(json.dumps({'machine': platform.machine(), 'glibc': platform.libc_ver()[1], "
     "'python': '%d.%d' % sys.version_info[:2], 'root': os.path.expanduser(sys.argv[1]), "
     "'release': open(sys.argv[2]).read() if os.path.exists(sys.argv[2]) else ''}))"
 )
 _RELEASE = "/etc/nv_tegra_release"
-_ENGINES = (
-    1.8  # compiled engines take this much of the bundle's size besides it (measured: 10.6 GB for 6.2 GB)
-)
+_PROMPT = "What is in the picture?"
+# size of compiled engines relative to the bundle (measured: 10.6 GB for 6.2 GB)
+_ENGINES = 1.8
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,10 @@ class Remote:
     shell: str = "ssh"
 
     def run(self, *command: str, show: bool = False) -> subprocess.CompletedProcess[str]:
-        """``show``: its output goes to ours as it comes. ssh's own failure is exit code 255."""
+        """Run ``command`` on the machine. With ``show``, its output goes to ours as it comes.
+
+        Raises UserError if ssh itself fails, which is exit code 255.
+        """
         line = [*shlex.split(self.shell), self.host, shlex.join(command)]
         pipe = None if show else subprocess.PIPE
         try:
@@ -70,7 +76,10 @@ class Remote:
         return done
 
     def send(self, source: str, target: str, *arguments: str) -> None:
-        """rsync, going on where it was cut off. ``source`` ending in / is a directory's content."""
+        """Send ``source`` with rsync, which continues where it was interrupted. Raises UserError.
+
+        A ``source`` that ends in / means the folder's content.
+        """
         if shutil.which("rsync") is None:
             raise UserError("cannot send files | rsync is not installed here | install rsync")
         show = ["--info=progress2", "--no-inc-recursive"] if sys.stderr.isatty() else []
@@ -84,14 +93,14 @@ class Remote:
         if done.returncode:
             why = " ".join(done.stderr.split()[-30:])
             raise UserError(
-                f"sending to {self.host} was cut off | {why} | run the same command again: it goes on"
+                f"sending to {self.host} was cut off | {why} | run the same command again: it continues"
             )
 
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.image is not None and not args.image.is_file():
-        raise UserError(f"cannot read the picture {args.image} | no such file | leave --image out", code=2)
+        raise UserError(f"cannot read the image {args.image} | no such file | leave --image out", code=2)
     deploy(
         Path(args.bundle),
         Remote(args.host, args.ssh),
@@ -109,18 +118,36 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="foveate deploy", description="Bring a bundle to a device and get its first answer.")
-    parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("host", metavar="USER@HOST")
-    parser.add_argument("--to", default="~/foveate", metavar="ROOT", help="on the device (default ~/foveate)")
-    parser.add_argument("--ssh", default="ssh", metavar="COMMAND", help='with options, e.g. "ssh -p 2222"')
-    parser.add_argument("--python", default="python3", help="on the device (default python3)")
+    parser.add_argument("bundle", metavar="BUNDLE", help="Folder of the bundle on this machine.")
+    parser.add_argument("host", metavar="USER@HOST", help="Device to deploy to, as ssh takes it.")
     parser.add_argument(
-        "--target", help="what to compile for (default: tensorrt on a Jetson, onnxruntime elsewhere)"
+        "--to",
+        default="~/foveate",
+        metavar="ROOT",
+        help="Folder on the device to install into (default: ~/foveate).",
     )
-    parser.add_argument("--image", type=Path, help="for the first answer (default: one that is drawn)")
-    parser.add_argument("--prompt", default="What is in the picture?", help="for the first answer")
+    parser.add_argument(
+        "--ssh",
+        default="ssh",
+        metavar="COMMAND",
+        help='The ssh command with its options, e.g. "ssh -p 2222" (default: ssh).',
+    )
+    parser.add_argument("--python", default="python3", help="Python on the device (default: python3).")
+    parser.add_argument(
+        "--target", help="Target to compile for (default: tensorrt on a Jetson, onnxruntime elsewhere)."
+    )
+    parser.add_argument(
+        "--image", type=Path, help="Image for the first answer (default: a red disc on blue)."
+    )
+    parser.add_argument(
+        "--prompt", default=_PROMPT, help=f'Prompt for the first answer (default: "{_PROMPT}").'
+    )
     add_wheels(parser)
-    parser.add_argument("--force", action="store_true", help="go on although doctor finds problems")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="Continue even if foveate doctor finds problems on the device (default: stop).",
+    )
     return parser
 
 
@@ -132,14 +159,17 @@ def deploy(
     python: str = "python3",
     target: str | None = None,
     image: Path | None = None,
-    prompt: str = "What is in the picture?",
+    prompt: str = _PROMPT,
     wheels_in: Path | None = None,
     video: bool = False,
     force: bool = False,
     say: Callable[[str], None] = options.say,
 ) -> str:
-    """The first answer. ``target`` None: JetPack's TensorRT on a Jetson, elsewhere ONNX Runtime. Raises UserError with the
-    step that failed."""
+    """Deploy ``bundle`` and return the first answer.
+
+    ``target`` None means JetPack's TensorRT on a Jetson, and ONNX Runtime elsewhere. Raises UserError that
+    names the step that failed.
+    """
     manifest = load(bundle, full=True, progress=lambda name: say(f"checking {name}")).manifest
     there = _probe(remote, python, root)
     system, root = _target(there), there["root"]
@@ -157,7 +187,7 @@ def deploy(
     _doctor(remote, foveate, root, size, force, say)
     if not _has(remote, place, bundle):
         say(f"sending {size / 1e6:.0f} MB")
-        # what an earlier run moved to its place, or an older bundle has, is not sent again
+        # files that an earlier run moved into place, or that an older bundle has, are not sent again
         known = [
             f"--link-dest={root}/bundles/{each}" for each in (manifest.name, f".{manifest.name}.installing")
         ]
@@ -187,7 +217,7 @@ def _probe(remote: Remote, python: str, root: str) -> dict[str, Any]:
 
 
 def _target(there: dict[str, Any]) -> Target:
-    """What a device is; the CUDA of its JetPack where it is a Jetson of the table."""
+    """Return the device's target. It has the CUDA of its JetPack if it is a known Jetson."""
     l4t = l4t_of(there["release"])
     jetpack = jetpack_of(l4t) if l4t else None
     return Target(there["machine"], there["python"], there["glibc"], jetpack and jetpack.cuda)
@@ -202,7 +232,7 @@ def _payload(
     video: bool,
     image: Path | None,
 ) -> dict[str, Any]:
-    """Everything but the bundle into ``folder``; what ``pack.json`` says."""
+    """Put everything but the bundle into ``folder``. Return the content of ``pack.json``."""
     place = folder / "wheels"
     if wheels_in is None:
         gather(system, place, video)
@@ -224,7 +254,7 @@ def _suffix(image: Path | None) -> str:
 
 
 def _draw() -> Image.Image:
-    """A red disc on a blue ground."""
+    """Return an image of a red disc on a blue background."""
     picture = Image.new("RGB", (336, 336), (30, 60, 160))
     ImageDraw.Draw(picture).ellipse((90, 90, 246, 246), fill=(210, 30, 30))
     return picture
@@ -233,7 +263,7 @@ def _draw() -> Image.Image:
 def _doctor(
     remote: Remote, foveate: str, root: str, size: int, force: bool, say: Callable[[str], None]
 ) -> None:
-    """Raises UserError with what is wrong on the device."""
+    """Run ``foveate doctor`` on the device. Raises UserError if it finds a problem, unless ``force``."""
     disk = f"{size * (1 + _ENGINES) / 1e9:.3f}"
     done = remote.run(foveate, "doctor", "--json", "--disk", disk, "--path", root)
     try:
@@ -247,12 +277,13 @@ def _doctor(
     problems = [finding for finding in findings if finding["kind"] == "problem"]
     if problems and not force:
         raise UserError(
-            f"{remote.host} has problems | {problems[0]['what']} | {problems[0]['fix']} on the device, or --force"
+            f"{remote.host} has problems | {problems[0]['what']} "
+            f"| {problems[0]['fix']} on the device, or --force"
         )
 
 
 def _has(remote: Remote, place: str, bundle: Path) -> bool:
-    """The very bundle is installed there."""
+    """Return True if this very bundle is installed at ``place``."""
     there = remote.run("cat", f"{place}/bundle.json")
     return there.returncode == 0 and there.stdout == (bundle / "bundle.json").read_text(encoding="utf-8")
 

@@ -1,13 +1,14 @@
-"""Installs what ``foveate pack`` packed or ``foveate deploy`` sent, on a device without network. Standard library alone.
+"""Installs what ``foveate pack`` packed or ``foveate deploy`` sent, on a device without network.
 
-A pack is a zip archive with this file as ``__main__.py``: ``python3 NAME.pyz --to ~/foveate``. A deployment is the same files
-in a directory, from which they are moved. Either way ``pack.json`` names every file with its size and SHA-256.
+Uses only the standard library. A pack is a zip archive with this file as ``__main__.py``: ``python3 NAME.pyz
+--to ~/foveate``. A deployment is the same files in a folder, from which they are moved. In both,
+``pack.json`` names every file with its size and SHA-256.
 
     ROOT/runtimes/<digest>/   an environment with the wheels; ROOT/runtime links to the one in use
     ROOT/bundles/<name>/      the bundle
 
-Nothing is in its place before it is whole and checked, and a link or a rename puts it there: a power cut at any moment leaves
-what was there before or what is there after. The next run goes on where this one stopped.
+Everything is completed and checked before a link or a rename puts it in place. A power cut at any moment
+leaves the old state or the new one. The next run continues where this one stopped.
 """
 
 from __future__ import annotations
@@ -36,15 +37,17 @@ _SPARE = 200 << 20  # bytes that stay free
 
 
 class Zip:
-    """Files inside a pack."""
+    """The files of a pack."""
 
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path)
 
     def read(self, name: str) -> bytes:
+        """Return the content of a file."""
         return self._zip.read(name)
 
     def put(self, name: str, target: Path) -> None:
+        """Write a file to ``target`` and flush it."""
         with self._zip.open(name) as source, target.open("wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
             file.flush()
@@ -52,15 +55,17 @@ class Zip:
 
 
 class Folder:
-    """Files that were sent; those of the bundle are moved, so that it is on the disk once."""
+    """The files of a deployment. Those of the bundle are moved, so that the disk holds them only once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self, name: str) -> bytes:
+        """Return the content of a file."""
         return (self._path / name).read_bytes()
 
     def put(self, name: str, target: Path) -> None:
+        """Move or copy a file to ``target``."""
         source = self._path / name
         if name.startswith("bundle/"):
             os.replace(source, target)
@@ -69,11 +74,21 @@ class Folder:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Install foveate and a bundle. Needs no network.")
-    parser.add_argument("--to", type=Path, default=Path.home() / "foveate", metavar="ROOT")
-    parser.add_argument("--only", choices=("runtime", "bundle"))
+    parser = argparse.ArgumentParser(description="Install foveate and a bundle, without network.")
     parser.add_argument(
-        "--force", action="store_true", help="although the pack is for another machine or Python"
+        "--to",
+        type=Path,
+        default=Path.home() / "foveate",
+        metavar="ROOT",
+        help="Folder to install into (default: ~/foveate).",
+    )
+    parser.add_argument(
+        "--only", choices=("runtime", "bundle"), help="Install only this part (default: both)."
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="Install even if the pack is for another machine or Python (default: refuse).",
     )
     args = parser.parse_args(argv)
     here = Path(sys.argv[0] if zipfile.is_zipfile(sys.argv[0]) else __file__)
@@ -102,7 +117,7 @@ def _fits(pack: dict, force: bool) -> None:
 
 
 def _runtime(source: Zip | Folder, pack: dict, root: Path) -> None:
-    """An environment that sees the system's packages, TensorRT among them."""
+    """Install an environment that sees the system's packages, such as TensorRT."""
     names = [name for name in pack["files"] if name.startswith("wheels/")]
     target = root / "runtimes" / pack["runtime"]
     if not (target / "complete").is_file():
@@ -112,7 +127,7 @@ def _runtime(source: Zip | Folder, pack: dict, root: Path) -> None:
         _room(target, sum(pack["files"][name]["size"] for name in names) * 4)
         for name in names:
             _put(source, pack, name, wheels / Path(name).name)
-        # without ensurepip, which Ubuntu has in a package of its own; pip comes as a wheel
+        # without ensurepip, which is a separate package on Ubuntu; pip comes as a wheel
         _call(sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(target))
         pip = next(wheels.glob("pip-*.whl"))
         install = [
@@ -139,7 +154,10 @@ def _runtime(source: Zip | Folder, pack: dict, root: Path) -> None:
 
 
 def _switch_telemetry_off(target: Path) -> None:
-    """For every program of the environment, also one that imports ONNX Runtime before foveate (docs/offline.md)."""
+    """Switch telemetry off for every program of the environment (docs/offline.md).
+
+    This covers programs that import ONNX Runtime before foveate too.
+    """
     (packages,) = target.glob("lib/python3*/site-packages")
     line = 'import os; os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")\n'
     (packages / "foveate_telemetry.pth").write_text(line, encoding="utf-8")
@@ -151,7 +169,7 @@ def _bundle(source: Zip | Folder, pack: dict, root: Path) -> None:
     manifest = "bundle/bundle.json"
     if (target / "bundle.json").is_file() and _same(target / "bundle.json", pack["files"][manifest]):
         shutil.rmtree(work, ignore_errors=True)
-        return  # bundle.json has every file's hash, and it came here last
+        return  # bundle.json has every file's hash, and the bundle was complete when it was put here
     work.mkdir(parents=True, exist_ok=True)
     missing = [name for name in names if not _same(work / name.partition("/")[2], pack["files"][name])]
     if isinstance(source, Zip):
@@ -175,7 +193,7 @@ def _bundle(source: Zip | Folder, pack: dict, root: Path) -> None:
 
 @contextlib.contextmanager
 def _unused(bundle: Path) -> Iterator[None]:
-    """Hold the lock that `foveate compile` holds while it writes into a bundle. Raises ValueError while it does."""
+    """Hold the lock that `foveate compile` takes to write into a bundle. Raises ValueError if it holds it."""
     if fcntl is None or not bundle.is_dir():
         yield
         return
@@ -199,7 +217,7 @@ def _put(source: Zip | Folder, pack: dict, name: str, target: Path) -> None:
 
 
 def _same(path: Path, expected: dict) -> bool:
-    """By size and SHA-256."""
+    """Return True if ``path`` has the expected size and SHA-256."""
     if not path.is_file() or path.stat().st_size != expected["size"]:
         return False
     digest = hashlib.sha256()

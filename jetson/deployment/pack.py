@@ -1,6 +1,7 @@
-"""``foveate pack``: one file that holds a bundle, the runtime's wheels for the device's Python, and an installer.
+"""``foveate pack``: writes one file with a bundle, the wheels for the device's Python, and an installer.
 
-On the device, without network: ``python3 NAME.pyz --to ~/foveate`` (``jetson/deployment/installer.py``).
+To install it on the device, without network, run ``python3 NAME.pyz --to ~/foveate``
+(``jetson/deployment/installer.py``).
 """
 
 from __future__ import annotations
@@ -25,17 +26,27 @@ from foveate.runtime.cli import Parser, options
 __all__ = ["add_wheels", "contents", "gather", "installer", "main", "pack"]
 
 _VIDEO = "opencv-python-headless"  # the extra ``video``
-_EXTRAS = (_VIDEO, "cuda-bindings")  # installed where there is a wheel of it
+_EXTRAS = (_VIDEO, "cuda-bindings")  # installed if the pack has a wheel of it
 
 
 def main(argv: list[str]) -> int:
     jetpacks = {each.jetpack: each for each in JETPACKS}
-    parser = Parser(prog="foveate pack", description="One file for a device without network.")
-    parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument(
-        "--jetpack", default="6.2", help=f"of the device: {', '.join(jetpacks)} (default 6.2)"
+    parser = Parser(
+        prog="foveate pack",
+        description="Write a bundle, the runtime and an installer to one file, for a device without network.",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.pyz", help="default: the bundle's name")
+    parser.add_argument("bundle", metavar="BUNDLE", help="Folder of the bundle.")
+    parser.add_argument(
+        "--jetpack",
+        default="6.2",
+        help=f"JetPack version of the device: {', '.join(jetpacks)} (default: 6.2).",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.pyz",
+        help="File to write (default: BUNDLE.jetpackVERSION.pyz in the current folder).",
+    )
     add_wheels(parser)
     args = parser.parse_args(argv)
     if args.jetpack not in jetpacks:
@@ -49,7 +60,10 @@ def main(argv: list[str]) -> int:
 
 
 def pack(bundle: Path, target: Target, out: Path, wheels_in: Path | None = None, video: bool = False) -> None:
-    """Write ``out``, aside and renamed. Raises UserError."""
+    """Write the pack ``out`` atomically. Raises UserError.
+
+    ``wheels_in`` is a folder with the wheels; None collects them. ``video`` adds OpenCV.
+    """
     manifest = load(bundle, full=True, progress=lambda name: options.say(f"checking {name}")).manifest
     for line in licence.lines(manifest.licence):
         options.say(f"licence of the {line}")
@@ -57,7 +71,7 @@ def pack(bundle: Path, target: Target, out: Path, wheels_in: Path | None = None,
         wheels_in = wheels_in or gather(target, Path(folder), video)
         facts = contents(bundle, manifest.name, wheels_in, target)
         try:
-            # stored: weights do not compress, and the installer reads them as they lie
+            # stored, since weights do not compress
             with atomic_file(out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
                 archive.writestr("__main__.py", installer())
                 archive.writestr("pack.json", json.dumps(facts, indent=1))
@@ -69,21 +83,27 @@ def pack(bundle: Path, target: Target, out: Path, wheels_in: Path | None = None,
 
 
 def add_wheels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--video", action="store_true", help="with OpenCV, which `foveate watch` needs")
+    """Add ``--video`` and ``--wheels``."""
     parser.add_argument(
-        "--wheels", type=Path, metavar="DIR", help="take these wheels, pip's among them; download none"
+        "--video", action="store_true", help="Include OpenCV, which foveate watch needs (default: without)."
+    )
+    parser.add_argument(
+        "--wheels",
+        type=Path,
+        metavar="DIR",
+        help="Use the wheels in this folder, which must include pip (default: download them).",
     )
 
 
 def gather(target: Target, folder: Path, video: bool) -> Path:
-    """``folder`` with the wheels for ``target``. Raises UserError."""
+    """Collect the wheels for ``target`` in ``folder`` and return it. Raises UserError."""
     options.say(f"collecting wheels for {target.machine}, Python {target.python}")
     wheels.collect(target, folder, [*target.extras, *([_VIDEO] if video else [])])
     return folder
 
 
 def contents(bundle: Path, name: str, wheels_in: Path, target: Target) -> dict[str, Any]:
-    """``pack.json``: what is in a pack, file by file."""
+    """Return the content of ``pack.json``, which describes every file of a pack. Raises UserError."""
     names = [f"wheels/{wheel.name}" for wheel in sorted(wheels_in.glob("*.whl"))]
     if not any(each.startswith("wheels/foveate-") for each in names):
         raise UserError(
@@ -107,6 +127,7 @@ def contents(bundle: Path, name: str, wheels_in: Path, target: Target) -> dict[s
 
 
 def installer() -> str:
+    """Return the source of the installer."""
     return Path(__file__).with_name("installer.py").read_text(encoding="utf-8")
 
 

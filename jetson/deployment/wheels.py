@@ -1,8 +1,9 @@
-"""The wheels that the device side needs on another machine and Python, fetched by this machine's pip.
+"""Collects the wheels that the device side needs on another machine and Python, with this machine's pip.
 
-``pip download`` picks wheels for another Python but reads the conditions of requirements (``python_version < '3.11'``) for the
-one it runs on, so a package that only the target wants is missed. Hence: what a condition lets through on the target and is
-not there yet is downloaded too, until nothing is missing.
+``pip download`` can pick wheels for another Python, but it evaluates the conditions of requirements
+(``python_version < '3.11'``) for the Python that it runs on. So it misses packages that only the target
+needs. ``collect`` therefore evaluates the conditions for the target, and downloads what is missing until
+nothing is.
 """
 
 from __future__ import annotations
@@ -26,26 +27,30 @@ _GLIBC = (17, 24, 26, 27, 28, 31, 34, 35, 38, 39)  # minor versions that manylin
 
 
 class Target:
-    """``machine`` as ``uname -m`` says it, ``python`` "3.10", ``glibc`` "2.35"; ``cuda`` "12.6", where its
-    TensorRT is to be used."""
+    """A machine that wheels are for.
+
+    ``machine`` is the output of ``uname -m``, ``python`` e.g. "3.10", ``glibc`` e.g. "2.35". ``cuda``, e.g.
+    "12.6", is set if TensorRT is to be used there.
+    """
 
     def __init__(self, machine: str, python: str, glibc: str, cuda: str | None = None) -> None:
         self.machine, self.python, self.glibc, self.cuda = machine, python, glibc, cuda
 
     @property
     def extras(self) -> list[str]:
-        """What TensorRT's engines need besides (``engines.trt_cuda``): the bindings of its CUDA's major number."""
+        """Further requirements of TensorRT's engines: the bindings for its CUDA's major version."""
         return [f"cuda-bindings=={self.cuda.partition('.')[0]}.*"] if self.cuda else []
 
     @property
     def platforms(self) -> list[str]:
+        """Platform tags of wheels that run there, best first."""
         most = int(self.glibc.split(".")[1])
         tags = [f"manylinux_2_{minor}_{self.machine}" for minor in _GLIBC if minor <= most]
         return [*reversed(tags), f"manylinux2014_{self.machine}", f"linux_{self.machine}"]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Names of PEP 508."""
+        """Variables of PEP 508 conditions with their values on the target."""
         return {
             "python_version": self.python,
             "python_full_version": f"{self.python}.0",
@@ -60,8 +65,10 @@ class Target:
 
 
 def collect(target: Target, folder: Path, extra: list[str] | None = None) -> None:
-    """Fill ``folder`` with wheels of foveate, of all that it needs on ``target``, and of pip. ``extra`` are further
-    requirements. Raises UserError with pip's own words."""
+    """Fill ``folder`` with the wheels of foveate, of all that it requires on ``target``, and of pip.
+
+    ``extra`` are further requirements. Raises UserError with pip's own message.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("foveate-*.whl"):
         old.unlink()
@@ -75,7 +82,7 @@ def collect(target: Target, folder: Path, extra: list[str] | None = None) -> Non
 
 
 def requirements(wheel: Path, target: Target) -> list[str]:
-    """Requirements of a wheel that hold on ``target``, without their conditions and without extras."""
+    """Return the requirements of a wheel that apply on ``target``, without conditions and extras."""
     with zipfile.ZipFile(wheel) as archive:
         metadata = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         message = email.message_from_bytes(archive.read(metadata))
@@ -88,7 +95,10 @@ def requirements(wheel: Path, target: Target) -> list[str]:
 
 
 def holds(condition: str, environment: dict[str, str]) -> bool:
-    """A PEP 508 condition; it is a Python expression but for the order of versions. Raises ValueError."""
+    """Evaluate a PEP 508 condition. Raises ValueError.
+
+    Such a condition is a Python expression, except for how versions are ordered.
+    """
     return _holds(ast.parse(condition, mode="eval").body, environment)
 
 
@@ -124,12 +134,12 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _name(requirement: str) -> str:
-    """Normalized: "Foo_Bar[x]>=1" is foo-bar."""
+    """Return the normalized name of a requirement: "Foo_Bar[x]>=1" is foo-bar."""
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement.strip())[0]).lower()
 
 
 def _own_wheel(folder: Path) -> Path:
-    """Built from the checkout where this is one, else fetched in this version."""
+    """Put foveate's own wheel into ``folder``: built from this checkout, or fetched in the same version."""
     root, source = Path(__file__).parents[2], f"foveate=={version('foveate')}"
     with tempfile.TemporaryDirectory() as work:
         if (root / "pyproject.toml").is_file():
@@ -141,7 +151,10 @@ def _own_wheel(folder: Path) -> Path:
 
 
 def _copy(root: Path, target: Path) -> None:
-    """What the wheel is built from. Building in place leaves ``build/`` behind, whose files the next wheel would hold."""
+    """Copy what the wheel is built from.
+
+    Building in place would leave ``build/`` behind, and the next wheel would contain its files.
+    """
     target.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, target)

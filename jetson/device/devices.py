@@ -1,8 +1,9 @@
-"""Devices and JetPacks as data: what ``devices.json`` says, with its sources.
+"""The devices and JetPacks of ``devices.json``, with their sources.
 
-Memory in GB as NVIDIA sells it, bandwidth in GB/s, rates in dense TFLOPS or TOPS of the GPU alone (DLAs do not decode) with
-FP32 accumulation where NVIDIA tells the two apart. Orins are given by SMs and clock: their rates follow from the technical
-brief's 4096 INT8 operations per SM and clock, so that a Super mode is a clock and a bandwidth and nothing else.
+In the file, memory is in GB as NVIDIA sells it, and bandwidth in GB/s. Rates are dense TFLOPS or TOPS of the
+GPU alone, since DLAs do not decode. They are with FP32 accumulation if NVIDIA distinguishes. Orins are given
+by SMs and clock. Their rates follow from the 4096 INT8 operations per SM and clock in NVIDIA's technical
+brief. So a Super mode differs only in clock and bandwidth.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from foveate.engines.errors import unknown
 
 __all__ = ["DEVICES", "JETPACKS", "Device", "JetPack", "device", "jetpack_of"]
 
-_ORIN_INT8 = 4096  # dense operations per SM and clock; FP16 takes twice the clocks. No FP8 before Ada
+_ORIN_INT8 = 4096  # dense operations per SM and clock; FP16 has half of it; no FP8 before Ada
 
 
 @dataclass(frozen=True)
 class Device:
-    """``bandwidth`` in bytes/s, rates in operations/s; ``mode`` is the power mode that they hold in, None: no modes."""
+    """A device: bandwidth in bytes/s, rates in operations/s.
+
+    ``mode`` is the power mode in which these are reached, or None for a device without power modes.
+    """
 
     name: str
     title: str
@@ -37,12 +41,14 @@ class Device:
 
     @property
     def is_jetson(self) -> bool:
-        """CPU and GPU share the memory."""
+        """True for a Jetson, where CPU and GPU share the memory."""
         return self.mode is not None
 
 
 @dataclass(frozen=True)
 class JetPack:
+    """A release of JetPack and the versions of what it contains."""
+
     jetpack: str
     l4t: str
     cuda: str
@@ -85,14 +91,17 @@ JETPACKS: tuple[JetPack, ...] = tuple(
 
 
 def device(name: str) -> Device:
-    """Raises UserError for a name that the table has not."""
+    """Return the device ``name``. Raises UserError for an unknown name."""
     if name not in DEVICES:
         raise unknown("device", name, DEVICES)
     return DEVICES[name]
 
 
 def jetpack_of(l4t: str) -> JetPack | None:
-    """The newest JetPack of the table whose L4T is no newer than ``l4t`` ("36.4.7") and of its major number; None: unknown."""
+    """Return the JetPack of an L4T version such as "36.4.7", or None if it is unknown.
+
+    It is the newest one in the table with the same major number and no newer L4T.
+    """
     asked = _numbers(l4t)
     known = [j for j in JETPACKS if _numbers(j.l4t)[0] == asked[0] and _numbers(j.l4t) <= asked]
     return max(known, key=lambda j: _numbers(j.l4t), default=None)

@@ -1,7 +1,8 @@
-"""``foveate doctor``: what is on this machine, what is wrong with it for foveate, and the command that mends each thing.
+"""``foveate doctor``: shows what is on this machine, what is wrong with it, and how to fix it.
 
-A problem keeps something from working, or makes it slow or out of memory on a device of this size; advice is what an
-attentive engineer would do besides. Nothing is said of what is well, and nothing is changed.
+Every finding comes with a command that fixes it. A problem keeps something from working, or makes it slow or
+run out of memory on a device of this size. Advice is what a careful engineer would do besides. Things that
+are in order are not mentioned, and nothing is changed.
 """
 
 from __future__ import annotations
@@ -23,19 +24,21 @@ __all__ = ["Finding", "examine", "main"]
 _GB = 1e9
 _SMALL = 9 * 2**30  # Jetsons of 8 GB and less
 _MIDDLE = 17 * 2**30
-_DISK = 5e9  # bytes that a bundle, its engines and wheels want at least
-_CMA = 900 << 20  # an 8 GB Orin's builder wants the head's 1.08 GB in one piece; cma=950M helped
+_DISK = 5e9  # bytes that a bundle, its engines and wheels need at least
+_CMA = 900 << 20  # an 8 GB Orin's builder needs the head's 1.08 GB contiguous; cma=950M helped
 
 
 @dataclass(frozen=True)
 class Finding:
+    """One finding: ``what`` is wrong, and the command that fixes it."""
+
     kind: Literal["problem", "advice"]
     what: str
     fix: str
 
 
 def examine(here: Inventory, disk: float = _DISK, memory: float = 0) -> list[Finding]:
-    """Findings, problems first. ``disk`` and ``memory`` are bytes that must be free."""
+    """Return the findings, problems first. ``disk`` and ``memory`` are the bytes that must be free."""
     found = [
         *_software(here),
         *(_jetson(here) if here.is_jetson else _desktop(here)),
@@ -75,7 +78,7 @@ def _software(here: Inventory) -> Iterator[Finding]:
 
 
 def _refused(here: Inventory) -> str | None:
-    """Why the installed ONNX Runtime does not get the dialect ``ort``, or None."""
+    """Return why the dialect ``ort`` is not used with the installed ONNX Runtime, or None if it is."""
     return library.refused_dialect("ort", here.onnxruntime or "")
 
 
@@ -110,11 +113,12 @@ def _jetson(here: Inventory) -> Iterator[Finding]:
         if here.swap <= here.zram:
             yield _advice(
                 "there is no swap on the disk",
-                "sudo fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile",
+                "sudo fallocate -l 16G /swapfile && sudo chmod 600 /swapfile "
+                "&& sudo mkswap /swapfile && sudo swapon /swapfile",
             )
     if 0 < here.memory < _SMALL and here.cma < _CMA:
         yield _advice(
-            f"{here.cma >> 20} MiB of memory in one piece (CMA); TensorRT's builder may ask for more than that",
+            f"{here.cma >> 20} MiB of contiguous memory (CMA); TensorRT's builder may ask for more",
             "sudo sed -i '/^ *APPEND/ s/$/ cma=950M/' /boot/extlinux/extlinux.conf && sudo reboot",
         )
 
@@ -148,30 +152,50 @@ def _desktop(here: Inventory) -> Iterator[Finding]:
 def _room(here: Inventory, disk: float, memory: float) -> Iterator[Finding]:
     if here.disk_free < disk:
         yield _problem(
-            f"{here.disk_free / _GB:.1f} GB of disk are free, {disk / _GB:.1f} are wanted",
+            f"{here.disk_free / _GB:.1f} GB of disk are free, {disk / _GB:.1f} GB are needed",
             "sudo apt clean && du -xh --max-depth 2 ~ | sort -h | tail",
         )
     if here.memory_free < memory:
         yield _problem(
-            f"{here.memory_free / _GB:.1f} GB of memory are free, {memory / _GB:.1f} are wanted",
+            f"{here.memory_free / _GB:.1f} GB of memory are free, {memory / _GB:.1f} GB are needed",
             "sudo sync && sudo sysctl -w vm.drop_caches=3; ps aux --sort -rss | head",
         )
 
 
 def main(argv: list[str]) -> int:
     parser = Parser(
-        prog="foveate doctor", description="Show what is on this machine and what is wrong with it."
+        prog="foveate doctor",
+        description="Show what is on this machine, what is wrong with it, and how to fix it.",
     )
     parser.add_argument(
-        "--disk", type=float, metavar="GB", help="that must be free (default 5)", default=_DISK / _GB
+        "--disk",
+        type=float,
+        metavar="GB",
+        help="Gigabytes of disk that must be free (default: 5).",
+        default=_DISK / _GB,
     )
-    parser.add_argument("--memory", type=float, metavar="GB", help="that must be free (default 0)", default=0)
-    parser.add_argument("--path", type=Path, default=Path("."), help="where bundles lie (default: here)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="Gigabytes of memory that must be free (default: 0).",
+        default=0,
+    )
+    parser.add_argument(
+        "--path",
+        type=Path,
+        default=Path("."),
+        help="Folder for the bundles, on whose disk --disk is checked (default: the current folder).",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print the facts and findings as one JSON document (default: as text).",
+    )
     args = parser.parse_args(argv)
     if not args.path.is_dir():
         raise UserError(
-            f"no such directory: {args.path} | expected where bundles lie | leave --path out", code=2
+            f"no such folder: {args.path} | expected the folder for bundles | leave --path out", code=2
         )
     here = look(System(), args.path)
     found = examine(here, args.disk * _GB, args.memory * _GB)
@@ -183,6 +207,7 @@ def main(argv: list[str]) -> int:
 
 
 def to_json(here: Inventory) -> dict[str, Any]:
+    """Return the inventory as plain data."""
     return asdict(here) | {"is_jetson": here.is_jetson}
 
 

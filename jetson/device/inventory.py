@@ -1,6 +1,7 @@
-"""What is on a machine: GPU, driver, CUDA, TensorRT, ONNX Runtime, JetPack, power mode, clocks, memory, disk.
+"""Inventory of a machine: its hardware, its software and their state.
 
-In: a ``System``. Out: ``Inventory``, in which None means that it is not there or does not say.
+It covers GPU, driver, CUDA, TensorRT, ONNX Runtime, JetPack, power mode, clocks, memory and disk.
+``look`` reads a ``System`` and returns an ``Inventory``, in which None means absent or unknown.
 """
 
 from __future__ import annotations
@@ -21,19 +22,25 @@ _ONNXRUNTIME = "import json; from foveate.engines.ort.library import probe; prin
 _TENSORRT = "import tensorrt; print(tensorrt.__version__)"
 _PACKAGES = (
     "import json; from importlib.metadata import distributions as d; "
-    "print(json.dumps(sorted({x.metadata['Name'] for x in d() if (x.metadata['Name'] or '').startswith('onnxruntime')})))"
+    "print(json.dumps(sorted({x.metadata['Name'] for x in d() "
+    "if (x.metadata['Name'] or '').startswith('onnxruntime')})))"
 )
 
 
 @dataclass(frozen=True)
 class PowerMode:
+    """A power mode of nvpmodel."""
+
     id: int
     name: str
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """Memory and disk in bytes; ``clocks_locked`` None where there is no GPU with a governor."""
+    """Facts about a machine.
+
+    Memory and disk are in bytes. ``clocks_locked`` is None without a GPU governor.
+    """
 
     machine: str
     python: str
@@ -64,11 +71,12 @@ class Inventory:
 
     @property
     def is_jetson(self) -> bool:
+        """True if Jetson Linux is installed."""
         return self.l4t is not None
 
 
 def look(system: System, disk: Path) -> Inventory:
-    """Everything; ``disk`` is where bundles will lie."""
+    """Return the inventory. ``disk`` is the folder for bundles, whose disk is measured."""
     l4t, info = l4t_of(system.read("/etc/nv_tegra_release")), _meminfo(system)
     smi = _smi(system)
     version, providers, fault = _json(_python(system, _ONNXRUNTIME)) or (None, [], None)
@@ -104,26 +112,35 @@ def look(system: System, disk: Path) -> Inventory:
 
 
 def _python(system: System, code: str) -> str | None:
-    """What ``code`` prints in a Python that finds its modules where this one does."""
+    """Return what ``code`` prints in a new Python with this one's module path."""
     return system.run(sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}")
 
 
 def power_mode(system: System) -> PowerMode | None:
-    """``nvpmodel -q``: "NV Power Mode: 15W" and, on a line of its own, the mode's number."""
+    """Return the current power mode, or None.
+
+    ``nvpmodel -q`` prints "NV Power Mode: 15W" and, on the next line, the mode's number.
+    """
     text = system.run("nvpmodel", "-q") or ""
     found = re.search(r"NV Power Mode:\s*(\S+)\s+(\d+)", text)
     return PowerMode(int(found[2]), found[1]) if found else None
 
 
 def power_modes(system: System) -> list[PowerMode]:
-    """Of ``/etc/nvpmodel.conf``: ``< POWER_MODEL ID=0 NAME=MAXN >``."""
+    """Return the power modes in ``/etc/nvpmodel.conf``.
+
+    Each is a line such as ``< POWER_MODEL ID=0 NAME=MAXN >``.
+    """
     text = system.read("/etc/nvpmodel.conf") or ""
     found = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", text, re.MULTILINE)
     return [PowerMode(int(number), name) for number, name in found]
 
 
 def l4t_of(release: str | None) -> str | None:
-    """``/etc/nv_tegra_release``: "# R36 (release), REVISION: 4.3, GCID: ..." is 36.4.3. None: no Jetson."""
+    """Return the L4T version in the text of ``/etc/nv_tegra_release``, or None if this is no Jetson.
+
+    "# R36 (release), REVISION: 4.3, GCID: ..." is 36.4.3.
+    """
     found = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", release or "")
     return f"{found[1]}.{found[2]}" if found else None
 
@@ -135,7 +152,7 @@ def _smi(system: System) -> tuple[str, str] | None:
 
 
 def _on_bus(system: System) -> bool:
-    """An NVIDIA display controller, whether a driver has it or not."""
+    """Return True if there is an NVIDIA display controller, with or without a driver."""
     for device in system.glob("/sys/bus/pci/devices/*"):
         where = f"/sys/bus/pci/devices/{device.name}"
         if system.read(f"{where}/vendor") == "0x10de" and (system.read(f"{where}/class") or "")[:4] == "0x03":
@@ -152,14 +169,14 @@ def _cuda(system: System) -> str | None:
 
 
 def _library_version(system: System, name: str) -> str | None:
-    """The longest version among the files of a shared library."""
+    """Return the longest version in the file names of a shared library, or None."""
     found = [p.name for p in system.glob(f"/usr/lib/*-linux-gnu/{name}.*")]
     versions = [n[len(name) + 1 :] for n in found if re.fullmatch(r"[\d.]+", n[len(name) + 1 :])]
     return max(versions, key=len, default=None)
 
 
 def _locked(system: System) -> bool | None:
-    """``jetson_clocks`` sets the least frequency of the GPU to the greatest."""
+    """Return True if the GPU's minimum and maximum frequency are equal, as ``jetson_clocks`` sets them."""
     for folder in system.glob("/sys/class/devfreq/*"):
         if re.search(r"gpu|ga10b|gv11b", folder.name):
             least, most = (system.read(f"/sys/class/devfreq/{folder.name}/{e}_freq") for e in ("min", "max"))

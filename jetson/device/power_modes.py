@@ -1,10 +1,11 @@
-"""``foveate power``: the power mode, and a command run in another one, after which everything is as it was.
+"""``foveate power``: shows the power mode, or runs a command in another one and then restores everything.
 
-``foveate power --mode MAXN_SUPER --clocks -- foveate run ...`` says what it will do, does it with sudo, runs the command and
-restores mode and clocks, also after Ctrl-C and when the command fails. With ``--dry-run`` it only says it.
+``foveate power --mode MAXN_SUPER --clocks -- foveate run ...`` prints each step, does it with sudo, and runs
+the command. Then it restores mode and clocks, also after Ctrl-C and if the command fails. With ``--dry-run``
+it only prints the steps.
 
-The order matters: clocks are stored before the mode changes and locked after, and restored before the mode goes back,
-because ``jetson_clocks`` locks to the limits of the mode that is in force.
+The order matters, since ``jetson_clocks`` locks to the limits of the current mode. Clocks are stored before
+the mode changes and locked after it. They are restored before the mode is.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ Do = Callable[[list[str]], None]
 
 
 Step = tuple[list[str], "list[str] | None"]
-"""A command, and the one that undoes it."""
+"""A command, and the command that undoes it, or None."""
 
 
 def steps(system: System, mode: str | None, clocks: bool, store: str) -> list[Step]:
-    """What is to be done, in this order; it is undone in the same. ``store`` is the file that keeps the clocks. Raises
-    UserError where this machine has no such mode."""
+    """Return the steps in the order in which they are done. They are undone in the same order.
+
+    ``store`` is the file for the stored clocks. Raises UserError if this machine has no such mode.
+    """
     todo: list[Step] = []
     if clocks:
         todo.append((["jetson_clocks", "--store", store], ["jetson_clocks", "--restore", store]))
@@ -55,18 +58,21 @@ def steps(system: System, mode: str | None, clocks: bool, store: str) -> list[St
 
 
 def _sudo(command: list[str]) -> None:
-    """Raises UserError when it fails. A mode that wants a reboot asks on stdin, gets no answer and fails."""
+    """Run ``command`` as root. Raises UserError if it fails.
+
+    A mode change that needs a reboot asks on stdin. It gets no answer and fails.
+    """
     full = command if os.geteuid() == 0 else ["sudo", "-n", *command]
     try:
         done = subprocess.run(full, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise UserError(
-            f"cannot run {command[0]} | it is not here | this is for Jetsons: foveate doctor"
+            f"cannot run {command[0]} | it is not installed | this is for Jetsons: foveate doctor"
         ) from error
     said = f"{done.stdout} {done.stderr}"
     if done.returncode or "NVPM ERROR" in said:
         shown = " ".join(said.split()) or f"exit code {done.returncode}"
-        raise UserError(f"{' '.join(full)} failed | {shown} | run it yourself; a reboot may be wanted")
+        raise UserError(f"{' '.join(full)} failed | {shown} | run it yourself; it may need a reboot")
 
 
 @contextlib.contextmanager
@@ -78,8 +84,11 @@ def performance(
     do: Do = _sudo,
     say: Callable[[str], None] = options.say,
 ) -> Iterator[None]:
-    """The block runs in ``mode`` and, with ``clocks``, at locked clocks; then both are what they were. Each command is said
-    before it is run. What was done is undone when a later step fails. Raises UserError."""
+    """Run the block in ``mode`` and, with ``clocks``, at locked clocks. Then restore both.
+
+    ``say`` gets each command before ``do`` runs it. If a step fails, the steps before it are undone. Raises
+    UserError.
+    """
     with tempfile.TemporaryDirectory() as folder:
         undo: list[list[str]] = []
         try:
@@ -92,7 +101,7 @@ def performance(
 
 
 def _undo(commands: list[list[str]], do: Do, say: Callable[[str], None]) -> None:
-    """All of them, although one fails; raises the first error."""
+    """Run all commands, even if one fails. Raises the first error."""
     errors = []
     for command in commands:
         try:
@@ -109,13 +118,27 @@ def _step(command: list[str], do: Do, say: Callable[[str], None]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="foveate power", description="Show the power mode, or run a command in another one.")
-    parser.add_argument("--mode", help="a name of /etc/nvpmodel.conf")
-    parser.add_argument(
-        "--clocks", action="store_true", help="lock the clocks to the mode's limits (jetson_clocks)"
+    parser = Parser(
+        prog="foveate power",
+        description="Show the power mode, or run a command in another one and then restore it.",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+    parser.add_argument(
+        "--mode",
+        help="Power mode to run the command in: a name in /etc/nvpmodel.conf (default: the current one).",
+    )
+    parser.add_argument(
+        "--clocks",
+        action="store_true",
+        help="Lock the clocks to the mode's limits with jetson_clocks (default: they follow the load).",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="Only print the steps (default: do them).")
+    parser.add_argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="-- COMMAND ...",
+        help="Command to run in that mode. Without --mode and --clocks, the current mode and power are "
+        "shown.",
+    )
     args = parser.parse_args(argv)
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     system = System()
@@ -129,7 +152,7 @@ def main(argv: list[str]) -> int:
         return 0
     if not command:
         raise UserError(
-            "power for what? | expected a command after -- | foveate power --mode M -- foveate run ...",
+            "no command to run | expected one after -- | foveate power --mode M -- foveate run ...",
             code=2,
         )
     with performance(args.mode, args.clocks, system=system):

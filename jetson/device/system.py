@@ -1,4 +1,4 @@
-"""A machine to look at: files below a root directory, and commands. Tests give it recorded files and outputs."""
+"""Access to a machine: files below a root folder, and commands. Tests pass recorded files and outputs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 __all__ = ["System", "run"]
 
 _SECONDS = 20  # a probe that takes longer is stuck
-_SBIN = ":/usr/sbin:/sbin"  # not on everybody's PATH; nvpmodel is there
+_SBIN = ":/usr/sbin:/sbin"  # often not on a user's PATH; holds nvpmodel
 
 
 def run(*command: str) -> str | None:
-    """What ``command`` prints; None: it is not there, failed or is stuck."""
+    """Return what ``command`` prints, or None if it is missing, fails or hangs."""
     path = shutil.which(command[0], path=os.environ.get("PATH", "") + _SBIN)
     if path is None:
         return None
@@ -42,7 +42,11 @@ def _free(path: Path) -> int:
 
 @dataclass(frozen=True)
 class System:
-    """``run`` gives a command's output or None, ``free`` the bytes that a path's disk has left, ``python`` the version of this Python."""
+    """A machine.
+
+    ``run`` returns a command's output or None, ``free`` the free bytes of a path's disk. ``python`` is the
+    version of this Python.
+    """
 
     root: Path = Path("/")
     run: Callable[..., str | None] = field(default=run)
@@ -50,14 +54,19 @@ class System:
     python: str = field(default_factory=platform.python_version)
 
     def read(self, path: str) -> str | None:
-        """The text of a file, without the NUL that device trees end in; None: it is not there or not for us."""
+        """Return the text of a file, or None if it is missing or not readable.
+
+        The NUL at the end of device-tree files is removed.
+        """
         try:
             return (self.root / path.lstrip("/")).read_text(errors="replace").rstrip("\0\n")
         except OSError:
             return None
 
     def glob(self, pattern: str) -> list[Path]:
+        """Return the paths that match ``pattern``, sorted."""
         return sorted(self.root.glob(pattern.lstrip("/")))
 
     def exists(self, path: str) -> bool:
+        """Return True if ``path`` exists, even as a broken link."""
         return os.path.lexists(self.root / path.lstrip("/"))

@@ -1,19 +1,22 @@
-"""What an answer and a compilation need of a device's memory, before anything is built. Bytes throughout.
+"""Memory that a model needs on a device, to answer and to compile. All sizes are in bytes.
 
-Weights and the kv cache are counted: TensorRT allocates the cache for ``max_context`` rows, whatever is kept. What the system
-takes and what an engine needs besides are estimates, each with its ground:
+Weights and the kv cache are counted exactly. TensorRT allocates the cache for ``max_context`` rows, whatever
+is kept. The rest is estimated:
 
-* The firmware keeps 4 % on a Jetson: of 65,536 MB an AGX Orin shows 62,817 (a tegrastats line of JetPack 7.2). On modules with
-  8 GB or less it is 7 %: an Orin Nano shows 7,803,200 kB of 8 GiB.
-* The system without a desktop: 0.8 GB, which is our assumption. NVIDIA says of the desktop that it takes up to 865 MB.
-* Scratch is what the builder plans for the largest call, ``max_context`` rows at once, and the engine holds from when it is
-  loaded. It is every matrix's input and output of one layer, and in the dialect ``primitive``, which spells attention out, 2.5
-  times the scores [heads, rows, 2 x max_context] in FP16. For one layer of LLaVA-1.5-7B's sizes that is 0.38 GB and 5.75 GB;
-  TensorRT for RTX 1.7.1's builder reported 0.371 GB (``native``) and 5.547 GB (``primitive``) as its "Total Activation
-  Memory" for SM86, 4,096 rows (2026-11-30). Layers run one after another and share it. Full TensorRT may differ.
-* A build takes 0.5 GiB and 2.7 times the weights of the largest graph: with so much TensorRT for RTX 1.7 compiled LLaVA-1.5-7B's language
-  model in int4, whole and cut in 2 and 4, and with 12 to 17 % less it did not (docs/measurements.md). The scratch comes on top,
-  since the builder runs what it times on the device; there it was not measured.
+* Firmware: 4 % of a Jetson's memory. An AGX Orin shows 62,817 of 65,536 MB (a tegrastats line of JetPack
+  7.2). On modules with 8 GB or less it is 7 %: an Orin Nano shows 7,803,200 kB of 8 GiB.
+* System: 0.8 GB without a desktop, which is our assumption. NVIDIA says that the desktop takes up to 865 MB.
+* Scratch: the activations of the largest call, ``max_context`` rows at once. The builder plans it, and the
+  engine holds it from loading on. It is the input and output of every matrix of one layer, since layers run
+  one after another and share it. The dialect ``primitive``, which spells attention out, adds 2.5 times the
+  attention scores [heads, rows, 2 x max_context] in FP16. For one layer of LLaVA-1.5-7B's sizes this gives
+  0.38 GB and 5.75 GB. TensorRT for RTX 1.7.1's builder reported 0.371 GB (``native``) and 5.547 GB
+  (``primitive``) as its "Total Activation Memory" for SM86 and 4,096 rows (2026-11-30). Full TensorRT may
+  differ.
+* Build: 0.5 GiB and 2.7 times the weights of the largest graph. With that much memory TensorRT for RTX 1.7
+  compiled LLaVA-1.5-7B's language model in int4, whole and cut in 2 and 4. With 12 to 17 % less it failed
+  (docs/measurements.md). The scratch is added, since the builder runs what it times on the device. That part
+  was not measured.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from foveate.runtime.measuring import costs
 __all__ = ["DIALECTS", "Memory", "dialect_of", "fitting_context", "memory"]
 
 DIALECTS = ("native", "primitive")
-"""What TensorRT from 10.15 on is given, and what older ones are, JetPack 6's among them."""
+"""The dialect for TensorRT from 10.15 on, and the one for older versions such as JetPack 6's."""
 _SMALL = 8 * 2**30
 _FIRMWARE, _FIRMWARE_SMALL, _SYSTEM, _DESKTOP = 0.04, 0.07, 800e6, 865e6
 _SCORES = 2.5
@@ -40,7 +43,11 @@ _HALF = 2
 
 @dataclass(frozen=True)
 class Memory:
-    """``weights`` with the token embedding, which is mapped; ``cache`` of ``max_context`` rows; ``build_peak`` besides ``system``."""
+    """Memory needs in bytes.
+
+    ``total`` is the device's memory. ``weights`` include the token embedding, which is mapped. ``cache`` is
+    the kv cache of ``max_context`` rows. ``build_peak`` is what compiling needs on top of ``system``.
+    """
 
     total: int
     system: int
@@ -53,15 +60,19 @@ class Memory:
 
     @property
     def run(self) -> int:
-        """While it answers, the system included."""
+        """Memory in use while answering, including the system."""
         return self.system + self.weights + self.cache + self.scratch
 
     @property
     def build(self) -> int:
-        """While the largest graph is compiled, the system included."""
+        """Memory in use while the largest graph is compiled, including the system."""
         return self.system + self.build_peak
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, ``run`` and ``build`` as plain data.
+
+        "fits" is True if answering fits the device, "builds" if compiling does.
+        """
         return asdict(self) | {
             "run": self.run,
             "build": self.build,
@@ -71,7 +82,10 @@ class Memory:
 
 
 def dialect_of(device: Device) -> str:
-    """The one that needs more of what ``device`` may be given: JetPack 6's TensorRT takes ``primitive`` alone."""
+    """Return the dialect to plan for: of those that ``device`` may need, the one that takes more memory.
+
+    JetPack 6's TensorRT accepts only ``primitive``.
+    """
     return "primitive" if device.is_jetson else "native"
 
 
@@ -84,9 +98,13 @@ def memory(
     desktop: bool = True,
     llm_parts: int = 1,
 ) -> Memory:
-    """Of an engine whose cache has ``max_context`` rows (None: as ``compile`` chooses) in ``dialect`` (None: ``dialect_of``).
-    ``llm_parts``: into so many graphs the language model is cut, or into more, as its bundle or its method has it. A GPU with
-    memory of its own has no system in it."""
+    """Return what an engine of ``model`` needs on ``device``.
+
+    ``max_context`` is the number of rows of the kv cache (None: the default of ``foveate compile``).
+    ``dialect`` None means ``dialect_of(device)``. ``llm_parts`` is the least number of graphs that the
+    language model is cut into; its bundle or its method may cut it into more. A GPU with its own memory
+    counts no system.
+    """
     d = model.decoder
     context, dialect = min(max_context or MAX_CONTEXT, d["max_positions"]), dialect or dialect_of(device)
     layers = min(model.most_layers, -(-d["num_layers"] // llm_parts))
@@ -108,7 +126,10 @@ def memory(
 def fitting_context(
     model: Model, device: Device, rows: int, dialect: str | None, desktop: bool
 ) -> int | None:
-    """The largest ``max_context`` below the usual one with which an answer of ``rows`` fits the device; None: there is none."""
+    """Return the largest ``max_context`` below the default that fits, or None.
+
+    It must have room for an answer of ``rows`` rows.
+    """
     least = -(-rows // _CONTEXT_STEP) * _CONTEXT_STEP
     sizes = range(MAX_CONTEXT - _CONTEXT_STEP, least - 1, -_CONTEXT_STEP)
 
@@ -127,7 +148,10 @@ def _system(device: Device, desktop: bool) -> int:
 
 
 def _scratch(model: Model, context: int, dialect: str) -> int:
-    """Of the graph that needs most, see the top. The scores of the vision encoder's attention are not counted."""
+    """Return the scratch of the graph that needs most; see the module's docstring.
+
+    The attention scores of the vision encoder are not counted.
+    """
     d = model.decoder
     language = context * (6 * d["hidden_size"] + 2 * d["intermediate_size"]) * _HALF
     if dialect == "primitive":

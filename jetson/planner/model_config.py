@@ -1,6 +1,7 @@
-"""Sizes of a model from its ``config.json`` in Hugging Face's format, for plans of models that are not built. No torch.
+"""Sizes of a model from its ``config.json`` in Hugging Face's format, to plan models that are not built.
 
-What is read goes by the kind of the family's vision encoder, so a family of a known kind needs nothing here.
+The keys that are read depend on the kind of the family's vision encoder, so a new family of a known kind
+needs no change here. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from foveate.runtime.images.token_layout import layout
 __all__ = ["PHOTO", "read"]
 
 PHOTO = (640, 480)
-"""Width and height of the image that is planned for where images differ in their tokens."""
+"""Width and height of the image that is planned for if the number of visual tokens depends on the image."""
 
 
 Table = Mapping[str, Mapping[str, Any]]
 
 
 def read(path: Path, families: Table, decoders: Table) -> dict[str, Any]:
-    """A row as ``models.json`` has them, with its ``name``.
+    """Return a row in the format of ``models.json``, with its ``name``.
 
-    ``families``: by ``model_type``, the kind of the vision encoder (``vision``), the ``decoder`` of a config that names none, and
-    how many positions a family runs where its configs say more (``max_positions``). ``decoders``: the sizes that a
-    ``text_config`` may leave out, by its ``model_type``. Raises UserError for other families and for sizes that are missing.
+    ``families`` maps a ``model_type`` to the kind of its vision encoder (``vision``), the ``decoder`` of a
+    config that names none, and the most positions that we run for the family if its configs state more
+    (``max_positions``). ``decoders`` maps a ``text_config``'s ``model_type`` to the sizes that it may leave
+    out. Raises UserError for other families and for missing sizes.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -48,7 +50,10 @@ def read(path: Path, families: Table, decoders: Table) -> dict[str, Any]:
 
 
 def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A CLIP tower, whose images are one tile, or several where the config has ``image_grid_pinpoints``."""
+    """Return vision sizes of a CLIP encoder.
+
+    Images have several tiles if there are ``image_grid_pinpoints``.
+    """
     v = config["vision_config"]
     layer = config.get("vision_feature_layer", -2)
     side = v["image_size"] // v["patch_size"]
@@ -70,7 +75,7 @@ def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged(config: Mapping[str, Any]) -> dict[str, Any]:
-    """An encoder that merges patches: Qwen2.5-VL's and Qwen3-VL's."""
+    """Return vision sizes of an encoder that merges patches: Qwen2.5-VL's and Qwen3-VL's."""
     v = config["vision_config"]
     windows = "fullatt_block_indexes" in v
     merge = v.get("spatial_merge_size", 2)
@@ -91,7 +96,10 @@ def _merged(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decoder(text: dict[str, Any]) -> dict[str, int]:
-    """``text``: with defaults. Qwen2.5-VL's may stand at the top of the config."""
+    """Return the decoder's sizes from ``text``, in which defaults are filled in.
+
+    Qwen2.5-VL may have these keys at the top of its config.
+    """
     hidden, heads = text["hidden_size"], text["num_attention_heads"]
     return {
         "num_layers": text["num_hidden_layers"],

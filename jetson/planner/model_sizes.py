@@ -1,9 +1,10 @@
-"""What a plan must know of a model: a decoder, a vision encoder and a method as plain numbers. No torch, nothing built.
+"""Sizes of a model and its method that a plan needs, as plain numbers.
 
-In: a bundle, or a name of ``models.json`` or ``other_models.json``, or a ``config.json`` in Hugging Face's format; a method of
-``methods.json``. ``make generated`` writes ``models.json`` and ``methods.json`` from the families and methods themselves. Out: a
-``Model``, whose ``manifest`` is what ``runtime.costs`` reads: that of the bundle, or one that says as much of a bundle that is
-not built yet.
+A model is a bundle, a name in ``models.json`` or ``other_models.json``, or a ``config.json`` in Hugging
+Face's format. A method is a name in ``methods.json``. ``make generated`` writes ``models.json`` and
+``methods.json`` from the families and methods. The result is a ``Model``. Its ``manifest``, which
+``runtime.measuring.costs`` reads, is the bundle's, or one with the same facts for a bundle that is not built
+yet. Imports no torch and builds nothing.
 """
 
 from __future__ import annotations
@@ -26,47 +27,48 @@ from foveate.runtime.measuring import costs
 
 __all__ = ["Model", "known", "methods", "model"]
 
-_HALF = 2  # bytes of what is in the compute dtype of NVIDIA's engines
-_BYTES = {
-    "fp16": 2.0,
-    "fp8": 1.0,
-    "int8": 1.0,
-    "int4": 0.5 + 2 / 128,
-}  # a weight; int4 with a scale per block of 128
+_HALF = 2  # bytes of a number in the compute dtype of NVIDIA's engines
+# bytes of a weight; int4 with a scale per block of 128
+_BYTES = {"fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5 + 2 / 128}
 
 
 @dataclass(frozen=True)
 class Model:
-    """What ``manifest`` says is in the compute dtype is in FP16."""
+    """Sizes and costs of one model. Whatever ``manifest`` says is in the compute dtype counts as FP16."""
 
     manifest: Manifest
 
     @property
     def name(self) -> str:
+        """Name of the model."""
         return self.manifest.name
 
     @property
     def vision(self) -> Mapping[str, Any] | None:
-        """None: it sees nothing."""
+        """Sizes of the vision encoder, or None for a model without one."""
         return self.manifest.vision
 
     @property
     def precision(self) -> str:
-        """Of the decoder's matrices."""
+        """Precision of the decoder's matrices."""
         found = self.manifest.precision["decoder"]
-        return found if found in _BYTES else "fp16"  # fp32 is the host's form of it
+        return found if found in _BYTES else "fp16"  # fp32 is what a CPU computes in
 
     def _weight(self, part: str) -> float:
-        """Bytes of a weight of "head" or "vision"."""
+        """Return the bytes per weight of ``part``, "head" or "vision"."""
         return _BYTES.get(self.manifest.precision[part], _HALF)
 
     @property
     def decoder(self) -> dict[str, int]:
+        """Sizes of the decoder."""
         return self.manifest.decoder
 
     def schedule(self, keep: Keep) -> costs.Schedule:
-        """``costs.schedule``; a bundle that merges in its vision encoder has its budget from when it is built, so one
-        that is not built yet has any. Raises UserError for a wrong ``keep``."""
+        """Return ``costs.schedule`` for a budget of ``keep``. Raises UserError for a wrong ``keep``.
+
+        The budget of an encoder merger is fixed when its bundle is built. So a model that is not built yet
+        may have any budget.
+        """
         manifest = self.manifest
         if manifest.method.get("where") == "encoder":
             count = resolve_keep(keep, manifest.num_visual_tokens, manifest.method)
@@ -75,25 +77,26 @@ class Model:
 
     @property
     def patches(self) -> int:
-        """Of a picture, before the encoder merges them."""
+        """Number of patches of an image, before the encoder merges them."""
         if self.vision is None:
             return 0
         return self.manifest.num_visual_tokens * self.vision.get("merge", 1) ** 2
 
     @property
     def vision_flops(self) -> int:
+        """Floating-point operations of the vision encoder and projector for one image."""
         if self.vision is None:
             return 0
         sizes = {key: value for key, value in self.vision.items() if key != "kind"}
         projected = self.decoder["hidden_size"]
         if self.vision["kind"] == "merged":
             return costs.merged_vision_flops(**sizes, patches=self.patches, projected=projected)
-        tiles = math.ceil(self.patches / sizes["patches"])  # at least; padding is in no token
+        tiles = math.ceil(self.patches / sizes["patches"])  # a lower bound: padding makes no tokens
         return tiles * costs.vision_flops(**sizes, projected=projected)
 
     @property
     def layer_bytes(self) -> int:
-        """Bytes of the decoder's matrices, each of which every token reads."""
+        """Bytes of the decoder's matrices. Every token reads all of them."""
         d = self.decoder
         heads = (d["num_heads"] + d["num_kv_heads"]) * d["head_dim"]
         each = d["hidden_size"] * (2 * heads + 3 * d["intermediate_size"])
@@ -101,18 +104,22 @@ class Model:
 
     @property
     def most_layers(self) -> int:
-        """Of the decoder in one graph: of a bundle as it was cut, of one that is not built yet between the cuts of its method."""
+        """Largest number of decoder layers in one graph.
+
+        A bundle has its own cuts. A model that is not built is cut where its method cuts.
+        """
         graphs = self.manifest.graphs
         built = [len(graphs[name].in_place) // 2 for name, _ in self.manifest.segments if name in graphs]
         return max(built or [layers for _, layers in costs.segments(self.manifest)])
 
     @property
     def head_bytes(self) -> int:
+        """Bytes of the head's matrix."""
         return round(self.decoder["vocab_size"] * self.decoder["hidden_size"] * self._weight("head"))
 
     @property
     def vision_bytes(self) -> int:
-        """Bytes of the encoder's and the projector's matrices."""
+        """Bytes of the matrices of the vision encoder and the projector."""
         v = self.vision
         if v is None:
             return 0
@@ -130,24 +137,29 @@ def _table(name: str) -> dict[str, Any]:
 
 
 def _rows() -> dict[str, dict[str, Any]]:
-    """The models that are known by name: those of the families, and others that were measured."""
+    """Return the models that are known by name: those of the families, and others that were measured."""
     return _table("models.json")["models"] | _table("other_models.json")["models"]
 
 
 def known() -> list[str]:
-    """Names of vision-language models."""
+    """Return the names of the known vision-language models."""
     return sorted(name for name, row in _rows().items() if row["vision"])
 
 
 def methods() -> list[str]:
+    """Return the names of the methods."""
     return sorted(_table("methods.json"))
 
 
 def model(
     name: str, method: str = "none", precision: str = "int4", visual_tokens: int | None = None
 ) -> Model:
-    """``name`` is one of ``models.json`` or the path of a ``config.json``; a bundle's directory brings method and precision
-    along. ``visual_tokens`` per picture, where the model takes pictures of any size. Raises UserError."""
+    """Return the sizes of a model.
+
+    ``name`` is a known model, the path of a ``config.json``, or a bundle's folder, which sets method and
+    precision itself. ``visual_tokens`` is the number per image, for models whose images differ in it. Raises
+    UserError.
+    """
     if precision not in _BYTES:
         raise unknown("precision", precision, _BYTES)
     path = Path(name)
@@ -173,22 +185,27 @@ def _of_config(path: Path) -> dict[str, Any]:
 
 
 def _shown(manifest: Manifest, visual_tokens: int, any_size: bool) -> Manifest:
-    """The manifest for an image of so many tokens. Raises UserError where all images have the same number."""
+    """Return the manifest for an image of ``visual_tokens``.
+
+    Raises UserError if that number is fixed otherwise.
+    """
     known = manifest.num_visual_tokens
     if manifest.vision and not any_size and visual_tokens != known:
         raise UserError(
-            f"{manifest.name} makes {known} visual tokens of every picture | got {visual_tokens} | leave it out",
+            f"{manifest.name} makes {known} visual tokens of every image "
+            f"| got {visual_tokens} | leave it out",
             code=2,
         )
     return replace(manifest, num_visual_tokens=visual_tokens)
 
 
 def _unbuilt(row: dict[str, Any], method: str, precision: str) -> Manifest:
-    """A manifest with no graphs: what ``costs.schedule`` reads is there."""
+    """Return a manifest without graphs that holds all that ``costs.schedule`` reads. Raises UserError."""
     table = _table("methods.json")
     if "+" in method:
         raise UserError(
-            f"a pair of methods is planned from its bundle | got {method} | foveate build it, then foveate plan BUNDLE",
+            f"a pair of methods is planned from its bundle | got {method} "
+            "| foveate build it, then foveate plan BUNDLE",
             code=2,
         )
     if method not in table:
@@ -222,7 +239,7 @@ def _unbuilt(row: dict[str, Any], method: str, precision: str) -> Manifest:
 
 
 def _cut(cut: int | str, layers: int) -> int:
-    """A layer's number, or "8/32": that share of the layers."""
+    """Return the layer of a cut. ``cut`` is its number, or a share of the layers such as "8/32"."""
     if isinstance(cut, int):
         return cut
     part, whole = map(int, cut.split("/"))
@@ -230,7 +247,10 @@ def _cut(cut: int | str, layers: int) -> int:
 
 
 def _of_bundle(path: Path) -> Manifest:
-    """Where images differ in their tokens, one of 640 x 480 pixels is planned for."""
+    """Return the manifest of a bundle. Raises UserError.
+
+    If the number of visual tokens depends on the image, it is that of 640 x 480 pixels.
+    """
     manifest = load(path).manifest
     if manifest.vision is None:
         raise UserError(

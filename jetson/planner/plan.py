@@ -1,7 +1,7 @@
-"""``foveate plan``: before anything is built, does a model with a method fit a device, and how fast would it answer?
+"""``foveate plan``: estimates whether a model fits a device and how fast it answers.
 
-Everything here is an estimate, made of published numbers: ``jetson/planner/roofline.py`` and ``jetson/planner/memory.py`` say of what, and
-docs/jetson.md how far off it was.
+Nothing is built. All numbers are estimates from published measurements. ``jetson/planner/roofline.py`` and
+``jetson/planner/memory.py`` give the sources, and docs/jetson.md the errors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from foveate.jetson.device import devices
 from foveate.jetson.device.devices import Device
 from foveate.jetson.planner import model_sizes
 from foveate.jetson.planner.memory import DIALECTS, fitting_context, memory
+from foveate.jetson.planner.model_config import PHOTO
 from foveate.jetson.planner.model_sizes import Model
 from foveate.jetson.planner.roofline import times
 from foveate.runtime.cli import Parser
@@ -40,9 +41,14 @@ def plan(
     max_context: int | None = None,
     dialect: str | None = None,
 ) -> dict[str, Any]:
-    """The plan as plain data. Where answering does not fit, ``memory`` says with which ``max_context`` it would
-    ("fitting_context"), and where compiling does not, into how few parts the language model must be cut ("llm_parts"); None
-    where no number helps. ``ttft`` is a wanted time to first token in seconds. Raises UserError for a wrong ``keep``."""
+    """Return the plan as plain data.
+
+    If answering does not fit, ``memory`` has "fitting_context", the largest ``max_context`` that fits. If
+    compiling does not fit, it has "llm_parts", the least number of parts that the language model must be cut
+    into. Either is None if no number helps. ``ttft`` is the wanted time to first token in seconds; with it
+    the plan has the budget for that time. Raises UserError for a wrong ``keep``, and for a ``max_context``
+    that is too short for the answer.
+    """
     schedule = model.schedule(keep)
     speed = times(model, device, schedule, text_tokens, new_tokens)
     needs = _needs(model, device, max_context, dialect, desktop, _rows(schedule, text_tokens, new_tokens))
@@ -70,7 +76,7 @@ def plan(
 
 
 def _rows(schedule: costs.Schedule, text_tokens: int, new_tokens: int) -> int:
-    """Of the kv cache that one answer fills."""
+    """Return the rows of the kv cache that one answer fills."""
     return max(tokens for _, tokens in schedule) + text_tokens + new_tokens
 
 
@@ -81,7 +87,8 @@ def _needs(
     found = memory(model, device, **sizes)
     if found.max_context < rows:
         raise UserError(
-            f"the kv cache is too short | it has {found.max_context} rows, image, text and answer have {rows} "
+            "the kv cache is too short "
+            f"| it has {found.max_context} rows, image, text and answer have {rows} "
             "| give a larger --max-context, or a smaller --keep or --new-tokens",
             code=2,
         )
@@ -97,8 +104,10 @@ def _needs(
 
 
 def best_keep(model: Model, device: Device, ttft: float, text_tokens: int = costs.TEXT_TOKENS) -> int | None:
-    """The largest budget whose first token comes within ``ttft`` seconds; None: not even 1 token does. A method that keeps
-    a number of its own has that one or None."""
+    """Return the largest budget whose first token comes within ``ttft`` seconds, or None if none does.
+
+    A method with a fixed budget gives that budget or None.
+    """
     method, total = model.manifest.method, model.manifest.num_visual_tokens
 
     def soon(keep: Keep) -> bool:
@@ -112,7 +121,10 @@ def best_keep(model: Model, device: Device, ttft: float, text_tokens: int = cost
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if (args.model is None) == (args.bundle is None):
-        raise UserError("plan what? | expected a BUNDLE or --model NAME | foveate plan --help", code=2)
+        raise UserError(
+            "no model to plan, or two | expected either a BUNDLE or --model NAME | foveate plan --help",
+            code=2,
+        )
     for name, least in (("text_tokens", 0), ("new_tokens", 1), ("visual_tokens", 1), ("max_context", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -120,7 +132,8 @@ def main(argv: list[str]) -> int:
             raise UserError(f"wrong {option} | got {value}, expected {least} or more | leave it out", code=2)
     if args.bundle and (args.method or args.precision):
         raise UserError(
-            "a bundle has its method and its precision | got --method or --precision | leave them out", code=2
+            "a bundle sets its own method and precision | got --method or --precision | leave them out",
+            code=2,
         )
     model = model_sizes.model(
         args.bundle or args.model, args.method or "none", args.precision or "int4", args.visual_tokens
@@ -145,33 +158,67 @@ def _parser() -> argparse.ArgumentParser:
         prog="foveate plan", description="Estimate memory and speed on a device before anything is built."
     )
     parser.add_argument(
-        "bundle", metavar="BUNDLE", nargs="?", help="in place of --model, --method, --precision"
+        "bundle",
+        metavar="BUNDLE",
+        nargs="?",
+        help="Plan this bundle's model, method and precision instead of --model, --method and --precision.",
     )
-    parser.add_argument("--model", help=f"{', '.join(model_sizes.known())}, or the path of a config.json")
-    parser.add_argument("--method", help=f"{', '.join(model_sizes.methods())} (default: none)")
-    parser.add_argument("--precision", help="of the decoder: int4 (default), int8, fp8, fp16")
-    parser.add_argument("--keep", help='visual tokens kept per picture: 128 or "22.2%%"')
-    parser.add_argument("--device", required=True, help=", ".join(devices.DEVICES))
     parser.add_argument(
-        "--ttft", type=float, metavar="SECONDS", help="find the budget for this time to first token"
+        "--model",
+        help="Model to plan: the path of a config.json in Hugging Face's format, or one of "
+        f"{', '.join(model_sizes.known())}.",
     )
-    parser.add_argument("--visual-tokens", type=int, help="per picture, of models that take any size")
     parser.add_argument(
-        "--text-tokens", type=int, default=costs.TEXT_TOKENS, help=f"default {costs.TEXT_TOKENS}"
+        "--method", help=f"Method to plan: {', '.join(model_sizes.methods())} (default: none)."
     )
-    parser.add_argument("--new-tokens", type=int, default=64, help="of the answer (default 64)")
+    parser.add_argument(
+        "--precision", help="Precision of the decoder's weights: int4, int8, fp8 or fp16 (default: int4)."
+    )
+    parser.add_argument(
+        "--keep",
+        help='Number or share of visual tokens to keep per image, e.g. 128 or "22.2%%" '
+        "(default: the bundle's, else 22.2%%; method none keeps all).",
+    )
+    parser.add_argument("--device", required=True, help=f"Device to plan for: {', '.join(devices.DEVICES)}.")
+    parser.add_argument(
+        "--ttft",
+        type=float,
+        metavar="SECONDS",
+        help="Also find the largest --keep that reaches this time to first token (default: do not search).",
+    )
+    parser.add_argument(
+        "--visual-tokens",
+        type=int,
+        help="Number of visual tokens per image, for models whose images differ in it "
+        f"(default: those of an image of {PHOTO[0]} x {PHOTO[1]} pixels).",
+    )
+    parser.add_argument(
+        "--text-tokens",
+        type=int,
+        default=costs.TEXT_TOKENS,
+        help=f"Number of text tokens in the prompt (default: {costs.TEXT_TOKENS}).",
+    )
+    parser.add_argument(
+        "--new-tokens", type=int, default=64, help="Number of tokens of the answer (default: 64)."
+    )
     parser.add_argument(
         "--max-context",
         type=int,
-        help=f"rows of the kv cache, as of foveate compile (default: {MAX_CONTEXT}, or what the model takes)",
+        help="Rows of the kv cache, as in foveate compile "
+        f"(default: {MAX_CONTEXT}, or the model's maximum if that is smaller).",
     )
     parser.add_argument(
         "--dialect",
         choices=DIALECTS,
-        help="native: TensorRT 10.15 or newer (JetPack 7.2); primitive: older ones, the default on a Jetson",
+        help="Dialect to plan for: native is for TensorRT 10.15 or newer (JetPack 7.2), primitive for older "
+        "versions (default: primitive on a Jetson, else native).",
     )
-    parser.add_argument("--headless", action="store_true", help="the device runs no desktop")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--headless", action="store_true", help="Count no desktop on the device (default: a Jetson runs one)."
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="Print the plan as one JSON document (default: as text)."
+    )
     return parser
 
 
@@ -182,7 +229,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines = [
         f"{'model':<12}{facts['model']}, decoder {facts['precision']}",
         f"{'device':<12}{device['title']}{mode}",
-        f"{'picture':<12}{facts['visual_tokens']} visual tokens, kept {stages}; {facts['text_tokens']} of text",
+        f"{'image':<12}{facts['visual_tokens']} visual tokens, kept {stages}; {facts['text_tokens']} of text",
         "",
         *(f"{name.replace('_', ' '):<12}{facts['seconds'][name] * 1e3:10.1f} ms" for name in _STAGES),
         f"{'decoding':<12}{facts['tokens_per_second']:10.1f} tokens/s",
@@ -190,7 +237,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     ]
     notes = {
         "cache": f"  {needs['max_context']} rows, whatever is kept",
-        "scratch": f"  an estimate, for {needs['max_context']} rows at once in the dialect {needs['dialect']}",
+        "scratch": f"  an estimate, for {needs['max_context']} rows at once in the dialect "
+        f"{needs['dialect']}",
     }
     parts = ("system", "weights", "cache", "scratch", "run", "build", "total")
     lines += [f"{name:<12}{needs[name] / 1e9:10.2f} GB{notes.get(name, '')}" for name in parts]

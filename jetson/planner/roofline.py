@@ -1,12 +1,14 @@
-"""How long the stages of an answer take on a device: a roofline with fitted efficiencies.
+"""A roofline model with fitted efficiencies: the time that each stage of an answer takes on a device.
 
-A stage that is bound by arithmetic (vision, prune, prefill) takes FLOPs / (rate * efficiency) and a little per layer; one bound
-by memory (decode) takes bytes / (bandwidth * efficiency) and a little per layer. ``efficiency.json`` has the two numbers of each,
-fitted by ``scripts/fit_plan.py`` to published measurements of Orins (``measured.json``); a test holds the one to the other.
+A stage bound by arithmetic (vision, prune, prefill) takes FLOPs / (rate * efficiency) and a constant per
+layer. A stage bound by memory (decode) takes bytes / (bandwidth * efficiency) and a constant per layer.
+``efficiency.json`` has the two numbers of each stage. ``scripts/fit_plan.py`` fits them to published
+measurements of Orins (``measured.json``), and a test checks that they still agree.
 
-They are what TensorRT-Edge-LLM's kernels reach. Engines that plain TensorRT builds may be slower, above all with int4 weights.
-The prune stage was published by nobody: it is counted as one similarity of every visual token with every other, at prefill's
-efficiency, so that it is a lower bound for methods that pick in a loop.
+The efficiencies are those of TensorRT-Edge-LLM's kernels. Engines that plain TensorRT builds may be slower,
+above all with int4 weights. Nobody has published times of the prune stage. It is counted as one similarity
+between every two visual tokens, at prefill's efficiency. This is a lower bound for methods that select in a
+loop.
 """
 
 from __future__ import annotations
@@ -27,18 +29,19 @@ __all__ = ["Efficiency", "Times", "decode_work", "fitted", "prefill_work", "rate
 
 @dataclass(frozen=True)
 class Efficiency:
-    """``share`` of the peak; ``per_layer`` seconds besides."""
+    """The ``share`` of the peak that a stage reaches, and the seconds that it takes ``per_layer`` besides."""
 
     share: float
     per_layer: float
 
     def seconds(self, ideal: float, layers: int) -> float:
+        """Return the time of a stage that takes ``ideal`` seconds at the peak and has ``layers`` layers."""
         return ideal / self.share + self.per_layer * layers
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one picture's answer; what the host does to the picture is not in it."""
+    """Estimated seconds per stage, for one image. Preprocessing on the host is not included."""
 
     vision: float
     prune: float
@@ -47,25 +50,32 @@ class Times:
 
     @property
     def first_token(self) -> float:
+        """Seconds to the first token."""
         return self.vision + self.prune + self.prefill
 
     @property
     def tokens_per_second(self) -> float:
+        """Decode speed."""
         return 1 / self.per_token
 
 
 @cache
 def fitted() -> dict[str, Efficiency]:
+    """Return the fitted efficiencies by stage: vision, prefill and decode."""
     text = Path(__file__).parents[1].joinpath("data", "efficiency.json").read_text(encoding="utf-8")
     return {stage: Efficiency(**values) for stage, values in json.loads(text).items()}
 
 
 def rate(device: Device, precision: str) -> float:
-    """Operations/s of the decoder's products: int4 weights are multiplied in FP16. Raises UserError."""
+    """Return the operations/s of the decoder's matrix products.
+
+    int4 weights are multiplied in FP16. Raises UserError if the device has no FP8.
+    """
     if precision == "fp8":
         if device.fp8 is None:
             raise UserError(
-                f"{device.title} has no FP8 | its compute capability is {device.capability}, expected 8.9 or newer "
+                f"{device.title} has no FP8 "
+                f"| its compute capability is {device.capability}, expected 8.9 or newer "
                 "| plan with --precision int4, int8 or fp16",
                 code=2,
             )
@@ -74,19 +84,23 @@ def rate(device: Device, precision: str) -> float:
 
 
 def vision_work(model: Model, device: Device) -> tuple[float, int]:
-    """(seconds at the peak, layers)."""
+    """Return the seconds that vision takes at the peak, and its layers."""
     return model.vision_flops / device.fp16, model.vision["layers"] if model.vision else 0
 
 
 def prefill_work(
     model: Model, device: Device, schedule: costs.Schedule, text_tokens: int
 ) -> tuple[float, int]:
+    """Return the seconds that prefill takes at the peak, and its layers. Raises UserError."""
     flops = costs.prefill_flops(model.decoder, schedule, text_tokens)
     return flops / rate(device, model.precision), model.decoder["num_layers"]
 
 
 def decode_work(model: Model, device: Device, schedule: costs.Schedule, rows: int) -> tuple[float, int]:
-    """Of one token behind ``rows`` rows of text: every weight and the whole cache are read once."""
+    """Return the seconds that one token takes at the peak after ``rows`` rows of text, and the layers.
+
+    Every weight and the whole kv cache are read once.
+    """
     read = model.layer_bytes + model.head_bytes + costs.cache_bytes(model.decoder, schedule, rows)
     return read / device.bandwidth, model.decoder["num_layers"]
 
@@ -99,7 +113,11 @@ def times(
     new_tokens: int = 64,
     efficiency: Mapping[str, Efficiency] | None = None,
 ) -> Times:
-    """Estimates for one picture of ``schedule`` among ``text_tokens``; decoding is that of the middle of ``new_tokens``."""
+    """Estimate the stages for one image of ``schedule`` among ``text_tokens`` text tokens.
+
+    Decode is the time per token in the middle of an answer of ``new_tokens``. ``efficiency`` None means
+    ``fitted()``.
+    """
     use = efficiency or fitted()
     seen, width = model.manifest.num_visual_tokens, model.decoder["hidden_size"]
     similarities = 0 if model.manifest.method["name"] == "none" else 2 * seen**2 * width

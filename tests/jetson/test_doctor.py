@@ -78,7 +78,7 @@ def test_a_nano_as_it_comes(recorded):
         ({"outputs": {"ort.library": '["1.27.0", ["CPUExecutionProvider"], null]'}},
          "answers wrongly from the second turn of a chat on in the dialect ort, expected 1.28 or newer", "pip install -U"),
         ({"outputs": {"distributions": '["onnxruntime", "onnxruntime-gpu"]'}}, "both installed", "pip uninstall"),
-        ({"free": 10**9}, "1.0 GB of disk are free, 5.0 are wanted", "apt clean"),
+        ({"free": 10**9}, "1.0 GB of disk are free, 5.0 GB are needed", "apt clean"),
     ),
 )  # fmt: skip
 def test_each_problem_has_its_command(recorded, change, what, fix):
@@ -91,7 +91,7 @@ def test_each_problem_has_its_command(recorded, change, what, fix):
 
 def test_memory_that_a_bundle_needs(recorded):
     found = findings(recorded("agx"), memory=70e9)
-    assert list(found) == ["problem: 61.4 GB of memory are free, 70.0 are wanted"]
+    assert list(found) == ["problem: 61.4 GB of memory are free, 70.0 GB are needed"]
 
 
 def test_a_desktop_gpu_without_a_driver(recorded):
@@ -124,7 +124,7 @@ def test_this_machine(capsys):
     assert main(["--disk", "1e9"]) == 1
     out = capsys.readouterr().out
     assert "of disk are free" in out and "onnxruntime" in out
-    with pytest.raises(UserError, match="no such directory"):
+    with pytest.raises(UserError, match="no such folder"):
         main(["--path", "/nowhere/at/all"])
 
 

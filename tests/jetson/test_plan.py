@@ -302,7 +302,7 @@ def test_the_command(capsys):
         (["--method", "fastw"], "did you mean fastv"),
         (["--keep", "9999"], "wrong keep"),
         (["--precision", "int3"], "unknown precision"),
-        (["--visual-tokens", "100"], "576 visual tokens of every picture"),
+        (["--visual-tokens", "100"], "576 visual tokens of every image"),
         (["--text-tokens", "-1"], "wrong text-tokens"),
     ),
 )

@@ -211,5 +211,5 @@ def test_the_command(recorded, monkeypatch, capfd):
         power_modes.main(["--mode", "MAXN_SUPER", "--", sys.executable, "-c", "import sys; sys.exit(7)"]) == 7
     )
     assert "$ nvpmodel -m 0" in capfd.readouterr().err
-    with pytest.raises(UserError, match="power for what"):
+    with pytest.raises(UserError, match="no command to run"):
         power_modes.main(["--mode", "MAXN_SUPER"])
