@@ -1,9 +1,8 @@
-"""Pruning methods: one file each, found by name. In: a method's name and its options as text; out: a
-``Method``.
+"""Pruning methods, one file each. ``load`` makes a ``Method`` of a method's name and its options as text.
 
-A file ``<name>.py`` in this folder with a frozen dataclass ``Method`` (see ``base``, and
-``export/pruning/in_llm.py`` for those inside the language model) is a method; nothing else is to be registered
-anywhere. ``a+b`` is a pair of them.
+A file ``<name>.py`` in this folder that has a frozen dataclass ``Method`` is a method. It needs no
+registration. The base classes are in ``export/pruning/method.py`` and, for in-LLM pruners,
+``export/pruning/in_llm.py``. ``a+b`` names a pair of methods.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ __all__ = ["describe", "load", "names", "require"]
 
 
 def names() -> list[str]:
-    """The names of all methods, sorted."""
+    """Return the names of all methods, sorted."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
 def require(name: str) -> None:
-    """Raise UserError (code 2) where ``name`` is no method and no pair of them. Imports none of them, nor
-    torch."""
+    """Raise UserError (code 2) unless ``name`` is a method or a pair. Imports neither a method nor torch."""
     both = name.split("+")
     if len(both) > 2:
         raise errors.UserError(
@@ -45,7 +43,7 @@ def require(name: str) -> None:
 
 
 def load(name: str, options: Mapping[str, str] | None = None) -> base.Method | Pair:
-    """The method ``name`` with ``options`` (``--set key=value``, values as text) parsed by each field's type.
+    """Return the method ``name`` with ``options`` (``--set key=value``), parsed by the types of its fields.
 
     Raises UserError (code 2) for an unknown method or option and for a value that does not fit.
     """
@@ -76,7 +74,7 @@ def _pair(name: str, options: Mapping[str, str]) -> Pair:
 
 
 def describe(method: base.Method | Pair) -> dict[str, Any]:
-    """Every option and its value, as JSON can hold it: what ``bundle.json`` records."""
+    """Return every option with its value in the form that ``bundle.json`` records."""
     from foveate.export.pruning import method as base
 
     if not isinstance(method, base.Method):

@@ -1,13 +1,14 @@
-"""The slot-attention network of OC-VTP: visual tokens compete for slots, and a slot's attention tells what it stands for.
+"""The slot-attention network of OC-VTP, in which slots compete for the visual tokens.
 
-Modules carry the names of the published code (github.com/GarryLarry010131/OC-VTP), so that a state dict's names are
-ours; matrices are stored ``[in, out]`` (``decoder.Linear``), there ``[out, in]``. Sizes follow from the tower's width D:
-projection D -> 2D -> D/2, slots D/2 wide, feed-forward 2D. For CLIP ViT-L (1024) these are the published ones: 7,616,512
-parameters. Everything is computed in float32, whatever dtype the weights are stored in: which token a slot looks at most is
-a matter of small differences.
+Modules have the names of the published code (github.com/GarryLarry010131/OC-VTP), so the names of a state
+dict match ours. Matrices are stored ``[in, out]`` here (``decoder.Linear``) and ``[out, in]`` there. Sizes
+follow from the vision encoder's width D: projection D -> 2D -> D/2, slots of width D/2, feed-forward 2D. For
+CLIP ViT-L (1024) these are the published sizes, 7,616,512 parameters. Everything is computed in float32,
+whatever the dtype of the weights, because small differences decide which token a slot attends to most.
 
-Slot attention is that of Locatello et al. 2020 (arXiv 2006.15055); the gradient takes the bi-level path of Jia et al. 2023
-(arXiv 2210.08990): through the last turn, and from there straight to the slots' start.
+Slot attention follows Locatello et al. 2020 (arXiv 2006.15055). The gradient takes the bi-level path of Jia
+et al. 2023 (arXiv 2210.08990): through the last iteration, and from there straight to the slots' initial
+values.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 class MLP(nn.Module):
-    """Linear, GELU, Linear; ``norm`` puts a LayerNorm in front. Dropout is a layer so that the numbers are the published ones."""
+    """Linear, GELU, Linear, with a LayerNorm in front if ``norm``.
+
+    Dropout is a layer here so that the layers have the published numbers.
+    """
 
     def __init__(self, width: int, inner: int, out: int, *, norm: bool, dropout: float) -> None:
         super().__init__()
@@ -60,7 +64,7 @@ class MLP(nn.Module):
 
 
 class Start(nn.Module):
-    """Where slots begin: all drawn from one normal distribution, whose mean and log deviation are learnt."""
+    """Initial slots, all drawn from one normal distribution with learnt mean and log deviation."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -72,7 +76,7 @@ class Start(nn.Module):
 
 
 class GRUCell(nn.Module):
-    """The gated unit of Cho et al. 2014 in torch's form: gates in the order reset, update, new; two products."""
+    """The gated unit of Cho et al. 2014 in torch's form, with gates in the order reset, update, new."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -104,7 +108,8 @@ class SlotAttention(nn.Module):
         self.ffn = MLP(width, inner, width, norm=False, dropout=_DROPOUT)
 
     def forward(self, x: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B,N,d], slots [B,S,d] -> slots, and the attention [B,S,N] by which the last turn made them."""
+        """Map ``x [B,N,d]`` and ``slots [B,S,d]`` to new slots and the attention ``[B,S,N]`` of the last
+        iteration."""
         key, value = self.read(x)
         start = slots
         for turn in range(TURNS):
@@ -115,24 +120,24 @@ class SlotAttention(nn.Module):
         return slots, attention
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the tokens, ``[B,N,d]`` each."""
+        """Return keys and values of the tokens, ``[B,N,d]`` each."""
         x = self.norm_in(x)
         return self.proj_k(x), self.proj_v(x)
 
     def compete(self, slots: Tensor, key: Tensor) -> Tensor:
-        """``[B,S,N]``: how much of each token each slot gets; every column sums to 1."""
+        """Return the share of each token that each slot gets: ``[B,S,N]``, every column sums to 1."""
         query = self.proj_q(self.norm_slots_0(slots))
         return (torch.matmul(query, key.transpose(1, 2)) * self.scale).softmax(1)
 
     def update(self, slots: Tensor, attention: Tensor, value: Tensor) -> Tensor:
-        """Each slot takes in the mean of its tokens, weighted by what it got of them."""
+        """Update each slot with the mean of the tokens, weighted by its shares of them."""
         share = attention / (attention.sum(-1, keepdim=True) + _EPSILON)
         slots = self.gru(torch.matmul(share, value), slots)
         return slots + self.ffn(self.norm_slots_1(slots))
 
 
 class SlotPruner(nn.Module):
-    """The network without its decoder, which only training needs. ``width`` is the tower's."""
+    """The network without its decoder, which only training needs. ``width`` is the vision encoder's."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -142,11 +147,17 @@ class SlotPruner(nn.Module):
         self.aggregat = SlotAttention(self.slot_width, 2 * width)
 
     def attend(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """features [B,N,D] float32, noise [B or 1,S,d] standard normal -> slots [B,S,d], attention [B,S,N]."""
+        """Return slots ``[B,S,d]`` and their attention ``[B,S,N]``.
+
+        ``features [B,N,D]`` float32; ``noise [B or 1,S,d]`` standard normal.
+        """
         return self.aggregat(self.encode_project(features), self.initializ(noise))
 
     def reset(self) -> SlotPruner:
-        """Start values as published: no biases; matrices uniform with deviations by their size. Parameters become trainable."""
+        """Set the published start values and make the parameters trainable.
+
+        Biases are 0. Matrices are uniform, with bounds that follow from their size.
+        """
         gru = self.aggregat.gru
         for part in self.modules():
             if isinstance(part, Linear):

@@ -1,26 +1,34 @@
 """cdpruner: a diverse and relevant set: DPP MAP over cosine similarity weighted by relevance to the question.
 
-CDPruner (Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs",
-NeurIPS 2025, arXiv 2506.10967), after the published code. Relevance scales each token, similarity makes tokens
-exclude one another, and the set whose kernel has the largest determinant is found greedily.
+CDPruner (Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in
+MLLMs", NeurIPS 2025, arXiv 2506.10967), after the published code. Relevance scales each token, and similar
+tokens exclude one another. The set whose kernel has the largest determinant is found greedily.
 
-In: the projected tokens ``[B,N,D]``, as published, and for relevance CLIP's joint space ``[B,N,J]``, ``[B,S,J]`` (a row
-per text segment). Out: exactly ``keep`` tokens, in raster order.
+Input: the projected tokens ``[B,N,D]``, as published, and for relevance CLIP's joint space ``[B,N,J]``,
+``[B,S,J]`` (a row per text segment). Output: exactly ``keep`` tokens, in raster order.
 
-1. c(i) = mean cosine of patch i and the text segments, *negated*: CLIP's patches point away from what they show.
-   r = (c - min + 1e-6) / (max - min) over the picture (the published code has the 1e-6 in the numerator alone).
-2. Kernel L(i,j) = r(i) cos(i,j) r(j), cosines of the projected tokens.
-3. ``keep`` times the token that raises the determinant of the picked tokens' kernel most.
+1. c(i) = mean cosine of patch i and the text segments, *negated*, because CLIP's patches point away from what
+   they show. r = (c - min + 1e-6) / (max - min) over the image. The published code has the 1e-6 only in the
+   numerator.
+2. Kernel L(i,j) = r(i) cos(i,j) r(j), with cosines of the projected tokens.
+3. Pick, ``keep`` times, the token that raises the determinant of the picked tokens' kernel most.
 
-``theta`` (0..1, published code, off by default): r becomes exp(theta / (2 (1 - theta)) r); more is more relevance.
-``relevance``: "auto" is "clip" where the family has the joint space, else "embeddings": the cosine with the question's
-words as the language model embeds them, with a positive sign. "none" leaves r out, and so does an empty question.
-``sign`` overrides either. Positions are renumbered, as published for LLaVA.
+Options:
 
-Step 3 is Cholesky's decomposition of the cosines, from which r factors out: the gain of a token is r^2 times the part
-of it that the picked ones do not explain. Our reading where the published code divides by rounding noise or by 0:
-once the picked tokens explain all others (more picks than dimensions, copies), the most relevant of the rest follow;
-a constant relevance is no relevance. The published code scales r over all crops of a picture, here it is per picture.
+* ``theta`` (0..1, from the published code, off by default): r becomes exp(theta / (2 (1 - theta)) r). A
+  larger theta gives relevance more weight.
+* ``relevance``: "auto" is "clip" in families with the joint space, else "embeddings". "embeddings" is the
+  cosine with the question's words as the language model embeds them, with a positive sign. "none" leaves r
+  out, and so does an empty question.
+* ``sign`` overrides the sign of the cosine.
+
+Positions are renumbered, as published for LLaVA.
+
+Step 3 is a Cholesky decomposition of the cosines, from which r factors out: the gain of a token is r^2 times
+the part of the token that the picked ones do not explain. Our reading covers the cases in which the published
+code divides by rounding noise or by 0. Once the picked tokens explain all others (more picks than dimensions,
+copies), the most relevant of the rest follow. A constant relevance counts as no relevance. The published code
+scales r over all crops of an image; here each tile is scaled on its own.
 """
 
 from __future__ import annotations
@@ -37,11 +45,11 @@ from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
-_EXPLAINED = 1e-4  # squared residual of a unit vector, far above what rounding leaves of 0
-_FAR = 8.0  # puts what is picked below any last resort
-_NEVER = 1e30  # what is divided by its root explains nothing more
+_EXPLAINED = 1e-4  # limit of a unit vector's squared residual, far above rounding errors of 0
+_FAR = 8.0  # subtracted from the gain of picked tokens, which puts them below any last resort
+_NEVER = 1e30  # divisor (under the root) of a row that explains nothing more
 _AT_ONCE = 4
-"""Picks per turn of the loop: each turn copies the factor as a whole."""
+"""Picks per iteration of the loop. Each iteration copies the whole factor, so more picks save copies."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Method(method.Method):
         return method.gather(tokens, kept), kept, method.count(kept)
 
     def wanted(self, tokens: Tensor, taps: dict[str, Tensor]) -> Tensor:
-        """r ``[B,N]`` float32, above 0."""
+        """Return the relevance r ``[B,N]`` float32, above 0."""
         none = torch.ones(tokens.shape[:2], device=tokens.device)
         if not taps:
             return none
@@ -77,7 +85,10 @@ class Method(method.Method):
 
 
 def _likeliest(similar: Tensor, wanted: Tensor, keep: method.Keep) -> Tensor:
-    """The greedy choice of ``keep`` tokens as a mask ``[B,N]``; ``similar [B,N,N]``, ``wanted [B,N]``."""
+    """Pick ``keep`` tokens greedily: a mask ``[B,N]`` bool.
+
+    ``similar [B,N,N]`` holds the cosines, ``wanted [B,N]`` the relevance.
+    """
     batch, size = wanted.shape
     index = torch.arange(size, device=wanted.device)
     last_resort = wanted / wanted.amax(1, keepdim=True) - 2  # below any gain

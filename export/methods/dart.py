@@ -1,24 +1,31 @@
 """dart: the tokens least similar to a few pivot tokens, so that near-duplicates are dropped.
 
-DART (Wen et al., "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", EMNLP 2025,
-arXiv 2502.11494), after the published code.
+DART (Wen et al., "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More",
+EMNLP 2025, arXiv 2502.11494), after the published code.
 
-In: the prompt at the input of layers ``layer`` - 1 and ``layer``. Out: before layer ``layer``, exactly ``keep`` visual
-tokens of each picture, in their order, and all text.
+Input: the prompt at the input of layers ``layer`` - 1 and ``layer``. Output: before layer ``layer``, exactly
+``keep`` visual tokens of each image, in their order, and all text.
 
-1. *Pivots*: of each picture the ``image_pivots`` tokens, and of the text behind the pictures the ``text_pivots`` tokens,
-   whose keys in layer ``layer`` - 1 have the largest L1 norm (rotary embedding included, summed over heads).
-2. Pivot after pivot, each claims those of the picture's remaining tokens that are least similar to it: cosine of the
-   states that enter layer ``layer``, behind the decoder's *final* norm, as in the published code.
-3. The picture's pivots and all that were claimed stay. Each pivot claims the same number.
+1. *Pivots* are tokens whose keys in layer ``layer`` - 1 have the largest L1 norm (rotary embedding included,
+   summed over heads): ``image_pivots`` tokens of each image, and ``text_pivots`` tokens of the text behind
+   the images.
+2. One pivot after the other claims tokens of the image that are still free and least similar to it. The
+   similarity is the cosine of the states that enter layer ``layer``, after the decoder's *final* norm, as in
+   the published code.
+3. The image's pivots and all claimed tokens stay. Each pivot claims the same number.
 
-The published defaults are ``layer`` 2 and 4 pivots of either kind; positions stay those of the whole prompt. What is
-published as 128 tokens keeps 4 + 8 (128 / 8) = 132: ask for 132 (64: 68, 192: 196) to have the same.
+The published defaults are ``layer`` 2 and 4 pivots of either kind. Position ids stay those of the whole
+prompt. The published budget of 128 tokens keeps 4 + 8 (128 / 8) = 132 tokens. Use ``keep`` 132 for the same
+(68 for 64, 196 for 192).
 
-Our reading: ``keep`` is kept to exactly, so where it does not divide the first pivots claim one token more, and a
-``keep`` below ``image_pivots`` takes the first of these alone; pivots claim in the order of the prompt (there: in that of
-a Python set); where there is less text than text pivots, all of it is. With several pictures, each has its own pivots
-and its own share, and the text behind the last one serves them all. Cosines within 2^-22 are equal; of equals the first.
+Our reading:
+
+* Exactly ``keep`` tokens stay. If the number does not divide evenly, the first pivots claim one token more. A
+  ``keep`` below ``image_pivots`` uses only the first pivots.
+* Pivots claim in the order of the prompt. The published code uses the order of a Python set.
+* If there is less text than ``text_pivots``, all of it are pivots.
+* Each image has its own pivots and its own budget. The text behind the last image serves all of them.
+* Cosines within 2^-22 are equal, and the first of equals wins.
 """
 
 from __future__ import annotations
@@ -38,7 +45,7 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(Inside):
-    """Tokens unlike the pivots. The options are explained in the module's docstring."""
+    """Keeps tokens unlike the pivots. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True  # its text pivots
 
@@ -78,7 +85,8 @@ class Method(Inside):
         return seeds | (selection.loop(more, claim, (start, nothing))[1] > 0)
 
     def pivots(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """``[1,T]`` bool each: those of the pictures, ``keep`` at most, and those of the text."""
+        """Mark the pivots of the images (at most ``keep`` each) and those of the text: ``[1,T]`` bool
+        each."""
         size = rows.keys(rotated=True).float().abs().sum((1, 3))
         index = torch.arange(size.shape[1], device=size.device)
         text = index > torch.where(rows.visual, index, -1).amax(1, keepdim=True)
@@ -90,6 +98,6 @@ class Method(Inside):
 
 
 def _before(mask: Tensor) -> Tensor:
-    """How many of ``mask [1,T]`` come before each row: int64."""
+    """Count the true entries of ``mask [1,T]`` before each row: ``[1,T]`` int64."""
     number = mask.to(torch.int64)
     return number.cumsum(1) - number

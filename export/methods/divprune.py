@@ -1,19 +1,21 @@
 """divprune: the most diverse tokens: greedy max-min of cosine distance.
 
-DivPrune (Alvar, Singh, Akbari, Zhang, "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
-CVPR 2025, arXiv 2503.02175), after the published code. It solves the max-min diversity problem greedily and reads
-neither attention nor question.
+DivPrune (Alvar, Singh, Akbari, Zhang, "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal
+Models", CVPR 2025, arXiv 2503.02175), after the published code. It solves the max-min diversity problem
+greedily and reads neither attention nor question.
 
-In: the projected tokens ``[B,N,D]``, as published. Out: exactly ``keep`` tokens, in raster order.
+Input: the projected tokens ``[B,N,D]``, as published. Output: exactly ``keep`` tokens, in raster order.
 
 1. d(i,j) = 1 - cosine of tokens i and j.
-2. First the token whose nearest other token is farthest away.
-3. Then ``keep`` - 1 times the token whose nearest *picked* token is farthest away.
+2. Pick the token whose nearest other token is farthest away.
+3. Pick, ``keep`` - 1 times, the token whose nearest *picked* token is farthest away.
 
-Our reading: a picked token is never picked again (the published code relies on its distance 0, and repeats itself
-where all that is left are copies); equal distances go to the first token, distances within 2^-22 count as equal.
-The published budget is 0.098 of the tokens; positions are renumbered. Of a picture in tiles all tokens are taken together, as
-published.
+Our reading: a picked token is never picked again. The published code relies on its distance of 0, and picks
+tokens twice when only copies are left. Of equal distances the first token wins; distances within 2^-22 count
+as equal.
+
+The published budget is 0.098 of the tokens. Positions are renumbered. All tokens of a tiled image are pruned
+together, as published.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(method.Method):
-    """Max-min diversity. No options of its own."""
+    """Max-min diversity. It has no options of its own."""
 
     whole: ClassVar[bool] = True
 

@@ -1,18 +1,19 @@
 """fastv: the tokens that the prompt's last token attends to most in an early layer.
 
-FastV (Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
-Vision-Language Models", ECCV 2024, arXiv 2403.06764), after the published code.
+FastV (Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for
+Large Vision-Language Models", ECCV 2024, arXiv 2403.06764), after the published code.
 
-In: the prompt at the input of layer ``layer`` - 1. Out: before layer ``layer``, exactly ``keep`` visual tokens of each
-picture, in their order, and all text.
+Input: the prompt at the input of layer ``layer`` - 1. Output: before layer ``layer``, exactly ``keep`` visual
+tokens of each image, in their order, and all text.
 
-1. Attention of the last token of the prompt in layer ``layer`` - 1, rotary embedding included, with a softmax over all
-   keys of the prompt, mean over heads.
-2. The ``keep`` visual tokens of the highest.
+1. The score is the attention of the prompt's last token in layer ``layer`` - 1, rotary embedding included,
+   with a softmax over all keys of the prompt, mean over heads.
+2. The ``keep`` visual tokens with the highest scores stay.
 
-The published defaults are ``layer`` 2 and half of the tokens; tables at 192, 128 and 64 tokens keep ``layer`` 2. Positions
-stay those of the whole prompt. ``rope`` false leaves the rotary embedding out of the score (FEATHER, arXiv 2412.13180,
-found that it makes the score prefer the bottom of the picture); that is no option of the publication.
+The published defaults are ``layer`` 2 and half of the tokens. Published tables at 192, 128 and 64 tokens use
+``layer`` 2, too. Position ids stay those of the whole prompt. ``rope`` false leaves the rotary embedding out
+of the score. This option is not published; FEATHER (arXiv 2412.13180) found that rotary embedding makes the
+score prefer the bottom of the image.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(Inside):
-    """Attention of the last token in an early layer. The options are explained in the module's docstring."""
+    """Attention of the last token in an early layer. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True
 

@@ -1,26 +1,27 @@
 """feather: tokens with the most last-token attention without RoPE, and an even grid; again in a middle layer.
 
-FEATHER (Endo, Wang, Yeung-Levy, "Feather the Throttle: Revisiting Visual Token Pruning for Vision-Language Model
-Acceleration", ICCV 2025, arXiv 2412.13180), after the published code. With rotary embedding in it, an early layer's
-attention prefers what stands last in the prompt: the bottom of the picture. So the score leaves it out, a grid keeps
-every part of the picture, and most pruning waits until attention can be trusted.
+FEATHER (Endo, Wang, Yeung-Levy, "Feather the Throttle: Revisiting Visual Token Pruning for Vision-Language
+Model Acceleration", ICCV 2025, arXiv 2412.13180), after the published code. With rotary embedding an early
+layer's attention prefers the end of the visual tokens, which is the bottom of the image. The score therefore
+leaves rotary embedding out, a grid keeps every part of the image, and most pruning waits for a middle layer.
 
-In: the prompt at the input of layers ``layers`` - 1. Out: before the layers in ``layers``, the visual tokens of each
-picture that count, in their order, and all text.
+Input: the prompt at the input of layers ``layers`` - 1. Output: before each layer in ``layers``, the selected
+visual tokens of each image, in their order, and all text.
 
-1. phi_-R = softmax over the picture's tokens of q k / sqrt(d), from the weights of the layer before the cut, without
-   rotary embedding, q of the prompt's last token; mean over heads.
-2. First cut: the ``keep`` tokens of the highest phi_-R, and besides them every ``stride``-th token of every
-   ``stride``-th row of the grid. How many that are depends on the picture: ``keep`` at least.
-3. Each later cut: floor(n rho^2) of the n tokens that are left, by phi_-R anew. The grid's tokens are not protected (the
-   published code's comment says so, the code does otherwise). The publication starts from the share rho and has keep =
-   floor(N rho) of N tokens; here rho = (keep + 1/2) / N, the middle of the shares that give this ``keep``.
+1. phi_-R = softmax over the image's tokens of q k / sqrt(d), mean over heads. It uses the weights of the
+   layer before the cut, without rotary embedding, and q of the prompt's last token.
+2. First cut: the ``keep`` tokens of the highest phi_-R stay, and every ``stride``-th token of every
+   ``stride``-th row of the grid. Their number depends on the image and is at least ``keep``.
+3. Each later cut: floor(n rho^2) of the remaining n tokens stay, by a new phi_-R. The tokens of the grid are
+   not protected: the published code does not protect them, although its comment says that it does. The
+   publication starts from the share rho and has keep = floor(N rho) of N tokens; here rho = (keep + 1/2) / N,
+   the middle of the shares that give this ``keep``.
 
-The published defaults are ``layers`` 8, 16 of 32, in proportion for decoders of another depth, ``stride`` 3 and
-``keep`` 30 % of the tokens. ``keep`` is the number of step 2; the mean over the layers is higher, since everything runs
-through the first quarter. Positions stay those of the whole prompt. Our reading: at least one token stays; where
-several pictures are in the prompt each has its own softmax, grid and numbers. ``rope`` and ``stride`` 0 (no grid) are
-the paper's ablations.
+The published defaults are ``layers`` 8, 16 of 32 (in proportion for decoders of another depth), ``stride`` 3
+and ``keep`` 30 % of the tokens. ``keep`` is the number in step 2. The mean over the layers is higher, since
+all tokens run through the first quarter. Position ids stay those of the whole prompt. ``rope`` and ``stride``
+0 (no grid) are the paper's ablations. Our reading: at least one token stays, and each of several images has
+its own softmax, grid and budget.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(Inside):
-    """Attention without rotary embedding and a grid. The options are explained in the module's docstring."""
+    """Attention without rotary embedding, and a grid. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True
     fills: ClassVar[bool] = False
@@ -55,7 +56,7 @@ class Method(Inside):
         return tuple(self.at(spec, layer, layer - 1) for layer in layers)
 
     def leaves(self, spec: ModelSpec, keep: int, entered: int) -> dict[str, int]:
-        """As if no token of the grid were among the chosen."""
+        """Return upper bounds, which assume that no token of the grid is among the best-scored ones."""
         rows, columns = spec.vision.grid
         tiles = spec.vision.picture_tokens // spec.vision.num_tokens
         grid = -(-rows // self.stride) * -(-columns // self.stride) * tiles if self.stride else 0
@@ -77,7 +78,7 @@ class Method(Inside):
         return best_of_picture(score, rows, left.clamp(min=1))
 
     def _grid(self, rows: Rows) -> Tensor:
-        """``[1,T]`` bool."""
+        """Mark the tokens of the grid: ``[1,T]`` bool."""
         if self.stride == 0:
             return torch.zeros_like(rows.visual)
         y, x = rows.patch // rows.columns, rows.patch % rows.columns

@@ -1,26 +1,34 @@
 """fsr: tokens with high attention and relevance, then the farthest from these; dropped ones are merged in.
 
-FSR (Tong, Bai, Zhu, Jiang, Liu, "Focus-Scan-Refine: From Human Visual Perception to Efficient Visual Token Pruning",
-arXiv 2602.05809). No code is public; this follows the paper's equations, and the numbers below are the paper's.
+FSR (Tong, Bai, Zhu, Jiang, Liu, "Focus-Scan-Refine: From Human Visual Perception to Efficient Visual Token
+Pruning", arXiv 2602.05809). No code is public; this follows the paper's equations, and the numbers below are
+the paper's.
 
-In: the projected tokens v ``[B,N,D]``, the class token's attention ``[B,N]`` (families without one: the attention a patch
-receives), and for relevance CLIP's joint space ``[B,N,J]``, ``[B,S,J]`` or the question's words as the language model
-embeds them ``[B,W,D]``. Out: exactly ``keep`` tokens in raster order; tokens of the scan are mixtures, and ``kept`` is
-where each stands.
+Input: the projected tokens v ``[B,N,D]``, the class token's attention ``[B,N]`` (families without one: the
+attention a patch receives), and for relevance CLIP's joint space ``[B,N,J]``, ``[B,S,J]`` or the question's
+words as the language model embeds them ``[B,W,D]``. Output: exactly ``keep`` tokens in raster order. Tokens
+of the scan are mixtures, and ``kept`` is the token whose place each takes.
 
-1. *Focus.* s = attention (1), r = cosine of patch and text (2), phi = mm(r)^alpha mm(s)^beta (3), mm = minmax over the
-   picture. The fewest tokens of highest phi that hold the share ``rho`` of its sum (4).
-2. *Scan.* The rest of the budget goes, one by one, to the token farthest (1 - cosine) from all that stay already (5).
-3. *Refine.* Of the tokens that do not stay, the ``kappa`` |scan| that are most similar to a token of the scan are
-   merged into it (8), weighted by phi (9). Focus tokens stay as they are.
+1. *Focus.* s = attention (1), r = cosine of patch and text (2), phi = mm(r)^alpha mm(s)^beta (3), mm = minmax
+   over the image. The tokens of highest phi stay: the fewest that hold the share ``rho`` of its sum (4).
+2. *Scan.* The rest of the budget goes, one by one, to the token farthest (1 - cosine) from all that stay
+   already (5).
+3. *Refine.* Of the tokens that do not stay, the ``kappa`` |scan| tokens most similar to a token of the scan
+   are merged into that token (8), weighted by phi (9). Focus tokens stay as they are.
 
-alpha = 3, beta = 1, rho = 0.9, kappa = 1 at every budget. Our reading where the paper is silent: attention of the layer
-that gives the features (``layer``); cosines among tokens after the projector (``structure``); the focus takes no
-more than ``keep``; relevance is the mean over text segments; ``relevance`` "auto" is "clip" where the family has the joint
-space and else "embeddings" (the paper leaves relevance out on Qwen2.5-VL: "none"); the sign is positive as the paper
-writes it, although others found CLIP's patches to point away from what they show; minmax adds 1e-6 to its denominator;
-an anchor without weight whose merged tokens have none either stays as it is; ties go to the first token; positions are
-renumbered.
+The paper uses alpha = 3, beta = 1, rho = 0.9 and kappa = 1 at every budget. Our reading, where the paper is
+silent:
+
+* The attention is that of the layer that gives the features (``layer``).
+* Cosines among tokens are taken after the projector (``structure``).
+* The focus takes at most ``keep`` tokens.
+* Relevance is the mean over text segments. ``relevance`` "auto" is "clip" in families with the joint space,
+  else "embeddings". The paper leaves relevance out on Qwen2.5-VL, which is "none".
+* The sign is positive, as the paper writes it, although others found that CLIP's patches point away from what
+  they show.
+* minmax adds 1e-6 to its denominator.
+* A scan token stays as it is when neither it nor the tokens merged into it have weight.
+* Ties go to the first token. Positions are renumbered.
 """
 
 from __future__ import annotations
@@ -39,7 +47,7 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(method.Method):
-    """Focus, scan, refine. The options are explained in the module's docstring."""
+    """Focus, scan, refine. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True
     merges: ClassVar[bool] = True
@@ -76,7 +84,7 @@ class Method(method.Method):
         return rows, kept, method.count(kept), selection.owners(kept, into)
 
     def subject(self, tokens: Tensor, taps: dict[str, Tensor]) -> Tensor:
-        """phi ``[B,N]`` float32."""
+        """Return phi ``[B,N]`` float32."""
         s = selection.minmax(next(iter(taps.values())).float()) ** self.beta
         if "text_embeds" not in taps and "clip_text" not in taps:
             return s
@@ -84,13 +92,19 @@ class Method(method.Method):
         return torch.where(asked, selection.minmax(cosine) ** self.alpha * s, s)
 
     def focus_size(self, phi: Tensor) -> Tensor:
-        """The fewest tokens that hold ``rho`` of the sum: ``[B,1]`` int64. Sums that are equal but for rounding, are."""
+        """Return the smallest number of tokens that hold ``rho`` of the sum of phi: ``[B,1]`` int64.
+
+        Sums that differ by rounding errors only count as equal.
+        """
         sums = phi.topk(phi.shape[1], dim=1).values.cumsum(1)
         needed = self.rho * (1 - 1e-6) * sums[:, -1:]
         return (sums < needed).to(torch.int64).sum(1, keepdim=True) + 1
 
     def merged(self, similar: Tensor, phi: Tensor, focus: Tensor, scan: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight of each token that is merged into one of the scan, else 0, and which that is: ``[B,N]`` each."""
+        """Return each token's weight and the scan token that it is merged into: ``[B,N]`` each.
+
+        The weight is 0 for tokens that are not merged.
+        """
         best, anchor = selection.closest(similar, scan)
         stays = focus | scan
         place = method.rank(torch.where(stays, -4.0, best))

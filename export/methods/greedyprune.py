@@ -1,23 +1,25 @@
 """greedyprune: the tokens most similar to the last token, none of them too similar to one already kept.
 
-GreedyPrune (Pei, Sun, Fu, Wang, "GreedyPrune: Retenting Critical Visual Token Set for Large Vision Language Models", arXiv
-2506.13166). There is no public code, and of the paper we know the abstract and what others wrote of it: the tokens that
-stay maximise the sum of their saliency under the condition that no two of them have a cosine above a threshold tau, and
-they are found greedily.
+GreedyPrune (Pei, Sun, Fu, Wang, "GreedyPrune: Retenting Critical Visual Token Set for Large Vision Language
+Models", arXiv 2506.13166). There is no public code, and we know only the paper's abstract and what others
+wrote about it: the kept tokens maximise the sum of their saliency, no two of them may have a cosine above a
+threshold tau, and they are found greedily.
 
-In: the prompt at the input of layer ``layer``. Out: before it, exactly ``keep`` visual tokens of each picture, in their
-order, and all text.
+Input: the prompt at the input of layer ``layer``. Output: before that layer, exactly ``keep`` visual tokens
+of each image, in their order, and all text.
 
-1. Saliency: cosine of each visual token and the prompt's last token.
-2. The most salient token that is still in play stays, and all whose cosine with it is above ``tau`` leave the game; again,
-   until ``keep`` stay or none is left.
-3. If that was too few: the most salient of all others.
+1. The saliency of a visual token is its cosine with the prompt's last token.
+2. The most salient candidate stays, and all candidates whose cosine with it is above ``tau`` are dropped.
+   This repeats until ``keep`` tokens stay or no candidate is left.
+3. If there are too few tokens, the most salient of all others are added.
 
-Our reading, from an independent implementation (which compares value vectors): saliency, 3, and ``tau`` 0.9. Ours
-alone: ``layer`` 2, as FastV has it; hidden states are compared; positions stay those of the whole prompt; each picture
-is a game of its own. Cosines within 2^-22 are equal; of equals the first.
+Our reading, from an independent implementation (which compares value vectors): the saliency, step 3, and
+``tau`` 0.9. Our own choices: ``layer`` 2, as in FastV; hidden states are compared; position ids stay those of
+the whole prompt; each image is pruned on its own. Cosines within 2^-22 are equal, and the first of equals
+wins.
 
-Step 2 is a loop in the graph that looks at each token at most once, the most salient first, and ends when enough stay.
+Step 2 is a loop in the graph. It looks at each token at most once, the most salient first, and ends when
+enough stay.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(Inside):
-    """Salient and dissimilar tokens. The options are explained in the module's docstring."""
+    """Salient and dissimilar tokens. The module's docstring explains the options."""
 
     our_reading: ClassVar[bool] = True
     reads_question: ClassVar[bool] = True
@@ -59,10 +61,11 @@ class Method(Inside):
 
 
 def _pick(place: Tensor, same: Tensor, rivals: Tensor, keep: Tensor) -> Tensor:
-    """``[1,T]`` bool: the tokens that stay in play until their turn, ``keep [1,T]`` of each picture at least if so many do.
+    """Mark the tokens that no earlier pick excludes: ``[1,T]`` bool, at least ``keep [1,T]`` per image if so
+    many exist.
 
-    ``place [1,T]`` float32 is each token's turn in its picture, -1 for text; ``same``, ``rivals [1,T,T]`` 0 or 1: tokens
-    of one picture, and those of them that exclude one another.
+    ``place [1,T]`` float32 is each token's turn in its image, -1 for text. ``same [1,T,T]`` (0 or 1) are the
+    pairs of one image. ``rivals [1,T,T]`` (0 or 1) are the pairs of one image that exclude each other.
     """
     last = place.amax((0, 1))
 

@@ -1,23 +1,26 @@
 """hiprune: tokens with the most received attention in a middle layer, their neighbours, then by a deep layer.
 
-HiPrune (Liu et al., "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language
-Models", arXiv 2508.00553), after the published code. Middle layers of a vision encoder attend to objects, deep ones to
-the picture as a whole; the question is not read.
+HiPrune (Liu et al., "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in
+Vision-Language Models", arXiv 2508.00553), after the published code. Middle layers of a vision encoder attend
+to objects, deep layers to the image as a whole. The question is not read.
 
-In: the attention that each patch receives (mean over heads and all queries) in a middle and in the last layer, each
-``[B,N]``. The publication selects features before the projector; the projector maps each token alone, so selecting
-the projected tokens ``[B,N,D]`` is the same. Out: exactly ``keep`` tokens, in raster order.
+Input: the attention that each patch receives (mean over heads and all queries) in a middle layer and in the
+last one, each ``[B,N]``. The publication selects features before the projector. The projector maps each token
+by itself, so selecting the projected tokens ``[B,N,D]`` is the same. Output: exactly ``keep`` tokens, in
+raster order.
 
-1. *Anchors*: the round(keep alpha / 5) tokens that receive most in the middle layer (halves to even, as in Python).
-2. *Buffers*: the neighbours i - 1, i + 1, i - columns, i + columns of each anchor. As in the published code they are
-   clamped to the first and last token and rows are not checked: the left neighbour of a row's first patch is the last
-   patch of the row above, and an anchor in the first row brings the first token with it.
-3. *Register*: of all others those that receive most in the last layer.
+1. *Anchors*: the round(keep alpha / 5) tokens that receive most in the middle layer. Halves are rounded to
+   even, as in Python.
+2. *Buffers*: the neighbours i - 1, i + 1, i - columns, i + columns of each anchor. As in the published code,
+   they are clamped to the first and last token and rows are not checked. The left neighbour of a row's first
+   patch is therefore the last patch of the row above, and an anchor in the first row adds the first token.
+3. *Register*: the tokens among all others that receive most in the last layer.
 
-``layer`` is the middle layer, counted from 0; by default 8, as published for the 24 layers of CLIP ViT-L (of which 23
-run), and in proportion for encoders of another depth; for Qwen2.5-VL that comes to the published 15 of 32.
-alpha = 0.1 at every budget. Positions are renumbered, as published for LLaVA. Our reading: where anchors and buffers
-alone exceed the budget (the published code fails), anchors go first, then buffers, each by the last layer.
+``layer`` is the middle layer, counted from 0. The default is 8, as published for the 24 layers of CLIP ViT-L
+(of which 23 run), and in proportion for encoders of another depth; for Qwen2.5-VL this gives the published 15
+of 32. alpha = 0.1 at every budget. Positions are renumbered, as published for LLaVA. Our reading: when
+anchors and buffers exceed the budget (the published code fails), anchors have priority, then buffers, each
+ordered by the last layer.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(method.Scorer):
-    """Hierarchical attention. The options are explained in the module's docstring."""
+    """Hierarchical attention. The module's docstring explains the options."""
 
     alpha: float = method.option(0.1, 0, 1)
     layer: int | None = None
@@ -44,7 +47,7 @@ class Method(method.Scorer):
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
         middle = method.full_layer(spec, 8 / 23) if self.layer is None else self.layer
         names = [method.tap(spec, "received_attention", layer) for layer in (middle, self.deep_layer)]
-        return tuple(dict.fromkeys(names))  # of an encoder with one layer both are the same
+        return tuple(dict.fromkeys(names))  # both are the same if the encoder has one layer
 
     def score(
         self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
@@ -59,13 +62,16 @@ class Method(method.Scorer):
 
 
 def _divide(a: Tensor, b: int) -> Tensor:
-    """a / b as integers, halves to even."""
+    """Divide integers, rounding halves to even."""
     whole, rest = a // b, 2 * (a % b)
     return whole + ((rest > b) | ((rest == b) & (whole % 2 == 1))).to(torch.int64)
 
 
 def _neighbours(mask: Tensor, columns: method.Keep) -> Tensor:
-    """Above 0 at the tokens before, behind, above and below the marked ones of ``mask [B,N]``, ends clamped."""
+    """Return numbers above 0 at the tokens before, behind, above and below the marked ones of ``mask [B,N]``.
+
+    Neighbours outside the grid are clamped to the first or last token.
+    """
     size = mask.shape[1]
     index = torch.arange(size, device=mask.device)
     total = torch.zeros_like(mask)

@@ -1,27 +1,33 @@
 """holov: per image region, within its budget, the tokens with the most class-token attention.
 
-HoloV (Zou et al., "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention",
-NeurIPS 2025, arXiv 2510.02912), after the published code. The question is not read.
+HoloV (Zou et al., "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context
+Retention", NeurIPS 2025, arXiv 2510.02912), after the published code. The question is not read.
 
-In: the projected tokens ``[B,N,D]`` and the class token's attention ``[B,N]`` (families without one: the attention a
-patch receives). Out: **at most** ``keep`` tokens, in raster order; ``count`` says how many.
+Input: the projected tokens ``[B,N,D]`` and the class token's attention ``[B,N]`` (families without one: the
+attention a patch receives). Output: **at most** ``keep`` tokens, in raster order. ``count`` is their number.
 
-1. The tokens in raster order are cut into ``runs`` runs of equal length (N / 16 tokens, not two-dimensional windows).
-2. v(i) = variance of the cosines of token i and the others of its run. a = 1000 attention. The score of a token is
-   a + alpha v mean(a) / (mean(v) + 1e-6), means over its run; the score of a run is the mean of its tokens'.
-3. A run's quota is its share of all scores, times ``keep``, rounded down; what is left goes to the runs with the
-   largest shares, one token each.
-4. In each run the tokens of highest *attention* stay, as many as the quota says.
+1. The tokens in raster order are cut into ``runs`` runs of equal length (N / 16 tokens, not two-dimensional
+   windows).
+2. v(i) = variance of the cosines of token i and the other tokens of its run. a = 1000 attention. The score of
+   a token is a + alpha v mean(a) / (mean(v) + 1e-6), with means over its run. The score of a run is the mean
+   of its tokens' scores.
+3. A run's quota is its share of all scores, times ``keep``, rounded down. The remainder goes to the runs with
+   the largest shares, one token each.
+4. Each run keeps as many tokens as its quota, those of the highest *attention*.
 
-Quirks of the published code that are kept: as v is divided by its own mean, variance hardly influences anything unless
-it is about 1e-6; the cosine of a token with itself counts as 0 among the deviations from the mean; and a quota above
-a run's length is lost. There the publication feeds rows of zeros to the language model; here there are fewer rows.
-``surplus="refill"`` gives what is lost to the most attended of the other tokens, so that ``keep`` tokens stay.
-The publication orders by run and attention and renumbers positions; here rows are in raster order, as everywhere.
+Quirks of the published code that are kept:
 
-Where N is no multiple of ``runs``, the first runs are one token longer. As published, the attention of a run of one token
-is not scaled by 1000. Our reading: ``keep`` = N keeps all; shares are rounded to 2^-16 of a token, so that equal ones
-tie on every engine, and ties go to the first.
+* v is divided by its own mean, so the variance has hardly any influence unless it is about 1e-6.
+* The cosine of a token with itself counts as 0 among the deviations from the mean.
+* The part of a quota above a run's length is lost. The publication then feeds rows of zeros to the language
+  model; here there are fewer rows. ``surplus="refill"`` gives the lost part to the most attended of the other
+  tokens, so that ``keep`` tokens stay.
+
+The publication orders rows by run and attention and renumbers positions. Here rows are in raster order.
+
+If N is no multiple of ``runs``, the first runs are one token longer. As published, the attention in a run of
+one token is not scaled by 1000. Our reading: ``keep`` = N keeps all tokens; shares are rounded to 2^-16 of a
+token, so that equal shares tie on every engine; ties go to the first.
 """
 
 from __future__ import annotations
@@ -40,7 +46,8 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(method.Method):
-    """Quotas for runs. The options are explained in the module's docstring; ``layer`` is that of the attention."""
+    """Quotas for runs. The module's docstring explains the options; ``layer`` is the layer of the
+    attention."""
 
     fills: ClassVar[bool] = False
 
@@ -69,7 +76,8 @@ class Method(method.Method):
         return selection.at_most(tokens, mask, keep)
 
     def quotas(self, similar: Tensor, attention: Tensor, run: Tensor, keep: method.Keep) -> Tensor:
-        """Tokens per run ``[B,P]`` float32; ``run [N]`` is each token's run."""
+        """Return the number of tokens that each run keeps, ``[B,P]`` float32. ``run [N]`` is each token's
+        run."""
         index = torch.arange(self.runs, device=run.device)
         member = (run[:, None] == index).float()  # [N,P]
         length = member.sum(0)
@@ -94,5 +102,5 @@ class Method(method.Method):
 
 
 def _of_run(value: Tensor, run: Tensor) -> Tensor:
-    """The ``value [...,P]`` of each token's ``run [N]``: ``[...,N]``."""
+    """Look up the ``value [...,P]`` of each token's ``run [N]``: ``[...,N]``."""
     return value.index_select(-1, run)

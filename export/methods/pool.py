@@ -1,16 +1,18 @@
 """pool: mean-pooled cells of the token grid; a lower bound that ignores the image's content.
 
-In: the projected tokens ``[B,N,D]``. Out: the means of r x c cells in raster order, r c <= ``keep`` (``count``); ``kept``
-is the token in the middle of each cell.
+Input: the projected tokens ``[B,N,D]``. Output: the means of r x c cells in raster order, r c <= ``keep``
+(``count``). ``kept`` is the token in the middle of each cell.
 
-1. Of all r <= rows and c <= columns with r c <= keep: those whose cells spread least, (rows / r)^2 + (columns / c)^2, a
-   multiple of the mean squared distance of a token from its cell's centre. Equal ones: fewer rows.
-2. The token in row y and column x goes to the cell in row y r // rows and column x c // columns; a cell is the mean of
-   its tokens.
+1. r <= rows and c <= columns are chosen under r c <= keep so that the cells spread least. The spread is (rows
+   / r)^2 + (columns / c)^2, a multiple of the mean squared distance of a token from its cell's centre. Among
+   equal spreads the fewest rows win.
+2. The token in row y and column x goes to the cell in row y r // rows and column x c // columns. A cell is
+   the mean of its tokens.
 
-Where r and c divide the sides this is adaptive average pooling. Elsewhere that lets neighbouring cells share tokens; here
-every token goes to one, and cells differ by a row or column. On 24 x 24 tokens 64, 128 and 192 become 8 x 8, 11 x 11 and
-12 x 16. ``keep`` = N changes nothing. Positions are renumbered. The question is not read; nothing here is published.
+If r and c divide the sides, this is adaptive average pooling. Otherwise adaptive pooling lets neighbouring
+cells share tokens; here every token goes to one cell, and cells differ by a row or column. On 24 x 24 tokens,
+``keep`` 64, 128 and 192 become 8 x 8, 11 x 11 and 12 x 16 cells. ``keep`` = N changes nothing. Positions are
+renumbered. The question is not read. The method is our own and not from a publication.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ from foveate.export.pruning import method, selection
 
 __all__ = ["Method"]
 
-_UNIT = (
-    2**14
-)  # costs are integers, so that every engine finds the same cells; ONNX Runtime 1.23.2 compares no larger ones than of 32 bits
+# Spreads are integers, so that every engine finds the same cells. ONNX Runtime 1.23.2 compares at most 32
+# bits.
+_UNIT = 2**14
 
 
 @dataclass(frozen=True)
 class Method(method.Method):
-    """Average pooling."""
+    """Average pooling. It has no options of its own."""
 
     fills: ClassVar[bool] = False
     merges: ClassVar[bool] = True
@@ -57,7 +59,8 @@ class Method(method.Method):
 
 
 def _cells(budget: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Rows and columns ``[1,1]`` of the cells that spread least among those of at most ``budget [1,1]``."""
+    """Return rows and columns, ``[1,1]`` each, of the cells that spread least among at most ``budget [1,1]``
+    cells."""
     rows, columns = grid
     y, x = selection.coordinates(torch.arange(rows * columns, device=budget.device)[None], columns)
     down, across = y + 1, x + 1
@@ -69,6 +72,6 @@ def _cells(budget: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def _middle(cell: Tensor, cells: Tensor, length: int) -> Tensor:
-    """The middle one, of two the first, of the places 0..length - 1 that go to ``cell`` of ``cells``."""
+    """Return the middle of the places 0..length - 1 that go to ``cell`` of ``cells``; of two the first."""
     start, end = (((cell + one) * length + cells - 1) // cells for one in (0, 1))
     return (start + end - 1) // 2

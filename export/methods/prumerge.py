@@ -1,29 +1,38 @@
-"""prumerge: the outliers of the class token's attention, each with similar tokens added, and one sum of the rest.
+"""prumerge: outliers of the class token's attention, each with similar tokens added, and one sum of the rest.
 
-LLaVA-PruMerge (Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", ICCV
-2025, arXiv 2403.15388), after the published code. It acts before the projector; the question is not read.
+LLaVA-PruMerge (Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal
+Models", ICCV 2025, arXiv 2403.15388), after the published code. It acts before the projector. The question is
+not read.
 
-In: patch features x ``[B,N,Dv]``, the class token's attention a ``[B,N]`` and the keys ``[B,N,dk]`` (mean over heads) of
-one layer. Out: **at most** ``keep`` rows (``count``), which are not in raster order: outliers by falling attention, then
-samples in raster order, then the sum of the rest, whose ``kept`` is -1.
+Input: patch features x ``[B,N,Dv]``, the class token's attention a ``[B,N]`` and the keys ``[B,N,dk]`` (mean
+over heads) of one layer. Output: **at most** ``keep`` rows (``count``), which are not in raster order.
+Outliers come first, by falling attention, then samples in raster order, then the sum of the rest, whose
+``kept`` is -1.
 
-1. *Outliers*: the n tokens with a(i) > Q3 + 1.5 (Q3 - Q1), the quartiles of a. n depends on the image.
-2. *Merging*: to each token i that stays, the ``neighbours`` other tokens j with the most similar keys (cosine) are added:
-   x(i) + sum of a(j) x(j). As in the published code the sum is not divided by its weights, a token may be added to
-   several rows, and tokens that stay are added to one another, too.
-3. *Rest*: one more row, the sum of a(j) x(j) over all tokens that do not stay.
+1. *Outliers*: the n tokens with a(i) > Q3 + 1.5 (Q3 - Q1), where Q1 and Q3 are quartiles of a. n depends on
+   the image.
+2. *Merging*: each token i that stays gets the ``neighbours`` other tokens j with the most similar keys
+   (cosine) added: x(i) + sum of a(j) x(j). As in the published code, the sum is not divided by its weights, a
+   token may be added to several rows, and tokens that stay are added to one another, too.
+3. *Rest*: one more row is the sum of a(j) x(j) over all tokens that do not stay.
 
-``variant`` "fixed" keeps the keep - 1 tokens of the highest attention in place of the outliers, so that every image has
-exactly ``keep`` rows. (The publication does not count the last row: its 72 tokens of 576 are ``keep`` = 73.) "plus" is
-PruMerge+: besides the outliers every s-th of the first N - 1 tokens stays, s = (N // n) // 3.
+``variant`` "fixed" keeps the keep - 1 tokens of the highest attention instead of the outliers, so every image
+has exactly ``keep`` rows. (The publication does not count the last row: its 72 tokens of 576 are ``keep`` =
+73.) "plus" is PruMerge+: besides the outliers, every s-th of the first N - 1 tokens stays, s = (N // n) // 3.
 
-Our reading: attention and keys are those of the last layer that runs, which gives the features, in the form in which other
-methods read them (attention: mean over heads). The published code takes them from the layer behind it, which LLaVA
-does not run, as if the layer had a single head. ``keep`` is an upper bound, which the publication lacks: it cuts the
-outliers of the lowest attention, and makes s larger. s is at least 1; without outliers it is that of one. ``keep`` = N is
-every token and no sum. Where there are fewer tokens than ``neighbours`` all are added; cosines within 2^-22 are equal,
-and of equals the first comes first. ``owner`` names one row of a token that was added to several: that of the most
-similar key. Positions are renumbered.
+Our reading:
+
+* Attention and keys are those of the last layer that runs, which also gives the features, in the form in
+  which other methods read them (attention: mean over heads). The published code takes them from the next
+  layer, which LLaVA does not run, as if the layer had a single head.
+* ``keep`` is an upper bound, which the publication lacks. It drops the outliers of the lowest attention and
+  makes s larger.
+* s is at least 1. Without outliers s is that of one outlier.
+* ``keep`` = N keeps every token and has no sum.
+* If there are fewer tokens than ``neighbours``, all are added. Cosines within 2^-22 are equal; the first of
+  equals wins.
+* ``owner`` names one row for a token that was added to several rows: the row with the most similar key.
+* Positions are renumbered.
 """
 
 from __future__ import annotations
@@ -42,7 +51,7 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(method.Method):
-    """Outliers and merging. The options are explained in the module's docstring."""
+    """Outliers and merging. The module's docstring explains the options."""
 
     source: ClassVar[Literal["projected", "features"]] = "features"
     merges: ClassVar[bool] = True
@@ -82,7 +91,7 @@ class Method(method.Method):
         return rows, kept, count, _owner(similar, added, kept, count)
 
     def _tiers(self, attention: Tensor, budget: Tensor) -> Tensor:
-        """``[B,N]`` int64: above 1 for tokens that stay, higher ones stand before lower ones; 0 for the others."""
+        """Return ``[B,N]`` int64: above 1 for tokens that stay, higher ones first; 0 for the others."""
         size = attention.shape[1]
         rank, number = method.rank(attention), budget - 1
         if self.variant != "fixed":
@@ -99,13 +108,15 @@ class Method(method.Method):
 
 
 def _with_zero(x: Tensor) -> Tensor:
-    """``x [B,N,d]`` with a row of zeros behind it."""
+    """Append a row of zeros to ``x [B,N,d]``."""
     return torch.cat([x, torch.zeros_like(x[:, :1])], 1)
 
 
 def _nearest(similar: Tensor, place: Tensor, number: int) -> Tensor:
-    """The ``number`` highest of each row of ``similar [B,R,N]``, the first of equals, without the token ``place [B,R]``
-    that the row is of: ``[B,R,N]`` bool."""
+    """Mark the ``number`` highest entries of each row of ``similar [B,R,N]``: ``[B,R,N]`` bool.
+
+    The first of equals wins. A row's own token, ``place [B,R]``, is left out.
+    """
     size = similar.shape[2]
     index = torch.arange(size, device=similar.device)
     itself = place[:, :, None] == index
@@ -118,8 +129,11 @@ def _nearest(similar: Tensor, place: Tensor, number: int) -> Tensor:
 
 
 def _owner(similar: Tensor, added: Tensor, kept: Tensor, count: Tensor) -> Tensor:
-    """Of each token its own row, else the row that it was ``added [B,R,N]`` to and is most ``similar`` to, else the last
-    one: ``[B,N]`` int64."""
+    """Return the row that each token belongs to: ``[B,N]`` int64.
+
+    It is the token's own row; else the most ``similar`` row among those it was ``added [B,R,N]`` to; else the
+    last row.
+    """
     rows, size = added.shape[1:]
     index = torch.arange(size, device=added.device)
     close = torch.where(added, similar, -selection.FAR)

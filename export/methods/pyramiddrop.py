@@ -1,20 +1,20 @@
 """pyramiddrop: the tokens that the prompt's last token attends to most, fewer at each of three depths.
 
-PyramidDrop (Xing et al., "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy
-Reduction", CVPR 2025, arXiv 2410.17247), after the published code.
+PyramidDrop (Xing et al., "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual
+Redundancy Reduction", CVPR 2025, arXiv 2410.17247), after the published code.
 
-In: the prompt at the input of each layer in ``layers``. Out: before each of them, the visual tokens of each picture that
-count, in their order, and all text.
+Input: the prompt at the input of each layer in ``layers``. Output: before each of these layers, the selected
+visual tokens of each image, in their order, and all text.
 
-1. Attention of the prompt's last token in the layer behind the cut, rotary embedding included, with a softmax over all
-   keys of the prompt, mean over heads.
-2. The visual tokens of the highest: of N tokens and S cuts, N (keep / N)^(s/S) behind the s-th. ``keep`` is what is left
-   in the end.
+1. The score is the attention of the prompt's last token in the layer after the cut, rotary embedding
+   included, with a softmax over all keys of the prompt, mean over heads.
+2. The visual tokens with the highest scores stay: N (keep / N)^(s/S) of N tokens after the s-th of S cuts.
+   ``keep`` is the number after the last cut.
 
-The published schedule, 0.5, 0.25 and 0.125 of the tokens before layers 8, 16 and 24 of 32, is ``keep`` 12.5% (72 of
-576: 288, 144, 72). Decoders of another depth are cut in proportion. Positions are renumbered at every cut, as
-published. VScan's stage in the language model (arXiv 2505.22654) is this method with one cut in the middle:
-``--method vscan+pyramiddrop --set layers=16``.
+The published schedule keeps 0.5, 0.25 and 0.125 of the tokens before layers 8, 16 and 24 of 32. This is
+``keep`` 12.5% (72 of 576: 288, 144, 72). Decoders of another depth are cut in proportion. Positions are
+renumbered at every cut, as published. VScan's stage in the language model (arXiv 2505.22654) is this method
+with one cut in the middle: ``--method vscan+pyramiddrop --set layers=16``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEAST = 2.0**-20
 
 @dataclass(frozen=True)
 class Method(Inside):
-    """Attention of the last token, at several layers. The options are explained in the module's docstring."""
+    """Attention of the last token, at several layers. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True
 

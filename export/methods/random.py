@@ -1,7 +1,7 @@
 """random: a random subset, the same for every image; a lower bound.
 
-The scores are pseudo-random numbers made from the seed and the token's index by integer arithmetic in the
-graph, so they are the same on every engine and need no table.
+Integer arithmetic in the graph makes pseudo-random scores of the seed and the token's index. The scores are
+the same on every engine and need no table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PRIME = 2**31 - 1  # squares of residues fit int64
 
 @dataclass(frozen=True)
 class Method(method.Scorer):
-    """Random tokens. ``seed`` picks the choice; a larger ``keep`` with the same seed keeps a superset."""
+    """Random tokens, selected by ``seed``. A larger ``keep`` with the same seed keeps a superset."""
 
     seed: int = method.option(0, 0, 2**31 - 2)
 

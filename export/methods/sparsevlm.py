@@ -1,32 +1,43 @@
 """sparsevlm: tokens that relevant question tokens attend to most, at three depths; others as cluster means.
 
-SparseVLM (Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", ICML 2025,
-arXiv 2410.04417), after the published code. It has fixed lists of how many tokens stay, where the paper speaks of a rank.
+SparseVLM (Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model
+Inference", ICML 2025, arXiv 2410.04417), after the published code. The code has fixed lists of token numbers
+where the paper derives them from a rank.
 
-In: the prompt as it enters the decoder, and entering and leaving each layer in ``layers``. Out: behind each of them, of
-each picture exactly the stage's own number of visual tokens in their order, then (version 1) their clusters, and all text.
+Input: the prompt as it enters the decoder, and as it enters and leaves each layer in ``layers``. Output:
+after each of these layers, exactly the stage's number of visual tokens of each image in their order, then
+(version 1) their clusters, and all text.
 
-1. *Raters*, once, at the first cut: of the text behind the pictures, the tokens whose m is above the mean;
-   m = mean over visual tokens of softmax over that text of H_v H_t^T, H the decoder's input embeddings.
-2. Score of a visual token in a layer: attention that it receives from the raters, rotary embedding included, softmax over
-   all keys of the prompt; mean over heads and raters. The stage's number of the highest stay.
-3. Version 1, *recycling*: of the d tokens dropped, the int(0.3 d) + 1 of highest score (r of them) become int(r / 10) + 1
-   clusters: density peaks over the k nearest neighbours (DPC-kNN), k the number of clusters, distances divided by
-   sqrt(D), and every token to the nearest peak. A cluster is the mean of its tokens, and competes as a token later.
+1. *Raters* are chosen once, at the first cut: the tokens of the text behind the images whose m is above the
+   mean. m = mean over visual tokens of softmax over that text of H_v H_t^T, where H are the decoder's input
+   embeddings.
+2. The score of a visual token in a layer is the attention that it receives from the raters, rotary embedding
+   included, with a softmax over all keys of the prompt, mean over heads and raters. The tokens with the
+   highest scores stay.
+3. *Recycling*, in version 1: of the d dropped tokens the r = int(0.3 d) + 1 with the highest scores become
+   int(r / 10) + 1 clusters. The clusters are density peaks over the k nearest neighbours (DPC-kNN), where k
+   is the number of clusters and distances are divided by sqrt(D); every token goes to the nearest peak. A
+   cluster is the mean of its tokens, and competes like a token at later cuts.
 
-``version`` 1, the default, is the code of the ICML paper (1.5 in its release notes), which tables of SparseVLM since 2025
-go back to; positions are renumbered. ``version`` 2 is SparseVLM+ of the same repository: no recycling, positions stay those
-of the whole prompt, attention is divided by what rotary embedding alone would give (queries and keys of ones), and only
-the ``heads`` heads count whose attention from the raters to the pictures is largest (14 in the code, of 32).
+``version`` 1, the default, is the code of the ICML paper (1.5 in its release notes). Tables of SparseVLM
+since 2025 go back to it. Positions are renumbered. ``version`` 2 is SparseVLM+ of the same repository. It has
+no recycling, and position ids stay those of the whole prompt. Attention is divided by what rotary embedding
+alone would give (queries and keys of ones). Only the ``heads`` heads with the largest attention from the
+raters to the images count (14 of 32 in the code).
 
-``keep`` is the mean over the layers as the authors count it: clusters counted, and each pruning layer as pruned although it
-still sees all. Published are 64, 96, 128 and 192 of 576; between them, and from 192 to all, numbers go over
-logarithmically; below 64 they shrink in proportion. ``layers`` are 2, 6, 15 of 32; in proportion for decoders of another depth.
+``keep`` is the mean over the layers as the authors count it: clusters count, and a layer that prunes counts
+as pruned although it still sees all tokens. The published numbers are 64, 96, 128 and 192 of 576. Numbers
+between them, and from 192 to all, are interpolated in logarithms; below 64 they shrink in proportion.
+``layers`` are 2, 6, 15 of 32, and in proportion for decoders of another depth.
 
-Our reading: several pictures share the raters, each has its own numbers and clusters; m is above the mean from 1e-5 of it
-on; without any such token all that text rates, without text the last token; a stage that may keep all drops none and makes
-no cluster (there: one token less). Mutual neighbours are equally dense: the code lets added noise decide, here the first is
-the denser.
+Our reading:
+
+* Several images share the raters; each has its own budget and clusters.
+* m is above the mean when it exceeds it by 1e-5 of the mean. If no token does, all of that text rates;
+  without text the last token rates.
+* A stage whose budget is all tokens drops none and makes no cluster. The published code drops one.
+* Mutual neighbours are equally dense. The published code lets added noise decide; here the first counts as
+  denser.
 """
 
 from __future__ import annotations
@@ -49,9 +60,9 @@ from foveate.runtime.llm.budget import stage_keep
 __all__ = ["Method"]
 
 _LEAST = 2.0**-20
-_FAR = 1e18  # its square is still a number
+_FAR = 1e18  # its square is still finite in float32
 _AT_ONCE = 64
-"""Raters per turn of the loop."""
+"""Raters per iteration of the loop."""
 _LISTS = {
     "1": {64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110)},
     "2": {64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118)},
@@ -61,7 +72,7 @@ _OF = 576
 
 @dataclass(frozen=True)
 class Method(Inside):
-    """Attention of the question's raters, at three layers. The options are explained in the module's docstring."""
+    """Attention of the question's raters, at three layers. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True
     merges: ClassVar[bool] = True
@@ -82,8 +93,8 @@ class Method(Inside):
             return tuple(self.at(spec, x, x - 1) for x in in_proportion((3 / 32, 7 / 32, 16 / 32), spec))
         if len(self.layers) != 3 or sorted(set(self.layers)) != list(self.layers):
             raise UserError(
-                f"sparsevlm prunes behind three layers | got layers {self.layers}, expected three in ascending order "
-                "| for example --set layers=2,6,15",
+                f"sparsevlm prunes behind three layers | got layers {self.layers}, "
+                "expected three in ascending order | for example --set layers=2,6,15",
                 code=2,
             )
         return tuple(self.at(spec, x + 1, x) for x in self.layers)
@@ -101,7 +112,7 @@ class Method(Inside):
         }
 
     def leaves(self, spec: ModelSpec, keep: int, entered: int) -> dict[str, int]:
-        """The clusters of version 1 count: they are rows as any."""
+        """Return the rows after each stage. The clusters of version 1 count, since they are rows, too."""
         if self.version == "2":
             return {}
         total, left = entered, {}
@@ -137,7 +148,7 @@ class Method(Inside):
         )
 
     def _score(self, rows: Rows) -> Tensor:
-        """``[1,T]`` float32."""
+        """Return the score of each row: ``[1,T]`` float32."""
         received = _received(rows, _raters(rows), biased=self.version == "2")
         if self.version == "1":
             return received.mean(1)
@@ -147,7 +158,7 @@ class Method(Inside):
 
 
 def _raters(rows: Rows) -> Tensor:
-    """``[1,T]`` bool."""
+    """Mark the raters: ``[1,T]`` bool."""
     if rows.carried["raters"] is not None:
         return rows.carried["raters"] > 0.5
     index = torch.arange(rows.picture.shape[1], device=rows.picture.device)
@@ -162,8 +173,12 @@ def _raters(rows: Rows) -> Tensor:
 
 
 def _received(rows: Rows, raters: Tensor, biased: bool) -> Tensor:
-    """What each row receives from the ``raters [1,T]`` in each head, their mean: ``[1,H,T]`` float32. ``biased``: attention is
-    divided by what rotary embedding alone gives. A few raters at a time, since no shape may tell how many there are."""
+    """Return the mean attention that each row receives from the ``raters [1,T]``, per head: ``[1,H,T]``
+    float32.
+
+    ``biased``: attention is divided by what rotary embedding alone gives. A loop takes ``_AT_ONCE`` raters at
+    a time, since no shape may depend on their number.
+    """
     order, number = packed(raters)[0], raters.to(torch.int64).sum(1)
     scale = rows.layer.head_dim**-0.5
     queries = rows.queries(rotated=True).float() * scale
@@ -191,17 +206,19 @@ def _received(rows: Rows, raters: Tensor, biased: bool) -> Tensor:
 
 
 def _turned_ones(rows: Rows) -> Tensor:
-    """Rows of ones behind rotary embedding, in another order: ``[1,T,Dh]`` float32."""
+    """Return rows of ones after rotary embedding, with their entries in another order: ``[1,T,Dh]``
+    float32."""
     *tables, index = rope_of(rows.layer.spec, *rows.rope, rows.position_ids)
     cos, sin = (F.embedding(index, table).float() for table in tables)
     return torch.cat((cos - sin, cos + sin), -1)
 
 
 def _recycled(rows: Rows, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The clusters of each picture's ``dropped [1,T]``: the number of each peak's cluster ``[1,T]`` float32, the peaks ``[1,T]``
-    bool, and ``hidden [1,T,D]`` with the means of the clusters in the peaks' rows.
+    """Cluster each image's ``dropped [1,T]`` tokens.
 
-    What is recycled is at most half of each picture, since one token stays: M = T // 2 + 1 rows hold all of it.
+    Returns the number of each peak's cluster ``[1,T]`` float32, the peaks ``[1,T]`` bool, and ``hidden
+    [1,T,D]`` with the means of the clusters in the peaks' rows. At most half of an image's tokens are
+    recycled, since one token stays; M = T // 2 + 1 rows are enough for them.
     """
     lost = (rows.same & dropped[:, None]).float().sum(-1).to(torch.int64)
     among = dropped & (_places(score, rows.same & dropped[:, None]) < _taken(lost))
@@ -228,7 +245,7 @@ def _recycled(rows: Rows, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tenso
 
 
 def _taken(lost: int | Tensor) -> int | Tensor:
-    """How many of the ``lost`` tokens are recycled."""
+    """Return the number of the ``lost`` tokens that are recycled."""
     return lost * 3 // 10 + 1
 
 
@@ -237,9 +254,11 @@ def _clusters(lost: int | Tensor) -> int | Tensor:
 
 
 def _standing(distance: Tensor, same: Tensor, clusters: Tensor, most: method.Keep) -> Tensor:
-    """How much of a peak each row is, ``[1,M]``: its density times its distance to the next denser row, the densest one's to
-    the farthest. ``distance [1,M,M]`` is ``_FAR`` between rows that are not compared; ``same`` are those of one picture,
-    ``clusters [1,M]`` at most ``most``."""
+    """Score each row as a density peak: ``[1,M]``, its density times its distance to the nearest denser row.
+
+    The densest row takes its distance to the farthest row. ``distance [1,M,M]`` is ``_FAR`` between rows that
+    are not compared. ``same [1,M,M]`` are the pairs of one image. ``clusters [1,M]`` is at most ``most``.
+    """
     nearest = distance.topk(most, largest=False).values
     counts = torch.arange(most, device=distance.device) < clusters[:, :, None]
     sparse = torch.where(counts, nearest * nearest, 0.0).sum(-1) / clusters
@@ -253,8 +272,10 @@ def _standing(distance: Tensor, same: Tensor, clusters: Tensor, most: method.Kee
 
 
 def _distances(x: Tensor, there: Tensor) -> Tensor:
-    """Of the rows of ``x [1,M,D]`` that are ``there [1,M]``, divided by sqrt(D), 0 between copies, the same in both directions:
-    ``[1,M,M]`` float32."""
+    """Return the distances between the rows of ``x [1,M,D]`` marked by ``there [1,M]``: ``[1,M,M]`` float32.
+
+    Distances are divided by sqrt(D). They are 0 between copies, and the same in both directions.
+    """
     seen = there.float()
     mean = torch.matmul(seen[:, None], x) / seen.sum(1).clamp(min=1)
     x = (x - mean) * seen[:, :, None]
@@ -266,7 +287,8 @@ def _distances(x: Tensor, there: Tensor) -> Tensor:
 
 
 def _places(score: Tensor, group: Tensor) -> Tensor:
-    """Place of each row among its ``group [1,T,T]`` by ``score [1,T]``, the first of equals before: ``[1,T]`` float32."""
+    """Return the place of each row in its ``group [1,T,T]`` by ``score [1,T]``, first of equals ahead:
+    ``[1,T]`` float32."""
     index = torch.arange(score.shape[1], device=score.device)
     mine, other = score[:, :, None], score[:, None]
     ahead = (other > mine) | ((other == mine) & (index < index[:, None]))
@@ -274,7 +296,8 @@ def _places(score: Tensor, group: Tensor) -> Tensor:
 
 
 def _inserted(rows: Rows, stays: Tensor, peak: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-    """As ``packed``, with the ``peak`` rows by ``number`` behind the last visual row of their picture."""
+    """Return the same as ``packed``, with the ``peak`` rows, by ``number``, behind the last visual row of
+    their image."""
     size = stays.shape[1]
     index = torch.arange(size, device=stays.device)[None]
     last = torch.where(rows.same, index, -1).amax(-1)

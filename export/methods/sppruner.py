@@ -1,31 +1,35 @@
 """sppruner: salient tokens that are relevant to the question, then an adaptive sample of their context.
 
-Our realisation of the *published description* of SPpruner, "Focus-then-Context" (Jiang, Zheng, Zhao, Wang, Zhang,
-arXiv 2605.20950): a focus stage joins visual saliency with semantic relevance to find the subjects; a context
-stage scans the picture with a stride that follows local structural divergence, to keep the surroundings that
-relate them. Its equations, layers, ratios and code are not public to us: **every formula and default below is
-our reading**, and everything the description leaves open is an option. Training-free, one pass, no loop.
+This implements the *published description* of SPpruner, "Focus-then-Context" (Jiang, Zheng, Zhao, Wang,
+Zhang, arXiv 2605.20950). A focus stage combines visual saliency with semantic relevance to find the subjects.
+A context stage scans the image with a stride that follows local structural divergence, to keep the
+surroundings that relate the subjects. Equations, layers, ratios and code are not public to us. **Every
+formula and default below is our reading**, and everything that the description leaves open is an option. The
+method needs no training and runs in one pass without a loop.
 
-In: ``tokens [B,N,D]``, the class token's attention on the patches (families without one: the attention a patch
-receives) ``[B,N]``, the patch features ``[B,N,Dv]``, and for relevance the question's words as the language
-model embeds them ``[B,W,D]`` or CLIP's joint space ``[B,N,J]``, ``[B,S,J]``. Out: exactly ``keep`` tokens.
+Input: ``tokens [B,N,D]``, the class token's attention on the patches ``[B,N]`` (families without one: the
+attention a patch receives), the patch features ``[B,N,Dv]``, and for relevance the question's words as the
+language model embeds them ``[B,W,D]`` or CLIP's joint space ``[B,N,J]``, ``[B,S,J]``. Output: exactly
+``keep`` tokens.
 
-1. *Subjects.* s = saliency, r = cosine of token and question (``pool`` over its words, ``sign``), each scaled to
-   0..1 over the picture. phi = (s + r) / 2 + eta s r (``interplay``): the product rewards agreement, the sum
-   keeps the salient that was not asked for and the asked-for that is not salient. Without a question phi = s.
-2. *Focus.* The round(rho keep) tokens of highest phi.
+1. *Subjects.* s = saliency, r = cosine of token and question (``pool`` over its words, ``sign``), each scaled
+   to 0..1 over the image. phi = (s + r) / 2 + eta s r (``interplay``). The product rewards agreement. The sum
+   keeps salient tokens that were not asked for, and tokens that were asked for but are not salient. Without a
+   question phi = s.
+2. *Focus.* The round(rho keep) tokens with the highest phi stay.
 3. *Divergence.* d = 1 - mean cosine of a patch and its neighbours in a ``window`` x ``window`` square.
-4. *Structure-responsive sampling.* A walk along ``path`` through all other tokens whose stride is short where d
-   is high. A literal walk stops at a number of tokens that depends on the picture; its fixed-size equivalent
-   samples the density 1 / stride at equal quantiles: weights (d + eps)^gamma (1 + proximity g), g the share of
-   focus tokens in the 5 x 5 square around, and of keep - |focus| equal shares of the total weight along the path
-   the token in the middle of each stays. No token takes more than one share (a stride is at least 1): heavier
-   ones are cut to it first, so the count is exact. Weights are integers of 20 bits, so ties and constant pictures
-   come out the same on every engine.
-5. *Aggregation* (``mu`` > 0): a context token moves by ``mu`` towards the mean of the run of tokens that
-   it stands for. 0 selects only: language models were not trained on averages.
+4. *Structure-responsive sampling.* The idea is a walk along ``path`` through all other tokens, with a short
+   stride where d is high. A literal walk would stop at a number of tokens that depends on the image. The
+   fixed-size equivalent samples the density 1 / stride at equal quantiles. Weights are (d + eps)^gamma (1 +
+   proximity g), where g is the share of focus tokens in the surrounding 5 x 5 square. The total weight along
+   the path is cut into keep - |focus| equal shares, and the token in the middle of each share stays. No token
+   takes more than one share (a stride is at least 1): heavier tokens are first cut to one share, so the count
+   is exact. Weights are integers of 20 bits, so ties and constant images give the same result on every
+   engine.
+5. *Aggregation* (``mu`` > 0). A context token moves by ``mu`` towards the mean of the run of tokens that it
+   represents. ``mu`` 0 only selects, since language models were not trained on averages.
 
-The default path is Hilbert's curve: runs along it are compact patches of the picture rather than strips.
+The default path is Hilbert's curve. Runs along it are compact patches of the image, not strips.
 """
 
 from __future__ import annotations
@@ -41,22 +45,24 @@ from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
-_LEVELS = 10  # of Hilbert's curve: a side of 1,024 tokens
-_BITS = 20  # of a weight: N weights and their multiples by ``keep`` stay far inside int64
+_LEVELS = 10  # levels of Hilbert's curve, for sides of up to 1,024 tokens
+_BITS = 20  # bits of a weight: N weights and their multiples by ``keep`` stay far inside int64
 
 
 @dataclass(frozen=True)
 class Method(method.Method):
-    """Focus and context. The options are explained in the module's docstring.
+    """Focus and context. The module's docstring explains the options that are missing here.
 
-    ``relevance``: "embeddings" (the language model's; the default, for it kept most accuracy on ``shapes``, see
-    docs/measurements.md), "clip" (joint image-text space) or "none".
-    ``sign``: "auto" is positive for embeddings and negative for CLIP, whose patches point away from what they
-    show (found by CDPruner and TRIM). ``layer``: vision layer of the saliency, -1 gives the features.
-    ``saliency``: "auto" takes the class token's attention where the family has one, else the received attention.
-    ``scale``: cues are scaled by "minmax" or by "rank" (their share of tokens below).
-    ``structure``: divergence of the vision "features" or of the "projected" tokens.
-    ``rho`` 1 is TopK of phi alone, 0 is sampling alone.
+    * ``relevance``: "embeddings" of the language model, "clip" (joint image-text space) or "none". The
+      default is "embeddings", which kept the most accuracy on ``shapes`` (docs/measurements.md).
+    * ``sign``: "auto" is positive for embeddings and negative for CLIP, whose patches point away from what
+      they show (found by CDPruner and TRIM).
+    * ``layer``: vision layer of the saliency; -1 is the layer that gives the features.
+    * ``saliency``: "auto" takes the class token's attention in families that have one, else the received
+      attention.
+    * ``scale``: cues are scaled by "minmax" or by "rank" (the share of tokens below).
+    * ``structure``: divergence of the vision "features" or of the "projected" tokens.
+    * ``rho``: 1 is TopK of phi alone, 0 is sampling alone.
     """
 
     our_reading: ClassVar[bool] = True
@@ -107,7 +113,7 @@ class Method(method.Method):
         return rows, kept, method.count(kept)
 
     def subject(self, tokens: Tensor, taps: dict[str, Tensor]) -> Tensor:
-        """phi ``[B,N]``: how much each token belongs to a subject."""
+        """Return phi ``[B,N]``, which tells how much each token belongs to a subject."""
         s = self.scaled(next(value for name, value in taps.items() if "attention" in name).float())
         if self.relevance == "none":
             return s
@@ -125,15 +131,17 @@ class Method(method.Method):
         return torch.where(asked, phi, s)
 
     def scaled(self, cue: Tensor) -> Tensor:
-        """``[B,N]`` to 0..1 over the picture."""
+        """Scale ``cue [B,N]`` to 0..1 over the image."""
         if self.scale == "rank":
             mine, other = cue[:, :, None], cue[:, None, :]
-            return ((other < mine).float() + (other <= mine).float()).mean(-1) / 2  # ties share their ranks
+            return ((other < mine).float() + (other <= mine).float()).mean(
+                -1
+            ) / 2  # ties get the mean of their ranks
         low, high = cue.amin(1, keepdim=True), cue.amax(1, keepdim=True)
         return (cue - low) / (high - low + 1e-6)
 
     def weights(self, divergence: Tensor, focus: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Sampling density ``[B,N]`` as integers: 0 in the focus, 1..2^20 elsewhere."""
+        """Return the sampling density ``[B,N]`` as integers: 0 in the focus, 1..2^20 elsewhere."""
         density = (divergence + self.eps) ** self.gamma
         if self.proximity > 0:
             near, cells = _window_sum(focus.float()[..., None], grid, 5)
@@ -144,10 +152,12 @@ class Method(method.Method):
 
 
 class _Scan:
-    """Systematic sampling: ``shares [1]`` equal shares of the total ``weight [B,N]`` along ``order [N]``.
+    """Systematic sampling: cuts the total ``weight [B,N]`` along ``order [N]`` into ``shares [1]`` equal
+    shares.
 
-    ``hit [B,N]``: the tokens in the middle of a share. ``share [B,N]``: which share a hit took. ``run [B,N]``:
-    the share in which a token's own middle lies, -1 for tokens without weight.
+    * ``hit [B,N]`` bool: the tokens in the middle of a share.
+    * ``share [B,N]``: the share that a hit took.
+    * ``run [B,N]``: the share in which a token's own middle lies, -1 for tokens without weight.
     """
 
     def __init__(self, weight: Tensor, order: Tensor, shares: Tensor) -> None:
@@ -161,18 +171,18 @@ class _Scan:
 
 def _level(weight: Tensor, shares: Tensor) -> Tensor:
     """Cut heavy weights to the largest level at which none exceeds an equal share of the sum that is left."""
-    filled = torch.minimum(weight[:, :, None], weight[:, None, :]).sum(
-        -1
-    )  # the sum if all were cut to this one
+    # the sum if all weights were cut to this one
+    filled = torch.minimum(weight[:, :, None], weight[:, None, :]).sum(-1)
     heavy = filled < shares * weight
     rest = torch.where(heavy, 0, weight).sum(-1, keepdim=True)
     return torch.minimum(weight, rest // (shares - heavy.sum(-1, keepdim=True)).clamp(min=1))
 
 
 def _sums(mask: Tensor, weight: Tensor) -> Tensor:
-    """Sum of the ``weight [B,N]`` that each row of ``mask [B,N,N]`` selects: exact in int64, at a MatMul's speed.
+    """Sum the ``weight [B,N]`` that each row of ``mask [B,N,N]`` selects: exact in int64, at the speed of a
+    MatMul.
 
-    Halves of 10 bits are exact in float32, in NVIDIA's TF32 too, and so are their sums up to N = 16,383.
+    Halves of 10 bits are exact in float32 and in NVIDIA's TF32, and so are their sums up to N = 16,383.
     """
     halves = torch.stack([weight // 1024, weight % 1024], dim=-1).float()
     high, low = torch.matmul(mask.float(), halves).to(torch.int64).unbind(-1)
@@ -180,9 +190,10 @@ def _sums(mask: Tensor, weight: Tensor) -> Tensor:
 
 
 def _relevance(patches: Tensor, text: Tensor, pool: str) -> tuple[Tensor, Tensor]:
-    """Cosine ``[B,N]`` of each patch and the text, pooled over its rows; ``[B,1]`` whether there is a text.
+    """Return each patch's cosine with the text, pooled over its rows, ``[B,N]``; and ``[B,1]`` bool: there is
+    a text.
 
-    Rows of zeros are no text.
+    Rows of zeros in the text are padding.
     """
     length = _length(text)[..., None]
     known = length > 0  # [B,W,1]
@@ -203,7 +214,7 @@ def _length(x: Tensor) -> Tensor:
 
 
 def _divergence(features: Tensor, grid: tuple[int, int], window: int) -> Tensor:
-    """1 - mean cosine of each patch and its neighbours: ``[B,N,d]`` -> ``[B,N]`` float32."""
+    """Return 1 - mean cosine of each patch and its neighbours: ``[B,N,d]`` -> ``[B,N]`` float32."""
     features = features.float()
     length = _length(features)
     unit = features / length[..., None].clamp(min=1e-12)
@@ -213,7 +224,8 @@ def _divergence(features: Tensor, grid: tuple[int, int], window: int) -> Tensor:
 
 
 def _window_sum(values: Tensor, grid: tuple[int, int], window: int) -> tuple[Tensor, Tensor]:
-    """Sum of ``[B,N,d]`` over the square around each token, cut at the border, and its number of cells ``[N]``."""
+    """Sum ``values [B,N,d]`` over the square around each token, cut at the border. Also return its size in
+    cells ``[N]``."""
     (rows, columns), (batch, _, width) = grid, values.shape
     down, across = (_near(n, window, values.device) for n in grid)
     lines = torch.matmul(down, values.reshape(batch, rows, columns * width))
@@ -228,7 +240,7 @@ def _near(size: int, window: int, device: torch.device) -> Tensor:
 
 
 def _order(path: str, grid: tuple[method.Keep, method.Keep], device: torch.device) -> Tensor:
-    """When a scan along ``path`` comes to each token: ``[N]`` distinct int64."""
+    """Return each token's time in a scan along ``path``: ``[N]`` distinct int64."""
     rows, columns = grid
     index = torch.arange(rows * columns, device=device)
     y, x = selection.coordinates(index, columns)
@@ -240,7 +252,7 @@ def _order(path: str, grid: tuple[method.Keep, method.Keep], device: torch.devic
     largest = torch.full((1,), torch.sym_max(rows, columns), dtype=torch.int64, device=device)
     order, flipped = torch.zeros_like(index), 2**_LEVELS - 1
     for step in (2**level for level in reversed(range(_LEVELS))):
-        used = largest > step  # else the grid lies in the first quadrant
+        used = largest > step  # false: the grid lies in the first quadrant
         right, lower = x // step % 2, y // step % 2
         order = order + step * step * torch.where(right == 1, 3 - lower, lower)
         x, y = (
@@ -253,7 +265,7 @@ def _order(path: str, grid: tuple[method.Keep, method.Keep], device: torch.devic
 
 
 def _blend(rows: Tensor, tokens: Tensor, kept: Tensor, scan: _Scan, mu: float) -> Tensor:
-    """Context rows moved by ``mu`` towards the mean of their runs; focus rows untouched."""
+    """Move context rows by ``mu`` towards the mean of their runs. Focus rows stay."""
     hit, share = scan.hit.gather(1, kept), scan.share.gather(1, kept)
     member = (scan.run[:, None, :] == share[:, :, None]).float()  # [B,R,N]
     mean = torch.matmul(member / member.sum(-1, keepdim=True).clamp(min=1), tokens.float())

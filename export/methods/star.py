@@ -1,23 +1,26 @@
 """star: tokens with the most attention from other patches; in a middle layer, from the question's tokens.
 
-STAR (Guo et al., "STAR: Stage-Wise Attention-Guided Token Reduction for Efficient Large Vision-Language Models Inference",
-arXiv 2505.12359). There is no public code, and of the paper we know the abstract and what others wrote of it; both stages
-are given there as formulas over embeddings, without projections or heads.
+STAR (Guo et al., "STAR: Stage-Wise Attention-Guided Token Reduction for Efficient Large Vision-Language
+Models Inference", arXiv 2505.12359). There is no public code, and we know only the paper's abstract and what
+others wrote about it. They give both stages as formulas over embeddings, without projections or heads.
 
-In: the projected tokens ``[B,N,D]``; the prompt at the input of layer ``layer``. Out: exactly n1 tokens in raster order
-before the language model, and exactly ``keep`` of each picture before layer ``layer``.
+Input: the projected tokens ``[B,N,D]``, and the prompt at the input of layer ``layer``. Output: exactly n1
+tokens in raster order before the language model, and exactly ``keep`` tokens of each image before layer
+``layer``.
 
-1. A = softmax(H_v H_v^T / sqrt(d)) of the projected tokens H_v; the n1 tokens of the highest mean attention stay.
-2. C = softmax(H_v H_q^T / sqrt(d)) of the hidden states at layer ``layer``, H_q those of the text behind the picture; the
-   ``keep`` tokens of the highest mean over the text stay.
+1. A = softmax(H_v H_v^T / sqrt(d)) of the projected tokens H_v. The n1 tokens with the highest mean attention
+   stay.
+2. C = softmax(H_v H_q^T / sqrt(d)) of the hidden states at layer ``layer``; H_q are those of the text behind
+   the image. The ``keep`` tokens with the highest mean over the text stay.
 
-As printed, both means are taken along the axis of the softmax and are the same for every token. Our reading: the
-softmax is over the visual tokens, each attending (1) or each word attending (2), and a token's score is the attention
-that it receives. The reduction of each stage and the layer are the user's there, and the numbers behind the tables are
-not known to us. Ours: ``keep`` is what is left in the end, and n1 = N (keep / N)^``early``, 0.5 by default, so that both
-stages leave the same share; ``early`` 0 is no first stage, 1 no second; ``layer`` is the middle one. The paper counts the
-answer among the words; at prefill there is none. Positions are renumbered. Equal scores go to the first token; scores
-within 2^-20 of the mean score are equal.
+As printed, both means are taken along the axis of the softmax and are the same for every token. Our reading:
+the softmax is over the visual tokens, for each token that attends (1) or each word that attends (2), and a
+token's score is the attention that it receives. In the paper the user chooses the layer and the reduction of
+each stage; we do not know the numbers behind its tables. Our choices: ``keep`` is the number after the second
+stage, and n1 = N (keep / N)^``early``. The default ``early`` 0.5 makes both stages keep the same share; 0
+leaves out the first stage, 1 the second. ``layer`` is the middle one. The paper counts the answer among the
+words; at prefill there is none. Positions are renumbered. Scores within 2^-20 of the mean score are equal,
+and the first of equals wins.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ _FINE = 2.0**20
 
 @dataclass(frozen=True)
 class Method(method.Scorer):
-    """Two stages, of which this is the first. The options are explained in the module's docstring."""
+    """The first of two stages. The module's docstring explains the options."""
 
     our_reading: ClassVar[bool] = True
     reads_question: ClassVar[bool] = True
@@ -69,7 +72,7 @@ class Method(method.Scorer):
 
 @dataclass(frozen=True)
 class _CrossAttention(Inside):
-    """The second stage."""
+    """The second stage, an in-LLM pruner."""
 
     layer: int | None = None
 

@@ -1,28 +1,34 @@
 """topv: tokens that contribute most to an early layer (optimal transport), and an even sample of the rest.
 
-TopV (Yang et al., "TopV: Compatible Token Pruning with Inference Time Optimization for Fast and Low-Memory Multimodal
-Vision Language Model", CVPR 2025, arXiv 2503.18278). There is no public code; what is said here of the paper comes from
-its abstract, from summaries and from an independent implementation.
+TopV (Yang et al., "TopV: Compatible Token Pruning with Inference Time Optimization for Fast and Low-Memory
+Multimodal Vision Language Model", CVPR 2025, arXiv 2503.18278). There is no public code. The facts about the
+paper given here come from its abstract, from summaries and from an independent implementation.
 
-In: the prompt at the input of layer ``layer`` - 1. Out: before layer ``layer``, exactly ``keep`` visual tokens of each
-picture, in their order, and all text. No attention matrix is needed, so the layer's own attention may be fused.
+Input: the prompt at the input of layer ``layer`` - 1. Output: before layer ``layer``, exactly ``keep`` visual
+tokens of each image, in their order, and all text. No attention matrix is needed, so the layer's own
+attention may be fused.
 
-1. Sources s are the picture's tokens that enter the layer, targets t the same tokens behind its attention and its second
-   norm (the layer's output still holds the sources and is too like them).
-2. Cost of moving source i to target j, each part scaled to 0..1 over the picture:
-   C = alpha |s_i - t_j|^2 + beta (1 - exp(-distance(i,j)^2 / (2 sigma^2))) + gamma distance(i, centre), distances on the grid.
-3. Optimal transport between uniform masses, three iterations of Sinkhorn with regularization ``epsilon``. A token's
-   importance is what it gives in all: the sums of the plan's rows.
-4. The tokens of the highest importance stay, and of the others, at even distances, the share ``recovered`` of ``keep``.
+1. Sources s are the image's tokens that enter the layer. Targets t are the same tokens after the layer's
+   attention and second norm. (The layer's output would be too similar to the sources, since it still contains
+   them.)
+2. The cost of moving source i to target j, with each part scaled to 0..1 over the image and distances on the
+   grid, is C = alpha |s_i - t_j|^2 + beta (1 - exp(-distance(i,j)^2 / (2 sigma^2))) + gamma distance(i,
+   centre).
+3. Optimal transport between uniform masses is approximated by three iterations of Sinkhorn with
+   regularization ``epsilon``. The importance of a token is the mass that it gives in all: the sum of its row
+   in the transport plan.
+4. The tokens with the highest importance stay. The share ``recovered`` of ``keep`` is taken from the others
+   at even distances.
 
-From the paper: layer 2 as in FastV, three iterations, the parts of the cost. From the independent implementation: alpha 1,
-beta 1, gamma 0.01, sigma 10, epsilon 0.1, the squared distance, and that every fourth of the dropped tokens comes back: at
-half of the tokens, which the paper's tables are about, that is 72 of 360, whence ``recovered`` 0.2 of ``keep`` here.
+From the paper: layer 2 as in FastV, three iterations, the parts of the cost. From the independent
+implementation: alpha 1, beta 1, gamma 0.01, sigma 10, epsilon 0.1, the squared distance, and that every
+fourth of the dropped tokens comes back. At half of the tokens, which the paper's tables are about, these are
+72 of 360; hence ``recovered`` is 0.2 of ``keep`` here.
 
-Our reading: each iteration scales the rows first and the columns last. The other way round the row sums would be the
-masses that were put in, whatever the cost; so it is in the independent implementation, whose importance is thereby the
-length of a token. Positions stay those of the whole prompt; a mixture of a stage before stands at the centre. Importance
-within 2^-16 of its mean is equal; of equals the first.
+Our reading: each iteration scales the rows first and the columns last. In the other order the row sums would
+be the masses that were put in, whatever the cost. The independent implementation uses that order, so its
+importance is the length of a token. Position ids stay those of the whole prompt. A mixture made by an earlier
+stage counts as at the centre. Importance within 2^-16 of its mean is equal, and the first of equals wins.
 """
 
 from __future__ import annotations
@@ -40,14 +46,14 @@ from foveate.export.spec import DecoderSpec
 __all__ = ["Method"]
 
 _FINE = 2.0**16
-_FLAT = 1e-4  # a cost that varies by less than this share of itself is rounding, and constant
+_FLAT = 1e-4  # a cost that varies by less than this share of itself counts as constant
 _NONE = 1e-30
 _FAR = 1e30
 
 
 @dataclass(frozen=True)
 class Method(Inside):
-    """Optimal transport through one layer. The options are explained in the module's docstring."""
+    """Optimal transport through one layer. The module's docstring explains the options."""
 
     our_reading: ClassVar[bool] = True
 
@@ -76,9 +82,11 @@ class Method(Inside):
         return top | _evenly(rows.visual & ~top, among, back)
 
     def _kernel(self, rows: Rows, among: Tensor) -> Tensor:
-        """exp(-C / epsilon) ``[1,T,T]``, sources down, targets across, 0 but for ``among``, the pairs of one picture.
+        """Return exp(-C / epsilon) ``[1,T,T]``, sources in rows and targets in columns; 0 for pairs outside
+        ``among``.
 
-        What is the same for all targets is kept out of the pairs as long as may be.
+        ``among [1,T,T]`` bool are the pairs of visual tokens of one image. Terms that are the same for all
+        targets are added late, so that most operations stay on ``[1,T,1]``.
         """
         source, target = rows.scored.float(), rows.attended().float()
         length = (source * source).sum(-1, keepdim=True)
@@ -99,14 +107,16 @@ class Method(Inside):
         return torch.where(among, (cost * (-1 / self.epsilon)).exp(), 0.0)
 
     def _place(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Down and across from the middle of the grid, where rows without a place stand: ``[1,T]`` each."""
+        """Return each row's distance from the grid's centre, down and across: ``[1,T]`` each, 0 for rows
+        without a place."""
         here = rows.patch >= 0
         y = (rows.patch // rows.columns).float() - (rows.rows - 1).float() / 2
         x = (rows.patch % rows.columns).float() - (rows.columns - 1).float() / 2
         return torch.where(here, y, 0.0), torch.where(here, x, 0.0)
 
     def _given(self, kernel: Tensor, size: Tensor) -> Tensor:
-        """What each source gives, ``[1,T]``, 1 on average over a picture of ``size [1,T]`` tokens."""
+        """Return the mass that each source gives, ``[1,T]``, 1 on average over an image of ``size [1,T]``
+        tokens."""
         across = torch.ones_like(size)
         for _ in range(self.iterations):
             down = 1 / size / torch.matmul(kernel, across[:, :, None])[..., 0].clamp(min=_NONE)
@@ -115,14 +125,15 @@ class Method(Inside):
 
 
 def _share(low: Tensor, high: Tensor) -> Tensor:
-    """1 / (high - low), with which a part of the cost goes to 0..1; 0 where that part is constant."""
+    """Return 1 / (high - low), the factor that scales a part of the cost to 0..1; 0 if that part is
+    constant."""
     spread = high - low
     flat = spread <= _FLAT * torch.maximum(high.abs(), low.abs())
     return torch.where(flat, 0.0, 1 / torch.where(flat, 1.0, spread))
 
 
 def _most(row: Tensor, same: Tensor) -> Tensor:
-    """The highest of ``row [1,T,1]`` in each row's picture: ``[1,T,1]``."""
+    """Return the highest value of ``row [1,T,1]`` in each row's image: ``[1,T,1]``."""
     return torch.where(same, row.transpose(1, 2), -_FAR).amax(-1, keepdim=True)
 
 
@@ -131,7 +142,8 @@ def _least(row: Tensor, same: Tensor) -> Tensor:
 
 
 def _evenly(rest: Tensor, among: Tensor, number: Tensor) -> Tensor:
-    """``number [1,T]`` at even distances of each picture's ``rest [1,T]``, the first of them first: ``[1,T]`` bool."""
+    """Mark ``number [1,T]`` tokens of each image's ``rest [1,T]`` at even distances, from the first:
+    ``[1,T]`` bool."""
     index = torch.arange(rest.shape[1], device=rest.device)
     others = (among & rest[:, None]).float()
     size = others.sum(-1).to(torch.int64).clamp(min=1)

@@ -1,21 +1,23 @@
 """trim: the tokens least similar to the question in CLIP's joint space, and one mean of the rest.
 
-TRIM (Song et al., "Less is More: A Simple yet Effective Token Reduction Method for Efficient Multi-modal LLMs", COLING
-2025, arXiv 2409.10994), after the published code. It acts before the projector.
+TRIM (Song et al., "Less is More: A Simple yet Effective Token Reduction Method for Efficient Multi-modal
+LLMs", COLING 2025, arXiv 2409.10994), after the published code. It acts before the projector.
 
-In: patch features ``[B,N,Dv]`` and the joint space ``[B,N,J]``, ``[B,S,J]``, neither of them normalised. Out: ``keep``
-rows: keep - 1 patches in raster order and the mean row, whose ``kept`` is -1. (The publication does not count the mean
-row: its 64 tokens are ``keep`` = 65.)
+Input: patch features ``[B,N,Dv]`` and the joint space ``[B,N,J]``, ``[B,S,J]``, neither of them normalised.
+Output: ``keep`` rows: keep - 1 patches in raster order and the mean row, whose ``kept`` is -1. (The
+publication does not count the mean row: its 64 tokens are ``keep`` = 65.)
 
-1. *Score*: softmax over patches of the **negated** dot product with the text, as in the published code: CLIP's patches
-   point away from what they show. ``sign`` "positive" is for a CLIP whose patches were trained to point towards it.
-2. The keep - 1 patches of highest score stay.
+1. *Score*: softmax over patches of the **negated** dot product with the text, as in the published code,
+   because CLIP's patches point away from what they show. ``sign`` "positive" is for a CLIP whose patches were
+   trained to point towards it.
+2. The keep - 1 patches with the highest scores stay.
 3. All others become one token, their mean.
 
-``auto`` is the published automatic ratio: only patches whose score lies above Q3 + 1.5 (Q3 - Q1), the quartiles of the
-picture's own scores, at most keep - 1. Fewer rows than ``keep`` are filled then. Positions are renumbered. Our reading:
-``keep`` = N keeps every patch, and there is no mean row; of a text of several segments (published: one) the mean of the
-dot products counts; without a text the patches that stay lie at even distances; ties go to the first patch.
+``auto`` is the published automatic ratio. Only patches whose score is above Q3 + 1.5 (Q3 - Q1) stay, at most
+keep - 1; Q1 and Q3 are quartiles of the image's own scores. There may then be fewer than ``keep`` rows.
+Positions are renumbered. Our reading: ``keep`` = N keeps every patch and has no mean row; the dot product
+with a text of several segments (published: one) is the mean over the segments; without a text the patches
+that stay lie at even distances; ties go to the first patch.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
-_FINE = 2.0**22  # dot products are rounded to this fraction of the largest: picking.cosines says why
+_FINE = 2.0**22  # dot products are rounded to multiples of largest / _FINE (see selection._FINE)
 
 
 @dataclass(frozen=True)
 class Method(method.Method):
-    """Patches by the question and the mean of the rest. The options are explained in the module's docstring."""
+    """Patches by the question, and the mean of the rest. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True
     source: ClassVar[Literal["projected", "features"]] = "features"
@@ -59,9 +61,8 @@ class Method(method.Method):
         index = torch.arange(size, device=tokens.device)
         score, asked = self.score(taps["clip_image"], taps["clip_text"])
         budget = torch.full((tokens.shape[0], 1), keep, dtype=torch.int64, device=tokens.device)
-        number = (
-            budget - 1 if self.auto else budget - 1 + budget // size
-        )  # keep = N: nothing is left for a mean
+        # with keep = N nothing is left for a mean
+        number = budget - 1 if self.auto else budget - 1 + budget // size
         if self.auto:
             number = torch.minimum(number, selection.outliers(score.softmax(-1)))
         even = (index + 1) * number // size > index * number // size
@@ -79,7 +80,10 @@ class Method(method.Method):
         return rows, kept, count, owner
 
     def score(self, patches: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """The signed dot product of each patch and the text ``[B,N]``, mean over its rows; ``[B,1]`` whether there is one."""
+        """Return the signed dot product of each patch and the text, mean over its rows, ``[B,N]``.
+
+        Also returns ``[B,1]`` bool: there is a text.
+        """
         text = text.float()
         words = (text.abs().amax(-1) > 0).float().sum(1, keepdim=True)
         dot = torch.matmul(patches.float(), (text.sum(1) / words.clamp(min=1))[:, :, None])[..., 0]

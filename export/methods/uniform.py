@@ -2,10 +2,10 @@
 
 Any ``keep`` from 1 to N gives exactly that many tokens, by integer arithmetic at run time:
 
-* ``layout="grid"``: about sqrt(keep * rows / columns) rows at even distances, and in each its share of the
-  tokens at even distances. Where keep is a square fraction of the grid this is the strided grid (24 x 24:
-  keep 144 is stride 2, keep 64 is stride 3), each token in the middle of its cell.
-* ``layout="raster"``: even distances in raster order, ``linspace`` without its rounding.
+* ``layout="grid"``: about sqrt(keep * rows / columns) rows at even distances, and in each row its share of
+  the tokens at even distances. If keep is a square fraction of the grid, this is the strided grid (24 x 24:
+  keep 144 is stride 2, keep 64 is stride 3) with each token in the middle of its cell.
+* ``layout="raster"``: even distances in raster order, like ``linspace`` but in integers.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Method(method.Method):
 
 
 def _on_grid(order: Tensor, keep: method.Keep, rows: int, columns: int) -> Tensor:
-    """Index of the ``order``-th of ``keep`` tokens spread over ``rows`` x ``columns``: int64, as ``order``."""
+    """Return the index of the ``order``-th of ``keep`` tokens spread over ``rows`` x ``columns``: int64,
+    shaped as ``order``."""
     odd = 2 * torch.arange(1, rows + 1, device=order.device) - 1
     used = (odd * odd * columns <= 4 * keep * rows).sum()  # sqrt(keep * rows / columns), rounded
-    used = torch.minimum(
-        torch.maximum(used, (order[-1:] // columns + 1)), order[-1:] + 1
-    )  # keep <= used * columns
+    # keep <= used * columns
+    used = torch.minimum(torch.maximum(used, (order[-1:] // columns + 1)), order[-1:] + 1)
     row = ((order + 1) * used - 1) // keep  # token `order` is in the row whose share it falls into
     first = row * keep // used
     share = (row + 1) * keep // used - first

@@ -1,24 +1,25 @@
 """visionzip: the class token, the tokens it attends to most, and a few merged tokens for the rest.
 
-VisionZip (Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision Language Models", CVPR 2025, arXiv
-2412.04467), after the published code. It acts before the projector; the question is not read.
+VisionZip (Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision Language Models", CVPR 2025,
+arXiv 2412.04467), after the published code. It acts before the projector. The question is not read.
 
-In: patch features ``[B,N,Dv]``, the class token's feature ``[B,1,Dv]``, its attention per head ``[B,H,N]`` and the keys
-``[B,N,dk]`` (mean over heads) of one layer. Out: exactly ``keep`` rows, which are not in raster order: the class token,
-dominant patches in raster order, contextual rows in raster order of their targets. ``kept`` is -1 for the class token
-and, for a contextual row, its target: the mixture stands there.
+Input: patch features ``[B,N,Dv]``, the class token's feature ``[B,1,Dv]``, its attention per head ``[B,H,N]``
+and the keys ``[B,N,dk]`` (mean over heads) of one layer. Output: exactly ``keep`` rows, which are not in
+raster order: the class token, dominant patches in raster order, and contextual rows in raster order of their
+targets. ``kept`` is -1 for the class token. For a contextual row it is the target, whose place the mixture
+takes.
 
 1. *Dominant*: the class token and the keep - contextual - 1 patches that it attends to most (sum over heads).
-2. *Targets*: of the n other patches every step-th from the first on, step = max(1, n // contextual), until there are
-   ``contextual``.
-3. *Contextual*: every patch that is left goes to the target whose key is most similar (cosine); the row is the target's
-   feature **plus** the mean of those that went to it. The paper speaks of an average; the published code adds, and so
-   do we.
+2. *Targets*: every step-th of the n other patches, from the first on, step = max(1, n // contextual), until
+   there are ``contextual`` of them.
+3. *Contextual*: every remaining patch goes to the target whose key is most similar (cosine). The row is the
+   target's feature **plus** the mean of the patches that went to it. The paper speaks of an average; the
+   published code adds, and so do we.
 
-``contextual`` is by default 5 of 32 tokens, rounded down: 10 of 64 as in the published code, and the 5, 20 and 30 of 32,
-128 and 192 with which others run it; a number sets it for every budget. The last layer that runs gives attention and
-keys. Positions are renumbered. Our reading: ``keep`` = N is every patch and no class token; ``contextual`` is at most
-keep - 1; ties go to the first patch.
+``contextual`` is by default 5 of 32 tokens, rounded down. This gives 10 of 64, as in the published code, and
+the 5, 20 and 30 of 32, 128 and 192 with which others run it. A number sets it for every budget. The last
+layer that runs gives attention and keys. Positions are renumbered. Our reading: ``keep`` = N keeps every
+patch and no class token; ``contextual`` is at most keep - 1; ties go to the first patch.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(method.Method):
-    """Dominant and contextual tokens. The options are explained in the module's docstring."""
+    """Dominant and contextual tokens. The module's docstring explains the options."""
 
     source: ClassVar[Literal["projected", "features"]] = "features"
     merges: ClassVar[bool] = True
@@ -56,7 +57,7 @@ class Method(method.Method):
         size = tokens.shape[1]
         index = torch.arange(size, device=tokens.device)
         budget = torch.full((1,), keep, dtype=torch.int64, device=tokens.device)
-        whole = budget // size  # 1 where every patch stays, else 0
+        whole = budget // size  # 1 if every patch stays, else 0
         contextual = self.contextual_of(budget) * (1 - whole)
         patches = budget - contextual - 1 + whole
         dominant = method.rank(attention.float().sum(1)) < patches
@@ -73,21 +74,25 @@ class Method(method.Method):
         return rows, kept, method.count(kept), owner
 
     def contextual_of(self, budget: Tensor) -> Tensor:
-        """How many of ``budget [1]`` rows are contextual."""
+        """Return the number of contextual rows among ``budget [1]`` rows."""
         if self.contextual is None:
             return budget * 5 // 32
         return torch.clamp(budget - 1, max=self.contextual)
 
 
 def _every(rest: Tensor, number: Tensor, wanted: Tensor) -> Tensor:
-    """``wanted [1]`` at even distances of the ``number [1]`` marked places of ``rest [B,N]``, the first included."""
+    """Mark ``wanted [1]`` of the ``number [1]`` true places of ``rest [B,N]`` at even distances, from the
+    first."""
     step = (number // wanted.clamp(min=1)).clamp(min=1)
     place = rest.float().cumsum(1).to(torch.int64) - 1
     return rest & (place % step == 0) & (place // step < wanted)
 
 
 def _plus_mean(rows: Tensor, tokens: Tensor, into: Tensor) -> Tensor:
-    """``rows [B,R,D]`` plus the mean of the ``tokens [B,N,D]`` that ``into [B,R,N]`` gives them; without any, as they are."""
+    """Add to ``rows [B,R,D]`` the mean of the ``tokens [B,N,D]`` that ``into [B,R,N]`` marks for them.
+
+    A row without such tokens stays as it is.
+    """
     number = into.sum(-1, keepdim=True)
     mean = torch.matmul(into, tokens.float()) / number.clamp(min=1)
     return torch.where(number > 0, (rows.float() + mean).to(rows.dtype), rows)

@@ -1,20 +1,23 @@
 """vispruner: tokens with the most class-token attention, and of the rest those least similar to one another.
 
-VisPruner (Zhang et al., "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs",
-ICCV 2025, arXiv 2412.01818), after the published code. The question is not read.
+VisPruner (Zhang et al., "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in
+VLMs", ICCV 2025, arXiv 2412.01818), after the published code. The question is not read.
 
-In: the class token's attention ``[B,N]`` (families without one: the attention a patch receives) and the features
-``[B,N,Dv]`` that enter the projector. The publication selects features; the projector maps each token alone, so
-selecting the projected tokens ``[B,N,D]`` is the same. Out: exactly ``keep`` tokens, in raster order.
+Input: the class token's attention ``[B,N]`` (families without one: the attention a patch receives) and the
+features ``[B,N,Dv]`` that enter the projector. The publication selects features. The projector maps each
+token by itself, so selecting the projected tokens ``[B,N,D]`` is the same. Output: exactly ``keep`` tokens,
+in raster order.
 
-1. *Important*: the int(keep ratio) tokens of highest attention.
-2. *Diverse*: all others stand in a list, highest attention first, and leave it in rounds until keep - important are
-   left. In a round every token at an even place is compared with all tokens at odd places (largest cosine of the
-   features), and the 8 most similar ones leave; fewer where fewer are too many. Then the even ones left, most similar
-   first, are followed by the odd ones: the order decides who is even in the next round.
+1. *Important*: the int(keep ratio) tokens of highest attention stay.
+2. *Diverse*: all others form a list, highest attention first, which is thinned out in rounds until keep -
+   important are left. In a round every token at an even place is compared with all tokens at odd places
+   (largest cosine of the features), and the 8 most similar ones are dropped (the last round drops only as
+   many as needed). The new list has the remaining even tokens, most similar first, then the odd ones. This
+   order decides which are even in the next round.
 
-The number of rounds follows from ``keep`` at run time: (N - keep) / 8 for a ratio of 0.5, 48 to 64 at the usual
-budgets. ratio = 0.5 is published for all budgets. Positions are renumbered. Equal values go to the earlier token.
+The number of rounds follows from ``keep`` at run time: (N - keep) / 8 for a ratio of 0.5, 48 to 64 at the
+usual budgets. ratio = 0.5 is published for all budgets. Positions are renumbered. Of equal values the earlier
+token wins.
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(method.Method):
-    """Important and diverse tokens. ``layer``: vision layer of the attention, -1 gives the features.
+    """Important and diverse tokens.
 
-    ``step``: tokens that leave the list per round.
+    ``ratio``: share of important tokens. ``step``: number of tokens dropped per round. ``layer``: vision
+    layer of the attention; -1 is the layer that gives the features.
     """
 
     ratio: float = method.option(0.5, 0, 1)
@@ -62,7 +66,8 @@ class Method(method.Method):
         return method.gather(tokens, kept), kept, method.count(kept)
 
     def thin_out(self, similar: Tensor, order: Tensor, length: Tensor, wanted: Tensor) -> Tensor:
-        """The list ``order [B,N]``, of which the first ``length [1]`` count, when ``wanted [1]`` are left in front."""
+        """Thin out the list ``order [B,N]``, whose first ``length [1]`` entries count, to ``wanted [1]``
+        entries."""
         size = order.shape[1]
         pair = torch.arange((size + 1) // 2, device=order.device)
         even, odd = 2 * pair, 2 * pair[: size // 2] + 1
@@ -88,5 +93,5 @@ class Method(method.Method):
 
 
 def _sent(values: Tensor, places: Tensor) -> Tensor:
-    """``values [B,N]`` int64 at their ``places [B,N]``, a permutation."""
+    """Put ``values [B,N]`` int64 to their ``places [B,N]``, a permutation."""
     return torch.zeros_like(places).scatter(1, places, values)

@@ -1,24 +1,25 @@
 """vscan: tokens with the most class-token attention, per window and overall; dropped ones are merged in.
 
-The encoder stage of VScan (Zhang et al., "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language
-Models", TMLR 2026, arXiv 2505.22654), after the published code. Its second stage, which prunes to a third inside the
-language model, is not part of this method. The question is not read.
+This is the encoder stage of VScan (Zhang et al., "VScan: Rethinking Visual Token Reduction for Efficient
+Large Vision-Language Models", TMLR 2026, arXiv 2505.22654), after the published code. Its second stage, which
+prunes to a third inside the language model, is not part of this method. The question is not read.
 
-In: the projected tokens ``[B,N,D]`` and the class token's attention ``[B,N]`` (families without one: the attention a
-patch receives) in a shallow and in the last layer. Out: **at most** ``keep`` tokens in raster order (``count``), each a
-mixture; ``kept`` is where each stands.
+Input: the projected tokens ``[B,N,D]`` and the class token's attention ``[B,N]`` (families without one: the
+attention a patch receives) in a shallow and in the last layer. Output: **at most** ``keep`` tokens in raster
+order (``count``), each a mixture. ``kept`` is the token whose place each takes.
 
-1. *Local scan.* The grid is cut into ``windows`` x ``windows`` windows; in each the int(keep local) // windows^2 tokens of
-   highest shallow attention stay.
-2. *Global scan.* Of the others the keep - int(keep local) tokens of highest deep attention stay. Where the division in 1
-   has a remainder, fewer than ``keep`` tokens stay in all, as in the published code.
-3. *Merging.* Every other token goes to the one that is most similar to it (cosine of projected tokens); the row becomes
-   the mean of all that it stands for.
+1. *Local scan.* The grid is cut into ``windows`` x ``windows`` windows. In each, the int(keep local) //
+   windows^2 tokens of highest shallow attention stay.
+2. *Global scan.* Of the others, the keep - int(keep local) tokens of highest deep attention stay. If the
+   division in step 1 has a remainder, fewer than ``keep`` tokens stay in all, as in the published code.
+3. *Merging.* Every other token goes to the kept token that is most similar to it (cosine of projected
+   tokens). A row becomes the mean of its tokens.
 
-local = 0.5 and 4 x 4 windows (of 6 x 6 tokens on a 24 x 24 grid) are published. ``layer`` is the shallow layer, counted
-from 0; by default 5, as published for the 24 layers of CLIP ViT-L (of which 23 run), and in proportion for encoders of
-another depth; for Qwen2.5-VL that comes to the published 7 of 32. The published averages of 64, 128 and 192 tokens are 96, 192 and 288 here. Positions are renumbered.
-Our reading: ``keep`` = N keeps all; ties go to the first; windows of other grids differ by one row or column at most.
+local = 0.5 and 4 x 4 windows (of 6 x 6 tokens on a 24 x 24 grid) are published. ``layer`` is the shallow
+layer, counted from 0. The default is 5, as published for the 24 layers of CLIP ViT-L (of which 23 run), and
+in proportion for encoders of another depth; for Qwen2.5-VL this gives the published 7 of 32. The published
+averages of 64, 128 and 192 tokens are ``keep`` 96, 192 and 288 here. Positions are renumbered. Our reading:
+``keep`` = N keeps all; ties go to the first; windows of other grids differ by one row or column at most.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(method.Method):
-    """Local and global scan. The options are explained in the module's docstring."""
+    """Local and global scan. The module's docstring explains the options."""
 
     fills: ClassVar[bool] = False
     merges: ClassVar[bool] = True
@@ -50,7 +51,7 @@ class Method(method.Method):
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
         shallow = method.full_layer(spec, 5 / 23) if self.layer is None else self.layer
         names = [method.tap(spec, selection.saliency(spec), layer) for layer in (shallow, self.deep_layer)]
-        return tuple(dict.fromkeys(names))  # of an encoder with one layer both are the same
+        return tuple(dict.fromkeys(names))  # both are the same if the encoder has one layer
 
     def reduce(
         self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
@@ -71,6 +72,6 @@ class Method(method.Method):
         return rows, kept, count, selection.owners(kept, torch.where(mask, index, anchor))
 
     def window(self, index: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Which window each token is in: ``[N]`` int64."""
+        """Return the window that each token is in: ``[N]`` int64."""
         y, x = selection.coordinates(index, grid[1])
         return y * self.windows // grid[0] * self.windows + x * self.windows // grid[1]

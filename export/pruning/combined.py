@@ -1,8 +1,8 @@
-"""Two methods at work together: one before the language model, one inside it, e.g. ``vscan+pyramiddrop``.
+"""A pair of methods: a pre-LLM pruner and an in-LLM pruner in one bundle, e.g. ``vscan+pyramiddrop``.
 
-Both are given shares of the user's ``keep``. The defaults are those that VScan was published with (arXiv 2505.22654):
-1.5 ``keep`` enter the language model, 0.5 ``keep`` are left behind its middle, so that ``keep`` is what its layers
-hold on average.
+Each is given a share of the user's ``keep``. The default shares are those that VScan was published with
+(arXiv 2505.22654): 1.5 ``keep`` tokens enter the language model and 0.5 ``keep`` remain after its middle. Its
+layers then hold ``keep`` tokens on average.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from foveate.export.spec import ModelSpec
 
 __all__ = ["Pair"]
 
-_LEAST = 2.0**-20  # a share below that of one token of any picture
+_LEAST = 2.0**-20  # smaller than the share of one token in any image
 
 
 @dataclass(frozen=True)
 class Pair:
-    """``before`` is given ``outer`` times the user's keep (every token at most), ``inside`` ``inner`` times."""
+    """A pre-LLM pruner ``before`` and an in-LLM pruner ``inside``, and the factors of the user's keep.
+
+    ``before`` is given ``outer * keep``, at most the number of tokens; ``inside`` is given ``inner * keep``.
+    Raises UserError (code 2) for methods of another kind and for factors that are not in (0, 100].
+    """
 
     before: Method
     inside: Inside
@@ -38,15 +42,15 @@ class Pair:
         alone = self.before.before is not None and self.before.inside is None
         if not (alone and isinstance(self.inside, Inside)):
             raise UserError(
-                f"{name} is no pair | expected a method before the language model and one inside it, in this order "
+                f"{name} is no pair | expected a pre-LLM pruner and an in-LLM pruner, in this order "
                 "| for example vscan+pyramiddrop",
                 code=2,
             )
         for key in self.SHARES:
             if not 0 < getattr(self, key) <= 100:
                 raise UserError(
-                    f"{name}: bad value for {key} | got {getattr(self, key)}, expected a share above 0, up to 100 "
-                    f"| --set {key}=...",
+                    f"{name}: bad value for {key} | got {getattr(self, key)}, "
+                    f"expected a share above 0, up to 100 | --set {key}=...",
                     code=2,
                 )
 
@@ -54,9 +58,11 @@ class Pair:
     def sort(
         cls, names: tuple[str, str], types: tuple[Any, Any], options: Mapping[str, str]
     ) -> dict[str, dict]:
-        """The ``options`` by whom they are for: "pair" or one of ``names``. ``types`` are the options that each has.
+        """Sort ``options`` by owner: the pair (key "pair") or one of the two methods in ``names``.
 
-        ``method.option`` names one; without a method the option must be that of one alone. Raises UserError (code 2).
+        ``types`` holds the options of each method. A key may be written ``method.option``. Without a method's
+        name the option must belong to exactly one of the two. Raises UserError (code 2) for unknown or
+        ambiguous keys.
         """
         sorted_: dict[str, dict] = {"pair": {}, names[0]: {}, names[1]: {}}
         for key, text in options.items():

@@ -1,12 +1,14 @@
-"""Pruning inside the language model: where the decoder is cut, and the graph that shortens the prompt there.
+"""In-LLM pruners: the layers at which they cut the decoder, and the graph that shortens the prompt at a cut.
 
-A method of this kind is an ``Inside``: it names its cuts and marks, at each, the visual rows that stay. What it may look
-at is ``Rows``: the prompt at the cut, and queries and keys of the layer that scores, without or with rotary embedding.
-The graph ``pruner.<i>`` moves the rows that stay to the front; segment ``llm.<i+1>`` is given these alone.
+An in-LLM pruner is an ``Inside``. It names its cuts and marks the visual rows that stay at each of them. It
+reads ``Rows``: the prompt at the cut, and the scoring layer's queries and keys, with or without rotary
+embedding. The graph ``pruner.<i>`` moves the rows that stay to the front. Segment ``llm.<i+1>`` receives only
+these rows.
 
-The rules of ``methods/base.py`` hold. No shape depends on data: as many rows come out as went in. Selection is per
-picture: ``picture`` tells the rows of one from those of another. Only the prompt's own chunk is looked at: keys of
-earlier turns, in the cache, take no part in a softmax.
+The rules in ``pruning/method.py`` apply here too. No shape depends on data: a pruner returns as many rows as
+it gets. Rows are selected for each image on its own; ``picture`` holds the image's number for every row.
+Methods see only the rows of the current chunk: keys of earlier turns, which are in the kv cache, take no part
+in a softmax.
 """
 
 from __future__ import annotations
@@ -38,14 +40,15 @@ __all__ = [
 ]
 
 _HEADS = 4
-"""Heads of which attention is computed at once: ONNX Runtime holds ``[heads,T,T]``."""
+"""Number of heads whose attention is computed together. ONNX Runtime holds their scores as
+``[heads,T,T]``."""
 
 Extra = Literal["position_ids", "patch", "rows", "columns", "entered", "inputs_embeds"]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The decoder is cut before ``layer``; ``scored`` is the layer whose weights score its own input."""
+    """A cut of the decoder before ``layer``. The weights of layer ``scored`` score that layer's own input."""
 
     layer: int
     scored: int
@@ -53,29 +56,39 @@ class Cut:
 
 @dataclass(frozen=True)
 class Inside(base.Method):
-    """A method that prunes inside the language model, at one or several cuts."""
+    """Base class of in-LLM pruners, which prune at one or several cuts of the decoder."""
 
     where: ClassVar[Literal["before", "inside"]] = "inside"
 
     carries: ClassVar[tuple[str, ...]] = ()
-    """Numbers per row that a cut hands to the next one (``Rows.carried``)."""
+    """Names of per-row values that a cut passes on to the next one (``Rows.carried``)."""
 
     def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
-        """In ascending order of ``layer``. Raises UserError (code 2) where the decoder has no such layer."""
+        """Return the cuts in ascending order of ``layer``.
+
+        Raises UserError (code 2) when the decoder has no such layer.
+        """
         raise NotImplementedError
 
     def reads(self, stage: int) -> tuple[Extra, ...]:
-        """What the graph of cut ``stage`` takes besides ``hidden``, ``scored``, ``picture`` and ``keep``; an input that a
-        graph does not use is refused by TensorRT. ``inputs_embeds`` is there at the first cut alone."""
+        """Name the inputs of ``stage``'s graph besides ``hidden``, ``scored``, ``picture`` and ``keep``.
+
+        Name only what the method uses: TensorRT refuses a graph with an unused input. ``inputs_embeds``
+        exists only at the first cut.
+        """
         return ()
 
     def stays(self, stage: int, rows: Rows) -> Tensor:
-        """``[1,T]`` bool: the visual rows that stay at cut ``stage``; what it says of text rows is not heeded."""
+        """Mark the visual rows that stay at cut ``stage``: ``[1,T]`` bool; text rows are ignored."""
         raise NotImplementedError
 
     def shorten(self, stage: int, rows: Rows) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """``tokens [1,T,D]``: ``hidden`` with the rows that stay in front; ``kept [1,T]`` int64, the row each was (-1: a mixture, or
-        behind the end); ``count [1]`` int64; what is carried, ``[1,T]`` each, in the new order."""
+        """Move the rows that stay to the front.
+
+        Returns ``tokens [1,T,D]``, which is ``hidden`` in the new order; ``kept [1,T]`` int64, the old index
+        of each row (-1 for a mixture and behind the last row); ``count [1]`` int64, the number of rows that
+        stay; and the carried values in the new order, ``[1,T]`` each.
+        """
         order, count = packed(~rows.visual | self.stays(stage, rows))
         index = torch.arange(order.shape[1], device=order.device)
         kept = torch.where(index < count[:, None], order, -1)
@@ -87,23 +100,29 @@ class Inside(base.Method):
         )
 
     def carry(self, rows: Rows) -> tuple[Tensor, ...]:
-        """The values of ``carries`` before the rows move: those that came unless a method makes new ones."""
+        """Return the values of ``carries``, ``[1,T]`` each, in the order before the rows move.
+
+        The default passes on the values of the cut before. A method may compute new ones.
+        """
         return tuple(rows.carried[name] for name in self.carries)
 
     def at(self, spec: DecoderSpec, layer: int, scored: int) -> Cut:
-        """A cut, refused where the decoder has no such layers."""
+        """Make a cut. Raises UserError (code 2) when the decoder has no such layers."""
         if not (0 <= scored <= layer and 0 < layer < spec.num_layers):
             raise UserError(
-                f"{self.name} cannot prune before layer {layer} | the decoder has layers 0..{spec.num_layers - 1}, "
-                "of which the first sees everything | set other layers with --set",
+                f"{self.name} cannot prune before layer {layer} "
+                f"| the decoder has layers 0..{spec.num_layers - 1}, and layer 0 always sees every token "
+                "| set other layers with --set",
                 code=2,
             )
         return Cut(layer, scored)
 
 
 class Scoring(nn.Module):
-    """Norms and projections of one decoder layer, without its MLP; its weights are that layer's, of which the graph holds
-    those that the method reads."""
+    """Norms and attention projections of one decoder layer, without its MLP.
+
+    It shares the weights of that layer. The exported graph holds only the weights that the method uses.
+    """
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
@@ -135,14 +154,26 @@ class Scoring(nn.Module):
 
 @dataclass(frozen=True)
 class Rows:
-    """The prompt at a cut: ``T`` rows, text and visual; the last one is the last token of the prompt.
+    """The prompt at a cut: ``T`` rows, text and visual. The last row is the last token of the prompt.
 
-    ``hidden``, ``scored`` ``[1,T,D]``: at the cut and entering the scoring layer. ``picture [1,T]`` int64: number of the
-    row's picture, -1 for text. ``keep [1,T]`` int64: the number that this cut is given for the row's picture (pictures may
-    have budgets of their own), 0 for text. Where a method reads them:
-    ``position_ids [1,T]``, ``patch [1,T]`` (the row's place in its grid, -1 for text, mixtures and newlines), ``rows``,
-    ``columns [1,T]`` (that grid; 1 where there is none), ``entered [1,T]`` (how many rows its picture had before the first cut), ``inputs_embeds [1,T,D]``. ``norm`` is the
-    decoder's final one.
+    Always present:
+
+    * ``hidden [1,T,D]``: hidden states at the cut.
+    * ``scored [1,T,D]``: hidden states that enter the scoring layer.
+    * ``picture [1,T]`` int64: number of the row's image, -1 for text.
+    * ``keep [1,T]`` int64: this cut's budget for the row's image, 0 for text. Images may have different
+      budgets.
+    * ``layer``: the scoring layer. ``norm``: the final norm of the decoder.
+
+    Present only when the method names them in ``reads``, else None:
+
+    * ``position_ids [1,T]``, and with them ``rope``, the tables of the rotary embedding.
+    * ``patch [1,T]``: place of the row in its image's grid, -1 for text, mixtures and newlines.
+    * ``rows``, ``columns`` ``[1,T]``: size of that grid, 1 for rows without a grid.
+    * ``entered [1,T]``: number of rows that the row's image had before the first cut.
+    * ``inputs_embeds [1,T,D]``: embeddings of the prompt.
+
+    ``carried``: the values that the cut before passed on, by name.
     """
 
     hidden: Tensor
@@ -162,35 +193,36 @@ class Rows:
 
     @property
     def visual(self) -> Tensor:
-        """``[1,T]`` bool."""
+        """Mask of the visual rows: ``[1,T]`` bool."""
         return self.picture >= 0
 
     @property
     def same(self) -> Tensor:
-        """``[1,T,T]`` bool: of one picture, or both text."""
+        """Mask of the pairs of rows that belong to one image or are both text: ``[1,T,T]`` bool."""
         return self.picture[:, None, :] == self.picture[:, :, None]
 
     def normed(self) -> Tensor:
-        """``scored`` after the scoring layer's norm."""
+        """Return ``scored`` after the input norm of the scoring layer: ``[1,T,D]``."""
         return self.layer.input_layernorm(self.scored)
 
     def last_query(self, rotated: bool) -> Tensor:
-        """Of the prompt's last token: ``[1,H,1,Dh]``."""
+        """Return the query of the prompt's last token: ``[1,H,1,Dh]``."""
         query = self.layer.queries(self.normed()[:, -1:])
         if not rotated:
             return query
-        # The last token is text, whose axes are one: it has the highest but for a video's time, which comes first. Of a slice of
-        # rows TensorRT would not know the length.
+        # M-RoPE: the last token is text, so its three axes are equal. Its position is the maximum over all
+        # rows; a video's time may be higher, but time is the first axis, which [-1:] leaves out. Slicing the
+        # last row instead would give TensorRT a length that it cannot infer.
         last = self.position_ids[-1:].amax(-1, keepdim=True)
         return self._rotated(query, last.expand(*self.position_ids.shape[:-1], 1))
 
     def queries(self, rotated: bool) -> Tensor:
-        """Of every row: ``[1,H,T,Dh]``."""
+        """Return the query of every row: ``[1,H,T,Dh]``."""
         queries = self.layer.queries(self.normed())
         return self._rotated(queries, self.position_ids) if rotated else queries
 
     def keys(self, rotated: bool) -> Tensor:
-        """Of every row, repeated for the query heads that share them: ``[1,H,T,Dh]``."""
+        """Return the key of every row, repeated for the query heads that share it: ``[1,H,T,Dh]``."""
         keys = self.layer.keys(self.normed())
         if rotated:
             keys = self._rotated(keys, self.position_ids)
@@ -200,7 +232,7 @@ class Rows:
         return rotary_embedding(x, *rope_of(self.layer.spec, *self.rope, position_ids))
 
     def attended(self) -> Tensor:
-        """What enters the MLP of the scoring layer: ``[1,T,D]``."""
+        """Compute the scoring layer up to the input of its MLP: ``[1,T,D]``."""
         layer, length = self.layer, self.scored.shape[1]
         values = layer.values(self.normed()).repeat_interleave(layer.heads // layer.kv_heads, dim=1)
         sees = causal(length, self.scored)
@@ -212,16 +244,17 @@ class Rows:
         return layer.post_attention_layernorm(self.scored + layer.self_attn.o_proj(mixed))
 
     def last_scores(self, rotated: bool) -> Tensor:
-        """q k / sqrt(d) of the last token's query and every key: ``[1,H,T]`` float32."""
+        """Return q k / sqrt(d) for the last token's query and every key: ``[1,H,T]`` float32."""
         scores = torch.matmul(self.last_query(rotated), self.keys(rotated).transpose(-1, -2))
         return scores[:, :, 0].float() * self.layer.head_dim**-0.5
 
     def last_attention(self, rotated: bool) -> Tensor:
-        """Attention of the last token on every row, mean over heads: ``[1,T]`` float32."""
+        """Return the attention of the last token to every row, mean over heads: ``[1,T]`` float32."""
         return self.last_scores(rotated).softmax(-1).mean(1)
 
     def picture_attention(self, rotated: bool) -> Tensor:
-        """The same with a softmax over the rows of the same picture alone: ``[1,T]`` float32."""
+        """Return ``last_attention`` with the softmax taken over the rows of each image alone: ``[1,T]``
+        float32."""
         scores = self.last_scores(rotated)
         scores = torch.where(self.visual[:, None], scores, -1e30)
         weight = (scores - scores.amax(-1, keepdim=True)).exp()
@@ -230,9 +263,10 @@ class Rows:
 
 
 def best_of_picture(score: Tensor, rows: Rows, most: Tensor) -> Tensor:
-    """``[1,T]`` bool: of each picture the ``most`` visual rows of highest ``score [1,T]``, the first of equals.
+    """Mark the ``most`` visual rows of each image with the highest ``score [1,T]``: ``[1,T]`` bool.
 
-    ``most`` int64 ``[1,T]``, the same for all rows of a picture, e.g. ``rows.keep``.
+    The first of equal scores wins. ``most [1,T]`` int64 is the same for all rows of an image, e.g.
+    ``rows.keep``.
     """
     index = torch.arange(score.shape[1], device=score.device)
     mine, other = score[:, :, None], score[:, None, :]
@@ -243,19 +277,23 @@ def best_of_picture(score: Tensor, rows: Rows, most: Tensor) -> Tensor:
 
 
 def share_of(rows: Rows) -> Tensor:
-    """How many visual rows the picture of each row has now: ``[1,T]`` int64, exact below 2^24."""
+    """Count the rows that each row's image has now: ``[1,T]`` int64, exact below 2^24."""
     return (rows.picture[:, None, :] == rows.picture[:, :, None]).float().sum(-1).to(torch.int64)
 
 
 def causal(length: int, like: Tensor) -> Tensor:
-    """``[T,T]`` bool: each row sees those up to itself. On the device of ``like``."""
+    """Return the causal mask ``[T,T]`` bool on ``like``'s device: a row sees itself and those before it."""
     index = torch.arange(length, device=like.device)
     return index <= index[:, None]
 
 
 def packed(stays: Tensor) -> tuple[Tensor, Tensor]:
-    """``order [1,T]`` int64: the rows that stay in their order, then the others in theirs; ``count [1]`` int64 of those
-    that stay. By counting and one scatter: no sort, no ties."""
+    """Return ``order [1,T]`` int64 and ``count [1]`` int64 for the mask ``stays [1,T]``.
+
+    ``order`` lists the rows that stay, in their order, then the others, in theirs. ``count`` is the number of
+    rows that stay. A cumulative sum and one scatter do it, without a sort whose ties an engine would have to
+    break.
+    """
     index = torch.arange(stays.shape[1], device=stays.device)[None]
     front = stays.to(torch.int64).cumsum(1)
     count = front[:, -1]
@@ -264,7 +302,7 @@ def packed(stays: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def in_proportion(shares: tuple[float, ...], spec: DecoderSpec) -> tuple[int, ...]:
-    """Ascending layers at ``shares`` of the decoder's depth, each behind the one before, the first 1 at least."""
+    """Return the layers at ``shares`` of the decoder's depth, strictly ascending and at least 1."""
     layers: list[int] = []
     for share in shares:
         layers.append(max(round(share * spec.num_layers), layers[-1] + 1 if layers else 1))
@@ -272,7 +310,8 @@ def in_proportion(shares: tuple[float, ...], spec: DecoderSpec) -> tuple[int, ..
 
 
 class PrunerInside(nn.Module):
-    """The graph ``pruner.<stage>``: the inputs that ``names`` lists, in that order, to what ``Inside.shorten`` gives."""
+    """The graph ``pruner.<stage>``: takes the inputs in ``names``, in that order, and returns
+    ``Inside.shorten``'s outputs."""
 
     def __init__(self, method: Inside, stage: int, names: tuple[str, ...], spec: DecoderSpec) -> None:
         super().__init__()

@@ -1,15 +1,18 @@
-"""What a pruning method is: options, the taps it reads, and a pure function from N visual tokens to fewer.
+"""The base class of pruning methods: options, taps, and a pure function from N visual tokens to fewer.
 
-A method is a frozen dataclass called ``Method``; its fields are its options. It sees tensors only, never a
-model. ``Scorer`` is for methods that rank: they write ``score``, the selection is done here. A method that
-picks in a loop or merges writes ``reduce``.
+A method is a frozen dataclass called ``Method`` whose fields are its options. It sees tensors only, never a
+model. A method that ranks tokens derives from ``Scorer`` and writes ``score``; the selection is done here. A
+method that picks tokens in a loop, or merges them, writes ``reduce``.
 
-README's row of a method comes from its file: the first line of the docstring is ``name: what it keeps.``, and the first
-``arXiv 1234.56789`` in the docstring is the source.
+The method's row in README comes from its file. The first line of the docstring is ``name: what it keeps.``,
+and the first ``arXiv 1234.56789`` in the docstring is the source.
 
-Rules for ``reduce``, so that one graph serves ONNX Runtime and TensorRT: no shape may depend on data (no
-nonzero, no boolean indexing), ``keep`` is a run-time number, scores and selection are float32 or integers
-whatever the tokens' dtype, and new tensors are made on the tokens' device (they may be ``meta`` tensors).
+Rules for ``reduce``, so that one graph serves ONNX Runtime and TensorRT:
+
+* No shape depends on data: no nonzero, no boolean indexing.
+* ``keep`` is a number that is known at run time only.
+* Scores and selection are float32 or integers, whatever the tokens' dtype.
+* New tensors are made on the tokens' device, which may be ``meta``.
 """
 
 from __future__ import annotations
@@ -46,48 +49,58 @@ __all__ = [
 Keep = int | torch.SymInt
 Points = tuple[tuple[float, float], ...]
 LAYERED = ("cls_attention", "cls_attention_heads", "received_attention", "keys", "hidden")
-"""Taps with a layer; the others are ``features``, ``cls_feature``, ``clip_image``, ``text_embeds``, ``clip_text``."""
+"""Taps of a numbered layer. Taps without one: ``features cls_feature clip_image text_embeds clip_text``."""
 
 
 def option(default: Any, low: float | None = None, high: float | None = None) -> Any:
-    """A field with a default and the range its value must lie in, bounds included."""
+    """Return a dataclass field with a default and the range of its values, bounds included."""
     return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 
 @dataclass(frozen=True)
 class Method:
-    """A pruner. Options are fields; out-of-range or mistyped values raise UserError (code 2).
+    """Base class of all methods. Its fields are options; bad values raise UserError (code 2).
 
-    ``position_mode``: "compact" renumbers the kept tokens' positions, "keep" keeps the original ones.
+    ``position_mode``: "compact" renumbers the position ids of the kept tokens, "keep" leaves them as they
+    were.
     """
 
     position_mode: Literal["compact", "keep"] = "compact"
 
     our_reading: ClassVar[bool] = False
-    """True: the publication leaves formulas open and there is no public code; the module's docstring says what is ours."""
+    """True when the paper leaves formulas open and has no public code. The module's docstring says what is
+    our reading."""
 
     reads_question: ClassVar[bool] = False
-    """Whether the choice depends on the prompt's text."""
+    """True when the selection depends on the prompt's text."""
 
     where: ClassVar[Literal["encoder", "before", "inside"]] = "before"
-    """Inside the vision encoder (``merging``), before the language model, or inside it (``export/pruning/in_llm.py``)."""
+    """Kind of the method: "encoder" is an encoder merger (``merging``), "before" a pre-LLM pruner, "inside"
+    an in-LLM pruner (``export/pruning/in_llm.py``)."""
 
     source: ClassVar[Literal["projected", "features"]] = "projected"
-    """What ``tokens`` are. With ``features`` the projector sits in the pruner's graph, behind the method."""
+    """Kind of tokens that ``reduce`` gets. With "features" the projector runs in the pruner's graph, after
+    the method."""
 
     prunes: ClassVar[bool] = True
-    """False: every token stays and the bundle has no pruner graph."""
+    """False when every token stays and the bundle has no pruner graph."""
 
     fills: ClassVar[bool] = True
-    """``count`` is ``keep``. False: it depends on the image. It is at most ``keep`` before the language model, where rows
-    behind it are 0 and ``kept`` is -1; inside, ``leaves`` gives the most."""
+    """True when ``count`` always equals ``keep``; False when it depends on the image.
+
+    A pre-LLM pruner then returns at most ``keep`` valid rows; rows behind ``count`` are 0 and their ``kept``
+    is -1. For an in-LLM pruner ``leaves`` gives the upper bound."""
 
     merges: ClassVar[bool] = False
-    """True: rows may be mixtures of tokens; ``reduce`` then also says which row each token went into."""
+    """True when rows may be mixtures of tokens. ``reduce`` then also returns the row that each token went
+    into."""
 
     whole: ClassVar[bool] = False
-    """Where pictures are encoded in tiles: False, each tile by itself, with a share of the budget; True, all of the picture's
-    tokens at once, ``grid`` one row of them."""
+    """Scope of ``reduce`` for images that are encoded in tiles.
+
+    False: each tile by itself, with a share of the budget. True: all tokens of the image at once, as a
+    ``grid`` of one row.
+    """
 
     def __post_init__(self) -> None:
         kinds = self.options()
@@ -96,81 +109,95 @@ class Method:
 
     @property
     def name(self) -> str:
-        """The method's name: that of its file."""
+        """The method's name, which is the name of its file."""
         return type(self).__module__.rpartition(".")[2]
 
     @property
     def encoder(self) -> Method | None:
-        """What merges inside the vision encoder: this method, or None."""
+        """This method if it is an encoder merger, else None."""
         return self if self.where == "encoder" else None
 
     @property
     def before(self) -> Method | None:
-        """What prunes before the language model: this method, or None."""
+        """This method if it is a pre-LLM pruner, else None."""
         return self if self.prunes and self.where == "before" else None
 
     @property
     def inside(self) -> Any:
-        """What prunes inside the language model (an ``Inside``): this method, or None."""
+        """This method if it is an in-LLM pruner (an ``Inside``), else None."""
         return self if self.where == "inside" else None
 
     def budgets(self, spec: ModelSpec) -> dict[str, Points]:
-        """How the user's ``keep`` becomes the number that a stage's graph is given: points (share of the picture's tokens
-        asked for, share given), joined by straight lines in logarithms. A stage without points is given ``keep`` itself.
+        """Map the user's ``keep`` to the budget of each stage, as points by the stage's name.
+
+        A point is (share of the image's tokens that the user asks for, share that the stage is given). Points
+        are joined by straight lines in logarithms. A stage without points is given ``keep`` itself.
         """
         return {}
 
     def leaves(self, spec: ModelSpec, keep: int, entered: int) -> dict[str, int]:
-        """At most how many of ``entered`` rows of a picture each stage leaves when ``keep`` is asked for, where that is another
-        number than the stage is given. It is there to tell costs; nothing runs by it."""
+        """Return an upper bound of the rows that each stage keeps of an image with ``entered`` rows.
+
+        It serves cost estimates only. A stage that is missing here keeps exactly its budget.
+        """
         return {}
 
     @classmethod
     def options(cls) -> dict[str, Any]:
-        """Option names with their types."""
+        """Return the option names with their types."""
         hints = typing.get_type_hints(cls)
         return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        """Names of the tensors ``reduce`` reads besides the tokens, made with ``tap``; may depend on options.
+        """Return the names of the taps that ``reduce`` reads, made with ``tap``. They may depend on options.
 
-        A method that can do with one of several looks into ``spec.taps``. What the family does not offer is
-        refused by ``assemble``, which knows the methods that would work.
+        A method that can use one of several taps looks into ``spec.taps``. ``assemble`` refuses taps that the
+        family does not offer, and names the methods that would work.
         """
         return ()
 
     def module(self, spec: ModelSpec) -> nn.Module | None:
-        """The method's trained weights as a module (``pruner.`` in the weights' names), or None."""
+        """Return the module that holds the method's trained weights (named ``pruner.*``), or None."""
         return None
 
     def merging(self, spec: ModelSpec) -> StartMerging:
-        """What a method of the vision encoder does in its layers; it reads the tap ``layers``."""
+        """Return what an encoder merger does in the vision encoder's layers. It reads the tap ``layers``."""
         raise NotImplementedError
 
     def fixed_keep(self, spec: ModelSpec) -> int | None:
-        """How many tokens a picture always has, where that is decided when the bundle is built; None: at run time."""
+        """Return the number of tokens per image when the build fixes it; None when run time chooses it."""
         return None
 
     def reduce(
         self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[int, int]
     ) -> tuple[Tensor, ...]:
-        """The tokens that stay.
+        """Return the tokens that stay.
 
-        In: ``tokens [B,N,D]`` in raster order of ``grid`` (rows, columns; N = rows * columns; as ``keep`` these are run-time
-        numbers in families whose pictures vary), ``taps`` by the names that ``taps`` gave, ``keep`` in 1..N.
-        Out: ``tokens [B,R,D]`` (dtype as given), ``kept [B,R]`` int64, ``count [B]`` int64, the number of valid rows.
-        R depends on ``keep`` alone. ``kept`` says where a row stands: distinct tokens, ascending unless the method says
-        otherwise, -1 for a row that stands nowhere. A method that ``merges`` adds ``owner [B,N]`` int64: the row that each
-        token is part of, -1 if none; a token where a row stands is part of that row.
+        Arguments:
+
+        * ``tokens [B,N,D]`` in raster order of ``grid``.
+        * ``taps``: the taps by the names that ``self.taps`` returned.
+        * ``keep``: number of tokens to keep, 1..N.
+        * ``grid``: rows and columns, N = rows * columns. Like ``keep`` they are known only at run time in
+          families whose images vary in size.
+
+        Returns:
+
+        * ``tokens [B,R,D]`` in the dtype of the input. R depends on ``keep`` alone.
+        * ``kept [B,R]`` int64: the token whose place each row takes. Places are distinct, and ascending
+          unless the method says otherwise; -1 is a row without a place.
+        * ``count [B]`` int64: the number of valid rows.
+        * ``owner [B,N]`` int64, only from methods with ``merges``: the row that each token is part of, -1
+          for none. A token whose place a row takes is part of that row.
         """
         raise NotImplementedError
 
 
 class Scorer(Method):
-    """A method that ranks tokens: exactly ``keep`` best-scored tokens stay, equal scores by first index."""
+    """Base class of methods that rank: exactly ``keep`` tokens with the best scores stay, first of equals."""
 
     def score(self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[int, int]) -> Tensor:
-        """``[B,N]`` float32, higher stays. Arguments as in ``reduce``."""
+        """Return a score per token, ``[B,N]`` float32; higher scores stay. Arguments as in ``reduce``."""
         raise NotImplementedError
 
     def reduce(
@@ -181,9 +208,10 @@ class Scorer(Method):
 
 
 def rank(score: Tensor) -> Tensor:
-    """Place of each entry, 0 for the highest, equal ones by first index: ``[B,N]`` -> ``[B,N]`` float32.
+    """Return the place of each entry, 0 for the highest, first of equals ahead: ``[B,N]`` float32.
 
-    Counted by pairwise comparison: unlike a sort, that leaves ties to no engine (TensorRT's TopK promises none).
+    It counts pairwise comparisons instead of sorting, because TensorRT's TopK does not define the order of
+    ties.
     """
     index = torch.arange(score.shape[1], device=score.device)
     mine, other = score[:, :, None], score[:, None, :]
@@ -192,7 +220,8 @@ def rank(score: Tensor) -> Tensor:
 
 
 def marked(mask: Tensor, keep: Keep) -> Tensor:
-    """Ascending indices ``[B,keep]`` int64 of the marked places; ``mask [B,N]`` must have ``keep`` of them."""
+    """Return the ascending indices ``[B,keep]`` int64 of the true entries of ``mask [B,N]``, which has
+    ``keep`` of them."""
     size = mask.shape[1]
     index = torch.arange(size, device=mask.device)
     key = torch.where(
@@ -202,19 +231,23 @@ def marked(mask: Tensor, keep: Keep) -> Tensor:
 
 
 def gather(tokens: Tensor, kept: Tensor) -> Tensor:
-    """Rows ``kept [B,R]`` of ``tokens [B,N,D]``, bit for bit: ``[B,R,D]``."""
+    """Return the rows ``kept [B,R]`` of ``tokens [B,N,D]``, bit for bit: ``[B,R,D]``."""
     batch, size, width = tokens.shape
     first = torch.arange(batch, device=kept.device)[:, None] * size
     return F.embedding(kept + first, tokens.reshape(batch * size, width))
 
 
 def count(kept: Tensor) -> Tensor:
-    """``[B]`` int64: all rows of ``kept [B,R]`` are valid."""
+    """Return ``[B]`` int64 with the number of rows R of ``kept [B,R]``, all of them valid."""
     return torch.ones_like(kept).sum(1)
 
 
 def sampled(total: int, count: Callable[[int], dict[str, int]]) -> dict[str, Points]:
-    """Points, as ``Method.budgets`` has them, of what ``count`` says of budgets from 1 to ``total`` in even ratios."""
+    """Sample the points of ``Method.budgets`` at up to 33 budgets from 1 to ``total``, evenly spaced in
+    logarithms.
+
+    ``count`` returns the number of tokens that each stage is given for a budget.
+    """
     asked = sorted({round(total ** (i / 32)) for i in range(33)})
     rows = [count(keep) for keep in asked]
     return {
@@ -224,7 +257,7 @@ def sampled(total: int, count: Callable[[int], dict[str, int]]) -> dict[str, Poi
 
 
 def tap(spec: ModelSpec, offer: str, layer: int = -1) -> str:
-    """The name of a tap as graphs carry it, e.g. ``cls_attention.22`` for layer -1 of 23.
+    """Return the name that a tap has in graphs, e.g. ``cls_attention.22`` for layer -1 of 23.
 
     Raises UserError (code 2) when the vision encoder has no such layer.
     """
@@ -241,13 +274,21 @@ def tap(spec: ModelSpec, offer: str, layer: int = -1) -> str:
 
 
 def full_layer(spec: ModelSpec, share: float) -> int:
-    """At ``share`` of the vision encoder's depth, or the nearest layer whose tokens all see each other, the later of two."""
+    """Return the layer with full attention that is nearest to ``share`` of the vision encoder's depth.
+
+    Of two equally near layers it is the later one. In a layer with full attention all tokens see each other.
+    """
     layer = round(share * spec.vision.depth)
     return min(spec.vision.full, key=lambda full: (abs(full - layer), -full))
 
 
 def parse(method: str, key: str, text: str, kind: Any) -> Any:
-    """``text`` as a value of the option's type: bool, int, float, str, a Literal, ``X | None``, a tuple of these."""
+    """Parse ``text`` as a value of the option's type ``kind``.
+
+    Types are bool, int, float, str, a Literal, ``X | None`` and tuples of these. Raises UserError (code 2)
+    for text that is no number where one is wanted; other bad values come back as text for ``Method`` to
+    refuse.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         rest = [a for a in args if a is not type(None)]

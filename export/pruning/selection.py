@@ -1,7 +1,7 @@
-"""What methods that compare tokens with one another share: cosines, relevance to a question, loops of picks.
+"""Functions that methods share: cosines, relevance to the question, ranking, gathering and loops of picks.
 
-Tensors in, tensors out, under the rules of ``methods/base.py``; a loop becomes one ONNX ``Loop`` whose number of
-turns is found at run time.
+They take and return tensors and follow the rules in ``pruning/method.py``. A loop becomes one ONNX ``Loop``
+whose number of iterations is known at run time only.
 """
 
 from __future__ import annotations
@@ -41,28 +41,29 @@ __all__ = [
 ]
 
 _FINE = 2.0**22
-"""Cosines are rounded to this fraction, so that copies of a token tie although engines' sums end an ulp apart."""
+"""Cosines are rounded to multiples of 1 / _FINE. Copies of a token then tie although engines' sums differ by
+an ulp."""
 
 FAR = 4.0
-"""Above any cosine distance."""
+"""A number above any cosine distance."""
 
-_LIGHT = 1e-30  # a weight that is none
+_LIGHT = 1e-30  # weights up to this count as 0
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows of length 1 in float32, rows of zeros as they are: ``[B,N,d]`` -> ``[B,N,d]``."""
+    """Scale rows to length 1 in float32; rows of zeros stay: ``[B,N,d]`` -> ``[B,N,d]``."""
     return x.float() * _shrinking(x)
 
 
 def _shrinking(x: Tensor) -> Tensor:
-    """What makes a row as long as 1: ``[B,N,d]`` -> ``[B,N,1]`` float32."""
+    """Return the factor that scales each row to length 1: ``[B,N,d]`` -> ``[B,N,1]`` float32."""
     return 1 / torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Cosine of every row of ``x [B,N,d]`` and every row of ``y [B,M,d]``, by default ``x``: ``[B,N,M]`` float32.
+    """Return the cosines ``[B,N,M]`` float32 of the rows of ``x [B,N,d]`` and ``y [B,M,d]`` (default ``x``).
 
-    The products are made shorter, not the rows, of which there is more.
+    The products are scaled and not the rows, since the rows hold more numbers.
     """
     mine = _shrinking(x)
     others, theirs = (x, mine) if y is None else (y, _shrinking(y))
@@ -71,24 +72,28 @@ def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def diagonal(matrix: Tensor) -> Tensor:
-    """``[B,N,N]`` -> ``[B,N]``."""
+    """Return the diagonal of each matrix: ``[B,N,N]`` -> ``[B,N]``."""
     batch, size, _ = matrix.shape
     index = torch.arange(size, device=matrix.device)
     return matrix.gather(2, index[None, :, None].expand(batch, size, 1))[..., 0]
 
 
 def minmax(cue: Tensor) -> Tensor:
-    """``[B,N]`` to 0..1 over the picture; a constant becomes 0."""
+    """Scale ``cue [B,N]`` to 0..1 along N; a constant row becomes 0."""
     low, high = cue.amin(1, keepdim=True), cue.amax(1, keepdim=True)
     return (cue - low) / (high - low + 1e-6)
 
 
 def outliers(x: Tensor) -> Tensor:
-    """How many entries of each row of ``x [B,N]`` are above Q3 + 1.5 (Q3 - Q1), quartiles interpolated: ``[B,1]`` int64."""
+    """Count the entries of each row of ``x [B,N]`` above Q3 + 1.5 (Q3 - Q1): ``[B,1]`` int64.
+
+    The quartiles Q1 and Q3 are interpolated.
+    """
     falling = x.topk(x.shape[1], dim=1).values
 
     def quartile(upper: float) -> Tensor:
-        """The value that a share ``upper`` of the entries is above, linear between two entries."""
+        """Return the value that a share ``upper`` of the entries exceeds, interpolated linearly between
+        entries."""
         place = upper * (x.shape[1] - 1)
         low, high = falling[:, math.ceil(place)][:, None], falling[:, math.floor(place)][:, None]
         return low + (math.ceil(place) - place) * (high - low)
@@ -98,25 +103,31 @@ def outliers(x: Tensor) -> Tensor:
 
 
 def saliency(spec: ModelSpec) -> str:
-    """The tap that says where the encoder looks: the class token's attention, or, in a family without one, the
-    attention that each patch receives."""
+    """Return the tap that tells which patches the vision encoder attends to.
+
+    It is the class token's attention, or the attention that each patch receives in families without a class
+    token.
+    """
     received = "cls_attention" not in spec.taps and "received_attention" in spec.taps
     return "received_attention" if received else "cls_attention"
 
 
 def question_taps(relevance: str, spec: ModelSpec) -> tuple[str, ...]:
-    """What relevance to the question reads. ``relevance``: "clip" (joint image-text space), "embeddings" (the words as
-    the language model embeds them), "auto" ("clip" where the family has it, else "embeddings") or "none"."""
+    """Return the taps that ``question_relevance`` reads.
+
+    ``relevance`` is "clip" (CLIP's joint space of images and text), "embeddings" (the words as the language
+    model embeds them), "auto" ("clip" in families that offer it, else "embeddings") or "none".
+    """
     if relevance == "auto":
         relevance = "clip" if "clip_image" in spec.taps else "embeddings"
     return {"clip": ("clip_image", "clip_text"), "embeddings": ("text_embeds",), "none": ()}[relevance]
 
 
 def question_relevance(tokens: Tensor, taps: dict[str, Tensor], sign: str) -> tuple[Tensor, Tensor]:
-    """Cosine ``[B,N]`` of each patch and the question, mean over its rows; ``[B,1]`` whether there is a question.
+    """Return each patch's mean cosine with the question ``[B,N]``, and ``[B,1]`` bool: there is a question.
 
-    ``taps`` holds those of ``question_taps``. Rows of zeros are no text. ``sign`` "auto" is negative in CLIP's joint
-    space and positive for embeddings.
+    ``taps`` holds the taps named by ``question_taps``. Rows of zeros in the text are padding. ``sign``
+    "negative" negates the cosines; "auto" does so in CLIP's joint space only.
     """
     clip = "clip_image" in taps
     patches, text = (taps["clip_image"], taps["clip_text"]) if clip else (tokens, taps["text_embeds"])
@@ -128,13 +139,19 @@ def question_relevance(tokens: Tensor, taps: dict[str, Tensor], sign: str) -> tu
 
 
 def coordinates(index: Tensor, columns: method.Keep) -> tuple[Tensor, Tensor]:
-    """Row and column of the tokens ``index`` in raster order. ONNX export has no remainder of run-time numbers."""
+    """Return row and column of the tokens ``index`` in raster order.
+
+    The column is a difference because the ONNX export has no remainder of run-time numbers.
+    """
     row = index // columns
     return row, index - row * columns
 
 
 def first_of(score: Tensor) -> Tensor:
-    """Index of the highest entry, the first of equals (ArgMax promises none on some engines): ``[B,N]`` -> ``[B,1]``."""
+    """Return the index of the highest entry, the first of equals: ``[B,N]`` -> ``[B,1]``.
+
+    It does not use ArgMax, whose choice among equals some engines leave open.
+    """
     size = score.shape[1]
     index = torch.arange(size, device=score.device)
     best = score == score.amax(1, keepdim=True)
@@ -142,7 +159,10 @@ def first_of(score: Tensor) -> Tensor:
 
 
 def place_within(score: Tensor, group: Tensor) -> Tensor:
-    """Place of each entry of ``score [B,N]`` in its ``group [N]``, 0 for the highest, equal ones by first index."""
+    """Return the place of each entry of ``score [B,N]`` in its ``group [N]``: ``[B,N]`` float32.
+
+    The highest has place 0. The first of equal entries is ahead.
+    """
     index = torch.arange(score.shape[1], device=score.device)
     mine, other = score[:, :, None], score[:, None, :]
     ahead = (other > mine) | ((other == mine) & (index < index[:, None]))
@@ -150,14 +170,17 @@ def place_within(score: Tensor, group: Tensor) -> Tensor:
 
 
 def row(matrix: Tensor, index: Tensor) -> Tensor:
-    """Row ``index [B,1]`` of ``matrix [B,N,M]``: ``[B,M]``."""
+    """Return the row ``index [B,1]`` of each ``matrix [B,N,M]``: ``[B,M]``."""
     batch, size, width = matrix.shape
     first = torch.arange(batch, device=index.device) * size
     return F.embedding(index.reshape(batch) + first, matrix.reshape(batch * size, width))
 
 
 def at_most(tokens: Tensor, mask: Tensor, keep: method.Keep) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``reduce`` returns for a ``mask [B,N]`` of at most ``keep`` tokens; rows behind them are 0, ``kept`` -1."""
+    """Return the three outputs of ``reduce`` for a ``mask [B,N]`` of at most ``keep`` tokens.
+
+    Rows behind the last token are 0 and their ``kept`` is -1.
+    """
     count = mask.to(torch.int64).sum(1)
     valid = torch.arange(keep, device=mask.device) < count[:, None]
     kept = method.marked(mask, keep)
@@ -166,21 +189,27 @@ def at_most(tokens: Tensor, mask: Tensor, keep: method.Keep) -> tuple[Tensor, Te
 
 
 def owners(kept: Tensor, into: Tensor) -> Tensor:
-    """The row of ``kept [B,R]`` that holds the token ``into [B,N]``, into which each token goes (-1: none): ``[B,N]``."""
+    """Return, for each token, the row of ``kept [B,R]`` that it is merged into: ``[B,N]`` int64, -1 for none.
+
+    ``into [B,N]`` names the kept token that each token goes into, -1 for none.
+    """
     row = torch.arange(kept.shape[1], device=kept.device)[:, None]
     return torch.where((kept[:, :, None] == into[:, None, :]) & (into >= 0)[:, None, :], row, -1).amax(1)
 
 
 def in_order(tier: Tensor, keep: method.Keep) -> Tensor:
-    """The ``keep`` entries of highest ``tier [B,M]`` (int64), equal ones by index: indices ``[B,keep]``, tier by tier."""
+    """Return the indices ``[B,keep]`` of the entries of highest ``tier [B,M]`` (int64), tier by tier, then by
+    index."""
     size = tier.shape[1]
     key = tier * size - torch.arange(size, device=tier.device)  # distinct, so no engine has to break ties
     return key.float().topk(keep, dim=1).indices
 
 
 def closest(similar: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest of the cosines ``similar [B,N,N]`` to one of ``among [B,N]`` (bool), and the first token that has it, N where
-    there is none: ``[B,N]``."""
+    """Return each token's highest cosine with a token of ``among``, and the first such token: ``[B,N]``.
+
+    ``similar [B,N,N]`` holds the cosines, ``among [B,N]`` is bool. The index is N where ``among`` is empty.
+    """
     size = among.shape[1]
     found = similar - _unless(among, FAR)
     best = found.amax(-1)
@@ -191,14 +220,18 @@ def closest(similar: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unless(among: Tensor, far: float) -> Tensor:
-    """0 in the columns of ``among [B,N]``, else ``far``, ``[B,1,N]``: to be added, which engines do faster than they choose."""
+    """Return an additive mask ``[B,1,N]``: 0 where ``among [B,N]``, else ``far``.
+
+    Engines add faster than they select with Where.
+    """
     return torch.where(among, 0.0, far)[:, None]
 
 
 def mix(rows: Tensor, own: Tensor, tokens: Tensor, share: Tensor) -> Tensor:
-    """Weighted means: ``rows [B,R,D]`` with weights ``own [B,R]`` and ``tokens [B,N,D]`` with weights ``share [B,R,N]``.
+    """Merge ``tokens [B,N,D]`` into ``rows [B,R,D]`` by weighted means: ``[B,R,D]``.
 
-    A row into which nothing goes stays bit for bit.
+    ``own [B,R]`` are the weights of the rows, ``share [B,R,N]`` those of the tokens in each row. A row that
+    no token is merged into stays bit for bit.
     """
     added = share.sum(-1, keepdim=True)
     mixed = added > _LIGHT
@@ -210,10 +243,11 @@ def mix(rows: Tensor, own: Tensor, tokens: Tensor, share: Tensor) -> Tensor:
 def loop(
     more: Callable[..., Tensor], turn: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """``while more(*state): state = turn(*state)``. ``more`` gives a bool tensor without dimensions; shapes stay.
+    """Run ``while more(*state): state = turn(*state)``.
 
-    TensorRT-RTX 1.7 fails on a state of floats that starts as something computed: start from constants, and let the
-    turn join them with what was computed before.
+    ``more`` returns a 0-d bool tensor. The shapes of the state are fixed.
+    TensorRT-RTX 1.7 fails on a state of floats whose first value is computed. Start from constants, and let
+    ``turn`` combine them with computed tensors.
     """
     if torch.compiler.is_exporting():
         return while_loop(more, turn, state)
@@ -223,10 +257,11 @@ def loop(
 
 
 def pick_farthest(distance: Tensor, taken: Tensor, picks: Tensor) -> Tensor:
-    """Greedy max-min: ``picks`` times the token farthest from all that are taken or picked, the first of equals.
+    """Pick tokens greedily by max-min distance: ``[B,N]`` bool, the picked tokens without the taken ones.
 
-    ``distance [B,N,N]``; ``taken [B,N]`` bool, at least one; ``picks [B,1]`` int64, at most what is left. Returns the
-    picked tokens ``[B,N]`` bool, without those taken.
+    Each pick is the token farthest from all tokens that are taken or picked, the first of equals. ``distance
+    [B,N,N]``; ``taken [B,N]`` bool, at least one per row; ``picks [B,1]`` int64, the number of picks, at most
+    the tokens left.
     """
     index = torch.arange(taken.shape[1], device=taken.device)
     first = torch.where(taken, -FAR, (distance + _unless(taken, FAR)).amin(-1))
