@@ -1,12 +1,15 @@
-"""Layout: which of the encoder's tokens a picture has, and in which order the language model reads them.
+"""Layout: the visual tokens of an image, and the order in which the language model reads them.
 
-In: a picture's size and the bundle's image settings. Out: index arrays on the host. Kinds of settings (``runtime.image``):
+Input: an image's size and the bundle's image settings. Output: index arrays on the host. Kinds of settings
+(``images.processor``):
 
-* ``clip``: one square tile, all of its tokens in raster order.
-* ``windows`` (Qwen2.5-VL): tokens of 2 x 2 patches in the order of the windows in which the encoder attends, 4 x 4 tokens,
-  fewer at the picture's edges.
-* ``anyres`` (LLaVA-NeXT): the whole picture squeezed into a tile; then the picture once more, larger, cut into tiles whose
-  tokens are read line by line across them, without those of the padding, and a newline behind each line.
+* ``clip``: one square tile with all its tokens in raster order. * ``windows`` (Qwen2.5-VL): tokens of 2 x 2
+patches, ordered by the windows in which the vision encoder attends: 4 x 4
+  tokens, fewer at the image's edges.
+* ``anyres`` (LLaVA-NeXT): the whole image squeezed into a tile, then the image again, larger, cut into tiles.
+Tokens of
+  the tiles are read line by line across tiles, without those of the padding, and with a newline after each
+  line.
 """
 
 from __future__ import annotations
@@ -34,19 +37,20 @@ __all__ = [
 
 KINDS = ("anyres", "clip", "windows")
 Size = tuple[int, int]
-"""Width and height, as Pillow has them."""
+"""Width and height, as in Pillow."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The T tokens of a picture in the order of the language model.
+    """The T visual tokens of an image in the order of the language model.
 
-    ``order`` int64 [T]: which of the encoder's tokens each is, counted through all ``tiles``; -1 for a newline. ``pieces``: the
-    tokens that were encoded together, each int64 [rows, columns] of places in ``order``. ``patch``, ``rows``, ``columns``
-    int64 [T]: a token's place in the raster of its grid (-1 for a newline), and that grid; a grid may reach over several tiles.
-    ``feeds``: what the encoder takes besides pixels. ``positions`` int64 [3, T], with M-RoPE: time, height and width from the
-    picture's beginning, and ``span``, how many positions the picture takes. ``is_video``, and ``steps``: how often the encoder
-    runs, more than once for videos alone.
+    ``order`` int64 [T]: the vision encoder's token that each is, counted through all ``tiles``; -1 for a
+    newline. ``pieces``: the tokens that were encoded together, each int64 [rows, columns] of indices into
+    ``order``. ``patch``, ``rows``, ``columns`` int64 [T]: a token's place in the raster of its grid (-1 for a
+    newline), and the size of that grid, which may span several tiles. ``feeds``: inputs of the vision encoder
+    besides pixels. ``positions`` int64 [3, T], with M-RoPE: time, height and width, counted from the image's
+    first position. ``span``: positions that the image takes. ``steps``: how often the vision encoder runs;
+    more than once only if ``is_video``.
     """
 
     order: np.ndarray
@@ -67,20 +71,20 @@ class Layout:
 
     @property
     def newlines(self) -> np.ndarray:
-        """Their places, int64."""
+        """Return the places of the newlines, int64."""
         return np.flatnonzero(self.order < 0)
 
     @property
     def finest(self) -> tuple[int, int]:
-        """Rows and columns of the grid that shows the picture largest: the last one."""
+        """Return rows and columns of the last grid, which shows the image largest."""
         return int(self.rows[-1]), int(self.columns[-1])
 
     def on_finest(self, kept: np.ndarray) -> np.ndarray:
-        """Tokens as places in that grid; -1 for those of another one and for newlines."""
+        """Return tokens as places in the last grid. -1 for tokens of other grids and for newlines."""
         return np.where(kept >= self._first, self.patch[kept], -1)
 
     def owned(self, owner: np.ndarray | None) -> np.ndarray | None:
-        """``owner`` [T] of the tokens of that grid, in its raster."""
+        """Return ``owner`` [T] for the tokens of the last grid, in raster order."""
         if owner is None:
             return None
         mine = self.patch[self._first :]
@@ -88,32 +92,33 @@ class Layout:
 
     @property
     def _first(self) -> int:
-        """The first token of the last grid."""
+        """Return the first token of the last grid."""
         return int(np.flatnonzero(self.patch == 0)[-1])
 
     @property
     def whole(self) -> np.ndarray:
-        """All tokens but the newlines as one piece: int64 [1, columns]."""
+        """Return all tokens except newlines as one piece: int64 [1, columns]."""
         return np.flatnonzero(self.order >= 0)[None]
 
 
 def film(size: Size, settings: dict, frames: int, interval: float) -> Layout:
-    """Of a video: the same picture again and again, one for each ``settings["frames"]`` of its ``frames``, which are ``interval``
-    seconds apart. The first number of a token's position is its time.
+    """Return the layout of a video: one image per ``settings["frames"]`` of its ``frames``, all with the same
+    layout.
 
-    Raises UserError where the bundle's family takes no videos.
+    Frames are ``interval`` seconds apart. The first position id of a token is its time. Raises UserError if
+    the bundle's family takes no videos, or if the video has too many visual tokens.
     """
     if "video" not in settings:
         raise UserError(
-            "this model takes no videos | expected pictures | give frames of it with --image", code=2
+            "this model takes no videos | expected images | give frames of it with --image", code=2
         )
     one = _windowed(size, of_video(settings, frames))
     steps = -(-frames // settings["frames"])
     most = settings["max_pixels"] // (settings["patch"] * settings["merge"]) ** 2
     if one.total * steps > most:
         raise UserError(
-            f"the video is too long | got {one.total * steps} visual tokens of {frames} frames, expected at most {most} "
-            "| show fewer frames"
+            f"the video is too long | got {one.total * steps} visual tokens of {frames} frames, "
+            f"expected at most {most} | show fewer frames"
         )
     step = np.repeat(np.arange(steps), one.total)
     seconds = settings["video"]["tokens_per_second"] * settings["frames"] * interval
@@ -131,7 +136,7 @@ def film(size: Size, settings: dict, frames: int, interval: float) -> Layout:
 
 
 def of_video(settings: dict, frames: int) -> dict:
-    """The settings with which a video's frames become patches: an even share of what a video may have in all."""
+    """Return the settings for a video's frames. Each frame gets an equal share of the video's pixel limit."""
     limits = settings["video"]
     share = limits["total_pixels"] * settings["frames"] // frames
     high = max(min(limits["max_pixels"], share), int(limits["min_pixels"] * 1.05))
@@ -139,7 +144,7 @@ def of_video(settings: dict, frames: int) -> dict:
 
 
 def layout(size: Size, settings: dict, grid: tuple[int, int]) -> Layout:
-    """Of a picture of ``size``; ``grid`` are the rows and columns of a tile."""
+    """Return the layout of an image of ``size``. ``grid`` is the number of rows and columns of a tile."""
     if settings["kind"] == "clip":
         return single(grid)
     if settings["kind"] == "anyres":
@@ -150,7 +155,7 @@ def layout(size: Size, settings: dict, grid: tuple[int, int]) -> Layout:
 
 
 def single(grid: tuple[int, int]) -> Layout:
-    """One tile with all its tokens."""
+    """Return the layout of one tile with all its tokens."""
     rows, columns = grid
     order = np.arange(rows * columns)
     return Layout(
@@ -169,7 +174,7 @@ def _tiled(size: Size, settings: dict, grid: tuple[int, int]) -> Layout:
     height, width = fit_canvas(size, settings["pinpoints"])
     down, across = height // side, width // side
     y, x = (np.arange(n) for n in (down * rows, across * columns))
-    number = (y // rows)[:, None] * across + x // columns + 1  # of the tile, behind the picture in one
+    number = (y // rows)[:, None] * across + x // columns + 1  # of the tile; 0 is the tile of the whole image
     canvas = number * rows * columns + (y % rows)[:, None] * columns + x % columns
     top, left = _margins(size, canvas.shape)
     seen = canvas[top : len(y) - top, left : len(x) - left]
@@ -199,7 +204,7 @@ def _windowed(size: Size, settings: dict) -> Layout:
     width, height = fit_pixels(size, settings)
     rows, columns = height // cell, width // cell
     raster, window = window_order((rows, columns), settings["window"])
-    first = np.flatnonzero(np.diff(window, prepend=-1))  # of each window
+    first = np.flatnonzero(np.diff(window, prepend=-1))  # first token of each window
     inside = np.arange(len(raster)) - first[window]
     slots = np.full((len(first), settings["window"] ** 2), -1)
     slots[window, inside] = np.arange(len(raster))
@@ -219,8 +224,10 @@ def _windowed(size: Size, settings: dict) -> Layout:
 
 
 def window_order(grid: tuple[int, int], side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a ``grid`` window by window, raster order in each and among them: int64 [T] their places in the grid's
-    raster, and the windows that they are in."""
+    """Return the tokens of a ``grid`` window by window, in raster order within windows and among them.
+
+    These are two int64 [T]: places in the grid's raster, and numbers of windows.
+    """
     y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     window = y // side * -(-grid[1] // side) + x // side
     raster = np.argsort(window, kind="stable")
@@ -228,15 +235,15 @@ def window_order(grid: tuple[int, int], side: int) -> tuple[np.ndarray, np.ndarr
 
 
 def fit_pixels(size: Size, settings: dict) -> Size:
-    """Width and height, multiples of a token's side, as near to ``size`` as the limits on their product allow.
+    """Return width and height as close to ``size`` as the limits on their product allow.
 
-    Raises UserError for a strip that is more than 200 times as long as it is wide, or that is above the limit when it is one
-    token wide.
+    Both are multiples of a visual token's side. Raises UserError for a strip more than 200 times as long as
+    wide, and for one that exceeds the limit even at one token's width.
     """
     if max(size) > 200 * min(size):
         raise UserError(
-            f"the picture is too narrow | got {size[0]} x {size[1]} pixels, expected a side at most 200 times the other "
-            "| crop it"
+            f"the image is too narrow | got {size[0]} x {size[1]} pixels, "
+            "expected a side at most 200 times the other | crop it"
         )
     cell = settings["patch"] * settings["merge"]
     low, high, area = settings["min_pixels"], settings["max_pixels"], size[0] * size[1]
@@ -249,23 +256,24 @@ def fit_pixels(size: Size, settings: dict) -> Size:
         fitted = [math.ceil(edge * grow / cell) * cell for edge in size]
     if min(fitted) == cell and math.prod(fitted) > high:
         raise UserError(
-            f"the picture is too narrow | got {size[0]} x {size[1]} pixels, which are {math.prod(fitted)} when it is one token "
-            f"wide, expected at most {high} | crop it, or build with a larger --max-pixels"
+            f"the image is too narrow | got {size[0]} x {size[1]} pixels, which are "
+            f"{math.prod(fitted)} when it is one token wide, "
+            f"expected at most {high} | crop it, or build with a larger --max-pixels"
         )
     return fitted[0], fitted[1]
 
 
 def _block(mask: np.ndarray) -> tuple[slice, slice]:
-    """The rectangle that is marked in ``mask``."""
+    """Return the rectangle that is marked in ``mask``."""
     spans = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     down, across = (slice(span[0], span[-1] + 1) for span in spans)
     return down, across
 
 
 def _margins(size: Size, canvas: tuple[int, int]) -> tuple[int, int]:
-    """Lines of tokens above (and below) and columns left (and right) that show padding alone.
+    """Return the lines of tokens above (and below) and columns left (and right) that show only padding.
 
-    Of sizes in tokens as transformers' ``unpad_image`` has them, so a token that is padding in part stays.
+    Uses sizes in tokens as transformers' ``unpad_image`` does, so tokens that are partly padding stay.
     """
     width, height = size
     rows, columns = canvas
@@ -275,7 +283,8 @@ def _margins(size: Size, canvas: tuple[int, int]) -> tuple[int, int]:
 
 
 def fit_canvas(size: Size, pinpoints: list[list[int]]) -> tuple[int, int]:
-    """Of the ``pinpoints`` [height, width] the one that shows most of a picture's pixels, of equal ones the smallest."""
+    """Return the entry of ``pinpoints`` [height, width] that shows most of the image's pixels, the smallest
+    of equals."""
     width, height = size
 
     def rank(point: list[int]) -> tuple[int, int]:
@@ -288,7 +297,10 @@ def fit_canvas(size: Size, pinpoints: list[list[int]]) -> tuple[int, int]:
 
 
 def padded(size: Size, canvas: tuple[int, int]) -> tuple[Size, Size]:
-    """How a picture of ``size`` lies in the middle of ``canvas`` (height, width): its (width, height) there, and (left, top)."""
+    """Return how an image of ``size`` lies in the middle of ``canvas`` (height, width).
+
+    These are its (width, height) there, and its (left, top).
+    """
     width, height = size
     across, down = canvas[1] / width, canvas[0] / height
     if across < down:
@@ -299,8 +311,11 @@ def padded(size: Size, canvas: tuple[int, int]) -> tuple[Size, Size]:
 
 
 def split(budget: int, sizes: list[int]) -> list[int]:
-    """``budget`` in whole shares, in proportion to ``sizes``; what rounding leaves goes to the largest fractions, of equal
-    ones to the first. At most the sum of the sizes."""
+    """Split ``budget`` into whole shares in proportion to ``sizes``. The budget is at most the sum of the
+    sizes.
+
+    Units left over by rounding go to the largest fractions, among equal ones to the first.
+    """
     total = sum(sizes)
     shares = [budget * size // total for size in sizes]
     rest = sorted(range(len(sizes)), key=lambda i: (-(budget * sizes[i] % total), i))

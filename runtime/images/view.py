@@ -1,4 +1,5 @@
-"""How the model sees an image: its size there, what of it is seen, and where each visual token lies on the original."""
+"""The image as the model sees it: its size there, the visible part, and the place of each visual token on the
+original."""
 
 from __future__ import annotations
 
@@ -21,11 +22,12 @@ Box = tuple[float, float, float, float]
 class View:
     """One image, or one video, as the model sees it.
 
-    ``size``: width and height of the original after its EXIF rotation. ``resized``: width and height in which the model sees it;
-    coordinates in the answers of Qwen2.5-VL count pixels of this. ``box``: where that lies on the original, in pixels; it
-    reaches over the edges where the image was padded, and leaves out what was cropped. ``grid``: rows and columns of the
-    visual tokens; LLaVA-NeXT, which also sees the whole image squeezed into a square, gives the grid of its tiles.
-    ``boxes`` float64 [T, 4]: a ``Box`` on the original for each visual token, NaN for a newline.
+    ``size``: width and height of the original after its EXIF rotation. ``resized``: width and height at which
+    the model sees it; coordinates in the answers of Qwen2.5-VL count these pixels. ``box``: the visible part
+    on the original, in pixels. It reaches over the edges if the image was padded, and leaves out what was
+    cropped. ``grid``: rows and columns of the visual tokens. LLaVA-NeXT also sees the whole image squeezed
+    into a square; its ``grid`` is that of the tiles. ``boxes`` float64 [T, 4]: a ``Box`` on the original for
+    each visual token, NaN for a newline.
     """
 
     size: Size
@@ -36,18 +38,22 @@ class View:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Pixels of the original per pixel of ``resized``, across and down."""
+        """Return pixels of the original per pixel of ``resized``, across and down."""
         left, top, right, bottom = self.box
         return (right - left) / self.resized[0], (bottom - top) / self.resized[1]
 
     def to_original(self, points: Sequence[float]) -> list[float]:
-        """Coordinates x, y, x, y, ... (a point, a box, a polygon) in pixels of ``resized``, as pixels of the original."""
+        """Return coordinates x, y, x, y, ... (a point, a box, a polygon) in pixels of the original.
+
+        ``points`` are in pixels of ``resized``. Raises ValueError for an odd number of coordinates.
+        """
         if len(points) % 2:
             raise ValueError(f"expected pairs of x and y, got {len(points)} numbers")
         return [self.box[i % 2] + value * self.scale[i % 2] for i, value in enumerate(points)]
 
     def kept_boxes(self, kept: np.ndarray) -> np.ndarray:
-        """float64 [R, 4] of the tokens ``kept`` int64 [R]; NaN for newlines and for rows without a place (-1)."""
+        """Return float64 [R, 4]: boxes of the tokens ``kept`` int64 [R]. NaN for newlines and rows without a
+        place (-1)."""
         return np.where(kept[:, None] < 0, np.nan, self.boxes[kept])
 
     def to_json(self) -> dict[str, Any]:
@@ -61,7 +67,8 @@ class View:
 
 
 def view_of(size: Size, settings: dict[str, Any], plan: Layout) -> View:
-    """The view of an image of ``size`` with the image ``settings`` of a bundle (``runtime.image``); ``plan`` is its layout."""
+    """Return the view of an image of ``size``. ``settings`` are a bundle's (``images.processor``), ``plan``
+    its layout."""
     if settings["kind"] == "anyres":
         return _tiled(size, settings, plan)
     if settings["kind"] == "windows":
@@ -74,7 +81,10 @@ def view_of(size: Size, settings: dict[str, Any], plan: Layout) -> View:
 
 
 def _tiled(size: Size, settings: dict[str, Any], plan: Layout) -> View:
-    """The first tokens show the whole image in one tile; a strip that is too thin for the tiles has no others."""
+    """Return the view of LLaVA-NeXT. The first tokens show the whole image in one tile.
+
+    A strip that is too thin for the tiles has no other tokens.
+    """
     grid = int(plan.rows[0]), int(plan.columns[0])
     boxes = patch_boxes(size, {"kind": "windows"}, grid)
     if plan.total == len(boxes):
@@ -90,7 +100,7 @@ def _whole(size: Size) -> Box:
 
 
 def _canvas(size: Size, settings: dict[str, Any]) -> tuple[Size, Box]:
-    """LLaVA-NeXT's canvas of tiles, in whose middle the image lies."""
+    """Return the size of LLaVA-NeXT's canvas of tiles, which holds the image in its middle, and its box."""
     height, width = fit_canvas(size, settings["pinpoints"])
     fitted, (left, top) = padded(size, (height, width))
     across, down = size[0] / fitted[0], size[1] / fitted[1]

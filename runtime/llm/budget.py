@@ -1,4 +1,4 @@
-"""``keep``: how many visual tokens of a picture stay. A count or a percentage goes in, a count comes out."""
+"""``keep``: how many visual tokens of an image stay. Turns a count or a percentage into a count."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ from foveate.engines.errors import UserError
 __all__ = ["DEFAULT", "Keep", "Points", "resolve_keep", "stage_keep"]
 
 Keep = int | str | None
-"""A count (128, "128"), a percentage of the picture's tokens ("22.2%"), or None for the bundle's default."""
+"""A count (128, "128"), a percentage of the image's visual tokens ("22.2%"), or None for the bundle's
+default."""
 
 DEFAULT = "22.2%"
 
 Points = Sequence[Sequence[float]]
-"""(share of a picture's tokens asked for, share that a stage is given), ascending; empty: the same."""
+"""Pairs (share of an image's tokens that the user keeps, share that the stage keeps), ascending. Empty: both
+equal."""
 
 
 def resolve_keep(keep: Keep, total: int, method: dict[str, Any], largest: int | None = None) -> int:
-    """The count in 1..``total`` that ``keep`` asks for; percentages round to the nearest count, at least 1.
+    """Return the count in 1..``total`` that ``keep`` asks for.
 
-    ``method`` is the manifest's: its option ``keep`` is the default. ``largest`` is the engine's own limit. Where the
-    number was fixed when the bundle was built (``fixed_keep``) no other is taken, without a pruner none but everything.
-    Raises UserError.
+    A percentage is rounded to the nearest count, at least 1. ``method`` is the manifest's; its option
+    ``keep`` is the default. ``largest`` is the engine's own limit. Raises UserError if ``keep`` is out of
+    range, if the budget was fixed when the bundle was built (``fixed_keep``) and ``keep`` is another one, or
+    if the bundle has no pruner and ``keep`` is not everything.
     """
     if method["name"] == "none":
         if keep is not None and _count(keep, total) != total:
             raise UserError(
-                f"this bundle prunes nothing (method none) | got keep {keep}, it always keeps all {total} tokens "
+                f"this bundle prunes nothing (method none) "
+                f"| got keep {keep}, it always keeps all {total} tokens "
                 "| leave keep out, or build the bundle with a method",
                 code=2,
             )
@@ -39,8 +43,9 @@ def resolve_keep(keep: Keep, total: int, method: dict[str, Any], largest: int | 
     if (fixed := method.get("fixed_keep")) is not None:
         if keep is not None and _count(keep, total) != fixed:
             raise UserError(
-                f"the budget of {method['name']} is fixed when a bundle is built | got keep {keep}, this one always "
-                f"keeps {fixed} of {total} tokens | leave keep out, or build with --set keep=...",
+                f"the budget of {method['name']} is fixed when a bundle is built "
+                f"| got keep {keep}, this one always keeps {fixed} of {total} tokens "
+                "| leave keep out, or build with --set keep=...",
                 code=2,
             )
         return fixed
@@ -53,10 +58,11 @@ def resolve_keep(keep: Keep, total: int, method: dict[str, Any], largest: int | 
 
 
 def stage_keep(points: Points, keep: int, total: int) -> int:
-    """The number that a stage is given when the user asks for ``keep`` of ``total`` tokens: 1..``total``, 0 for 0 of 0.
+    """Return the budget of a stage, 1..``total``, if the user keeps ``keep`` of ``total`` tokens. 0 for 0 of
+    0.
 
-    Between two ``points`` the logarithm of the share is a straight line in that of the share asked for; outside of them
-    the nearest stretch goes on.
+    Between two ``points`` the logarithm of the stage's share is linear in the logarithm of the user's share.
+    Outside of the points the nearest line is continued.
     """
     if not points or not total:
         return keep

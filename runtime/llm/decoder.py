@@ -1,7 +1,7 @@
-"""The language model at work: prompt items go in, logits of the next token come out.
+"""The language model at work: takes the items of a prompt and gives the logits of the next token.
 
-An item is a token id or a picture, which is opaque: it stands for as many rows as tokens of it survived. What is in
-the cache is known item by item, so a prompt that begins like the last one is computed from where they part.
+An item is a token id or an image. An image stands for as many rows as it has tokens left. The cache is known
+item by item, so only the items after the common beginning of two prompts are computed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,23 @@ from foveate.runtime.text import chat_prompt
 __all__ = ["Decoder", "Item", "Picture", "axes_of", "positions_of", "prompt_ids", "prompt_items"]
 
 _MOST_ROWS = 1024
-"""Computed together: ONNX Runtime's attention computes what the mask hides, too, so pieces take less. At 7B sizes 2,880 tokens
-take a sixth and 4,000 a third less time (docs/measurements.md)."""
+"""Largest number of rows that are computed together.
+
+ONNX Runtime's attention also computes what the mask hides, so smaller pieces take less time: at 7B sizes a
+sixth less for 2,880 tokens, and a third less for 4,000 (docs/measurements.md).
+"""
 
 
-@dataclass(eq=False)  # two pictures are the same item only when they are the same object
+@dataclass(eq=False)  # two images are the same item only if they are the same object
 class Picture:
-    """A picture before the language model. ``tokens`` [R,D], None where only their number is asked; ``kept`` [R] int64: which of
-    the picture's ``total`` tokens each is, -1 for mixtures; ``keep`` the budget asked for; ``owner`` [total] int64: the row that each token
-    went into, or None; ``layout``: where its tokens lie, by default in one row. ``left`` is what pruners inside the language model left, cut by cut: indices [R'] of rows."""
+    """An image before the language model.
+
+    ``tokens`` [R,D], or None if only their number is needed. ``kept`` [R] int64: the image's visual tokens
+    that they are, -1 for mixtures. ``total``: the image's number of visual tokens. ``keep``: its budget.
+    ``owner`` [total] int64: the row that each visual token went into, or None. ``layout``: where the visual
+    tokens lie, None for one line. ``left``: for each in-LLM pruner, the indices [R'] of the rows that it
+    left.
+    """
 
     tokens: Rows | None
     kept: np.ndarray
@@ -44,18 +52,19 @@ class Picture:
 
     @property
     def places(self) -> np.ndarray:
-        """Of each row its place in its grid (-1 for mixtures), and that grid's rows and columns: int64 [3,R]."""
+        """Return int64 [3,R]: each row's place in its grid (-1 for mixtures), and that grid's rows and
+        columns."""
         plan = self.layout or single((1, self.total))
         found = np.stack([plan.patch, plan.rows, plan.columns])[:, self.kept.clip(min=0)]
         found[0, self.kept < 0] = -1
         return found
 
     def rows(self, depth: int) -> int:
-        """Its rows behind ``depth`` pruners inside; before they ran, the most there can be."""
+        """Return the number of rows after ``depth`` in-LLM pruners, or an upper bound before they ran."""
         return len(self.left[depth - 1] if 0 < depth <= len(self.left) else self.kept)
 
     def patches(self, cut: int) -> np.ndarray:
-        """The tokens that are left behind a cut: int64 [R'], -1 for mixtures."""
+        """Return the visual tokens that are left after a cut: int64 [R'], -1 for mixtures."""
         rows = self.left[cut]
         return np.where(rows < 0, -1, self.kept[rows])
 
@@ -64,7 +73,7 @@ Item = int | Picture
 
 
 def prompt_items(segments: Sequence[chat_prompt.Segment], pictures: Sequence[Picture]) -> list[Item]:
-    """The prompt of ``ChatTokenizer.encode_turns`` with the conversation's pictures in their places."""
+    """Return the prompt of ``ChatTokenizer.encode_turns`` with the conversation's images in their places."""
     items: list[Item] = []
     for segment in segments:
         if isinstance(segment, chat_prompt.ImageSlot):
@@ -77,8 +86,11 @@ def prompt_items(segments: Sequence[chat_prompt.Segment], pictures: Sequence[Pic
 def prompt_ids(
     segments: Sequence[chat_prompt.Segment], layouts: Sequence[Layout], settings: Mapping[str, Any]
 ) -> np.ndarray:
-    """int64 [P]: the token ids of a prompt as Hugging Face's processors write them: each image of ``layouts`` is as many
-    placeholder tokens as it has visual tokens before any pruner. ``settings`` are those of ``runtime.prompt``."""
+    """Return int64 [P]: the token ids of a prompt as Hugging Face's processors write them.
+
+    Each image of ``layouts`` counts as many placeholder tokens as it has visual tokens before pruning.
+    ``settings`` are those of ``text.chat_prompt``.
+    """
     image = settings["image_token_id"]
     video = settings.get("video_token_id", image)
     found = [np.empty(0, np.int64)]
@@ -92,10 +104,10 @@ def prompt_ids(
 
 
 class Decoder:
-    """The engines of the language model with their caches: one segment, or several with pruners between them.
+    """The engines of the language model with their kv caches: one segment, or several with pruners between
+    them.
 
-    ``table`` is the token embedding [V,D]. A prompt with new pictures is shortened between the segments; all else runs
-    through them as it is.
+    ``table`` is the token embedding [V,D]. Only a prompt with new images is pruned between the segments.
     """
 
     def __init__(self, engines: Mapping[str, Engine], table: np.ndarray, manifest: Manifest) -> None:
@@ -115,50 +127,54 @@ class Decoder:
             depth += found.pruner is not None
         length = spec.input("inputs_embeds").shape[1]
         self._most = min(length.max if isinstance(length, Symbol) else length, _MOST_ROWS)
-        self.items: list[Item] = []  # what is in the cache
-        self._position = 0  # of the next row
+        self.items: list[Item] = []  # the items in the cache
+        self._position = 0  # position id of the next row
 
     @property
     def length(self) -> int:
-        """Rows in the first segment's cache."""
+        """Return the number of rows in the first segment's cache."""
         return self.segments[0].cache.length
 
     @property
     def name(self) -> str:
-        """The graph that gives the logits."""
+        """Return the name of the graph that gives the logits."""
         return self.segments[-1].engine.spec.name
 
     @property
     def dtype(self) -> str:
-        """What the logits are computed in."""
+        """Return the type in which the logits are computed."""
         return self.segments[-1].engine.spec.output("logits").dtype
 
     @property
     def allocated(self) -> int:
-        """Bytes of all caches."""
+        """Return the bytes of all caches."""
         return sum(segment.cache.allocated for segment in self.segments)
 
     @property
     def used(self) -> int:
-        """Bytes of their written rows."""
+        """Return the bytes of the caches' written rows."""
         return sum(segment.cache.used for segment in self.segments)
 
     def rows(self, item: Item, depth: int = 0) -> int:
-        """How many rows it takes behind ``depth`` pruners."""
+        """Return the number of rows of an item after ``depth`` pruners."""
         return _rows(item, depth)
 
     def span(self, item: Item) -> int:
-        """How many positions an item takes: in mode "keep" a picture takes those of its pruned tokens as well."""
+        """Return the number of positions of an item. In mode "keep" pruned visual tokens take positions as
+        well."""
         return _span(item, self._axes, self._mode)
 
     def room(self, rows: int, positions: int) -> int:
-        """How many tokens may follow a prompt of ``rows`` rows and ``positions`` positions; at most 0 for none."""
+        """Return how many tokens may follow a prompt of ``rows`` rows and ``positions`` positions. 0 or less:
+        none."""
         return min(self.segments[0].cache.limit - rows, self._max_positions - positions)
 
     def reuse(self, items: Sequence[Item]) -> int:
-        """Cut the caches to what ``items`` begins with; the rows that stay. The last item is never among them, since
-        its logits are wanted."""
-        if not all(segment.cache.length for segment in self.segments):  # one may have been lost since
+        """Cut the caches to the items that ``items`` begins with. Return the number of rows that stay.
+
+        The last item is always computed again, since its logits are needed.
+        """
+        if not all(segment.cache.length for segment in self.segments):  # one may have been lost to an error
             self.items.clear()
         same = 0
         for old, new in zip(self.items, items[:-1], strict=False):
@@ -172,7 +188,10 @@ class Decoder:
         return self.length
 
     def prefill(self, items: Sequence[Item], new_tokens: int) -> Logits:
-        """The logits after ``items``, of which ``reuse`` told what is cached; room for ``new_tokens`` more is made."""
+        """Compute ``items`` that are not cached and return the logits after them.
+
+        Call ``reuse`` first. Room for ``new_tokens`` more is made.
+        """
         rest = items[len(self.items) :]
         embeds = self.embed(rest)
         pictures = [item for item in rest if isinstance(item, Picture)]
@@ -188,7 +207,7 @@ class Decoder:
         return logits
 
     def step(self, token: int) -> Logits:
-        """The logits after one more token."""
+        """Compute one more token and return the logits after it."""
         logits = self._run(self.embed([token]), self._positions([token]))
         self._append([token])
         return logits
@@ -207,7 +226,8 @@ class Decoder:
     def _shorten(
         self, embeds: Rows, items: Sequence[Item], pictures: Sequence[Picture], new_tokens: int
     ) -> Logits:
-        """``_run`` with the pruners between the segments; tells the ``pictures`` what is left of them."""
+        """Compute as ``_run`` does, with the pruners between the segments. Sets ``left`` of the
+        ``pictures``."""
         chunk, carried = self.describe(items), {}
         rows = entering = self.segments[0].gather(embeds)
         left: list[list[np.ndarray]] = [[] for _ in pictures]
@@ -227,7 +247,8 @@ class Decoder:
         return Logits.of(outputs)
 
     def describe(self, items: Sequence[Item]) -> Chunk:
-        """What is known of the rows of ``items`` behind what is cached, before any pruner inside."""
+        """Return the facts about the rows of ``items``, which follow the cached ones, before any in-LLM
+        pruner."""
         number, parts = 0, []
         for item in items:
             if isinstance(item, Picture):
@@ -240,29 +261,32 @@ class Decoder:
         return Chunk(*np.concatenate(parts, axis=1).astype(np.int64), self._positions(items))
 
     def embed(self, items: Sequence[Item]) -> Rows:
-        """The rows [T,D] of ``items``."""
+        """Return the rows [T,D] of ``items``."""
         return Rows.join(
             [run.tokens if isinstance(run, Picture) else self._table.take(run) for run in _runs(items)]
         )
 
     def _positions(self, items: Sequence[Item]) -> np.ndarray:
-        """int64 [rows] of ``items`` behind what is cached, in the first segment; M-RoPE: [3, rows]."""
+        """Return position ids of ``items`` after the cached ones, in the first segment: int64 [rows], M-RoPE
+        [3, rows]."""
         return positions_of(items, self._position, self._axes, self._mode)
 
 
 def axes_of(spec: GraphSpec) -> int:
-    """How many numbers the position of a row is in a graph of the language model: 1, or 3 with M-RoPE."""
+    """Return the number of position ids per row in a graph of the language model: 1, or 3 with M-RoPE."""
     shape = spec.input("position_ids").shape
     return shape[0] if len(shape) == 3 else 1
 
 
 def positions_of(items: Sequence[Item], start: int, axes: int = 1, mode: str = "compact") -> np.ndarray:
-    """int64 [rows] of ``items`` from ``start`` on, or [axes, rows]. Pictures on several axes keep their positions in any
-    ``mode``."""
+    """Return position ids of ``items`` from ``start`` on: int64 [rows], or [axes, rows].
+
+    With several axes, images keep their positions in any ``mode``.
+    """
     parts = []
     for item in items:
         if isinstance(item, Picture) and (axes > 1 or mode == "keep"):
-            # a merged row (-1) stands where the survivor before it stands
+            # a merged row (-1) gets the position of the kept token before it
             own = np.where(item.kept < 0, np.maximum.accumulate(item.kept), item.kept).clip(min=0)
             own = own if axes == 1 else item.layout.positions[:, own]
         else:
@@ -283,7 +307,7 @@ def _span(item: Item, axes: int, mode: str) -> int:
 
 
 def _runs(items: Sequence[Item]) -> list[list[int] | Picture]:
-    """Neighbouring tokens joined, so that their embeddings are gathered at once."""
+    """Join neighbouring tokens, so that their embeddings are gathered at once."""
     runs: list[list[int] | Picture] = []
     for item in items:
         if isinstance(item, Picture):

@@ -1,15 +1,15 @@
-"""How an answer is generated: what the bundle says of it, and what was asked for.
+"""Settings of generation: those that the bundle gives, and those that the caller asks for.
 
-``generation`` of bundle.json, written by ``export.generation``; every key may be absent, and older bundles have none::
+The bundle's are in ``generation`` of bundle.json, written by the export. Every key is optional, and older
+bundles have none::
 
-    {"repetition_penalty": 1.05, "no_repeat_ngram_size": 3,    # prompt and answer count
-     "suppress_tokens": [7], "begin_suppress_tokens": [9],      # never said; not said first
-     "min_new_tokens": 4, "max_new_tokens": 512,                # of the answer
-     "min_length": 10, "max_length": 4096,                      # of prompt and answer together
-     "stop_strings": ["USER:"],
-     "sample": {"temperature": 0.7, "top_k": 20, "top_p": 0.8}} # what --sample takes
+    {"repetition_penalty": 1.05, "no_repeat_ngram_size": 3,    # count prompt and answer
+     "suppress_tokens": [7], "begin_suppress_tokens": [9],      # never generated; not generated as first
+     token "min_new_tokens": 4, "max_new_tokens": 512,                # length of the answer "min_length": 10,
+     "max_length": 4096,                      # length of prompt and answer together "stop_strings":
+     ["USER:"], "sample": {"temperature": 0.7, "top_k": 20, "top_p": 0.8}} # settings of --sample
 
-Answers are greedy unless somebody asks for more.
+Answers are greedy unless the caller asks for sampling.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from foveate.runtime.llm.sampling import Sampling, misfit, wrong
 __all__ = ["MAX_NEW_TOKENS", "Generation", "Options"]
 
 MAX_NEW_TOKENS = 256
-"""Of an answer, where neither the checkpoint nor whoever asks says how many."""
+"""Largest number of tokens of an answer, if neither the checkpoint nor the caller gives one."""
 
 _SAMPLE = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
-"""What transformers samples with where a checkpoint is silent."""
+"""Sampling settings of transformers that apply where a checkpoint gives none."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How answers are generated. ``sample`` is what ``--sample`` takes, ``sampling`` what is drawn with; ``keep_special`` leaves
-    special tokens in the text, stop ids aside. The other fields are those of bundle.json."""
+    """Settings with which an answer is generated.
+
+    ``sample`` holds the settings of ``--sample``, ``sampling`` those in use. ``keep_special`` leaves special
+    tokens in the text, except for stop ids. The other fields are those of bundle.json.
+    """
 
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
@@ -50,7 +53,7 @@ class Generation:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Generation:
-        """The bundle's. Keys that this version does not know are left out."""
+        """Return the bundle's settings. Keys that this version does not know are left out."""
         known = {each.name for each in fields(cls)} - {"sampling", "keep_special"}
         values = {name: value for name, value in data.items() if name in known}
         return cls(
@@ -59,18 +62,21 @@ class Generation:
 
     @property
     def drawing(self) -> dict[str, Any]:
-        """What ``--sample`` draws with: temperature, top_k and top_p."""
+        """Return the settings of ``--sample``: temperature, top_k and top_p."""
         return {**_SAMPLE, **self.sample}
 
     @property
     def misfits(self) -> dict[str, str]:
-        """What the checkpoint samples with that no sample can be drawn with, as transformers has it: what was expected by
-        name. ``top_k`` 0 is no limit."""
+        """Return the checkpoint's sampling settings with which no sample can be drawn, as in transformers.
+
+        The values tell what was expected. ``top_k`` 0 is allowed: it means no limit.
+        """
         expected = {name: misfit(name, self.sample[name]) for name in _SAMPLE if self.sample.get(name)}
         return {name: text for name, text in expected.items() if text}
 
     def describe(self) -> list[str]:
-        """The bundle's defaults in words, for `inspect`; nothing for those that say nothing."""
+        """Return the bundle's settings in words, for ``foveate inspect``. Settings without effect are left
+        out."""
         words = {
             "repetition_penalty": "repetition penalty {}",
             "no_repeat_ngram_size": "no n-gram of {} tokens twice",
@@ -96,13 +102,15 @@ def _listed(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of one answer; None stands for the bundle's default. Raises UserError for values out of range.
+    """Settings that the caller asks for; None stands for the bundle's. Raises UserError for values out of
+    range.
 
-    ``temperature`` 0 is greedy, as is None. ``top_k`` keeps the k likeliest tokens; ``top_p`` the fewest, likeliest first,
-    whose probabilities reach p together; ``seed`` None draws a fresh one. ``sample`` takes what the checkpoint samples with
-    for those of the three that are None. ``repetition_penalty`` 1.0 and ``no_repeat_ngram_size`` 0 switch the bundle's off.
-    ``stop``: texts that end the answer, in place of the bundle's; they are not part of it.
-    ``keep_special`` leaves special tokens in the text, stop ids aside.
+    ``temperature`` 0 or None is greedy. ``top_k`` draws among the k likeliest tokens. ``top_p`` draws among
+    the smallest set of likeliest tokens whose probabilities add up to p. ``seed`` None uses a fresh seed.
+    ``sample`` uses the checkpoint's values for those of temperature, top_k and top_p that are None.
+    ``repetition_penalty`` 1.0 and ``no_repeat_ngram_size`` 0 switch the bundle's off. ``stop`` gives texts
+    that end the answer, in place of the bundle's; they are not part of the answer. ``keep_special`` leaves
+    special tokens in the text, except for stop ids.
     """
 
     max_new_tokens: int | None = None
@@ -132,7 +140,8 @@ class Options:
         if (self.top_p, self.top_k) != (None, None) and self.temperature is None and not self.sample:
             name = "top-p" if self.top_p is not None else "top-k"
             raise UserError(
-                f"{name} alone does nothing | answers are greedy unless asked | add --sample or --temperature",
+                f"{name} alone does nothing "
+                "| answers are greedy unless asked | add --sample or --temperature",
                 code=2,
             )
 
@@ -141,8 +150,10 @@ class Options:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def over(self, bundle: Generation) -> Generation:
-        """The bundle's defaults with what is asked in their place. Of the answer's own length and that of prompt and answer
-        together, the answer's own counts where it is said, as in transformers."""
+        """Return the bundle's settings, replaced by those that the caller asks for.
+
+        A limit on the answer's length replaces a limit on prompt and answer together, as in transformers.
+        """
         asked = {
             name: value
             for name in ("max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size")
@@ -162,7 +173,8 @@ class Options:
             return Sampling(self.temperature or 0.0, self.top_p, self.top_k, self.seed)
         if strange := sorted(bundle.drawing.keys() - _SAMPLE.keys()):
             raise UserError(
-                f"cannot sample as the checkpoint does | it has {', '.join(strange)}, which foveate does not have "
+                f"cannot sample as the checkpoint does "
+                f"| it has {', '.join(strange)}, which foveate does not have "
                 "| give --temperature, --top-p and --top-k in place of --sample",
                 code=2,
             )
@@ -170,8 +182,8 @@ class Options:
             if getattr(self, name) is None:
                 option = f"--{name.replace('_', '-')}"
                 raise UserError(
-                    f"cannot sample as the checkpoint does | its {name} is {bundle.sample[name]}, expected {expected} "
-                    f"| give {option} as well",
+                    f"cannot sample as the checkpoint does "
+                    f"| its {name} is {bundle.sample[name]}, expected {expected} | give {option} as well",
                     code=2,
                 )
         temperature, top_p, top_k = (

@@ -1,7 +1,8 @@
-"""The KV cache of a segment: one buffer per layer for keys and one for values, written in place by its graph.
+"""The kv cache of a segment: one buffer per layer for keys and one for values. The segment's graph writes it
+in place.
 
-Past and present are the same buffer, so a step copies nothing. The cache is as long as prompt and answer need, or as
-long as the engine was built for where it settles that.
+Past and present are the same buffer, so a step copies nothing. The cache has as many rows as prompt and
+answer need, or the number that was fixed when the engine was built.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from foveate.engines.spec import Symbol
 
 __all__ = ["KVCache"]
 
-_ROWS = 2  # axis of a cache tensor [B, Hkv, S, Dh] that counts rows
+_ROWS = 2  # the axis of rows in a cache tensor [B, Hkv, S, Dh]
 
 
 class KVCache:
-    """``capacity`` rows allocated, of which the first ``length`` are written."""
+    """A cache with ``capacity`` rows allocated. The first ``length`` of them are written."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -28,13 +29,14 @@ class KVCache:
 
     @property
     def limit(self) -> int:
-        """The most rows that the engine takes."""
+        """Return the largest number of rows that the engine takes."""
         return self._dim.max if isinstance(self._dim, Symbol) else self._dim
 
     def reserve(self, rows: int) -> None:
-        """Make room for ``rows`` in all; what is written stays. Layer by layer, so that two caches never stand at once.
+        """Make room for ``rows`` rows in all. Written rows stay.
 
-        Raises UserError when memory runs out. Whatever stops it, the cache is empty then.
+        Works layer by layer, so that memory never holds two whole caches. Raises UserError if memory runs
+        out. The cache is empty after any exception.
         """
         if rows <= self.capacity:
             return
@@ -44,7 +46,7 @@ class KVCache:
                 old = self._buffers.pop(name, None)
                 kept = old.numpy()[:, :, : self.length] if old is not None and self.length else None
                 self._buffers[name] = self._engine.allocate(name, sizes, kept)
-        except BaseException as error:  # Ctrl-C as well: half a cache is none
+        except BaseException as error:  # Ctrl-C as well: a cache with half its layers is useless
             self._buffers.clear()
             self.capacity = self.length = 0
             if isinstance(error, MemoryError):
@@ -56,7 +58,7 @@ class KVCache:
         self.capacity = self._buffers[self._names[0]].shape[_ROWS]
 
     def cut(self, rows: int) -> None:
-        """Forget all but the first ``rows``."""
+        """Forget all rows but the first ``rows``."""
         self.length = min(self.length, rows)
 
     def feeds(self) -> dict[str, Buffer]:
@@ -64,10 +66,10 @@ class KVCache:
 
     @property
     def allocated(self) -> int:
-        """Bytes."""
+        """Return the allocated bytes."""
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
     @property
     def used(self) -> int:
-        """Bytes of the written rows."""
+        """Return the bytes of the written rows."""
         return self.allocated // self.capacity * self.length if self.capacity else 0

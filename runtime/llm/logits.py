@@ -1,4 +1,4 @@
-"""Logits: what the language model says of the next token. They are copied to the host as far as somebody asks for them."""
+"""Logits of the next token. They are copied to the host only as far as they are needed."""
 
 from __future__ import annotations
 
@@ -14,44 +14,48 @@ __all__ = ["Logits", "NotFiniteError"]
 
 
 class NotFiniteError(ArithmeticError):
-    """The largest logit is NaN or infinite, so that no token can be chosen. ``runtime.finite`` makes words of it."""
+    """The largest logit is NaN or infinite, so no token can be chosen. ``runtime.finite`` explains it to the
+    user."""
 
 
 @dataclass(frozen=True, eq=False)
 class Logits:
-    """``values``: V logits, where an engine left them. ``top``: values and ids of the largest, where the engine picked
-    them (``engines.candidates``)."""
+    """``values``: V logits, left where the engine put them.
+
+    ``top``: values and ids of the largest logits, if the engine picked them (``engines.topk_logits``).
+    """
 
     values: Feed
     top: tuple[Feed, Feed] | None = None
 
     @classmethod
     def of(cls, outputs: Mapping[str, Buffer]) -> Logits:
-        """Those among the outputs of an engine."""
+        """Return the logits among the outputs of an engine."""
         top = (outputs[candidates.VALUES], outputs[candidates.IDS]) if candidates.VALUES in outputs else None
         return cls(outputs["logits"], top)
 
     def numpy(self) -> np.ndarray:
-        """All of them: [V]."""
+        """Return all logits, [V]."""
         return host(self.values).reshape(-1)
 
     def finite(self) -> np.ndarray:
-        """All of them: [V], -inf allowed. Raises NotFiniteError where the largest is no finite number."""
+        """Return all logits, [V]; -inf is allowed. Raises NotFiniteError if the largest is not finite."""
         values = self.numpy()
-        largest = values[values.argmax()]  # of a NaN and anything else, argmax finds the NaN
+        largest = values[values.argmax()]  # argmax returns the place of a NaN if there is one
         if not np.isfinite(largest):
             raise NotFiniteError(f"the largest logit is {largest}")
         return values
 
     def largest(self, count: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and values of the ``count`` largest, None for all: largest first, of equal ones the lowest id.
+        """Return ids and values of the ``count`` largest logits, None for all.
 
-        Raises NotFiniteError where the largest is no finite number.
+        The largest comes first; equal ones are ordered by id. Raises NotFiniteError if the largest is not
+        finite.
         """
         if count and self.top and count < self.top[0].shape[-1]:
             values, ids = (host(each).reshape(-1) for each in self.top)
-            order = np.lexsort((ids, -values))  # engines may order equal ones as they like
-            # and choose among those that equal the smallest, which must therefore not be wanted
+            order = np.lexsort((ids, -values))  # engines order equal logits as they like
+            # Engines choose freely among logits equal to the smallest candidate, so those are never returned.
             if _ordinary(values) and values[order[count - 1]] > values[order[-1]]:
                 return ids[order[:count]], values[order[:count]]
         values = self.finite()
@@ -63,6 +67,9 @@ class Logits:
 
 
 def _ordinary(candidates: np.ndarray) -> bool:
-    """Whether an engine's candidates are finite. What engines pick among NaN is not defined: they may fill up with the lowest
-    number that there is."""
+    """Return whether an engine's candidates are usable.
+
+    Engines may pick anything if there are NaN among the logits, and may fill up with the lowest number of the
+    type.
+    """
     return bool(np.isfinite(candidates).all() and candidates.max() > np.finfo(candidates.dtype).min)

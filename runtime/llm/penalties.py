@@ -1,8 +1,9 @@
-"""Penalties: what is done to the logits before a token is chosen.
+"""Penalties: changes of the logits before a token is chosen.
 
-The steps and their order are those of transformers' ``generate``: repetition penalty, no repeated n-grams, no end before
-the least length, suppressed tokens, tokens suppressed at the beginning. Like there, the prompt counts as well as the
-answer, and an image counts with all its placeholder tokens, whatever a pruner left of it.
+The steps and their order are those of transformers' ``generate``: repetition penalty, no repeated n-grams, no
+end below the minimum length, suppressed tokens, tokens suppressed at the beginning. As in transformers, the
+tokens of prompt and answer count. An image counts with all its placeholder tokens, no matter how many a
+pruner keeps.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from foveate.runtime.llm.generation import Generation
 __all__ = ["Penalties"]
 
 Step = Callable[[np.ndarray, np.ndarray], None]
-"""Changes logits float32 [V] in place, given the token ids of prompt and answer int64 [T]."""
+"""A function that changes logits float32 [V] in place, given the token ids of prompt and answer int64 [T]."""
 
 
 class Penalties:
-    """Those that ``generation`` asks for, of the answer to one prompt. ``prompt`` int64 [P] are its token ids, ``stop_ids``
-    those that end an answer."""
+    """The penalties that ``generation`` asks for, for the answer to one prompt.
+
+    ``prompt`` int64 [P] are the prompt's token ids. ``stop_ids`` are the token ids that end an answer.
+    """
 
     def __init__(self, generation: Generation, prompt: np.ndarray, stop_ids: Collection[int]) -> None:
         self._asked, self._prompt = generation, prompt
         self._stop = np.array(sorted(stop_ids), np.int64)
 
     def at(self, length: int) -> list[Step]:
-        """The steps for the token behind an answer of ``length`` tokens; none where its logits stay as they are."""
+        """Return the steps for the token after an answer of ``length`` tokens; none if its logits stay as
+        they are."""
         asked, steps = self._asked, []
         if asked.repetition_penalty != 1:
             steps.append(_repetition(asked.repetition_penalty))
@@ -44,20 +48,22 @@ class Penalties:
         return steps
 
     def __call__(self, logits: np.ndarray, answer: Sequence[int]) -> np.ndarray:
-        """``logits`` [V] for the token behind ``answer``: float32 [V], -inf for what must not be said.
+        """Return ``logits`` [V] of the token after ``answer``, changed: float32 [V], -inf for tokens that are
+        excluded.
 
-        Raises UserError when nothing is left, and for a repetition penalty so extreme that float32 overflows.
+        Raises UserError if no token is left, or if a repetition penalty is so extreme that float32 overflows.
         """
         changed = logits.astype(np.float32)
         ids = np.concatenate([self._prompt, np.array(answer, np.int64)])
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # looked at below
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # checked below
             for step in self.at(len(answer)):
                 step(changed, ids)
         largest = changed.max()
         if np.isnan(largest) or np.isposinf(largest):
             raise UserError(
-                f"the repetition penalty {self._asked.repetition_penalty} makes numbers of logits that float32 cannot hold "
-                "| expected a number near 1 | change --repetition-penalty; 1.0 switches it off"
+                f"the repetition penalty {self._asked.repetition_penalty} makes numbers of logits "
+                "that float32 cannot hold | expected a number near 1 "
+                "| change --repetition-penalty; 1.0 switches it off"
             )
         if np.isneginf(largest):
             raise UserError(
@@ -68,7 +74,7 @@ class Penalties:
 
 
 def _inside(ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Those that the model can say: an embedding may have more rows than there are logits."""
+    """Return the ids that have a logit. An embedding may have more rows than there are logits."""
     return ids[(ids >= 0) & (ids < len(logits))]
 
 

@@ -1,6 +1,7 @@
-"""Sampling: logits go in, a token id comes out.
+"""Sampling: choose a token id from logits.
 
-Temperature first, then top-k, then top-p on what is left, as Hugging Face's ``generate`` orders them.
+The order is that of Hugging Face's ``generate``: temperature, then top-k, then top-p among the tokens that
+are left.
 """
 
 from __future__ import annotations
@@ -25,19 +26,24 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "top_p": (lambda value: 0 <= value <= 1, "a number from 0 to 1"),
     "top_k": (lambda value: value >= 1, "1 or more"),
 }
-"""What samples can be drawn with; NaN fails every comparison."""
+"""Values with which samples can be drawn, as a test and in words. NaN fails every comparison."""
 
 
 def misfit(name: str, value: float) -> str | None:
-    """What was expected of ``temperature``, ``top_p`` or ``top_k`` in place of ``value``; None where it is in range."""
+    """Return the values expected of ``temperature``, ``top_p`` or ``top_k``. None if ``value`` is one of
+    them."""
     fits, expected = _RANGES[name]
     return None if fits(value) else expected
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """``temperature`` 0 is greedy. ``top_k`` keeps the k likeliest tokens; ``top_p`` the fewest, likeliest first, whose
-    probabilities reach p together, and 0 the likeliest alone. ``seed`` None draws a fresh one. Raises UserError for values out of range."""
+    """Settings of sampling. Raises UserError for values out of range.
+
+    ``temperature`` 0 is greedy. ``top_k`` draws among the k likeliest tokens. ``top_p`` draws among the
+    smallest set of likeliest tokens whose probabilities add up to p; 0 leaves only the likeliest. ``seed``
+    None uses a fresh seed.
+    """
 
     temperature: float = 0.0
     top_p: float | None = None
@@ -54,24 +60,26 @@ class Sampling:
 
 
 def wrong(name: str, got: object, expected: str) -> UserError:
-    """The error for an option out of range."""
+    """Return the error for an option that is out of range."""
     return UserError(f"wrong {name} | got {got}, expected {expected} | leave it out for the default", code=2)
 
 
 class Sampler:
-    """Chooses token after token of one answer; the same seed gives the same draws. ``penalties`` change logits before."""
+    """Chooses the tokens of one answer. The same seed gives the same draws. ``penalties`` change the logits
+    first."""
 
     def __init__(self, sampling: Sampling, penalties: Penalties | None = None) -> None:
         self.sampling, self._penalties = sampling, penalties
         self._random = np.random.default_rng(sampling.seed)
 
     def __call__(self, logits: Logits, answer: Sequence[int] = ()) -> int:
-        """The token id that follows the tokens ``answer``. Raises NotFiniteError where the largest logit is no number, and
-        UserError where penalties leave no token."""
+        """Return the token id that follows the tokens ``answer``.
+
+        Raises NotFiniteError if the largest logit is not finite, and UserError if penalties leave no token.
+        """
         if self._penalties is not None and self._penalties.at(len(answer)):
-            logits = Logits(
-                self._penalties(logits.finite(), answer)
-            )  # an engine's candidates are of other values
+            # changed logits have other candidates than those that the engine picked
+            logits = Logits(self._penalties(logits.finite(), answer))
         if self.sampling.temperature == 0:
             return int(logits.largest(1)[0][0])
         ids, chances = self.distribution(logits)
@@ -79,15 +87,16 @@ class Sampler:
         return int(ids[drawn.clip(max=len(ids) - 1)])
 
     def distribution(self, logits: Logits) -> tuple[np.ndarray, np.ndarray]:
-        """The token ids that may be drawn, likeliest first, and their probabilities (float64, sum 1)."""
+        """Return the token ids that may be drawn, likeliest first, and their probabilities (float64, sum
+        1)."""
         ids, values = logits.largest(self.sampling.top_k)
-        said = np.count_nonzero(values > -np.inf)  # what is suppressed stands last
+        said = np.count_nonzero(values > -np.inf)  # suppressed tokens come last
         ids, values = ids[:said], values[:said].astype(np.float64)
-        with np.errstate(over="ignore"):  # a temperature near 0: what is not the largest gets -inf
+        with np.errstate(over="ignore"):  # with a temperature near 0 all but the largest become -inf
             chances = np.exp((values - values[0]) / self.sampling.temperature)
         chances /= chances.sum()
         if self.sampling.top_p is not None:
-            # the likeliest token has nothing before it and always stays
+            # the likeliest token has nothing before it, so it always stays
             before = np.cumsum(chances) - chances
             count = max(1, int(np.count_nonzero(before < self.sampling.top_p)))
             ids, chances = ids[:count], chances[:count] / chances[:count].sum()

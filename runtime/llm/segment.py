@@ -1,7 +1,8 @@
-"""A part of the language model: its engine with a cache of its own, and the pruner that stands behind it.
+"""A segment of the language model: its engine with a kv cache of its own, and the in-LLM pruner after it.
 
-Rows go from segment to segment where the engines computed them. What is known of each row (its picture, its place in
-it, its position) stays on the host as a ``Chunk`` and is shortened along with them.
+Rows stay where the engines computed them on their way from segment to segment. Facts about each row (its
+image, its place in the image, its position) stay on the host as a ``Chunk``, which is shortened along with
+the rows.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ __all__ = ["Chunk", "Segment"]
 
 @dataclass(frozen=True)
 class Chunk:
-    """What is known of ``T`` rows that are computed together, each int64 [T].
+    """Facts about ``T`` rows that are computed together, each int64 [T].
 
-    ``picture``: number of the row's picture among those of the chunk, -1 for text. ``source``: the row's index among its
-    picture's, -1 for text and for mixtures. ``patch``: its place in its grid, likewise and for newlines. ``rows``, ``columns``:
-    that grid; 1 where there is none. ``entered``, ``total``, ``keep``: rows that the picture had on entering, its tokens, and the
-    budget asked for; 0 for text. ``positions``; M-RoPE: [3, T].
+    ``picture``: number of the row's image among the images of the chunk, -1 for text. ``source``: index of
+    the row among its image's rows, -1 for text and mixtures. ``patch``: place of the row in its grid, -1 for
+    text, mixtures and newlines. ``rows``, ``columns``: size of that grid, 1 for rows without one.
+    ``entered``, ``total``, ``keep``: the image's number of rows on entering, its number of visual tokens, and
+    its budget; 0 for text. ``positions``: position ids, with M-RoPE [3, T].
     """
 
     picture: np.ndarray
@@ -43,7 +45,10 @@ class Chunk:
         return len(self.picture)
 
     def feeds(self, points: Points) -> dict[str, np.ndarray]:
-        """What a pruner may read of it, [1,T] each (positions of M-RoPE [3,1,T]); ``points`` turn the budget asked for into the stage's own."""
+        """Return the inputs that a pruner may read, [1,T] each (position ids of M-RoPE [3,1,T]).
+
+        ``points`` turn the user's budget into the stage's own.
+        """
         asked = list(zip(self.keep.tolist(), self.total.tolist(), strict=True))
         given = {pair: stage_keep(points, *pair) for pair in set(asked)}
         columns = {
@@ -58,7 +63,8 @@ class Chunk:
         return {name: column[..., None, :] for name, column in columns.items()}
 
     def take(self, kept: np.ndarray) -> Chunk:
-        """The rows ``kept`` int64 [R]; a mixture (-1) stands with the row before it."""
+        """Return the facts about the rows ``kept`` int64 [R]. A mixture (-1) gets the facts of the row before
+        it."""
         mixed = kept < 0
         where = np.where(mixed, np.maximum.accumulate(kept), kept).clip(min=0)
         taken = {field.name: getattr(self, field.name)[..., where] for field in fields(self)}
@@ -68,8 +74,11 @@ class Chunk:
 
 
 class Segment:
-    """``pruner`` is None where all rows go on, and behind the last segment. ``depth``: how many pruners stand before it.
-    ``renumbers``: positions are those of the rows in this cache."""
+    """One segment at work.
+
+    ``pruner`` is None if all rows go on, as after the last segment. ``depth`` is the number of pruners before
+    the segment. ``renumbers`` says that position ids count the rows in this segment's cache.
+    """
 
     def __init__(
         self,
@@ -85,16 +94,20 @@ class Segment:
         self._last = any(tensor.name == "last" for tensor in engine.spec.inputs)
 
     def places(self, positions: np.ndarray) -> np.ndarray:
-        """Where rows at ``positions [T]`` (M-RoPE: [3, T]) stand here, behind what is cached: there, or where this segment counts them."""
+        """Return position ids in this segment: unchanged, or continuing the cache if ``renumbers``.
+
+        ``positions`` is [T], with M-RoPE [3, T].
+        """
         start = self.cache.length
         return np.arange(start, start + len(positions)) if self._renumbers else positions
 
     def gather(self, rows: Rows) -> Feed:
-        """``rows [T,D]`` as ``run`` takes them."""
+        """Return ``rows [T,D]`` in the form that ``run`` takes."""
         return self.engine.gather(self._rows_name, rows)
 
     def run(self, rows: Feed, positions: np.ndarray) -> dict[str, Buffer]:
-        """``rows [1,T,D]`` behind what is cached, at ``places(positions)``."""
+        """Compute ``rows [1,T,D]`` at ``places(positions)``, after those in the cache. Return the engine's
+        outputs."""
         count = rows.shape[1]
         feeds = {
             self._rows_name: rows,
@@ -113,9 +126,11 @@ class Segment:
         chunk: Chunk,
         carried: Mapping[str, Buffer],
     ) -> tuple[Buffer, Chunk, dict[str, Buffer]]:
-        """The rows that go on: ``[1,R,D]``, what is known of them, and what their pruner hands to the next one.
+        """Run the pruner. Return the rows that go on ``[1,R,D]``, the facts about them, and values for the
+        next pruner.
 
-        ``given``: ``hidden``, ``scored`` and ``inputs_embeds`` of the rows, see ``export.inside``.
+        ``given`` holds ``hidden``, ``scored`` and ``inputs_embeds`` of the rows (see
+        ``export.pruning.in_llm``).
         """
         known = {
             **given,

@@ -15,7 +15,8 @@ from foveate.runtime.cli.signals import handled_elsewhere, terminable
 
 VERB = """
 import ctypes, sys, time
-from foveate.runtime import cli, run
+from foveate.runtime import cli
+from foveate.runtime.cli import run
 def main(argv):
     try:
         print("begun", flush=True)
