@@ -1,8 +1,9 @@
-"""What becomes of every key in a checkpoint's settings files: used, irrelevant, or refused. None is passed over in silence.
+"""The check of every key in a checkpoint's settings files: used, irrelevant, refused, or reported as unknown.
 
-``config_keys``, ``processor_keys`` and ``generation`` hold the tables, a family's ``KEYS`` say which are its own; ``check`` holds a checkpoint against them. A key that
-no table has is named in a warning, one line for each file. A refused key stops the build unless its value changes nothing.
-``make generated`` writes docs/checkpoint-keys.md from them.
+``config_keys``, ``processor_keys`` and ``generation_keys`` hold the tables. ``KEYS`` of a family names its
+tables, and ``check`` checks a checkpoint against them. A key that is in no table is named in a warning, one
+line per file. A refused key stops the build unless its value changes nothing. ``make generated`` writes
+docs/checkpoint-keys.md from the tables.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ __all__ = ["check", "check_clip", "markdown", "places"]
 
 @dataclass(frozen=True)
 class Place:
-    """An object in one of a checkpoint's files: ``path`` leads to it from the top, ``table`` is held against ``values``."""
+    """An object in one of a checkpoint's files.
+
+    ``path`` leads to it from the top of the file. ``values`` are checked against ``table``.
+    """
 
     file: str
     path: tuple[str, ...]
@@ -31,17 +35,17 @@ class Place:
 
 
 def check(source: Source, keys: FamilyKeys) -> None:
-    """Warns of keys that no table has. Raises UserError for a refused key whose value matters."""
+    """Warn about keys that are in no table. Raises UserError for a refused key whose value matters."""
     _check(source, places(source, keys))
 
 
 def check_clip(source: Source) -> None:
-    """The same for the CLIP checkpoint of a vision tower, of which the config is read and nothing else."""
+    """Check the config of a vision tower's CLIP checkpoint. Its other settings files are not read."""
     _check(source, _configs(source, config_keys.CLIP))
 
 
 def places(source: Source, keys: FamilyKeys) -> Iterator[Place]:
-    """Every object of ``source`` that a table is for."""
+    """Yield every object in the files of ``source`` that has a table."""
     yield from _configs(source, keys)
     for (file, *path), table in processor_keys.tables(keys).items():
         values: Any = source.json(file) or {}
@@ -52,7 +56,7 @@ def places(source: Source, keys: FamilyKeys) -> Iterator[Place]:
 
 
 def _configs(source: Source, keys: FamilyKeys) -> Iterator[Place]:
-    """``config.json`` and what is nested in it."""
+    """Yield ``config.json`` and the objects nested in it."""
     config, file = source.config, "config.json"
     text = config.get("text_config") or {}
     inner = config_keys.TEXT.get(str(text.get("model_type") or keys.text), {})
@@ -84,13 +88,13 @@ def _check(source: Source, found: Iterator[Place]) -> None:
                 unknown.setdefault(place.file, []).append(where)
             elif key.refuses(value):
                 raise UserError(
-                    f"{source.label}: {where} in {place.file} is not supported | got {_short(value)}, expected "
-                    f"{key.expected} ({key.why}) | use another checkpoint"
+                    f"{source.label}: {where} in {place.file} is not supported "
+                    f"| got {_short(value)}, expected {key.expected} ({key.why}) | use another checkpoint"
                 )
     for file, names in unknown.items():
         say(
             f"warning: {source.label}: foveate does not know what {', '.join(names)} in {file} "
-            f"{'means' if len(names) == 1 else 'mean'}, and leaves {'it' if len(names) == 1 else 'them'} out. "
+            f"{'means' if len(names) == 1 else 'mean'}, and ignores {'it' if len(names) == 1 else 'them'}. "
             "Answers may differ from those of transformers"
         )
 
@@ -101,7 +105,7 @@ def _short(value: Any) -> str:
 
 
 def markdown(families: Mapping[str, FamilyKeys]) -> str:
-    """The tables as docs/checkpoint-keys.md has them. ``families`` by their titles."""
+    """Return the text of docs/checkpoint-keys.md. ``families`` are given by their titles."""
     lines = [config_keys.INTRODUCTION]
     for title, table in (config_keys.sections(families) | processor_keys.sections()).items():
         lines += ["", f"## {title}", "", "| key | what | why |", "|---|---|---|"]

@@ -1,4 +1,4 @@
-"""The keys of ``config.json``: what becomes of each, by family and part. See ``checkpoint_keys``."""
+"""Tables of the keys of ``config.json``, by family and part. See ``checkpoint_keys``."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ __all__ = [
 
 INTRODUCTION = """# Keys of a checkpoint
 
-What `foveate build` does with every key in the settings files of the families that it knows. A key is *used*, or it is
-*irrelevant* because it changes no answer, or it is *refused*: the build stops and names it, unless the value is harmless.
-Null always counts as absent. A key that is in no table is named in a warning.
+This page lists what `foveate build` does with every key in the settings files of the model families that
+it supports. A key is *used*, or it is *irrelevant* because it changes no answer, or it is *refused*: the
+build stops and names the key, unless its value is harmless. Null always counts as absent. A key that is
+in no table is named in a warning.
 
-The keys of `generation_config.json` are read from `config.json` where that file is missing; its tables leave them out here.
-Keys of adapters (`adapter_config.json`) and of quantized weights (`quantization_config`) are not listed here: the modules
-that read them refuse what they do not know.
+If `generation_config.json` is missing, its keys are read from `config.json`; the tables of `config.json`
+do not repeat them. Keys of adapters (`adapter_config.json`) and of quantized weights
+(`quantization_config`) are not listed: the modules that read them refuse unsupported values.
 
-`export/keys/config_keys.py` and `export/keys/processor_keys.py` hold the tables, from which `make generated` writes this page."""
+`make generated` writes this page from the tables in `export/keys/config_keys.py` and
+`export/keys/processor_keys.py`."""
 
 _TRAINING = "acts in training only"
-_ORIGIN = "tells where the file comes from"
-_OTHER_TASK = "of models for other tasks"
+_ORIGIN = "says where the file comes from"
+_OTHER_TASK = "belongs to models for other tasks"
 _OUTPUT = "says what transformers returns besides answers"
-_SPEED = "changes how fast transformers computes, not what"
+_SPEED = "changes how fast transformers computes, not its results"
 _RESAVED = "the tokenizer's files have the token"
 
 _BASE: Table = (
@@ -59,8 +61,10 @@ _BASE: Table = (
     | irrelevant(_RESAVED, "tokenizer_class", "bos_token_id")
     | irrelevant("the outermost architecture counts", "architectures")
     | refused("layers that are built differently are not supported", ({},), "per_layer_config")
-    | refused("heads that were cut out are not supported", ({},), "pruned_heads")
-    | refused("there is no encoder of texts", (False,), "is_encoder_decoder", "add_cross_attention")
+    | refused("removed attention heads are not supported", ({},), "pruned_heads")
+    | refused(
+        "encoder-decoder models are not supported", (False,), "is_encoder_decoder", "add_cross_attention"
+    )
     | refused("a checkpoint's own code is not run", ({},), "auto_map")
 )
 _GENERATION = {
@@ -73,14 +77,14 @@ _GENERATION = {
 _INNER = (
     _GENERATION
     | _BASE
-    | refused("quantized parts are told at the top of the config", ({},), "quantization_config")
+    | refused("quantization is read at the top of the config only", ({},), "quantization_config")
 )
 
 _TOP_BASE: Table = (
     _GENERATION
     | _BASE
     | used(
-        "how weights are quantized; export/checkpoints/prequantized.py refuses other ways",
+        "how weights are quantized; export/checkpoints/prequantized.py refuses unsupported formats",
         "quantization_config",
     )
     | used("the parts of the model", "text_config", "vision_config")
@@ -92,12 +96,14 @@ LLAVA: Table = (
     | refused("another class computes something else", ("LlavaForConditionalGeneration",), "architectures")
     | used("the token that images take the place of", "image_token_index", "image_token_id")
     | used("which features of the vision tower enter the projector", "vision_feature_layer")
-    | refused("the class token is left out", ("default",), "vision_feature_select_strategy")
+    | refused("visual tokens never include the class token", ("default",), "vision_feature_select_strategy")
     | used("the projector's form", "projector_hidden_act", "multimodal_projector_bias")
-    | irrelevant("the vision tower's sizes tell", "image_seq_length")
+    | irrelevant("follows from the vision tower's sizes", "image_seq_length")
     | irrelevant("text_config has it", "vocab_size", "hidden_size")
     | refused(
-        "the original LLaVA format is not read; names of the other are llava-hf/...", (), "mm_vision_tower"
+        "the original LLaVA format is not supported; use Hugging Face's, named llava-hf/...",
+        (),
+        "mm_vision_tower",
     )
 )
 LLAVA_NEXT: Table = (
@@ -123,10 +129,10 @@ QWEN: Table = (
 )
 _CLIP: Table = (
     _TOP_BASE
-    | irrelevant("the one who asks for a joint space takes the features of both towers", "architectures")
+    | irrelevant("the features of both towers are read, whatever the class", "architectures")
     | used("the parts of the model, in older files", "text_config_dict", "vision_config_dict")
     | used("the width of the joint space", "projection_dim")
-    | irrelevant("scales logits that nothing reads", "logit_scale_init_value")
+    | irrelevant("scales logits that are not used", "logit_scale_init_value")
     | irrelevant("there is no head", "tie_word_embeddings")
     | irrelevant("text_config has it", "eos_token_id", "pad_token_id")
 )
@@ -135,13 +141,11 @@ _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attentio
 _DECODER: Table = (
     _INNER
     | used("a size", *_SIZES, "num_key_value_heads", "head_dim", "vocab_size")
-    | used("the longest prompt with its answer", "max_position_embeddings")
+    | used("the largest number of tokens of prompt and answer together", "max_position_embeddings")
     | used("a constant of the norms", "rms_norm_eps")
     | used("the rotary embedding", "rope_theta", "rope_scaling", "rope_parameters")
-    | refused("the rotary embedding turns whole heads", (1.0,), "partial_rotary_factor")
-    | irrelevant(
-        "only scaled rotary embeddings read it, which are refused", "original_max_position_embeddings"
-    )
+    | refused("the rotary embedding covers whole heads", (1.0,), "partial_rotary_factor")
+    | irrelevant("belongs to scaled rotary embeddings, which are refused", "original_max_position_embeddings")
     | refused("the MLP has one activation", ("silu",), "hidden_act")
     | used("whether the head is the table of embeddings", "tie_word_embeddings")
     | used("ends an answer, or fills up", "eos_token_id", "pad_token_id")
@@ -150,22 +154,24 @@ _FULL = refused("layers with a window are not supported", ("full_attention", "at
 _LLAMA: Table = (
     _DECODER
     | refused("these layers have no biases", (False,), "attention_bias", "mlp_bias")
-    | irrelevant("of other families: LLaMA's layers see everything", "sliding_window", "use_sliding_window")
-    | irrelevant("of other families: LLaMA's layers see everything", "max_window_layers", "layer_types")
-    | irrelevant("max_position_embeddings counts", "max_sequence_length")
+    | irrelevant("belongs to other families: LLaMA has no windows", "sliding_window", "use_sliding_window")
+    | irrelevant("belongs to other families: LLaMA has no windows", "max_window_layers", "layer_types")
+    | irrelevant("max_position_embeddings is used in its place", "max_sequence_length")
 )
 _MISTRAL: Table = (
     _DECODER
     | _FULL
-    | used("refused where it is shorter than max_position_embeddings", "sliding_window")
-    | irrelevant("of other families: Mistral has no such biases", "attention_bias", "mlp_bias")
-    | irrelevant("of other families: sliding_window counts", "use_sliding_window", "max_window_layers")
+    | used("refused if it is smaller than max_position_embeddings", "sliding_window")
+    | irrelevant("belongs to other families: Mistral has no such biases", "attention_bias", "mlp_bias")
+    | irrelevant(
+        "belongs to other families: sliding_window decides", "use_sliding_window", "max_window_layers"
+    )
 )
 _QWEN_TEXT: Table = (
     _DECODER
     | _FULL
     | refused("layers with a window are not supported", (False,), "use_sliding_window")
-    | irrelevant("use_sliding_window has to be false", "sliding_window", "max_window_layers")
+    | irrelevant("use_sliding_window must be false", "sliding_window", "max_window_layers")
     | irrelevant("Qwen2.5-VL's layers always have the same biases", "attention_bias", "mlp_bias")
     | irrelevant("the top of the config has it", "image_token_id")
     | _QWEN_IDS
@@ -173,40 +179,44 @@ _QWEN_TEXT: Table = (
 _CLIP_TEXT: Table = (
     _INNER
     | used("a size", *_SIZES, "vocab_size", "max_position_embeddings")
-    | used("the activation; refused where it is not known", "hidden_act")
+    | used("the activation; refused if it is unknown", "hidden_act")
     | used("a constant of the norms", "layer_norm_eps")
-    | used("the token whose row is the text", "eos_token_id")
+    | used("the token whose row represents the text", "eos_token_id")
     | irrelevant("the top of the config has it", "projection_dim")
-    | irrelevant("a text is filled up with its end", "pad_token_id")
+    | irrelevant("texts are padded with their end token", "pad_token_id")
     | irrelevant("there is no head", "tie_word_embeddings")
 )
 CLIP_VISION: Table = (
     _INNER
     | used("a size", *_SIZES, "image_size", "patch_size")
-    | used("the activation; refused where it is not known", "hidden_act")
+    | used("the activation; refused if it is unknown", "hidden_act")
     | used("a constant of the norms", "layer_norm_eps")
-    | refused("images have three colours", (3,), "num_channels")
-    | irrelevant("features are taken before the projection", "projection_dim")
+    | refused("images have three channels", (3,), "num_channels")
+    | irrelevant("features are read before the projection", "projection_dim")
     | irrelevant(
-        "a vision tower has no words", "vocab_size", "tie_word_embeddings", "eos_token_id", "pad_token_id"
+        "a vision tower has no vocabulary",
+        "vocab_size",
+        "tie_word_embeddings",
+        "eos_token_id",
+        "pad_token_id",
     )
 )
 QWEN_VISION: Table = (
     _INNER
     | used("a size", "depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size")
     | used("how images become patches and tokens", "patch_size", "temporal_patch_size", "spatial_merge_size")
-    | used("the windows that layers see", "window_size", "fullatt_block_indexes")
-    | used("how positions go with time", "tokens_per_second")
+    | used("the attention windows, and the layers without them", "window_size", "fullatt_block_indexes")
+    | used("how position ids grow with time", "tokens_per_second")
     | refused("the MLP has one activation", ("silu",), "hidden_act")
-    | refused("images have three colours", (3,), "in_channels", "in_chans")
-    | irrelevant("patch_size counts", "spatial_patch_size")
+    | refused("images have three channels", (3,), "in_channels", "in_chans")
+    | irrelevant("patch_size is used in its place", "spatial_patch_size")
     | used("the rotary embedding", "rope_parameters")
-    | irrelevant("a vision encoder has no words", "tie_word_embeddings", "eos_token_id", "pad_token_id")
+    | irrelevant("a vision encoder has no vocabulary", "tie_word_embeddings", "eos_token_id", "pad_token_id")
 )
 
-_SCALED = "only scaled rotary embeddings read it, which are refused"
+_SCALED = "belongs to scaled rotary embeddings, which are refused"
 _ROPE: Table = (
-    used("the kind of rotary embedding; refused where it scales", "rope_type", "type")
+    used("the kind of rotary embedding; refused if it scales", "rope_type", "type")
     | used("its base", "rope_theta")
     | used("refused unless 1", "partial_rotary_factor")
     | used("frequencies for time, height and width", "mrope_section")
@@ -216,9 +226,9 @@ _ROPE: Table = (
     | refused("one rotary embedding serves all layers", (), "full_attention", "sliding_attention")
 )
 _VISION_ROPE: Table = (
-    refused("positions go across and down", ("axial", "default"), "rope_type", "type")
+    refused("positions are rows and columns of the image", ("axial", "default"), "rope_type", "type")
     | refused("the base is fixed", (10000.0,), "rope_theta")
-    | refused("the rotary embedding turns whole heads", (1.0,), "partial_rotary_factor")
+    | refused("the rotary embedding covers whole heads", (1.0,), "partial_rotary_factor")
 )
 
 TEXT: dict[str, Table] = {
@@ -228,23 +238,24 @@ TEXT: dict[str, Table] = {
     "qwen2_5_vl": _QWEN_TEXT,
     "clip_text_model": _CLIP_TEXT,
 }
-"""By ``model_type`` of a ``text_config``. Others are refused when they are read (``export/settings/hf_config.py``)."""
+"""The table of a ``text_config`` by its ``model_type``. ``export/settings/hf_config.py`` refuses other types.
+"""
 CLIP = FamilyKeys(top=_CLIP, text="clip_text_model", vision=CLIP_VISION, image={}, tokenizer={})
-"""Of the CLIP checkpoint of a vision tower."""
+"""The tables of a vision tower's CLIP checkpoint."""
 NESTED: dict[str, dict[str, Table]] = {
     "rope_scaling": {"text_config": _ROPE, "vision_config": _VISION_ROPE},
     "rope_parameters": {"text_config": _ROPE, "vision_config": _VISION_ROPE},
 }
-"""Objects inside ``text_config`` and ``vision_config``."""
+"""The tables of objects inside ``text_config`` and ``vision_config``."""
 
 
 def beside(table: Table) -> Table:
-    """The keys of a ``text_config`` that stand at the top as well, where nothing reads them."""
-    return irrelevant("text_config is there, so nothing reads it here", *table)
+    """Return the table of a ``text_config``'s keys that are repeated at the top, where they are not read."""
+    return irrelevant("text_config exists, so the key is not read here", *table)
 
 
 def sections(families: Mapping[str, FamilyKeys]) -> dict[str, Table]:
-    """Titles and tables of the documentation. ``families`` by their titles."""
+    """Return the tables of the documentation by title. ``families`` are given by their titles."""
     own = {**families, "CLIP (--clip)": CLIP}
     titles = {f"config.json of {name}": _without(keys.top, _BASE) for name, keys in own.items()}
     titles |= {
@@ -261,7 +272,7 @@ def sections(families: Mapping[str, FamilyKeys]) -> dict[str, Table]:
 
 
 def _without(table: Table, base: Table) -> Table:
-    """What ``table`` says otherwise than ``base``, without what is generation_config.json's."""
+    """Return the rows of ``table`` that differ from ``base``, without keys of generation_config.json."""
     return {
         name: key
         for name, key in table.items()

@@ -1,4 +1,4 @@
-"""The keys of ``generation_config.json`` as a table; ``export/settings/generation.py`` reads them and refuses what it lacks."""
+"""The table of the keys of ``generation_config.json``. ``settings/generation.py`` reads or refuses them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A row of the tables of keys (``checkpoint_keys``), and how rows are written."""
+"""The rows of the tables of keys (see ``checkpoint_keys``), and functions that make them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ __all__ = ["FamilyKeys", "Key", "Table", "irrelevant", "refused", "refused_elsew
 
 @dataclass(frozen=True)
 class Key:
-    """``why``: what a used key does, why an irrelevant one changes no answer, what is missing for a refused one.
+    """The row of one key.
 
-    Values in ``harmless`` and null change nothing; so does a list that has no others. ``by`` names the module that
-    refuses other values, where this table leaves that to it.
+    ``why`` says what a used key does, why an irrelevant key changes no answer, or why a key is refused.
+    Values in ``harmless``, null, and lists of these change nothing. If ``by`` is set, it names the module
+    that refuses values in place of this table.
     """
 
     status: Literal["used", "irrelevant", "refused"]
@@ -27,7 +28,7 @@ class Key:
         return not (isinstance(value, list) and all(map(self._is_harmless, value)))
 
     def _is_harmless(self, value: Any) -> bool:
-        """Equal to one that is; false is not 0 here."""
+        """Return True if ``value`` equals a harmless one. False and 0 are different values here."""
         numbers = (int, float)
         return any(
             value == each and (type(value) is type(each) or {type(value), type(each)} <= {*numbers})
@@ -40,7 +41,7 @@ class Key:
 
     @property
     def told(self) -> str:
-        """For the documentation."""
+        """The text of the documentation's last column."""
         if self.status != "refused":
             return self.why
         return f"{self.why}; harmless: {self.expected}" if not self.by else self.why
@@ -51,14 +52,17 @@ Table = dict[str, Key]
 
 @dataclass(frozen=True)
 class FamilyKeys:
-    """The tables of a family's settings files: ``KEYS`` in its file in ``models``. Those of ``config_keys`` and
-    ``processor_keys`` are for known parts; a family adds keys of its own with ``|``."""
+    """The tables of a family's settings files: ``KEYS`` in its file in ``models``.
+
+    ``config_keys`` and ``processor_keys`` have tables for known parts. A family adds keys of its own with
+    ``|``.
+    """
 
     top: Table
     """Keys of ``config.json`` itself."""
 
     text: str
-    """The ``model_type`` of a ``text_config`` that names none: a key of ``config_keys.TEXT``."""
+    """The default ``model_type`` of a ``text_config``: a key of ``config_keys.TEXT``."""
 
     vision: Table
     """Keys of ``vision_config``."""
@@ -70,7 +74,7 @@ class FamilyKeys:
     """Keys of ``tokenizer_config.json``."""
 
     flat: bool = False
-    """Whether keys of the ``text_config`` may stand at the top of ``config.json``."""
+    """True if keys of the ``text_config`` may be at the top of ``config.json``."""
 
 
 def used(why: str, *names: str) -> Table:

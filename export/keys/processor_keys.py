@@ -1,4 +1,4 @@
-"""The keys of processor, tokenizer and generation files: what becomes of each. See ``checkpoint_keys``."""
+"""Tables of the keys of processor and tokenizer files. See ``checkpoint_keys``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from foveate.export.keys.key_table import FamilyKeys, Table, irrelevant, refused
 
 __all__ = ["CLIP", "FILES", "QWEN_TOKENIZER", "TILES", "TOKENIZER", "WINDOWS", "sections", "tables"]
 
-_ORIGIN = "tells where the file comes from"
-_CALL = "says how transformers is called or computes, not what"
+_ORIGIN = "says where the file comes from"
+_CALL = "says how transformers is called or computes, not its results"
 _CODE = refused("a checkpoint's own code is not run", ({},), "auto_map")
 
 _PIXELS: Table = (
     _CODE
     | used("a step", "do_resize", "do_rescale", "do_normalize")
     | used("a step's numbers", "size", "resample", "rescale_factor", "image_mean", "image_std")
-    | irrelevant("images always have three colours here", "do_convert_rgb")
+    | irrelevant("images are always converted to RGB", "do_convert_rgb")
     | irrelevant(_CALL, "data_format", "input_data_format", "device", "return_tensors", "disable_grouping")
     | irrelevant(
         _CALL,
@@ -31,35 +31,35 @@ _PIXELS: Table = (
 _IMAGE: Table = (
     _PIXELS
     | used("the kind of image processor", "image_processor_type", "feature_extractor_type")
-    | irrelevant("the vision tower's sizes tell", "image_seq_length")
-    | irrelevant("acts where do_pad does", "pad_size")
+    | irrelevant("follows from the vision tower's sizes", "image_seq_length")
+    | irrelevant("acts only with do_pad", "pad_size")
 )
 _CROPPING = used("a step", "do_center_crop") | used("a step's numbers", "crop_size", "default_to_square")
-CLIP: Table = _IMAGE | _CROPPING | used("refused where true", "do_pad", "use_square_size")
+CLIP: Table = _IMAGE | _CROPPING | used("refused if true", "do_pad", "use_square_size")
 TILES: Table = (
     _IMAGE
     | _CROPPING
     | used("the canvases that images are cut on", "image_grid_pinpoints")
-    | irrelevant("fills up batches of images, and there is one", "do_pad")
-    | irrelevant("image_grid_pinpoints says so", "aspect_ratio_setting")
+    | irrelevant("pads batches of images; images are processed one at a time", "do_pad")
+    | irrelevant("follows from image_grid_pinpoints", "aspect_ratio_setting")
 )
 _UNREAD = "Qwen2-VL's processor does not read it"
 _PATCHES = used("how images become patches and tokens", "patch_size", "temporal_patch_size", "merge_size")
 WINDOWS: Table = (
     _IMAGE
     | _PATCHES
-    | used("the fewest and the most pixels", "min_pixels", "max_pixels")
+    | used("the smallest and largest number of pixels", "min_pixels", "max_pixels")
     | irrelevant(_UNREAD, "do_center_crop", "crop_size", "do_pad", "default_to_square")
-    | used("of videos, where no other file tells", "fps", "min_frames", "max_frames")
+    | used("frames of videos, if no other file says", "fps", "min_frames", "max_frames")
 )
 _VIDEO: Table = (
     _PIXELS
     | _PATCHES
     | used("the kind of video processor", "video_processor_type")
-    | used("how many frames are shown", "fps", "min_frames", "max_frames")
-    | used("the fewest and the most pixels of a frame", "min_pixels", "max_pixels")
-    | used("what all frames together may have", "max_video_tokens")
-    | used("refused: fps tells how many frames are shown", "num_frames")
+    | used("the number of frames", "fps", "min_frames", "max_frames")
+    | used("the smallest and largest number of pixels of a frame", "min_pixels", "max_pixels")
+    | used("the largest number of tokens of all frames together", "max_video_tokens")
+    | used("refused: fps decides the number of frames", "num_frames")
     | irrelevant("frames are always chosen by fps, as Qwen's own tools do", "do_sample_frames")
     | irrelevant(
         "the pixels of all frames are always limited, as by Qwen's own tools", "cap_pixels_per_frame"
@@ -74,13 +74,12 @@ _PROCESSOR: Table = (
     | used("the image processor", "image_processor")
     | used("the video processor", "video_processor")
     | used("the chat template", "chat_template")
-    | irrelevant("counts tokens that hold an image's place; the vision encoder tells", "patch_size")
-    | irrelevant("counts tokens that hold an image's place; the vision encoder tells", "image_seq_length")
     | irrelevant(
-        "counts tokens that hold an image's place; the vision encoder tells",
+        "counts an image's tokens in the prompt; their number follows from the vision encoder",
+        *("patch_size", "image_seq_length"),
         *("num_additional_image_tokens", "vision_feature_select_strategy"),
     )
-    | irrelevant("config.json names the token by its number", "image_token", "video_token")
+    | irrelevant("config.json has the token's id", "image_token", "video_token")
     | irrelevant(_ORIGIN, "processor_class")
 )
 
@@ -89,30 +88,30 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 _MEDIA = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")
 _MEDIA += ("vision_bos_token", "vision_eos_token", "image_break_token", "image_end_token")
 _TOKENS: Table = (
-    used("chat templates know it by name", *_NAMES, *_MEDIA)
-    | used("refused where tokenizer.json lacks one that is needed", "additional_special_tokens")
-    | used("refused where tokenizer.json lacks one that is needed", "extra_special_tokens")
+    used("chat templates use it by name", *_NAMES, *_MEDIA)
+    | used("refused if tokenizer.json lacks one that is needed", "additional_special_tokens")
+    | used("refused if tokenizer.json lacks one that is needed", "extra_special_tokens")
 )
 TOKENIZER: Table = (
     _TOKENS
     | _CODE
     | used("the chat template", "chat_template")
     | used("names of tokens for chat templates", "model_specific_special_tokens")
-    | used("refused where tokenizer.json lacks one that is needed", "added_tokens_decoder")
-    | used("which special tokens a chat template knows if none is named", "tokenizer_class")
-    | irrelevant("transformers drops it where there is a tokenizer.json", "add_bos_token", "add_eos_token")
+    | used("refused if tokenizer.json lacks one that is needed", "added_tokens_decoder")
+    | used("the default special tokens of chat templates", "tokenizer_class")
+    | irrelevant("transformers ignores it if tokenizer.json exists", "add_bos_token", "add_eos_token")
     | irrelevant(_IN_FILE, "add_prefix_space", "legacy", "from_slow", "sp_model_kwargs", "do_lower_case")
     | irrelevant(
         _IN_FILE, "trim_offsets", "errors", "normalize", "vocab_size", "init_inputs", "add_dummy_prefix"
     )
-    | irrelevant("bundles say how long a prompt may be", "model_max_length", "max_len", "max_length")
+    | irrelevant("the bundle limits a prompt's length", "model_max_length", "max_len", "max_length")
     | irrelevant(
-        "prompts are neither filled up nor cut", "padding_side", "truncation_side", "padding", "stride"
+        "prompts are neither padded nor truncated", "padding_side", "truncation_side", "padding", "stride"
     )
-    | irrelevant("prompts are neither filled up nor cut", "truncation", "truncation_strategy")
-    | irrelevant("prompts are neither filled up nor cut", "pad_to_multiple_of", "pad_token_type_id")
+    | irrelevant("prompts are neither padded nor truncated", "truncation", "truncation_strategy")
+    | irrelevant("prompts are neither padded nor truncated", "pad_to_multiple_of", "pad_token_type_id")
     | used(
-        "refused for other tokenizers than BPE, with which transformers does nothing",
+        "has no effect for BPE tokenizers, as in transformers; refused for others",
         "clean_up_tokenization_spaces",
     )
     | refused(
@@ -120,12 +119,10 @@ TOKENIZER: Table = (
         (False,),
         "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
     )
-    | irrelevant("what users write never becomes a special token", "split_special_tokens")
-    | refused("the tokenizer's pattern is taken as it is", (False,), "fix_mistral_regex")
-    | irrelevant("the chat template says so", "use_default_system_prompt")
-    | irrelevant(
-        "nothing takes an answer apart", "response_template", "response_schema", "chat_control_tokens"
-    )
+    | irrelevant("text from users never becomes a special token", "split_special_tokens")
+    | refused("the tokenizer's pattern is not changed", (False,), "fix_mistral_regex")
+    | irrelevant("the chat template has the system prompt", "use_default_system_prompt")
+    | irrelevant("answers are not parsed", "response_template", "response_schema", "chat_control_tokens")
     | irrelevant(_ORIGIN, "name_or_path", "special_tokens_map_file", "tokenizer_file", "processor_class")
     | irrelevant(_ORIGIN, "backend", "is_local", "local_files_only", "files_loaded", "trust_remote_code")
     | irrelevant(_ORIGIN, "slow_tokenizer_class", "device_map", "verbose", "__type", "model_input_names")
@@ -147,7 +144,7 @@ FILES = (
 
 
 def tables(keys: FamilyKeys) -> dict[tuple[str, ...], Table]:
-    """The table of each file, and of objects in it: by the file's name and the keys that lead there."""
+    """Return the table of each file and of objects in it, by the file's name and the keys that lead there."""
     return {
         ("generation_config.json",): GENERATION,
         ("processor_config.json",): _PROCESSOR,
@@ -161,14 +158,15 @@ def tables(keys: FamilyKeys) -> dict[tuple[str, ...], Table]:
 
 
 def sections() -> dict[str, Table]:
-    """Titles and tables of the documentation."""
+    """Return the tables of the documentation by title."""
     changed = {name: key for name, key in QWEN_TOKENIZER.items() if TOKENIZER[name] != key}
+    inside = "in processor_config.json"
     return {
         "generation_config.json": GENERATION,
-        "Image processor of LLaVA (preprocessor_config.json, or image_processor in processor_config.json)": CLIP,
+        f"Image processor of LLaVA (preprocessor_config.json, or image_processor {inside})": CLIP,
         "Image processor of LLaVA-NeXT": TILES,
         "Image processor of Qwen2.5-VL": WINDOWS,
-        "Video processor (video_preprocessor_config.json, or video_processor in processor_config.json)": _VIDEO,
+        f"Video processor (video_preprocessor_config.json, or video_processor {inside})": _VIDEO,
         "processor_config.json": _PROCESSOR,
         "tokenizer_config.json": TOKENIZER,
         "tokenizer_config.json of Qwen2.5-VL": changed,

@@ -1,7 +1,7 @@
-"""The types of those settings that have a structure, or that numbers are computed from.
+"""The types of settings that have a structure or that numbers are computed from.
 
-A checkpoint whose files hold something else there is refused at the start, by the name of the key. Ranges and meanings
-are checked where a setting is read. Null counts as absent.
+A checkpoint with a setting of another type is refused at the start, with the name of the key. Ranges and
+meanings are checked by the code that reads a setting. Null counts as absent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["check"]
 
 @dataclass(frozen=True)
 class _Type:
-    """``name`` says in messages what is expected."""
+    """A type of a setting. ``name`` is its name in messages; ``fits`` tells whether a value has it."""
 
     name: str
     fits: Callable[[Any], bool]
@@ -91,24 +91,24 @@ _TYPES: dict[str, dict[str, _Type]] = {
     "video_preprocessor_config.json": _VIDEOS,
     "chat_template.json": {"chat_template": _TEMPLATE},
 }
-"""By file, the path of each key, outer ones first; "*" stands for every key of an object."""
+"""The type of each key by file and path, outer objects first; "*" stands for every key of an object."""
 
 
 def check(source: Source) -> None:
-    """Raises UserError for the first setting of another type."""
+    """Raise UserError for the first setting of a wrong type."""
     for file, types in _TYPES.items():
         values = source.config if file == "config.json" else source.json(file) or {}
         for path, kind in types.items():
             for where, value in _found(values, path.split(".")):
                 if not kind.fits(value):
                     raise UserError(
-                        f"{source.label}: {where} in {file} has a wrong type | got {_short(value)}, expected {kind.name} "
-                        "| repair it in a copy of the checkpoint"
+                        f"{source.label}: {where} in {file} has a wrong type "
+                        f"| got {_short(value)}, expected {kind.name} | repair it in a copy of the checkpoint"
                     )
 
 
 def _found(values: dict[str, Any], path: list[str], before: str = "") -> Iterator[tuple[str, Any]]:
-    """The values at ``path`` that are not null, each with its full name."""
+    """Yield the full name and the value of each setting at ``path`` that is not null."""
     first, *rest = path
     for key in list(values) if first == "*" else [first]:
         value = values.get(key)
