@@ -1,9 +1,9 @@
-"""Chat templates to plain pieces: the device has no template engine.
+"""Chat templates as plain pieces of text, since the device has no template engine.
 
-In: a checkpoint's chat template. Out: the pieces of ``runtime.chat_format``, read off what the template makes
-of small conversations. Then the runtime's own code is proven to make the same prompts of larger ones, with
-texts chosen to show what templates do to them (blanks at the ends, tags, every word that the template's code
-names). What pieces cannot express is refused.
+A checkpoint's chat template is rendered for small conversations, and the pieces of
+``runtime/text/chat_format.py`` are read off the results. Then the runtime's own code must make the same
+prompts of larger conversations. Their texts show what templates do to texts: blanks at the ends, tags, and
+every word that the template's code names. A template that pieces cannot express is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LLAVA: dict[str, Any] = {
 }
 """LLaVA-1.5's format, for checkpoints without a template."""
 
-_A, _B, _C = "\x01", "\x02", "\x03"  # texts that no template holds, and none strips
+_A, _B, _C = "\x01", "\x02", "\x03"  # texts that no template contains or strips
 _BLANKS = (" ", "\n", "\t", "\r", "\u3000")
 
 Rule = dict[str, Any]
@@ -40,10 +40,10 @@ Rule = dict[str, Any]
 def pieces(
     source: Source, image_token: str, special: dict[str, str], default: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The settings that ``runtime.chat_format`` describes, of the checkpoint's chat template.
+    """Return the settings for ``runtime/text/chat_format.py``, made from the checkpoint's chat template.
 
-    ``special`` are its special tokens by name, ``default`` is the format of a checkpoint without a template.
-    Raises UserError when the template cannot be rendered or says more than pieces can.
+    ``special`` are the special tokens by name. ``default`` is the format of a checkpoint without a template.
+    Raises UserError when the template cannot be rendered or cannot be expressed as pieces.
     """
     found = chat_template.find(source)
     if found is None:
@@ -53,14 +53,14 @@ def pieces(
         return _derive(ChatTemplate(text, special), image_token)
     except (RenderError, MismatchError) as error:
         raise UserError(
-            f"{source.label}: this chat template is not supported | {error} | change {name}: a fixed text before "
-            "and behind each message, images where they are in the message, texts as they are, stripped, or without "
-            "what stands before the last </think>"
+            f"{source.label}: this chat template is not supported "
+            f"| {error} | change {name}: it may put a fixed text before and after each message, keep images "
+            "in their place, and keep texts as they are, strip them, or cut them behind the last </think>"
         ) from error
 
 
 def openings(settings: dict[str, Any]) -> list[str]:
-    """What stands before the first words of a prompt, by how the conversation begins."""
+    """Return the possible texts before the first message's own words: of a user's and of a system message."""
     user = settings.get("before", "") + settings["roles"]["user"]
     return [user, settings["roles"]["system"]] if "system" in settings["roles"] else [user]
 
@@ -68,7 +68,8 @@ def openings(settings: dict[str, Any]) -> list[str]:
 def _derive(template: ChatTemplate, image_token: str) -> dict[str, Any]:
     settings = _plain(template)
     if settings["image"].count(image_token) != 1:
-        raise MismatchError(f"an image is {settings['image']!r}, which does not hold one {image_token!r}")
+        text = settings["image"]
+        raise MismatchError(f"it writes {text!r} for an image, which does not hold one {image_token!r}")
     for role in settings["roles"]:
         if rule := _strip_rule(template, role):
             settings.setdefault("strip", {})[role] = rule
@@ -78,11 +79,11 @@ def _derive(template: ChatTemplate, image_token: str) -> dict[str, Any]:
 
 
 def _plain(template: ChatTemplate) -> dict[str, Any]:
-    """The pieces of a template that leaves texts as they are."""
+    """Return the pieces of a template, read off texts that it does not change."""
     first, two = template([_user(_A)]), template([_user(_A), _user(_B)])
     before_a, after_a = _around(first, _A)
     between, after_b = _around(two.removeprefix(before_a + _A), _B)
-    # Between the texts stand the end of the first turn and the opening of the second.
+    # The text between both is the end of the first turn and the opening of the second.
     user = between.removeprefix(after_a)
     if between != after_a + user or after_b != after_a or not before_a.endswith(user):
         raise MismatchError(f"it makes {two!r} of two turns, which is no repetition of {first!r}")
@@ -109,12 +110,12 @@ def _user(*parts: Part) -> Turn:
 def _around(text: str, mark: str) -> tuple[str, str]:
     before, found, after = text.rpartition(mark)
     if not found:
-        raise MismatchError(f"a text is not in what it makes: {text!r}")
+        raise MismatchError(f"it drops or changes a message's text: {text!r}")
     return before, after
 
 
 def _behind_an_image(template: ChatTemplate, before: str, image: str) -> str:
-    """What closes a turn that is one image, which may have lost its blanks."""
+    """Return the text that closes a turn of one image. The template may strip blanks around the image."""
     alone = template([_user(IMAGE)])
     for opening in (before + image, before + image.rstrip(), before + image.strip()):
         if alone.startswith(opening):
@@ -123,19 +124,21 @@ def _behind_an_image(template: ChatTemplate, before: str, image: str) -> str:
 
 
 def _answer(template: ChatTemplate, first: str, user: str, after: str) -> tuple[str, str]:
-    """What opens and closes an answer that the user replies to."""
+    """Return the texts before and after an answer that the user replies to."""
     talk = template([_user(_A), Turn("assistant", _B), _user(_C)])
     opening, rest = _around(talk.removeprefix(first), _B)
     if not talk.startswith(first) or not rest.endswith(user + _C + after):
         raise MismatchError(
-            f"it makes {talk!r} of three turns, which does not begin with {first!r} or end so"
+            f"it makes {talk!r} of three turns, which does not begin with {first!r} or end in the same way"
         )
     return opening, rest.removesuffix(user + _C + after)
 
 
 def _system(template: ChatTemplate, user: str, after: str) -> dict[str, tuple[str, str]]:
-    """What opens and closes a system turn; nothing where the template takes none, or puts it into the
-    user's."""
+    """Return the texts before and after a system turn.
+
+    The result is empty if the template refuses system turns or puts them into the user's turn.
+    """
     try:
         opening, rest = _around(template([Turn("system", _A), _user(_B)]), _A)
     except (RenderError, MismatchError):
@@ -145,14 +148,14 @@ def _system(template: ChatTemplate, user: str, after: str) -> dict[str, tuple[st
 
 
 def _talk(role: str, text: str) -> list[Turn]:
-    """A conversation in which ``role`` says ``text``, and the user has the last word."""
+    """Return a conversation in which ``role`` says ``text`` and the user speaks last."""
     if role == "user":
         return [_user(text)]
     return [*([_user(_A)] if role == "assistant" else []), Turn(role, text), _user(_C)]
 
 
 def _strip_rule(template: ChatTemplate, role: str) -> Rule:
-    """Which blanks the template takes off the texts of ``role``."""
+    """Return the blanks that the template strips from the texts of ``role``."""
     bare = template(_talk(role, _B))
     return _rule(
         [c for c in _BLANKS if template(_talk(role, c + _B)) == bare],
@@ -167,8 +170,11 @@ def _rule(left: list[str], right: list[str]) -> Rule:
 
 
 def _reasoning_rule(template: ChatTemplate, role: str, strip: Rule) -> Rule:
-    """The word of the template's code behind which the texts of ``role`` begin, and the blanks that go with
-    it."""
+    """Return the word that ends the reasoning in texts of ``role``, and the blanks stripped with it.
+
+    The word is a string in the template's code: the template drops everything up to it. Empty without such a
+    word.
+    """
     for word in sorted(template.constants, key=len):
         head = _A + _B + word
         bare = template(_talk(role, head + _B)) if word.strip() else ""
@@ -183,7 +189,10 @@ def _reasoning_rule(template: ChatTemplate, role: str, strip: Rule) -> Rule:
 
 
 def _proven(template: ChatTemplate, settings: dict[str, Any]) -> dict[str, Any]:
-    """``settings`` with what they were proven to make; raises MismatchError where that is nothing."""
+    """Return ``settings`` restricted to the conversations for which they make the template's prompts.
+
+    Raises MismatchError if they fail for plain conversations.
+    """
     fitting, faults = [], []
     for choice in _choices(settings):
         try:
@@ -202,8 +211,10 @@ def _proven(template: ChatTemplate, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _choices(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Blanks are taken off each text of a user, or off all that a turn holds: small conversations do not
-    tell."""
+    """Yield ``settings`` with both possible rules for users: strip each text, or strip the turn as a whole.
+
+    Small conversations do not tell which rule the template follows.
+    """
     yield settings
     if rule := settings.get("strip", {}).get("user"):
         yield settings | {"strip": settings["strip"] | {"user": rule | {"whole": True}}}

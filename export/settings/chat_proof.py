@@ -1,8 +1,8 @@
-"""The proof that pieces of a chat format make the prompts that a chat template makes.
+"""The proof that the pieces of a chat format make the same prompts as a chat template.
 
-Both are run on the same conversations, the pieces by the runtime's own code. The texts in them are chosen to
-show what templates do to texts: blanks at the ends, nothing at all, reasoning, and every string that the
-template's code holds.
+Both run on the same conversations; the pieces are run by the runtime's own code. The texts in the
+conversations show what templates do to texts: blanks at the ends, empty texts, reasoning, and every string in
+the template's code.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ _LIMITED = {
 
 
 class MismatchError(Exception):
-    """What a template does that pieces do not."""
+    """A difference between the prompts of a template and of its pieces."""
 
 
 def prove(template: ChatTemplate, settings: dict[str, Any], talks: Iterable[Sequence[Turn]]) -> None:
-    """Raises MismatchError for the first conversation of which the two make different prompts, RenderError
-    where the template makes none."""
+    """Raise MismatchError for the first conversation with different prompts.
+
+    Raises RenderError if the template refuses a conversation.
+    """
     for turns in talks:
         for generation in (True, False):
             for now in _DATES if template.dated else _DATES[:1]:
@@ -57,7 +59,7 @@ def prove(template: ChatTemplate, settings: dict[str, Any], talks: Iterable[Sequ
 
 
 def conversations(template: ChatTemplate) -> list[list[Turn]]:
-    """Turns of users and assistants, images before text."""
+    """Return conversations of users and assistants with images before text."""
     ask, reply = Turn("user", "Why?"), Turn("assistant", "It.")
     talks = [[Turn("user", "What?", 2), reply, Turn("user", None, 1)]]
     talks.append([*talks[0], reply, ask])
@@ -73,12 +75,12 @@ def system_turns(template: ChatTemplate) -> list[list[Turn]]:
 
 
 def mixed() -> list[list[Turn]]:
-    """Turns of several texts and images, in any order."""
+    """Return conversations whose turns hold several texts and images, in any order."""
     return [[Turn("user", parts=p), Turn("assistant", "It."), Turn("user", parts=p)] for p in _MIXED]
 
 
 def limits(template: ChatTemplate, settings: dict[str, Any]) -> list[str]:
-    """The keys of ``LIMITS`` for what the pieces do not put as the template does."""
+    """Return the keys of ``LIMITS`` for the kinds of conversations in which the pieces fail."""
     broken = []
     for name in LIMITS:
         roles = _LIMITED[name]
@@ -101,4 +103,5 @@ def _difference(turns: Sequence[Turn], theirs: str, ours: str) -> str:
     same = next((i for i, pair in enumerate(zip(theirs, ours, strict=False)) if len(set(pair)) > 1), 0)
     start = max(same - 20, 0)
     said = ", ".join(f"{turn.role} {list(turn.texts)} with {turn.images} images" for turn in turns[:2])
-    return f"of {said} it makes {theirs[start : start + 60]!r}, pieces make {ours[start : start + 60]!r}"
+    theirs, ours = theirs[start : start + 60], ours[start : start + 60]
+    return f"for {said} it makes {theirs!r}, plain pieces make {ours!r}"

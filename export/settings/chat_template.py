@@ -1,4 +1,4 @@
-"""A checkpoint's chat template (Jinja), found and rendered as transformers' processors find and render it."""
+"""A checkpoint's chat template (Jinja), found and rendered as transformers' processors do."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ class RenderError(Exception):
 
 
 class ChatTemplate:
-    """``template(turns)`` is the prompt. ``constants`` are the strings that the template's code holds,
-    ``dated`` says whether it asks for the date. Raises RenderError for text that is no Jinja template."""
+    """A chat template; ``template(turns)`` returns the prompt.
+
+    ``constants`` are the strings in the template's code. ``dated`` is True once it has asked for the date.
+    Raises RenderError for text that is no Jinja template.
+    """
 
     def __init__(self, text: str, special: dict[str, str]) -> None:
-        """``special``: the special tokens by name, which templates know as variables."""
+        """Parse ``text``. ``special`` are the special tokens by name; templates use them as variables."""
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
@@ -47,7 +50,7 @@ class ChatTemplate:
         self.constants = sorted({node.value for node in nodes if isinstance(node.value, str)})
 
     def __call__(self, turns: Sequence[Turn], generation: bool = False, now: datetime | None = None) -> str:
-        """With ``now`` None, ``runtime.chat_format.date_piece`` stands for the date."""
+        """Return the prompt. If ``now`` is None, ``chat_format.date_piece`` takes the place of the date."""
         messages: list[dict[str, Any]] = []
         for turn in turns:
             parts = turn.parts
@@ -75,8 +78,11 @@ class ChatTemplate:
 
 
 def find(source: Source) -> tuple[str, str] | None:
-    """The chat template and the name of its file, in transformers' order; None where the checkpoint has none.
-    Raises UserError when there are several and none of them is called "default"."""
+    """Return the chat template and the name of its file, or None if the checkpoint has none.
+
+    Files are searched in transformers' order. Raises UserError when a file has several templates and none is
+    called "default".
+    """
     for name in ("processor_config.json", "chat_template.json"):
         if found := (source.json(name) or {}).get("chat_template"):
             return _default(found, name, source), name
@@ -95,14 +101,15 @@ def _default(found: Any, name: str, source: Source) -> str:
         return found
     if "default" not in found:
         raise UserError(
-            f"{source.label}: none of its chat templates is the default | {name} has {', '.join(sorted(found))} "
-            "| rename the one to be used to default"
+            f"{source.label}: none of its chat templates is the default "
+            f"| {name} has {', '.join(sorted(found))} "
+            '| rename the template to use to "default"'
         )
     return found["default"]
 
 
 class _Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks the assistant's words for training; here it is only what it holds."""
+    """The tag ``{% generation %}``, which marks the assistant's words for training. It renders its content."""
 
     tags = {"generation"}  # noqa: RUF012  (the base class declares it so)
 
@@ -112,7 +119,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, **options: Any) -> str:
-    """Jinja's own escapes what HTML needs escaped."""
+    """Return JSON without HTML escapes, which Jinja's own filter adds."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 

@@ -1,11 +1,11 @@
-"""What a checkpoint says of its answers: ``generation_config.json``, or the same keys in ``config.json``.
+"""A checkpoint's settings for answers: ``generation_config.json``, or the same keys in ``config.json``.
 
-In: a checkpoint. Out: the ids that end an answer, and ``generation`` of bundle.json, whose values are the defaults of
-every answer (``runtime.generation``). The rules are those of transformers' ``GenerationConfig`` and ``generate``: where
-``generation_config.json`` exists it alone counts, keys that it leaves out included; else the top level of ``config.json``
-counts, and ``text_config`` for what the top level leaves out or sets to null.
+They give the ids that end an answer, and ``generation`` in bundle.json, the defaults of every answer. The
+rules are those of transformers' ``GenerationConfig`` and ``generate``. If ``generation_config.json`` exists,
+no other file is read, even for keys that it lacks. Otherwise the top level of ``config.json`` is read, and
+``text_config`` for keys that are missing or null there.
 
-A key that changes answers and that foveate does not have is refused by name.
+A key that changes answers and is not supported is refused by name.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _USED: dict[str, str] = {
     "max_length": "a default of the bundle",
     "max_new_tokens": "a default of the bundle",
     "stop_strings": "a default of the bundle",
-    "temperature": "what --sample takes",
-    "top_k": "what --sample takes",
-    "top_p": "what --sample takes",
+    "temperature": "a default of --sample",
+    "top_k": "a default of --sample",
+    "top_p": "a default of --sample",
 }
 
 _SAMPLING: dict[str, tuple[tuple[Any, ...], str]] = {
-    "min_p": (_NONE, "--sample has temperature, top-k and top-p alone"),
-    "top_h": (_NONE, "--sample has temperature, top-k and top-p alone"),
-    "typical_p": ((*_NONE, 1), "--sample has temperature, top-k and top-p alone"),
-    "epsilon_cutoff": ((*_NONE, 0), "--sample has temperature, top-k and top-p alone"),
-    "eta_cutoff": ((*_NONE, 0), "--sample has temperature, top-k and top-p alone"),
+    "min_p": (_NONE, "--sample supports temperature, top-k and top-p only"),
+    "top_h": (_NONE, "--sample supports temperature, top-k and top-p only"),
+    "typical_p": ((*_NONE, 1), "--sample supports temperature, top-k and top-p only"),
+    "epsilon_cutoff": ((*_NONE, 0), "--sample supports temperature, top-k and top-p only"),
+    "eta_cutoff": ((*_NONE, 0), "--sample supports temperature, top-k and top-p only"),
 }
-"""Keys that act on sampling alone: the values with which they do nothing, and why ``--sample`` refuses others."""
+"""Keys that act on sampling only: their neutral values, and why ``--sample`` refuses others."""
 
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_beams": ((*_NONE, 1), "there is no beam search"),
@@ -56,33 +56,33 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "guidance_scale": ((*_NONE, 1), "it computes a second prompt beside the first"),
     "penalty_alpha": ((*_NONE, 0), "there is no contrastive search"),
     "dola_layers": (_NONE, "there is no decoding by contrasting layers"),
-    "sequence_bias": ((*_NONE, {}, []), "there is no bias of sequences"),
-    "bad_words_ids": ((*_NONE, []), "sequences are not forbidden; suppress_tokens forbids single tokens"),
-    "forced_eos_token_id": ((None,), "the last token of an answer is not forced"),
-    "encoder_repetition_penalty": ((*_NONE, 1), "words of the prompt are not preferred"),
-    "encoder_no_repeat_ngram_size": ((*_NONE, 0), "word sequences of the prompt are not forbidden"),
-    "exponential_decay_length_penalty": (_NONE, "the end does not become likelier with length"),
+    "sequence_bias": ((*_NONE, {}, []), "there is no bias for sequences of tokens"),
+    "bad_words_ids": ((*_NONE, []), "sequences cannot be forbidden; suppress_tokens forbids single tokens"),
+    "forced_eos_token_id": ((None,), "the last token of an answer cannot be forced"),
+    "encoder_repetition_penalty": ((*_NONE, 1), "words of the prompt cannot be preferred"),
+    "encoder_no_repeat_ngram_size": ((*_NONE, 0), "word sequences of the prompt cannot be forbidden"),
+    "exponential_decay_length_penalty": (_NONE, "there is no length-dependent bias for the end"),
     "watermarking_config": (_NONE, "there are no watermarks"),
     "token_healing": (_NONE, "the prompt's last token is not replaced"),
-    "max_time": (_NONE, "answers do not end by time"),
+    "max_time": (_NONE, "there is no time limit for answers"),
 }
-"""Keys that act on greedy answers: the values with which they do nothing, and why others are refused."""
+"""Keys that act on greedy answers: their neutral values, and why others are refused."""
 
-_BEAM = "beam search alone reads it"
+_BEAM = "it acts on beam search only"
 _SPEED = "it changes how fast an answer comes, not its tokens"
 _OUTPUT = "it says what generate returns besides the tokens"
 _IRRELEVANT: dict[str, str] = {
-    "do_sample": "answers are greedy unless --sample asks for more",
+    "do_sample": "answers are greedy unless --sample is given",
     "early_stopping": _BEAM,
     "length_penalty": _BEAM,
-    "low_memory": "contrastive search alone reads it",
+    "low_memory": "it acts on contrastive search only",
     "num_return_sequences": "there is one answer",
-    "forced_bos_token_id": "it acts on prompts of one token alone",
-    "remove_invalid_values": "logits that are no numbers are an error",
+    "forced_bos_token_id": "it acts on prompts of one token only",
+    "remove_invalid_values": "NaN or infinite logits are an error",
     "renormalize_logits": "it changes neither the order of tokens nor their probabilities",
     "bos_token_id": "the tokenizer and the chat template put it in front",
     "pad_token_id": "one answer is not padded",
-    "decoder_start_token_id": "encoder-decoder models alone read it",
+    "decoder_start_token_id": "it acts on encoder-decoder models only",
     **dict.fromkeys(
         (
             *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "return_legacy_cache"),
@@ -102,7 +102,7 @@ _IRRELEVANT: dict[str, str] = {
         _OUTPUT,
     ),
     **dict.fromkeys(
-        ("transformers_version", "_from_model_config", "_commit_hash"), "it tells how the file came to be"
+        ("transformers_version", "_from_model_config", "_commit_hash"), "it says where the file comes from"
     ),
 }
 
@@ -114,13 +114,14 @@ KEYS: dict[str, str] = {
 """Every key of transformers' ``GenerationConfig``: "used: ...", "irrelevant: why" or "refused: why"."""
 
 _UNSAID_LENGTH = 20
-"""``max_length`` that transformers 4 writes where nobody set one."""
+"""The ``max_length`` that transformers 4 writes if nobody set one."""
 
 
 def stop_ids(source: Source, default: int) -> list[int]:
-    """The ids that end an answer; none where the checkpoint names none. ``default`` is that of a dummy which is silent.
+    """Return the ids that end an answer; empty if the checkpoint names none.
 
-    Raises UserError for what are no token ids.
+    ``default`` is the id for a dummy whose settings have no ``eos_token_id``. Raises UserError for values
+    that are no token ids.
     """
     found, place = _settings(source)
     if source.load_format == "dummy" and "eos_token_id" not in found:
@@ -132,13 +133,13 @@ def stop_ids(source: Source, default: int) -> list[int]:
 
 
 def defaults(source: Source) -> dict[str, Any]:
-    """``generation`` of bundle.json. Keys that say nothing are left out. Raises UserError for values that are refused."""
+    """Return ``generation`` for bundle.json, without neutral values. Raises UserError for refused values."""
     found, place = _settings(source)
     for key, (neutral, reason) in _REFUSED.items():
         if (value := found.get(key)) not in neutral:
             raise UserError(
-                f"{source.label}: {place} has {key} {value} | {reason} | take the key out of a copy of the "
-                "checkpoint, and answers are greedy without it"
+                f"{source.label}: {place} has {key} {value} | {reason} "
+                "| remove the key in a copy of the checkpoint; answers are then greedy without it"
             )
     said = {}
     for key, (neutral, check) in _CHECKS.items():
@@ -151,30 +152,31 @@ def defaults(source: Source) -> dict[str, Any]:
 
 
 def notes(stop: list[int], generation: dict[str, Any]) -> list[str]:
-    """What whoever builds should know: answers without an end, and sampling that ``--sample`` refuses."""
+    """Return notes for the user who builds: no token ends an answer, or ``--sample`` will be refused."""
     found = []
     if not stop:
         found.append(
-            "no token ends an answer: the checkpoint's eos_token_id is null or missing, so answers end by their length "
-            "alone, as transformers' do (set eos_token_id in generation_config.json and build again)"
+            "no token ends an answer: the checkpoint's eos_token_id is null or missing, so answers end "
+            "only at the length limit, as in transformers (set eos_token_id in generation_config.json and "
+            "build again)"
         )
     unknown = [key for key in generation.get("sample", {}) if key in _SAMPLING]
     if unknown:
         found.append(
-            f"--sample will be refused: the checkpoint samples with {', '.join(unknown)}, which foveate does not have; "
-            "greedy answers, and those with --temperature, are not affected"
+            f"--sample will be refused: the checkpoint samples with {', '.join(unknown)}, which foveate "
+            "does not support; greedy answers, and answers with --temperature, are not affected"
         )
     sample = generation.get("sample", {})
     for name, expected in Generation(sample=sample).misfits.items():
         found.append(
-            f"--sample will be refused unless --{name.replace('_', '-')} is given: the checkpoint's {name} is "
-            f"{sample[name]}, expected {expected}; greedy answers are not affected"
+            f"--sample will be refused unless --{name.replace('_', '-')} is given: the checkpoint's {name} "
+            f"is {sample[name]}, expected {expected}; greedy answers are not affected"
         )
     return found
 
 
 def _settings(source: Source) -> tuple[dict[str, Any], str]:
-    """The keys of transformers' ``GenerationConfig`` for this checkpoint, and the file that they stand in."""
+    """Return the keys of transformers' ``GenerationConfig`` for this checkpoint, and their file."""
     found = source.json("generation_config.json")
     if found is not None:
         return found, "generation_config.json"
@@ -186,7 +188,7 @@ def _settings(source: Source) -> tuple[dict[str, Any], str]:
 def _wrong(source: Source, place: str, key: str, got: Any, expected: str) -> UserError:
     return UserError(
         f"{source.label}: {place} has a wrong {key} | got {got!r}, expected {expected} "
-        "| mend the key, or take it out, in a copy of the checkpoint"
+        "| correct or remove the key in a copy of the checkpoint"
     )
 
 
@@ -235,4 +237,4 @@ _CHECKS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {
     "top_k": ((), _number("a whole number", lambda value: True, whole=True)),
     "top_p": ((1,), _top_p),
 }
-"""Of each key that becomes a default: the values with which it says nothing, and the check of any other."""
+"""The keys that become defaults: their neutral values, and the check of other values."""

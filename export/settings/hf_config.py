@@ -1,7 +1,7 @@
-"""Hugging Face configs to specs: a CLIP vision tower, a LLaMA-like decoder.
+"""Specs from Hugging Face configs: a CLIP vision tower, a LLaMA-like decoder.
 
-Configs leave out what equals transformers' defaults, so the defaults stand here. Keys whose every other value is refused
-are refused before, by ``checkpoint_keys``; here are those that are read.
+Configs omit values that equal transformers' defaults, so the defaults are repeated here. ``checkpoint_keys``
+has already refused keys that must have a fixed value; this module reads the others.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ _QWEN = _LLAMA | {
     "eos_token_id": 151645,
 }
 DECODERS = {"llama": _LLAMA, "mistral": _MISTRAL, "qwen2_5_vl_text": _QWEN}
-"""What transformers takes for keys that a ``text_config`` leaves out, by its ``model_type``."""
+"""Defaults of transformers for a ``text_config``, by its ``model_type``."""
 _QWEN_POSITIONS = 32768
-"""What Qwen2.5-VL was trained on; its configs say 128,000, which it reaches with another rotary embedding."""
+"""The length that Qwen2.5-VL was trained on. Its configs say 128,000, which needs another rotary embedding.
+"""
 
 _LARGEST = {
     "num_hidden_layers": 1000,
@@ -69,23 +70,27 @@ _LARGEST = {
     "window_size": 1 << 14,
 }
 _LARGEST_SIZE = 1 << 24
-"""What no model reaches: work and memory of a load grow with its sizes, and a damaged config may ask for any number."""
+"""Limits that no model reaches. They keep a damaged config from taking any amount of work and memory."""
 
 
 class Config:
-    """A part of a ``config.json`` with its defaults; ``where`` is named in errors. A null counts as absent."""
+    """A part of a ``config.json`` with its defaults. ``where`` names it in errors."""
 
     def __init__(self, values: dict[str, Any], defaults: dict[str, Any], where: str) -> None:
-        # A key with a null default is one whose null means something.
+        # null overrides a default: for some keys, such as sliding_window, it has a meaning
         self._values = defaults | {k: v for k, v in values.items() if v is not None or k in defaults}
         self.where = where
 
     def get(self, key: str, default: Any = None) -> Any:
+        """Return the value, or ``default`` if it is absent or null."""
         value = self._values.get(key)
         return default if value is None else value
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0 at most ``_LARGEST`` of its key, else ``_LARGEST_SIZE``."""
+        """Return a whole number from 1 to the key's limit (``_LARGEST``, else ``_LARGEST_SIZE``).
+
+        Raises UserError for another value.
+        """
         value = self.get(key, default)
         most = _LARGEST.get(key, _LARGEST_SIZE)
         if type(value) is not int or value < 1:
@@ -101,7 +106,7 @@ class Config:
         return float(value)
 
     def demand(self, key: str, *supported: Any, default: Any = None) -> Any:
-        """The value, which must be one of ``supported``."""
+        """Return the value. Raises UserError unless it is one of ``supported``."""
         value = self.get(key, default)
         if value not in supported:
             raise self.misfit(key, value, " or ".join(map(str, supported)))
@@ -114,9 +119,10 @@ class Config:
 
 
 def clip_vision_spec(values: dict[str, Any], feature_layer: Any, joint: int | None, where: str) -> VisionSpec:
-    """``feature_layer`` counts hidden states as Hugging Face does: 0 is the embeddings, i the output of layer i - 1.
+    """Return the spec of a CLIP tower.
 
-    Raises UserError for what is no CLIP tower or has no such layer.
+    ``feature_layer`` counts hidden states as Hugging Face does: 0 is the embeddings, i the output of layer i
+    - 1. Raises UserError for another kind of tower and for a missing layer.
     """
     config = Config(values, _CLIP_VISION, f"{where}: vision_config")
     config.demand("model_type", "clip_vision_model", default="clip_vision_model")
@@ -142,7 +148,10 @@ def clip_vision_spec(values: dict[str, Any], feature_layer: Any, joint: int | No
 
 
 def decoder_spec(values: dict[str, Any], tied: bool, where: str) -> DecoderSpec:
-    """LLaMA, Mistral where its window never bites, and Qwen2.5-VL's. Raises UserError for anything else."""
+    """Return the spec of a decoder of LLaMA, Mistral or Qwen2.5-VL.
+
+    Raises UserError for any other, and for a Mistral whose window is smaller than its longest prompt.
+    """
     family = values.get("model_type") or "llama"
     where = f"{where}: text_config"
     if family not in DECODERS:
@@ -177,13 +186,13 @@ def decoder_spec(values: dict[str, Any], tied: bool, where: str) -> DecoderSpec:
 
 
 def _rope(config: Config) -> Config:
-    """``rope_scaling`` of older files or ``rope_parameters`` of newer ones: transformers takes the first that says something."""
+    """Return ``rope_scaling`` (older files) or ``rope_parameters`` (newer files), as transformers does."""
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     return Config(config.get(key, {}), {}, f"{config.where}.{key}")
 
 
 def _rope_sections(config: Config, head_dim: int) -> tuple[int, ...]:
-    """Of M-RoPE: frequencies for time, height and width."""
+    """Return M-RoPE's numbers of frequencies for time, height and width."""
     sections = _rope(config).get("mrope_section", [16, 24, 24])
     if len(sections) != 3 or sum(sections) != head_dim // 2:
         raise config.misfit("mrope_section", sections, f"three numbers whose sum is {head_dim // 2}")
@@ -191,8 +200,10 @@ def _rope_sections(config: Config, head_dim: int) -> tuple[int, ...]:
 
 
 def _rope_theta(config: Config, *types: str) -> float:
-    """The base of the rotary embedding: beside its other parameters, or in the config. Raises UserError unless it is one of
-    ``types``, over whole heads."""
+    """Return the base of the rotary embedding, from its parameters or from the config.
+
+    Raises UserError unless the embedding is one of ``types`` and covers whole heads.
+    """
     rope = _rope(config)
     rope.demand("rope_type", *types, default=rope.get("type", "default"))
     rope.demand("partial_rotary_factor", 1.0, default=1.0)

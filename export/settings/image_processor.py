@@ -1,9 +1,10 @@
-"""A checkpoint's image processor to the settings that travel in the bundle: the dicts that ``runtime.image`` documents.
+"""A bundle's image settings, made from a checkpoint's image processor.
 
-In: ``image_processor`` in ``processor_config.json`` (transformers 5) or ``preprocessor_config.json`` (transformers 4), the
-first that is there. Out: settings of kind ``clip``, ``anyres`` or ``windows``. What is absent has the value of
-transformers' class. A null is the same, except that in transformers 5 a step that is null is not done. A dummy source
-without files gets the values of the published checkpoints.
+``runtime/images/processor.py`` reads them.
+The source is ``image_processor`` in ``processor_config.json`` (transformers 5), else
+``preprocessor_config.json`` (transformers 4). The result is of kind ``clip``, ``anyres`` or ``windows``. A
+missing or null key has the default of transformers' class, except that transformers 5 skips a step that is
+null. A dummy source without files gets the values of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ _CLIP = {
 }
 """Defaults of transformers' CLIPImageProcessor, whose numbers are OpenAI's."""
 _QWEN_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
-"""Default of transformers' Qwen2VLImageProcessor, in pixels."""
+"""Default of transformers' Qwen2VLImageProcessor, in pixels per image."""
 _QWEN_PUBLISHED = {"shortest_edge": 3136, "longest_edge": 12845056}
-"""What the published checkpoints of Qwen2.5-VL say."""
+"""The sizes of the published Qwen2.5-VL checkpoints, in pixels per image."""
 
 
 def image_settings(source: Source, side: int) -> dict[str, Any]:
-    """Settings for ``runtime.image`` that give images of ``side`` x ``side`` pixels.
+    """Return settings of kind ``clip`` for images of ``side`` x ``side`` pixels.
 
     Raises UserError when the checkpoint has no image processor, one of another kind, or one of another size.
     """
@@ -46,8 +47,8 @@ def image_settings(source: Source, side: int) -> dict[str, Any]:
     for key in ("do_pad", "use_square_size"):
         if found.get(key):
             raise UserError(
-                f"{source.label}: the image processor's {key} is not supported | got {found[key]}, expected false "
-                "| use a checkpoint with CLIP's image processing"
+                f"{source.label}: the image processor's {key} is not supported "
+                f"| got {found[key]}, expected false | use a checkpoint with CLIP's image processing"
             )
     settings = _steps(_CLIP | found, source.label)
     if settings["size"] != [side, side]:
@@ -59,10 +60,10 @@ def image_settings(source: Source, side: int) -> dict[str, Any]:
 
 
 def tile_settings(source: Source, side: int, pinpoints: list[list[int]]) -> dict[str, Any]:
-    """Settings of kind ``anyres`` for tiles of ``side`` x ``side`` pixels, of LLaVA-NeXT's image processor.
+    """Return settings of kind ``anyres`` for LLaVA-NeXT's tiles of ``side`` x ``side`` pixels.
 
-    Raises UserError when the checkpoint has no image processor, one of another kind, or one that cuts otherwise than
-    ``pinpoints``, by which the model puts the tiles together.
+    Raises UserError when the checkpoint has no image processor, one of another kind, or one whose canvases
+    differ from the model's ``pinpoints``.
     """
     found = _found(source, side)
     _demand_kind(found, source.label, "LlavaNextImageProcessor")
@@ -71,8 +72,9 @@ def tile_settings(source: Source, side: int, pinpoints: list[list[int]]) -> dict
     edge = steps.pop("shortest_edge", side), *steps.pop("resize", [side]), *steps.pop("size")
     if set(edge) != {side} or steps.pop("crop", [side, side]) != [side, side] or cut != pinpoints:
         raise UserError(
-            f"{source.label}: image processor and model disagree | got tiles of {edge[0]} on {cut}, expected "
-            f"{side} on {pinpoints} | repair size, crop_size and image_grid_pinpoints in the processor's config"
+            f"{source.label}: image processor and model disagree | got tiles of {edge[0]} on {cut}, "
+            f"expected {side} on {pinpoints} "
+            "| repair size, crop_size and image_grid_pinpoints in the processor's config"
         )
     return steps | {"kind": "anyres", "tile": side, "pinpoints": pinpoints}
 
@@ -86,12 +88,14 @@ def window_settings(
     tokens_per_second: float,
     max_pixels: int | None = None,
 ) -> dict[str, Any]:
-    """Settings of kind ``windows``, of Qwen2-VL's image processor, for an encoder with such patches and windows.
+    """Return settings of kind ``windows`` for Qwen2-VL's image processor.
 
-    ``max_pixels`` stands for the processor's own, but no more; by default it is as many tokens as every engine sorts.
+    ``patch`` is a patch's side in pixels, ``merge`` the side of a visual token in patches, ``frames`` the
+    video frames per patch, ``window`` the side of an attention window in visual tokens. ``max_pixels`` lowers
+    the processor's own limit; by default an image has no more tokens than every engine can sort.
 
-    Raises UserError when the checkpoint has no image processor, one of another kind, or one with other patches, and for
-    ``max_pixels`` out of the processor's range.
+    Raises UserError when the checkpoint has no image processor, one of another kind, or one with other
+    patches, and for ``max_pixels`` out of the processor's range.
     """
     dummy = source.load_format == "dummy" and source.file("preprocessor_config.json") is None
     found = {"size": _QWEN_PUBLISHED} if dummy else _found(source, 0)
@@ -101,11 +105,11 @@ def window_settings(
     steps = _window_steps(found, source.label)
     low, high = _pixels(found, source.label)
     cell = (patch * merge) ** 2
-    least = max(low, 2 * cell)  # a video's frame has half
+    least = max(low, 2 * cell)  # video frames may have half the pixels, and need one token
     if max_pixels is not None and not least <= max_pixels <= high:
         raise UserError(
-            f"wrong max-pixels | got {max_pixels}, expected {least} to {high} for {source.label}, "
-            f"{cell} for each visual token | change it or leave it out",
+            f"wrong max-pixels | got {max_pixels}, expected {least} to {high} for {source.label} "
+            f"({cell} per visual token) | change it or leave it out",
             code=2,
         )
     high = max_pixels or min(high, LARGEST_SORT * cell)
@@ -131,7 +135,7 @@ def window_settings(
 
 
 def refuse_max_pixels(source: Source, max_pixels: int | None) -> None:
-    """Raises UserError (code 2) when a limit is asked for where images have a fixed size."""
+    """Raise UserError (code 2) if ``max_pixels`` is set; images of this model have a fixed size."""
     if max_pixels is not None:
         raise UserError(
             f"images of {source.label} have a fixed size | got --max-pixels {max_pixels} | leave it out",
@@ -140,23 +144,26 @@ def refuse_max_pixels(source: Source, max_pixels: int | None) -> None:
 
 
 def _found(source: Source, side: int) -> dict[str, Any]:
-    """What the checkpoint says of its image processor; of a dummy that says nothing, its size alone. Nulls are left out, but
-    for those of steps."""
+    """Return the checkpoint's image processor config without nulls, except nulls of processing steps.
+
+    A dummy without files gets the size alone. Raises UserError when there is no config.
+    """
     found = (source.json("processor_config.json") or {}).get("image_processor")
     found = source.json("preprocessor_config.json") if found is None else found
     if found is None and source.load_format == "dummy":
         found = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     if found is None:
         raise UserError(
-            f"{source.label} says nothing about its images | expected preprocessor_config.json or "
-            "processor_config.json | save them with transformers' AutoProcessor(...).save_pretrained"
+            f"{source.label} has no settings for images "
+            "| expected preprocessor_config.json or processor_config.json "
+            "| save them with transformers' AutoProcessor(...).save_pretrained"
         )
     steps = _CLIP.keys() - {"size"}
     return {key: value for key, value in found.items() if value is not None or key in steps}
 
 
 def _demand_kind(found: dict[str, Any], label: str, *kinds: str) -> None:
-    """Raises UserError for another class; the endings Fast and Pil tell only how it computes."""
+    """Raise UserError for another class. The endings Fast and Pil name implementations of the same class."""
     kind = found.get("image_processor_type") or found.get("feature_extractor_type", kinds[0])
     kind = kind.replace("FeatureExtractor", "ImageProcessor")
     if kind.removesuffix("Fast").removesuffix("Pil") not in kinds:
@@ -170,12 +177,16 @@ def _demand_patches(found: dict[str, Any], patches: dict[str, int], where: str) 
     got = {name: found.get(name, value) for name, value in patches.items()}
     if got != patches:
         raise UserError(
-            f"{where} and vision encoder disagree | got {got}, expected {patches} | repair the processor's config"
+            f"{where} and vision encoder disagree | got {got}, expected {patches} "
+            "| repair the processor's config"
         )
 
 
 def _pixels(found: dict[str, Any], label: str) -> tuple[int, int]:
-    """The fewest and the most pixels of an image: ``min_pixels`` and ``max_pixels`` stand above ``size``."""
+    """Return the smallest and largest number of pixels of an image.
+
+    ``min_pixels`` and ``max_pixels`` override ``size``. Raises UserError when both are missing.
+    """
     size = found.get("size", _QWEN_SIZE)
     size = size if isinstance(size, dict) else {}
     got = (
@@ -184,14 +195,15 @@ def _pixels(found: dict[str, Any], label: str) -> tuple[int, int]:
     )
     if not all(type(pixels) is int and pixels > 0 for pixels in got):
         raise UserError(
-            f"{label}: cannot tell how large images may be | got size {found.get('size')}, expected shortest_edge and "
-            "longest_edge, in pixels | repair size in the processor's config"
+            f"{label}: cannot tell how large images may be "
+            f"| got size {found.get('size')}, expected shortest_edge and longest_edge, in pixels "
+            "| repair size in the processor's config"
         )
     return got
 
 
 def _window_steps(found: dict[str, Any], where: str) -> dict[str, Any]:
-    """What is done to pixels besides resizing, which these processors always do."""
+    """Return the processing steps other than resizing, which these processors always do."""
     if not found.get("do_resize", True):
         raise UserError(
             f"{where}: do_resize is not supported | got false, expected true | repair the processor's config"
@@ -210,7 +222,8 @@ def _steps(config: dict[str, Any], label: str) -> dict[str, Any]:
             settings["resize"] = settings["size"] = [size["height"], size["width"]]
         else:
             raise UserError(
-                f"{label}: cannot resize images to {config['size']} | expected shortest_edge, or height and width "
+                f"{label}: cannot resize images to {config['size']} "
+                "| expected shortest_edge, or height and width "
                 "| repair size in the processor's config"
             )
         settings["resample"] = _number(config, "resample", label)
@@ -233,7 +246,7 @@ def _steps(config: dict[str, Any], label: str) -> dict[str, Any]:
 
 
 def _size(size: Any, square: bool) -> dict[str, Any]:
-    """A size in one of its forms (number, pair, dict) as a dict without nulls."""
+    """Return a size given as a number, a pair or a dict as a dict without nulls."""
     if isinstance(size, dict):
         return {key: value for key, value in size.items() if value is not None}
     if isinstance(size, list):
@@ -244,7 +257,8 @@ def _size(size: Any, square: bool) -> dict[str, Any]:
 def _number(config: dict[str, Any], key: str, label: str) -> Any:
     if type(config[key]) not in (int, float):
         raise UserError(
-            f"{label}: {key} is not supported | got {config[key]}, expected a number | repair the processor's config"
+            f"{label}: {key} is not supported | got {config[key]}, expected a number "
+            "| repair the processor's config"
         )
     return config[key]
 

@@ -1,7 +1,7 @@
-"""A checkpoint's tokenizer and chat template to the settings that travel in the bundle: chat format, stop ids.
+"""A bundle's prompt settings, made from a checkpoint's tokenizer and chat template.
 
-In: a source (``tokenizer.json``, a chat template). Out: the dict that ``runtime.prompt`` documents. A dummy source has
-no files and gets LLaVA-1.5's. Images are in ``image_processor``, videos in ``video_processor``.
+They are the chat format and token ids.
+``runtime/text/chat_prompt.py`` reads them. A dummy source without files gets LLaVA-1.5's chat format.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ __all__ = ["prompt_settings", "tokenizer_json"]
 
 
 def tokenizer_json(source: Source) -> bytes:
-    """The checkpoint's ``tokenizer.json``, with every token special that ``tokenizer_config.json`` gives a name, as
-    transformers loads it. Raises UserError when it has none."""
+    """Return the checkpoint's ``tokenizer.json``. Raises UserError when it has none.
+
+    Tokens that ``tokenizer_config.json`` names (such as ``bos_token``) are made special, as in transformers.
+    """
     path = source.file("tokenizer.json")
     if path is None:
         raise UserError(
@@ -39,14 +41,17 @@ def prompt_settings(
     pad_id: int | None,
     default: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Settings for ``runtime.prompt``. ``default`` is the chat format of a checkpoint that has none; ``stop_ids``
-    end an answer (``generation.stop_ids``). Raises UserError when the chat template cannot be put into pieces."""
+    """Return the settings for ``runtime/text/chat_prompt.py``.
+
+    ``default`` is the chat format of a checkpoint without a chat template. ``stop_ids`` end an answer (see
+    ``generation.stop_ids``). Raises UserError when the chat template cannot be expressed as pieces.
+    """
     known = tokenizer_of(tokenizer, source.label)
     image_token = known.id_to_token(image_token_id)
     if image_token is None:
         raise UserError(
-            f"{source.label}: no token {image_token_id} | config.json names it as the image token, tokenizer.json "
-            "does not have it | take both from the same checkpoint"
+            f"{source.label}: no token {image_token_id} | config.json names it as the image token, but "
+            "tokenizer.json does not have it | take both from the same checkpoint"
         )
     special = special_tokens.named(source)
     before, behind = special_tokens.surroundings(known)
@@ -54,9 +59,10 @@ def prompt_settings(
     begin = {opening.startswith(special.get("bos_token", "\0")) for opening in chat_format.openings(pieces)}
     if len(before) > 1 or (len(begin) > 1 and before + behind):
         raise UserError(
-            f"{source.label}: the beginning of its prompts is not supported | the tokenizer puts {before} before a "
-            f"text, and the chat template writes {special.get('bos_token')!r} "
-            f"{'in some prompts only' if len(begin) > 1 else ''} | take BOS out of the template"
+            f"{source.label}: the beginning of its prompts is not supported "
+            f"| the tokenizer puts {before} before a text, and the chat template writes "
+            f"{special.get('bos_token')!r} {'in some prompts only' if len(begin) > 1 else ''} "
+            "| remove BOS from the template"
         )
     if True in begin:
         before, behind = [], []  # transformers' processors then add nothing

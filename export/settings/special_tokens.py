@@ -1,9 +1,8 @@
-"""Special tokens by their names, and what a tokenizer puts around every text, as transformers 5 has both.
+"""Special tokens by name, and the tokens that a tokenizer puts around every text, both as in transformers 5.
 
-In: ``tokenizer_config.json``, ``special_tokens_map.json`` and ``tokenizer.json`` of a checkpoint. Chat
-templates see the names (``bos_token``); the tokens around a text are of the post-processor in
-``tokenizer.json`` alone, whatever ``add_bos_token`` and ``add_eos_token`` say: transformers drops these two
-where there is a ``tokenizer.json``.
+The names (``bos_token``) come from ``tokenizer_config.json`` and ``special_tokens_map.json``; chat templates
+use them. The tokens around a text come from the post-processor in ``tokenizer.json`` alone. ``add_bos_token``
+and ``add_eos_token`` are not read: transformers ignores them if ``tokenizer.json`` exists.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ __all__ = ["made_special", "named", "surroundings"]
 
 _STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _QWEN = dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
-"""Defaults of Qwen2Tokenizer. The class that transformers takes for LLaVA's checkpoints has none."""
+"""Defaults of Qwen2Tokenizer. The class that transformers uses for LLaVA's checkpoints has none."""
 
 
 def named(source: Source) -> dict[str, str]:
-    """The special tokens that a chat template knows by name, e.g. ``{"bos_token": "<s>"}``."""
+    """Return the special tokens that a chat template can use by name, e.g. ``{"bos_token": "<s>"}``."""
     config = source.json("tokenizer_config.json") or {}
     found: dict[str, Any] = {key: value for key, value in config.items() if key.endswith("_token")}
-    if "added_tokens_decoder" not in config:  # else transformers leaves the older file aside
+    if "added_tokens_decoder" not in config:  # otherwise transformers ignores the older file
         older = source.json("special_tokens_map.json") or {}
         found |= {key: value for key, value in older.items() if key.endswith("_token")}
     for extra in (config.get("extra_special_tokens"), config.get("model_specific_special_tokens")):
@@ -38,8 +37,7 @@ def named(source: Source) -> dict[str, str]:
 
 
 def made_special(tokenizer: Tokenizer, names: Iterable[str]) -> bool:
-    """Make the tokens ``names`` special in ``tokenizer``; whether any was not, so that the tokenizer has
-    changed."""
+    """Make the tokens ``names`` special in ``tokenizer``. Returns True if that changed it."""
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     missing = sorted(set(names) - special)
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in missing])
@@ -47,7 +45,7 @@ def made_special(tokenizer: Tokenizer, names: Iterable[str]) -> bool:
 
 
 def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that ``tokenizer`` puts before a text and behind it."""
+    """Return the ids that ``tokenizer`` puts before and behind a text."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     bare, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids

@@ -1,11 +1,12 @@
-"""How many frames of a video are shown, and how large: the settings ``video`` that ``runtime.image`` documents.
+"""A bundle's video settings: the number of frames and their size. ``runtime/images/processor.py`` reads them.
 
-In: the first of ``video_processor`` in ``processor_config.json`` (transformers 5), ``video_preprocessor_config.json``
-(transformers 4.52 and later) and ``preprocessor_config.json`` (older), as transformers looks for them.
+The source is the first of ``video_processor`` in ``processor_config.json`` (transformers 5),
+``video_preprocessor_config.json`` (transformers 4.52 and later) and ``preprocessor_config.json`` (older).
 
-Where a checkpoint has the oldest form only, transformers takes the size of images for frames. We take what the model's
-authors prepare videos with (qwen-vl-utils: 128 to 768 tokens a frame, 2 frames a second), which their instructions
-put in front of transformers. As they do, all frames together have 0.9 of what the model may see.
+For checkpoints with the oldest form only, transformers gives frames the size of images. We use the values of
+the authors' own tool, which their instructions put in front of transformers (qwen-vl-utils: 128 to 768 tokens
+per frame, 2 frames per second). As in that tool, all frames together have at most 0.9 of the pixels that the
+model may see.
 """
 
 from __future__ import annotations
@@ -21,22 +22,25 @@ __all__ = ["VideoSettings", "video_settings"]
 _KINDS = ("Qwen2VLVideoProcessor", "Qwen2_5_VLVideoProcessor")
 _DEFAULTS = {"fps": 2, "min_frames": 4, "max_frames": 768}
 _SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
-"""Of a frame, in pixels: the defaults of transformers' Qwen2VLVideoProcessor, which are those of qwen-vl-utils."""
+"""Size of a frame in pixels: the defaults of transformers' Qwen2VLVideoProcessor and of qwen-vl-utils."""
 _MOST_TOKENS = 128000
 
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """``limits``: fps, frames and pixels. ``config``: the checkpoint's own video processor; None where it has none."""
+    """The video settings: ``limits`` are fps, frames and pixels.
+
+    ``config`` is the checkpoint's own video processor, or None if it has none.
+    """
 
     limits: dict[str, Any]
     config: dict[str, Any] | None
 
 
 def video_settings(source: Source, cell: int, high: int) -> VideoSettings:
-    """For visual tokens of ``cell`` pixels and images of ``high`` pixels at most.
+    """Return the settings for visual tokens of ``cell`` pixels and images of at most ``high`` pixels.
 
-    Raises UserError for a video processor of another kind and for what it asks for and is not done here.
+    Raises UserError for a video processor of another kind and for settings that are not supported.
     """
     own = _own(source)
     oldest = {k: v for k, v in (source.json("preprocessor_config.json") or {}).items() if k in _DEFAULTS}
@@ -48,8 +52,9 @@ def video_settings(source: Source, cell: int, high: int) -> VideoSettings:
     most = config.get("max_pixels", size.get("longest_edge"))
     if not low or not most:
         raise UserError(
-            f"{source.label}: cannot tell how large a video's frames may be | got size {size}, expected shortest_edge "
-            "and longest_edge, in pixels | repair size in the video processor's config"
+            f"{source.label}: cannot tell how large a video's frames may be "
+            f"| got size {size}, expected shortest_edge and longest_edge, in pixels "
+            "| repair size in the video processor's config"
         )
     total = min(high, config.get("max_video_tokens", _MOST_TOKENS) * cell)
     limits = {key: config.get(key, value) for key, value in _DEFAULTS.items()}
@@ -75,6 +80,6 @@ def _refuse(config: dict[str, Any], label: str) -> None:
         )
     if "num_frames" in config:
         raise UserError(
-            f"{label}: the video processor's num_frames is not supported | got {config['num_frames']}, expected null "
-            "| say with fps, min_frames and max_frames how many frames are shown"
+            f"{label}: the video processor's num_frames is not supported "
+            f"| got {config['num_frames']}, expected null | set fps, min_frames and max_frames"
         )

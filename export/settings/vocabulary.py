@@ -1,9 +1,9 @@
-"""Tokens that the embedding has no row for: a checkpoint whose tokenizer has them is refused, and names them.
+"""The check that every token has a row in the embedding table. Other checkpoints are refused.
 
-transformers loads such a checkpoint and fails with an IndexError when somebody writes one of these words. Here the device
-is too late to learn it. A special token without a row passes when nothing feeds it to the model: what users write never
-becomes a special token, so a padding token that was added behind the table does no harm. The same holds for tokens that
-only ``tokenizer_config.json`` has.
+transformers loads a checkpoint with tokens beyond the table, and fails with an IndexError when somebody
+writes one of these words. On a device that would be too late. A special token without a row is accepted if
+nothing feeds it to the model: text from users never becomes a special token, so a padding token behind the
+table does no harm. The same rules hold for tokens that only ``tokenizer_config.json`` has.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["fed_by", "refuse_tokens_beside", "refuse_tokens_beyond", "tokenizer_
 
 
 def tokenizer_of(file: bytes, label: str) -> Tokenizer:
-    """A ``tokenizer.json``. Raises UserError when it is damaged."""
+    """Load a ``tokenizer.json``. Raises UserError when it is damaged."""
     try:
         return Tokenizer.from_str(file.decode())
     except Exception as error:  # the library raises bare Exception for every fault of the file
@@ -31,9 +31,10 @@ def tokenizer_of(file: bytes, label: str) -> Tokenizer:
 
 
 def refuse_tokens_beyond(rows: int, tokenizer: bytes, label: str, fed: Collection[str] = ()) -> None:
-    """Raises UserError when ``tokenizer`` (a ``tokenizer.json``) makes tokens beyond ``rows``, those of the embedding.
+    """Raise UserError when ``tokenizer`` (a ``tokenizer.json``) makes ids of ``rows`` or more.
 
-    ``fed`` are texts whose special tokens the model is fed besides those that the tokenizer adds by itself.
+    ``rows`` is the number of rows of the embedding. ``fed`` are texts whose special tokens reach the model,
+    besides those that the tokenizer adds by itself.
     """
     known = tokenizer_of(tokenizer, label)
     special = {token.content for token in known.get_added_tokens_decoder().values() if token.special}
@@ -47,15 +48,20 @@ def refuse_tokens_beyond(rows: int, tokenizer: bytes, label: str, fed: Collectio
         shown = ", ".join(f"{token!r} ({number})" for number, token in beyond[:5])
         more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
         raise UserError(
-            f"{label}: the tokenizer has tokens that the model does not know | got {shown}{more}, expected numbers below "
-            f"{rows}, the rows of its embedding | resize it with model.resize_token_embeddings(len(tokenizer)) and save "
-            "both again, or take these tokens out of tokenizer.json"
+            f"{label}: the tokenizer has tokens that the model does not know "
+            f"| got {shown}{more}, expected numbers below {rows}, the rows of its embedding "
+            "| resize it with model.resize_token_embeddings(len(tokenizer)) and save both again, or remove "
+            "these tokens from tokenizer.json"
         )
 
 
 def refuse_tokens_beside(source: Source, tokenizer: bytes, fed: Collection[str] = ()) -> None:
-    """Raises UserError when ``tokenizer_config.json`` has tokens that ``tokenizer`` lacks, which transformers adds: words, or
-    special tokens in the texts ``fed``. Raises it, too, where transformers tidies answers up, as it does for all but BPE."""
+    """Raise UserError when ``tokenizer_config.json`` has tokens that ``tokenizer`` lacks.
+
+    transformers adds such tokens. Words are refused, and special tokens that are in the texts ``fed``. Also
+    raises UserError for ``clean_up_tokenization_spaces``, with which transformers changes answers of all
+    tokenizers but BPE.
+    """
     config, known = source.json("tokenizer_config.json") or {}, tokenizer_of(tokenizer, source.label)
     beside = {
         token: special
@@ -64,20 +70,20 @@ def refuse_tokens_beside(source: Source, tokenizer: bytes, fed: Collection[str] 
     }
     if beside:
         raise UserError(
-            f"{source.label}: tokenizer.json lacks tokens that tokenizer_config.json has | got none for "
-            f"{', '.join(map(repr, beside))}, expected each in both | save the tokenizer again with transformers' "
-            "AutoTokenizer(...).save_pretrained"
+            f"{source.label}: tokenizer.json lacks tokens that tokenizer_config.json has "
+            f"| got none for {', '.join(map(repr, beside))}, expected each in both "
+            "| save the tokenizer again with transformers' AutoTokenizer(...).save_pretrained"
         )
     kind = type(known.model).__name__
     if config.get("clean_up_tokenization_spaces") and kind != "BPE":
         raise UserError(
-            f"{source.label}: clean_up_tokenization_spaces in tokenizer_config.json is not supported | got true for a "
-            f"tokenizer of kind {kind}, expected false | use another checkpoint"
+            f"{source.label}: clean_up_tokenization_spaces in tokenizer_config.json is not supported "
+            f"| got true for a tokenizer of kind {kind}, expected false | use another checkpoint"
         )
 
 
 def _tokens(config: dict[str, Any]) -> Iterator[tuple[str, bool]]:
-    """The tokens in ``tokenizer_config.json``, and whether each is special."""
+    """Yield each token in ``tokenizer_config.json``, and True if it is special."""
     for token in (config.get("added_tokens_decoder") or {}).values():
         yield token["content"], bool(token.get("special"))
     more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
@@ -86,7 +92,7 @@ def _tokens(config: dict[str, Any]) -> Iterator[tuple[str, bool]]:
 
 
 def fed_by(prompt: dict[str, Any]) -> list[str]:
-    """The texts in the settings of ``runtime.prompt``. An image's token is left out: images stand in its place."""
+    """Return the texts in the prompt settings, without the image token: images take its place."""
     return [text for key, value in prompt.items() if key != "image_token" for text in _texts(value, prompt)]
 
 
