@@ -212,7 +212,7 @@ class Chat:
         return Answer(text, tokens, kept, finish, timings, stages, owners, layouts, views, stop)
 
     def _without_special(self, tokens: Sequence[int], stop: int | str | None) -> str:
-        """Return the text of an answer without special tokens. ``tokens`` do not include a token id ``stop``."""
+        """Return an answer's text without special tokens. A token id ``stop`` is not in ``tokens``."""
         tokenizer = self._pipe.tokenizer
         text = stop if isinstance(stop, str) else None
         return without_special(tokenizer.detokenizer(), tokens, text, tokenizer.special)

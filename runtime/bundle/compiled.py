@@ -1,17 +1,16 @@
-"""Compiled engines of a bundle: where they stand, what they are bound to, and whether this machine may load
-them.
+"""Compiled engines of a bundle: their folders, what they depend on, and whether this machine may load them.
 
-``engines/<key>/`` holds what a backend compiled and ``engine.json``::
+``engines/<key>/`` holds a backend's compiled files and ``engine.json``::
 
-{"target": "onnxruntime", "machine": {...},          # the backend's own word on what the engine is bound to
-"dialect": "ort", "options": {...}, "sources": {"llm.ort.onnx": sha256, "weights/llm.data": sha256, ...},
-"remedies": {"llm": [...], ...},                     # what it took to compile a graph, in words "self_test":
-{"ok": true, "findings": [...]},        # or {"not_run": why}; see runtime.compile "files": {"llm.onnx":
-{"size": ..., "sha256": ...}, ...}}
+    {"target": "onnxruntime", "machine": {...},       # what the engine depends on, as its backend reports it
+     "dialect": "ort", "options": {...}, "sources": {"llm.ort.onnx": sha256, "weights/llm.data": sha256, ...},
+     "remedies": {"llm": [...], ...},                  # what the compilation of a graph needed or reported,
+     in words "self_test": {"ok": true, "findings": [...]},     # or {"not_run": why}; see compiling.compile
+     "files": {"llm.onnx": {"size": ..., "sha256": ...}, ...}}
 
-An engine made from other files or for another machine, and one whose own files have changed, is refused
-with the reason, never loaded. Its files are checked as a bundle's are (``runtime.stamps``);
-``engines/<key>/.checked.json`` keeps their stamps.
+An engine is refused with the reason, and never loaded, if it was made from other files or for another
+machine, or if its own files have changed. Its files are checked like a bundle's (``bundle.stamps``); their
+stamps are kept in ``engines/<key>/.checked.json``.
 """
 
 from __future__ import annotations
@@ -53,12 +52,17 @@ TARGETS = {
     "tensorrt-rtx": ("foveate.engines.trt.backend", "tensorrt_rtx", "pip install 'foveate[rtx]'"),
     "onnxruntime": ("foveate.engines.ort.backend", "onnxruntime", "pip install onnxruntime"),
 }
-"""Target -> module, the library that the module imports, and how to get it. The first that fits is loaded."""
+"""Target -> module, the library that the module imports, and how to get that library.
+
+Targets are tried in this order; the first engine that fits is loaded.
+"""
 
 
 def backend(target: str) -> Any:
-    """The backend of a target: see ``engines.base``. Raises UserError when the target is unknown or its
-    library is not installed."""
+    """Return the backend of a target (see ``engines.engine``).
+
+    Raises UserError if the target is unknown or its library is not installed.
+    """
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
     module, library, remedy = TARGETS[target]
@@ -73,7 +77,7 @@ def backend(target: str) -> Any:
 
 @dataclass(frozen=True)
 class Plan:
-    """One directory of compiled graphs."""
+    """One folder of compiled graphs, with the contents of its ``engine.json``."""
 
     path: Path
     target: str
@@ -97,8 +101,11 @@ class Plan:
     def fault(
         self, bundle: Bundle, *, full: bool = False, progress: Callable[[str], None] | None = None
     ) -> str | None:
-        """Why this machine must not load it, or None. ``full`` hashes the compiled files whatever their
-        stamps; ``progress`` gets the path of each large file that is about to be hashed."""
+        """Return why this machine must not load the engine, or None.
+
+        ``full`` hashes the compiled files whatever their stamps. ``progress`` gets the path of each large
+        file before it is hashed.
+        """
         if self.sources != sources(bundle, self.dialect):
             return "it was compiled from other files than the bundle holds now"
         module = backend(self.target)
@@ -122,19 +129,19 @@ class Plan:
         return self.path / ".checked.json"
 
     def remember(self) -> None:
-        """Keep the stamps of the compiled files, which were hashed when they were written."""
+        """Keep the stamps of the compiled files. They were hashed when they were written."""
         stamps.remember(self.path, self.files, self._stamps)
 
 
 def _show(value: Any, other: Any) -> str:
-    """A value; of two lists only what the other one lacks."""
+    """Return a value as text. Of two lists only the entries that ``other`` lacks are named."""
     if isinstance(value, list) and isinstance(other, list):
         return ", ".join(v for v in value if v not in other) or "less"
     return str(value)
 
 
 def sources(bundle: Bundle, dialect: str) -> dict[str, str]:
-    """SHA-256 of the graphs of ``dialect`` and of all weights, by path."""
+    """Return the SHA-256 of the graphs of ``dialect`` and of all weights, by path."""
     kinds = bundle.manifest.dialects[dialect]
     graphs = {*kinds["files"].values(), *kinds.get("prefill", {}).values()}
     return {
@@ -145,17 +152,18 @@ def sources(bundle: Bundle, dialect: str) -> dict[str, str]:
 
 
 def plans(bundle: Bundle) -> Iterator[Plan]:
-    """Every compiled engine of the bundle, in the order of TARGETS and then by key. Raises UserError for a
-    damaged record."""
+    """Yield every compiled engine of the bundle, in the order of TARGETS and then by key.
+
+    Raises UserError for a damaged record.
+    """
     yield from plans_in(bundle.path)
 
 
 def plans_in(folder: Path) -> list[Plan]:
-    """As ``plans``, of the bundle in ``folder``, whose manifest is not read."""
+    """Return the engines that ``plans`` yields, for the bundle in ``folder``. Its manifest is not read."""
     found = []
-    for file in (folder / "engines").glob(
-        "[!.]*/engine.json"
-    ):  # hidden ones are being compiled, or were when killed
+    # hidden folders belong to compilations that are running or were killed
+    for file in (folder / "engines").glob("[!.]*/engine.json"):
         try:
             found.append(Plan(path=file.parent, **json.loads(file.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:
@@ -167,8 +175,11 @@ def plans_in(folder: Path) -> list[Plan]:
 
 
 def choose(bundle: Bundle, engine: str | None = None, progress: Callable[[str], None] | None = None) -> Plan:
-    """The first engine that fits this machine; ``engine`` is a key or the beginning of one, e.g. a target.
-    ``progress`` gets the path of each large file that is about to be hashed. Raises UserError."""
+    """Return the first engine that fits this machine.
+
+    ``engine`` is a key or the beginning of one, for example a target. ``progress`` gets the path of each
+    large file before it is hashed. Raises UserError if none fits.
+    """
     every = list(plans(bundle))
     wanted = [plan for plan in every if engine is None or plan.key.startswith(engine)]
     if not wanted:
@@ -187,36 +198,39 @@ def choose(bundle: Bundle, engine: str | None = None, progress: Callable[[str], 
 
 
 def _misfit(bundle: Bundle, plan: Plan, progress: Callable[[str], None] | None) -> tuple[str, str] | None:
-    """Why it cannot be executed here, and what to do about it; or None."""
+    """Return why the engine cannot be run here and what to do about it, or None."""
     again = compile_command(bundle, plan)
     if plan.target not in TARGETS:
         return f"this foveate knows no target {plan.target}", again
     try:
         fault = plan.fault(bundle, progress=progress) or cannot_run(plan.target)
-    except UserError as error:  # its library is not installed, or broken
+    except UserError as error:  # the engine's library is not installed, or is broken
         *why, remedy = str(error).split(" | ")
         return ", ".join(why), remedy
     return (fault, again) if fault else None
 
 
 def cannot_run(target: str) -> str | None:
-    """Why this machine cannot execute engines of a target that it may compile for, or None."""
+    """Return why this machine cannot run engines of a target, although it may compile for it. None if it
+    can."""
     found = backend(target)
     return found.cannot_run() if hasattr(found, "cannot_run") else None
 
 
 def refused_dialect(module: Any, name: str) -> str | None:
-    """Why the installed version of a backend does not take a dialect | the remedy; None where it does."""
+    """Return why the installed version of a backend refuses a dialect, as "reason | remedy". None if it takes
+    it."""
     return module.refused_dialect(name) if hasattr(module, "refused_dialect") else None
 
 
 def usable(dialects: Collection[str]) -> list[str]:
-    """The targets that this machine can compile for and execute, of a bundle that has these ``dialects``."""
+    """Return the targets that this machine can compile for and run, for a bundle that has these
+    ``dialects``."""
     found = []
     for target in TARGETS:
         try:
             accepted = backend(target).DIALECTS
-        except (UserError, ImportError):  # its library is not installed, or cannot be loaded
+        except (UserError, ImportError):  # the target's library is not installed, or cannot be loaded
             continue
         if cannot_run(target) is None and not set(accepted).isdisjoint(dialects):
             found.append(target)
@@ -224,7 +238,7 @@ def usable(dialects: Collection[str]) -> list[str]:
 
 
 def compile_command(bundle: Bundle, plan: Plan) -> str:
-    """The command that makes the engine again."""
+    """Return the command that compiles the engine again."""
     options = "".join(_flag(name, value) for name, value in plan.options.items())
     return f"foveate compile {bundle.path} --target {plan.target}{options}"
 
@@ -237,13 +251,16 @@ def _flag(name: str, value: Any) -> str:
 
 
 def load_engines(bundle: Bundle, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Engine]:
-    """The engine of every stage, by graph name. ``settings`` join the options of the compilation
-    (``threads``)."""
+    """Return the engine of every stage, by graph name.
+
+    ``settings`` (``threads``) are added to the options of the compilation.
+    """
     return {name: load_engine(bundle, plan, name, settings) for name in bundle.manifest.stages}
 
 
 def load_engine(bundle: Bundle, plan: Plan, name: str, settings: Mapping[str, Any]) -> Engine:
-    """The engine of one stage; of two where the bundle has another form of it for prefill."""
+    """Return the engine of one stage. It joins two engines if the bundle has another form of the graph for
+    prefill."""
     forms = bundle.manifest.forms(name, plan.dialect)
     options = {**plan.options, **settings}
     engines = [backend(plan.target).load(plan.path, spec, options) for spec, _ in forms]

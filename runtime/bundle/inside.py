@@ -1,7 +1,8 @@
-"""A bundle from somebody else: whatever it names lies inside it, and is a file whose hash it tells.
+"""Checks of a bundle from an untrusted source: every file that it names must lie inside it and have a
+recorded hash.
 
-``bundle.json`` and the graphs hold names of files, and names become files when a bundle is compiled, packed or sent. A name that
-leads elsewhere is refused before anything is read or written there.
+``bundle.json`` and the graphs contain file names, which are opened when a bundle is compiled, packed or sent.
+A name that leads elsewhere is refused before anything is read or written there.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ def require_names(
     dialects: Mapping[str, Mapping[str, Any]],
     files: Iterable[str],
 ) -> None:
-    """Raise UserError when the ``manifest``, with the bundle's ``name``, ``graphs`` by the name in their spec, ``stages``,
-    ``dialects`` and ``files``, names what lies outside, or a graph's file that it does not list."""
+    """Raise UserError if the ``manifest`` names a path outside the bundle, or a graph's file that it does not
+    list.
+
+    ``name`` is the bundle's name. ``graphs`` maps graph names to the names in their specs. ``stages``,
+    ``dialects`` and ``files`` are those of the manifest.
+    """
     listed = set(files)
     golden = [entry["golden"] for entry in dialects.values() if "golden" in entry]
     for file in (*listed, *golden):
@@ -49,7 +54,8 @@ def require_names(
 
 
 def require_no_links(root: Path, files: Iterable[str]) -> None:
-    """Raise UserError when one of the ``files`` of the bundle at ``root``, or its folder of engines, is a link that leads out."""
+    """Raise UserError if one of ``files`` in the bundle at ``root``, or its folder of engines, is a link that
+    leads out."""
     home = root.resolve()
     for name in (*files, "engines"):
         if not (root / name).resolve().is_relative_to(home):
@@ -60,7 +66,8 @@ def require_no_links(root: Path, files: Iterable[str]) -> None:
 
 
 def require_external_data(graph: Path, files: Iterable[str]) -> None:
-    """Raise UserError when the tensors of the ONNX file ``graph`` lie in files other than the bundle's ``files``."""
+    """Raise UserError if tensors of the ONNX file ``graph`` lie in files other than the bundle's
+    ``files``."""
     try:
         strange = external_files(graph.read_bytes()) - set(files)
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,9 @@
-"""The licences of what is in a bundle, as ``bundle.json`` has them: by the role of what they are for
-("model", "adapter", "clip"), its ``source``, the licence's ``id``, ``name`` and ``link`` where the model card
-has them, its ``files`` in the bundle, and whether it allows commercial ``use`` under its terms ("commercial",
-"non-commercial", "unknown")."""
+"""Licences of a bundle's parts, as ``bundle.json`` has them.
+
+The key is the part's role ("model", "adapter", "clip"). The entry has its ``source``; the licence's ``id``,
+``name`` and ``link`` if the model card gives them; its ``files`` in the bundle; and whether it allows
+commercial ``use`` under its terms ("commercial", "non-commercial", "unknown").
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ _USE = {"commercial": "commercial use under its terms", "non-commercial": "not f
 
 
 def lines(licence: Mapping[str, Any]) -> list[str]:
-    """A line for each licence."""
+    """Return one line of text per licence."""
     found = []
     for role, each in licence.items():
         words = ", ".join(str(each[key]) for key in ("id", "name", "link") if each.get(key)) or "not given"
@@ -25,7 +27,6 @@ def lines(licence: Mapping[str, Any]) -> list[str]:
 
 
 def notes(licence: Mapping[str, Any]) -> list[str]:
-    """What users are told unasked: of licences that allow no commercial use, or of which that is not
-    known."""
+    """Return what users are told unasked: licences that do not allow commercial use, or may not allow it."""
     told = {role: each for role, each in licence.items() if each.get("use") != "commercial"}
     return [f"licence of the {line}; read it before use" for line in lines(told)]

@@ -1,10 +1,10 @@
-"""Bundle: a directory that holds everything a device needs, and ``bundle.json``, which says what that is.
+"""Bundle: a folder with everything that a device needs. Its contents are listed in ``bundle.json``.
 
-In: a directory. Out: a ``Bundle`` whose files are those that were built: present, of the right size,
+Input: a folder. Output: a ``Bundle`` whose files are those that were built: present, of the right size,
 unchanged.
 
-Files are checked on every load, large ones by their stamps (``runtime.stamps``), which
-``engines/.checked.json`` keeps.
+Files are checked at every load, large ones by their stamps (``bundle.stamps``), which are kept in
+``engines/.checked.json``.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ FORMAT = 1
 
 _MANIFEST = "bundle.json"
 UNFINISHED = ".unfinished"
-"""Stands in a folder while a build replaces the bundle in it file by file: a JSON list of the new files'
-paths."""
+"""A file that stands in a folder while a build replaces the bundle there file by file.
+
+It holds a JSON list of the paths of the new files.
+"""
 _STAMPS = Path("engines", ".checked.json")
-_APPENDING = ("primitive",)  # dialects whose graphs give out the new rows of their caches alone
+_APPENDING = ("primitive",)  # dialects whose graphs return only the new rows of their kv caches
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """``bundle.json``. ``graphs`` leave the compute dtype open; ``dialects`` settle it."""
+    """The contents of ``bundle.json``. ``graphs`` leave the compute dtype open; ``dialects`` set it."""
 
     name: str
     family: str
@@ -48,28 +50,25 @@ class Manifest:
     precision: dict[str, str]  # decoder, head, vision
     stages: tuple[str, ...]
     graphs: dict[str, GraphSpec]
-    dialects: dict[
-        str, dict[str, Any]
-    ]  # name -> dtype, files {graph: file}, prefill likewise where there is any, golden: file of the recorded answers,
-    # widened {graph: dtype}: what it computes in inside, where that is not the dtype
+    # name -> dtype; files {graph: file}; prefill, likewise, if any; golden: file of the reference answers;
+    # widened {graph: dtype}: the dtype inside graphs that compute in another one
+    dialects: dict[str, dict[str, Any]]
     num_visual_tokens: int
     grid: tuple[int, int]
     decoder: dict[str, int]
     image: dict[str, Any]
     prompt: dict[str, Any]
     files: dict[str, dict[str, Any]]  # path in the bundle -> size, sha256
-    cuts: tuple[int, ...] = ()  # decoder layers before which it is cut to prune
-    # by stage, as points of ``runtime.budget``: what it is given, and what it leaves at most where that
-    # differs
+    cuts: tuple[int, ...] = ()  # decoder layers before which in-LLM pruners work
+    # by stage, as points of ``llm.budget``: its budget, and the most rows it keeps if that is another number
     budgets: dict[str, list[list[float]]] = field(default_factory=dict)
     limits: dict[str, list[list[float]]] = field(default_factory=dict)
-    vision: dict[str, Any] | None = (
-        None  # sizes of the encoder: its kind, and what ``runtime.costs`` counts it by
-    )
-    # the checkpoint's defaults of answers (``runtime.generation``)
+    # sizes of the vision encoder: its kind, and what ``measuring.costs`` counts with
+    vision: dict[str, Any] | None = None
+    # the checkpoint's settings of generation (``llm.generation``)
     generation: dict[str, Any] = field(default_factory=dict)
-    licence: dict[str, Any] = field(default_factory=dict)  # by role, see ``runtime.licence``
-    # by graph, the largest values that were recorded: {"layer", "at", "value", "edge"}, see export.ranges
+    licence: dict[str, Any] = field(default_factory=dict)  # by role, see ``bundle.licence``
+    # by graph, the largest recorded values: {"layer", "at", "value", "edge"}
     ranges: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -80,8 +79,11 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
-        """Fields that this version does not know are left out. Raises KeyError, TypeError or ValueError."""
-        # older bundles have none and need none
+        """Return the manifest in ``data``. Fields that this version does not know are left out.
+
+        Raises KeyError, TypeError or ValueError if it is damaged.
+        """
+        # optional fields: older bundles do not have them
         later = ("cuts", "budgets", "limits", "vision", "generation", "licence", "ranges")
         values = {
             each.name: data[each.name] for each in fields(cls) if each.name in data or each.name not in later
@@ -97,13 +99,13 @@ class Manifest:
 
     @property
     def position_mode_inside(self) -> str:
-        """Of the rows behind a cut of the decoder."""
+        """Return the position mode of the rows after a cut of the decoder."""
         return self.method.get("position_mode_inside") or "keep"
 
     @property
     def segments(self) -> list[tuple[str, str | None]]:
-        """The graphs of the language model in order, ``llm`` or ``llm.0`` and so on, each with the pruner
-        behind it."""
+        """Return the graphs of the language model in order (``llm``, or ``llm.0`` and so on), each with the
+        pruner after it."""
         following = zip_longest(self.stages, self.stages[1:], fillvalue="")
         return [
             (name, behind if behind.startswith("pruner.") else None)
@@ -112,13 +114,16 @@ class Manifest:
         ]
 
     def spec(self, graph: str, dialect: str) -> GraphSpec:
-        """The graph's interface in ``dialect``: in its dtype, and as its graphs treat caches."""
+        """Return the graph's interface in ``dialect``: with its dtype, and its way of treating kv caches."""
         spec = self.graphs[graph].typed(self.dialects[dialect]["dtype"])
         return spec.appending() if dialect in _APPENDING and spec.in_place else spec
 
     def forms(self, graph: str, dialect: str) -> list[tuple[GraphSpec, str]]:
-        """What is compiled of a graph, each with its file: the graph and, where there is one, its form for
-        many new rows (``engines.by_rows``), whose spec is called ``<graph>.prefill``."""
+        """Return the forms of a graph that are compiled, each with its file.
+
+        These are the graph itself and, if the bundle has one, its form for prefill
+        (``engines.prefill_switch``), whose spec is named ``<graph>.prefill``.
+        """
         spec, kinds = self.spec(graph, dialect), self.dialects[dialect]
         found = [(spec, kinds["files"][graph])]
         if graph in kinds.get("prefill", {}):
@@ -138,29 +143,29 @@ class Bundle:
         return self.path / self.manifest.dialects[dialect]["files"][graph]
 
     def golden(self, dialect: str) -> Path:
-        """What graphs of the dialect must answer."""
+        """Return the file with the reference answers of graphs in ``dialect``."""
         return self.path / self.manifest.dialects[dialect].get("golden", "golden.npz")
 
     def require_own_weights(self, dialect: str) -> None:
-        """Raise UserError when a graph of the ``dialect`` reads weights from other files than those of the
-        bundle."""
+        """Raise UserError if a graph of the ``dialect`` reads weights from files that the bundle does not
+        list."""
         for graph in self.manifest.dialects[dialect]["files"]:
             for _, file in self.manifest.forms(graph, dialect):
                 require_external_data(self.path / file, self.manifest.files)
 
     def embeddings(self) -> np.ndarray:
-        """The token embedding [V, D], mapped."""
+        """Return the token embedding [V, D], memory-mapped."""
         return np.load(self.path / "embed_tokens.npy", mmap_mode="r")
 
 
 def load(
     path: str | os.PathLike[str], *, full: bool = False, progress: Callable[[str], None] | None = None
 ) -> Bundle:
-    """Read and verify the bundle in directory ``path``; ``full`` hashes every file whatever its stamp.
+    """Read and verify the bundle in folder ``path``.
 
-    ``progress`` is called with the name of each file about to be hashed that takes a while. Raises
-    UserError when the directory is no bundle, was made by a newer foveate, or a file is missing or
-    changed.
+    ``full`` hashes every file whatever its stamp. ``progress`` gets the name of each large file before it is
+    hashed. Raises UserError if the folder is not a bundle, was made by a newer foveate, or if a file is
+    missing or changed.
     """
     root = Path(path)
     bundle = Bundle(root, _read_manifest(root))
@@ -169,9 +174,9 @@ def load(
 
 
 def write_manifest(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Manifest:
-    """Hash every file in the directory ``path`` and write its ``bundle.json``.
+    """Hash every file in the folder ``path``, write its ``bundle.json``, and return the manifest.
 
-    ``values`` are the fields of ``bundle.json`` but ``format`` and ``files``, as JSON has them.
+    ``values`` are the fields of ``bundle.json`` except ``format`` and ``files``, as in JSON.
     """
     root = Path(path)
     described = {
@@ -185,8 +190,10 @@ def write_manifest(path: str | os.PathLike[str], values: Mapping[str, Any]) -> M
 
 
 def stored_files(root: Path) -> list[str]:
-    """The files a bundle ships with, as POSIX paths: all but ``bundle.json``, its lock, and what was
-    compiled from them."""
+    """Return the files that a bundle consists of, as POSIX paths.
+
+    These are all files except ``bundle.json``, the lock, and compiled engines.
+    """
     apart = {_MANIFEST, UNFINISHED, locks.inside(root).name}
     found = (p.relative_to(root) for p in root.rglob("*") if p.is_file())
     return sorted(p.as_posix() for p in found if p.parts[0] != "engines" and p.as_posix() not in apart)
@@ -206,7 +213,8 @@ def _read_manifest(root: Path) -> Manifest:
         version = data["format"]
         if isinstance(version, int) and version > FORMAT:
             raise UserError(
-                f"{root} was made by a newer foveate | its format is {version}, this foveate reads up to {FORMAT} "
+                f"{root} was made by a newer foveate "
+                f"| its format is {version}, this foveate reads up to {FORMAT} "
                 "| upgrade foveate on this machine"
             )
         manifest = Manifest.from_json(data)

@@ -1,9 +1,9 @@
-"""Whether files are those that were hashed when they were made, without hashing large ones each time.
+"""Checks that files are unchanged, without hashing large ones each time.
 
-Sizes and the SHA-256 of small files are looked at every time. A large file is hashed once; then its stamp
-(size, time of the last change, inode) is kept in a file, and hashing is repeated only when the stamp
-differs. A change that keeps the stamp is found by the full check alone. Where that file cannot be written,
-as on read-only storage, large files are hashed every time.
+Sizes, and the SHA-256 of small files, are checked every time. A large file is hashed once. Then its stamp
+(size, time of the last change, inode) is stored, and it is hashed again only if the stamp differs. Only a
+full check finds a change that keeps the stamp. If stamps cannot be stored, as on read-only storage, large
+files are hashed every time.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from foveate.engines.disk import files
 
 __all__ = ["Fault", "first_fault", "remember"]
 
-_SMALL = 1 << 20  # bytes; hashing this much takes a millisecond
+_SMALL = 1 << 20  # bytes; hashing this many takes about a millisecond
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A file that is not what it was. ``words`` is None where it is missing."""
+    """A file that is missing or changed. ``words`` says how it changed, None if it is missing."""
 
     name: str
     words: str | None
@@ -38,10 +38,10 @@ def first_fault(
     full: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Fault | None:
-    """The first of the files that is missing or changed, or None.
+    """Return the first file that is missing or changed, or None.
 
-    ``expected``: path in ``root`` -> its ``size`` in bytes and ``sha256``. ``full`` hashes every file
-    whatever its stamp. ``progress`` gets the name of each large file that is about to be hashed.
+    ``expected`` maps paths in ``root`` to their ``size`` in bytes and ``sha256``. ``full`` hashes every file
+    whatever its stamp. ``progress`` gets the name of each large file before it is hashed.
     """
     known = {} if full else _read(stamps_file)
     fresh: dict[str, list[int]] = {}
@@ -66,7 +66,7 @@ def first_fault(
 
 
 def remember(root: Path, names: Mapping[str, object], stamps_file: Path) -> None:
-    """Keep the stamps of files that were hashed just now."""
+    """Store the stamps of files that were hashed just now."""
     stamps = {name: _stamp(root / name) for name in names}
     _write(stamps_file, {name: stamp for name, stamp in stamps.items() if stamp[0] > _SMALL})
 
@@ -79,13 +79,13 @@ def _stamp(path: Path) -> list[int]:
 def _read(file: Path) -> dict[str, list[int]]:
     try:
         stamps = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or cut short by a power failure: hash again
+    except (OSError, ValueError):  # no stamps yet, or cut short by a power failure: hash again
         return {}
     return stamps if isinstance(stamps, dict) else {}
 
 
 def _write(file: Path, stamps: dict[str, list[int]]) -> None:
-    with contextlib.suppress(OSError):  # read-only storage: the next look hashes again
+    with contextlib.suppress(OSError):  # read-only storage: the next check hashes again
         file.parent.mkdir(exist_ok=True)
         with files.atomic_file(file) as part:
             part.write_text(json.dumps(stamps), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Measure a compiled bundle: times and memory (``bench``), cost of tokens (``costs``), energy (``energy``)."""
+"""Measurements of a bundle: times and memory (``bench``), energy (``energy``), cost of tokens (``costs``)."""

@@ -1,17 +1,22 @@
-"""What a prompt costs the language model: FLOPs, bytes of cache and the schedule of tokens, by one formula.
+"""Costs of a prompt in the language model: FLOPs, bytes of kv cache, and the schedule of visual tokens.
 
-In: a bundle's manifest and a budget, or plain numbers: a decoder's sizes as ``bundle.json`` has them, a schedule, the
-tokens of text. Out: ``Cost``. A schedule is how many visual tokens pass how many layers: ((8, 576), (8, 217), (16, 19)).
+Input: a bundle's manifest and a budget, or plain numbers (a decoder's sizes as in ``bundle.json``, a
+schedule, a number of text tokens). Output: ``Cost``. A schedule says how many layers see how many visual
+tokens: ((8, 576), (8, 217), (16, 19)).
 
-With n rows (visual tokens and text), d wide, queries q and keys k wide (heads times ``head_dim``), an MLP of m, one layer takes
+Let n be the number of rows (visual tokens and text), d the hidden size, q and k the widths of queries and
+keys (heads times ``head_dim``), and m the size of the MLP. Then one layer takes
 
     n (2 d q + 2 d k + 3 d m) + 2 q n (n + 1) / 2    multiply-adds:
 
-the four projections, the three matrices of a gated MLP, and scores and their sums over the pairs that a causal mask lets
-through. The head counts for one row, the last. A multiply-add is two FLOPs. ``EXACT`` is this; publications count
-otherwise (``Convention``), which moves absolute numbers by a factor of two and shares by a few points; the tests say
-which one reproduces which. Left out: lookups, norms, activations, softmax, the vision encoder (``vision_flops``) and the
-pruners, whose scoring inside the language model is a row of one layer's attention.
+the four projections, the three matrices of a gated MLP, and attention over the pairs that a causal mask lets
+through (scores, and weighted sums of values). The head counts for one row, the last. A multiply-add is two
+FLOPs.
+
+This is the convention ``EXACT``. Publications count differently (``Convention``), which changes absolute
+numbers by a factor of two and shares by a few points; the tests say which convention reproduces which
+publication. Left out are lookups, norms, activations, softmax, the vision encoder (``vision_flops``) and the
+pruners. An in-LLM pruner's scores cost as much as one row of one layer's attention.
 """
 
 from __future__ import annotations
@@ -45,19 +50,19 @@ __all__ = [
 ]
 
 Schedule = tuple[tuple[int, int], ...]
-"""(layers, visual tokens in them), from the first layer to the last."""
+"""Pairs (number of layers, visual tokens in them), from the first layer to the last."""
 
-TEXT_TOKENS = 40  # a chat format and a question of one sentence
+TEXT_TOKENS = 40  # tokens of a chat template and a question of one sentence
 
 
 @dataclass(frozen=True)
 class Convention:
-    """How FLOPs are counted. FastV's formula, 4nd^2 + 2n^2d + 2ndm, is ``Convention(1, 2, False, False)``."""
+    """A way to count FLOPs. FastV's formula, 4nd^2 + 2n^2d + 2ndm, is ``Convention(1, 2, False, False)``."""
 
     flops_per_mac: int = 2
     mlp_matrices: int = 3  # 3 with a gate, as in LLaMA
-    causal: bool = True  # pairs behind the mask do not count
-    head: bool = True  # logits of the last row
+    causal: bool = True  # leaves out pairs that the mask hides
+    head: bool = True  # includes the logits of the last row
 
 
 EXACT = Convention()
@@ -65,8 +70,11 @@ EXACT = Convention()
 
 @dataclass(frozen=True)
 class Cost:
-    """``flops`` of the prefill, ``decode_flops`` of the token after it; ``cache_bytes`` of the prompt's rows alone;
-    ``average_tokens`` visual tokens, mean over layers."""
+    """Costs of one prompt.
+
+    ``flops`` are those of the prefill, ``decode_flops`` those of the token after it. ``cache_bytes`` are
+    those of the prompt's rows. ``average_tokens`` is the number of visual tokens, averaged over layers.
+    """
 
     flops: int
     decode_flops: int
@@ -76,7 +84,10 @@ class Cost:
 
 
 def of(manifest: Manifest, keep: Keep = None, text_tokens: int = TEXT_TOKENS, dtype: str = "float16") -> Cost:
-    """The cost of one picture at ``keep`` among ``text_tokens``; the cache in ``dtype``. Raises UserError for a wrong ``keep``."""
+    """Return the cost of one image at ``keep`` and ``text_tokens`` text tokens, with a kv cache in ``dtype``.
+
+    Raises UserError for a wrong ``keep``.
+    """
     plan, decoder = schedule(manifest, keep), manifest.decoder
     return Cost(
         prefill_flops(decoder, plan, text_tokens),
@@ -88,8 +99,11 @@ def of(manifest: Manifest, keep: Keep = None, text_tokens: int = TEXT_TOKENS, dt
 
 
 def schedule(manifest: Manifest, keep: Keep = None) -> Schedule:
-    """The most visual tokens that each segment of the decoder gets at ``keep``; a method whose count depends on the
-    picture (a union, a quota, a threshold) may leave fewer. Raises UserError for a wrong ``keep``."""
+    """Return the largest number of visual tokens that each segment of the decoder gets at ``keep``.
+
+    A method whose count depends on the image (a union, a quota, a threshold) may keep fewer. Raises UserError
+    for a wrong ``keep``.
+    """
     total = manifest.num_visual_tokens
     count = resolve_keep(keep, total, manifest.method)
     left, plan = total if manifest.method.get("fixed_keep") is None else count, []
@@ -102,8 +116,11 @@ def schedule(manifest: Manifest, keep: Keep = None) -> Schedule:
 
 
 def measured(manifest: Manifest, stages: Mapping[str, Sized], total: int | None = None) -> Schedule:
-    """The schedule as it was for a picture of which ``stages`` left this (``Answer.stages``); it had ``total`` tokens, by
-    default as many as a picture can have."""
+    """Return the schedule of one image as it was measured.
+
+    ``stages`` holds what each stage kept (``Answer.stages``). ``total`` is the image's number of visual
+    tokens; None stands for the largest possible.
+    """
     left, plan = manifest.num_visual_tokens if total is None else total, []
     for stage, layers in segments(manifest):
         left = len(stages[stage]) if stage in stages else left
@@ -112,14 +129,17 @@ def measured(manifest: Manifest, stages: Mapping[str, Sized], total: int | None 
 
 
 def segments(manifest: Manifest) -> list[tuple[str, int]]:
-    """The decoder's segments: the pruner before each, which the first one may be without, and how many layers it has."""
+    """Return the decoder's segments: the name of the pruner before each, and the segment's number of layers.
+
+    The first segment may have no pruner; its name is returned all the same.
+    """
     edges = (0, *manifest.cuts, manifest.decoder["num_layers"])
     pruners = ("pruner", *(f"pruner.{number}" for number in range(len(manifest.cuts))))
     return [(pruner, end - first) for pruner, (first, end) in zip(pruners, pairwise(edges), strict=True)]
 
 
 def unpruned(manifest: Manifest) -> Schedule:
-    """The schedule of method none."""
+    """Return the schedule of method none."""
     return ((manifest.decoder["num_layers"], manifest.num_visual_tokens),)
 
 
@@ -130,7 +150,7 @@ def average_tokens(plan: Schedule) -> float:
 def prefill_flops(
     decoder: Mapping[str, int], plan: Schedule, text_tokens: int, convention: Convention = EXACT
 ) -> int:
-    """FLOPs until the logits of the first new token."""
+    """Return the FLOPs until the logits of the first new token."""
     rows = [(layers, tokens + text_tokens) for layers, tokens in plan]
     pairs = [(layers, n * (n + 1) // 2 if convention.causal else n * n) for layers, n in rows]
     return _flops(decoder, _weighted(rows), _weighted(pairs), convention)
@@ -139,14 +159,14 @@ def prefill_flops(
 def decode_flops(
     decoder: Mapping[str, int], plan: Schedule, text_tokens: int, convention: Convention = EXACT
 ) -> int:
-    """FLOPs of one token more, which sees the prompt's rows and itself."""
+    """Return the FLOPs of one more token, which attends to the prompt's rows and itself."""
     layers = sum(layers for layers, _ in plan)
     pairs = _weighted([(layers, tokens + text_tokens + 1) for layers, tokens in plan])
     return _flops(decoder, layers, pairs, convention)
 
 
 def cache_bytes(decoder: Mapping[str, int], plan: Schedule, text_tokens: int, dtype: str = "float16") -> int:
-    """Bytes of the prompt's keys and values in all layers."""
+    """Return the bytes of the prompt's keys and values in all layers."""
     rows = _weighted([(layers, tokens + text_tokens) for layers, tokens in plan])
     return rows * 2 * decoder["num_kv_heads"] * decoder["head_dim"] * np.dtype(dtype).itemsize
 
@@ -154,7 +174,10 @@ def cache_bytes(decoder: Mapping[str, int], plan: Schedule, text_tokens: int, dt
 def vision_flops(
     *, hidden: int, intermediate: int, layers: int, patches: int, patch_size: int, projected: int
 ) -> int:
-    """FLOPs of a CLIP tower (class token, every pair attends, MLP of two matrices) and LLaVA's projector of two layers."""
+    """Return the FLOPs of a CLIP tower and LLaVA's two-layer projector.
+
+    The tower has a class token, attention between all pairs, and an MLP of two matrices.
+    """
     n = patches + 1
     layer = n * (4 * hidden**2 + 2 * hidden * intermediate) + 2 * n * n * hidden
     ends = 3 * patch_size**2 * hidden + hidden * projected + projected**2
@@ -175,9 +198,12 @@ def merged_vision_flops(
     mergers: int,
     projected: int,
 ) -> int:
-    """FLOPs of Qwen's towers: no class token, ``full_layers`` in which every pair attends and windows of ``window`` patches
-    in the rest, patches of two frames, and ``mergers`` that join ``merge`` by ``merge`` patches in an MLP of two matrices
-    (Qwen3-VL has one more for each of its deepstack layers)."""
+    """Return the FLOPs of Qwen's vision encoders.
+
+    They have no class token. All pairs attend in ``full_layers``, and windows of ``window`` patches in the
+    other layers. A patch has two frames. ``mergers`` join ``merge`` by ``merge`` patches in an MLP of two
+    matrices; Qwen3-VL has one more for each of its deepstack layers.
+    """
     rows = layers * patches * (4 * hidden**2 + mlp_matrices * hidden * intermediate)
     pairs = full_layers * patches**2 + (layers - full_layers) * patches * window
     joined = merge**2 * hidden
@@ -190,7 +216,7 @@ def _weighted(parts: list[tuple[int, int]]) -> int:
 
 
 def _flops(decoder: Mapping[str, int], rows: int, pairs: int, convention: Convention) -> int:
-    """``rows`` through the matrices, ``pairs`` in attention, both summed over layers."""
+    """Return the FLOPs of ``rows`` in the matrices and ``pairs`` in attention, both summed over layers."""
     hidden, head_dim = decoder["hidden_size"], decoder["head_dim"]
     queries, keys = decoder["num_heads"] * head_dim, decoder["num_kv_heads"] * head_dim
     row = 2 * hidden * (queries + keys) + convention.mlp_matrices * hidden * decoder["intermediate_size"]

@@ -1,16 +1,17 @@
-"""Power and energy: what the board's monitors say, sampled while something runs.
+"""Power and energy, sampled from the board's monitors while something runs.
 
     with Sampler() as energy:
         answer = pipe.generate(...)
     if energy.joules is not None:
         print(energy.joules, energy.joules / len(answer.tokens))
 
-Sources, the first that is there: INA3221 monitors through Linux' hwmon (mV and mA; Jetsons up to Orin), and jetson-stats
-where it is installed and its service runs (mW; also Thor, whose monitor is another). On a machine with neither, ``joules``
-is None: no number is made up.
+Sources, in this order: INA3221 monitors through Linux' hwmon (mV and mA; Jetsons up to Orin), then
+jetson-stats if it is installed and its service runs (mW; also Thor, which has another monitor). On a machine
+with neither, ``joules`` is None: no number is made up.
 
-The whole module is the rail ``VDD_IN`` where there is one (Orin NX and Nano). Elsewhere (AGX Orin) it is the sum of the rails,
-as jetson-stats has it; a rail that feeds another one would then count twice.
+The power of the whole module is that of the rail ``VDD_IN`` if there is one (Orin NX and Nano). Otherwise
+(AGX Orin) it is the sum of all rails, as in jetson-stats. A rail that feeds another one would then
+count twice.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ _TOTAL = "VDD_IN"
 _EVERY = 0.05  # seconds; the monitors average over some milliseconds
 
 Read = Callable[[], dict[str, float]]
-"""Watts by rail, and by "total"."""
+"""A function that returns watts by rail, and for the whole module as "total"."""
 
 
 class Rails:
-    """The INA3221 rails below ``root``. Empty where there are none, which is falsy."""
+    """The INA3221 rails below ``root``. Without any, the object is empty and therefore falsy."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._files: list[tuple[str, Path, Path]] = []
@@ -43,7 +44,7 @@ class Rails:
     @staticmethod
     def _channels(chip: Path) -> list[tuple[str, Path, Path]]:
         found = []
-        for number in (1, 2, 3):  # 7 is the sum of the shunts
+        for number in (1, 2, 3):  # channel 7 is the sum of the shunts
             label = _text(chip / f"in{number}_label")
             files = chip / f"in{number}_input", chip / f"curr{number}_input"
             if label and label != "NC" and all(file.is_file() for file in files):
@@ -54,7 +55,7 @@ class Rails:
         return len(self._files)
 
     def __call__(self) -> dict[str, float]:
-        """Watts now. Raises OSError or ValueError when a monitor does not answer."""
+        """Return the present watts. Raises OSError or ValueError if a monitor does not answer."""
         watts = {
             label: int(volt.read_text()) * int(current.read_text()) / 1e6
             for label, volt, current in self._files
@@ -70,12 +71,12 @@ def _text(path: Path) -> str | None:
 
 
 def _jetson_stats() -> Read | None:
-    """Through jtop, where it is installed and its service answers."""
+    """Return a reader through jtop, or None if it is not installed or its service does not answer."""
     try:
         board = importlib.import_module("jtop").jtop()
-        board.daemon = True  # a thread, which would keep the process from ending
+        board.daemon = True  # jtop is a thread; without this it would keep the process from ending
         board.start()
-    except Exception:  # noqa: BLE001  its own kinds, and whatever a broken service raises
+    except Exception:  # noqa: BLE001  jtop's own errors, and whatever a broken service raises
         return None
 
     def read() -> dict[str, float]:
@@ -87,13 +88,16 @@ def _jetson_stats() -> Read | None:
 
 
 def find(root: Path = Path("/")) -> Read | None:
-    """What tells watts on this machine, or None."""
+    """Return a reader of watts for this machine, or None."""
     return rails if (rails := Rails(root)) else _jetson_stats()
 
 
 class Sampler:
-    """Energy over a ``with`` block, by the trapezoid rule. ``joules`` is None where nothing tells, and where a block was too
-    short or its monitors too silent for two samples."""
+    """Measures energy during a ``with`` block, by the trapezoid rule.
+
+    ``joules`` is None if there is no monitor, and if there are fewer than two samples (a short block, or a
+    silent monitor).
+    """
 
     def __init__(self, read: Read | None = None, every: float = _EVERY) -> None:
         self._read = find() if read is None else read
@@ -125,13 +129,13 @@ class Sampler:
     def _sample(self) -> None:
         try:
             watts = self._read()
-        except (OSError, ValueError):  # a monitor that is busy; the next sample bridges it
+        except (OSError, ValueError):  # the monitor is busy; the trapezoid rule bridges the missing sample
             return
         self._samples.append((time.perf_counter(), watts))
 
     @property
     def seconds(self) -> float:
-        """From the first sample to the last."""
+        """Return the seconds from the first sample to the last."""
         return self._samples[-1][0] - self._samples[0][0] if self._samples else 0.0
 
     @property
@@ -140,16 +144,19 @@ class Sampler:
 
     @property
     def watts(self) -> float | None:
-        """Mean over the block."""
+        """Return the mean power during the block, or None."""
         return self.joules / self.seconds if self.joules is not None and self.seconds else None
 
     @property
     def rail_joules(self) -> dict[str, float]:
-        """Joules by rail and by "total"; empty where nothing tells."""
+        """Return joules by rail and in "total"; empty if nothing was measured."""
         return self.since(0.0)
 
     def since(self, moment: float) -> dict[str, float]:
-        """The same from ``moment`` on, which is ``time.perf_counter``'s; between two samples power is a straight line."""
+        """Return ``rail_joules`` from ``moment`` on, a time of ``time.perf_counter``.
+
+        Power is interpolated linearly between two samples.
+        """
         pairs = [pair for pair in pairwise(self._samples) if pair[1][0] > moment]
         if not pairs:
             return {}

@@ -1,7 +1,7 @@
-"""A chat format of plain pieces: turns of a conversation go in, the prompt's text comes out.
+"""A chat template as plain pieces of text: renders the turns of a conversation as the text of a prompt.
 
-The device has no template engine. ``foveate build`` reads the pieces off the checkpoint's chat template and
-proves that they make the same prompts (``export.chat``). For LLaVA-1.5::
+The device has no template engine. ``foveate build`` derives the pieces from the checkpoint's chat template
+and checks that they make the same prompts. For LLaVA-1.5::
 
     {"before": "",                       # opens the prompt, unless a system turn does
      "roles": {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "},           # opens a turn
@@ -9,20 +9,21 @@ proves that they make the same prompts (``export.chat``). For LLaVA-1.5::
      "order": "images first",            # images before texts, whatever the order of the parts; or "given"
      "after_text": " ",                  # follows each text of a turn
      "end": "",                          # closes a turn
-     "closing": {"assistant": "</s>"},   # closes turns of these roles in place of after_text and end
+     "closing": {"assistant": "</s>"},   # closes turns of these roles, in place of after_text and end
      "generation": "ASSISTANT:"}         # asks for the answer
 
-What a chat template does to texts, by role, where it does something::
+Optional settings for what a chat template does to texts, by role::
 
-    {"strip": {"user": {"left": null, "right": null}},        # takes blanks off each text
-     "reasoning": {"assistant": {"end": "</think>", "left": "\\n"}},   # keeps what follows the last </think>
-     "limits": ["user last"]}            # what the pieces cannot say; the keys of ``LIMITS``
+    {"strip": {"user": {"left": null, "right": null}},        # removes blanks around each text
+     "reasoning": {"assistant": {"end": "</think>", "left": "\\n"}},   # keeps only what follows the last
+     </think> "limits": ["user last"]}            # conversations that pieces cannot render; keys of
+     ``LIMITS``
 
-``left`` and ``right`` are the characters that are taken off that side, null for every kind of blank; a side
-that is absent stays. Those of ``reasoning`` apply only to texts that hold ``end``. With ``"whole": true``
-beside them, ``strip`` is of all that a turn holds, images too, and not of each text. ``order`` is absent
-where images between words are not known to come out as they do with the chat template, and in bundles of
-older versions: such turns are refused.
+``left`` and ``right`` are the characters that are removed on that side; null means every kind of blank. A
+side that is absent is not stripped. The sides of ``reasoning`` apply only to texts that hold ``end``. With
+``"whole": true`` beside its sides, ``strip`` applies to all content of a turn together, images included,
+instead of each text. ``order`` is absent if it is not known that images between words come out as with the
+chat template, and in older bundles. Such turns are refused.
 
 A piece may hold the date: ``{{ strftime_now("%d %b %Y") }}`` becomes the date in that format of ``strftime``.
 """
@@ -42,7 +43,8 @@ from foveate.runtime.text.turns import IMAGE, Part, Turn
 __all__ = ["LIMITS", "Piece", "date_piece", "render"]
 
 Piece = tuple[str, bool]
-"""A text, and whether it is the chat format's own, in which special tokens count, or somebody's words."""
+"""A text, and whether it belongs to the chat template (True: special tokens count) or is somebody's words
+(False)."""
 
 _DATE = re.compile(r'\{\{ strftime_now\(("(?:[^"\\]|\\.)*")\) \}\}')
 
@@ -58,20 +60,23 @@ LIMITS: dict[str, tuple[str, Callable[[list[str]], bool]]] = {
         lambda roles: ("assistant", "assistant") in pairwise(roles),
     ),
 }
-"""Conversations that some chat templates write in a way that pieces cannot: in words, and how roles tell."""
+"""Conversations that some chat templates render in a way that pieces cannot: in words, and as a test of the
+roles."""
 
 
 def date_piece(form: str) -> str:
-    """What stands in a piece for the date in this format."""
+    """Return the text that stands in a piece for the date in this format."""
     return f"{{{{ strftime_now({json.dumps(form)}) }}}}"
 
 
 def render(
     settings: dict[str, Any], turns: Sequence[Turn], *, generation: bool = True, now: datetime | None = None
 ) -> list[Piece]:
-    """The prompt in pieces, with the opening of the answer when ``generation``. ``now`` is the date for
-    formats that show one; None: this moment's. Raises UserError for a turn or a conversation that the format
-    cannot put."""
+    """Return the prompt in pieces, with the opening of the answer if ``generation``.
+
+    ``now`` is the date for chat templates that show one; None stands for now. Raises UserError for a turn or
+    a conversation that the pieces cannot render.
+    """
     roles = [turn.role for turn in turns]
     for limit in settings.get("limits", ()):
         words, broken = LIMITS[limit]
@@ -112,7 +117,8 @@ def _content(settings: dict[str, Any], turn: Turn) -> list[Piece]:
 
 
 def _ordered(settings: dict[str, Any], turn: Turn) -> Sequence[Part]:
-    """The turn's parts as the chat template has them."""
+    """Return the turn's parts in the order of the chat template. Raises UserError for parts that it cannot
+    render."""
     first: list[Part] = [*[IMAGE] * turn.images, *turn.texts]
     if turn.role != "user" and (turn.images or len(turn.texts) != 1):
         raise UserError(
@@ -122,8 +128,9 @@ def _ordered(settings: dict[str, Any], turn: Turn) -> Sequence[Part]:
     order = settings.get("order")
     if order is None and (list(turn.parts) != first or len(turn.texts) > 1):
         raise UserError(
-            "this bundle does not say where images stand between words | got a turn of several texts, or with "
-            "an image behind a text | put the images first and the text in one piece, or build the bundle again"
+            "this bundle does not say where images stand between words "
+            "| got a turn of several texts, or with an image after a text "
+            "| put the images first and the text in one piece, or build the bundle again"
         )
     return turn.parts if order == "given" else first
 
@@ -135,7 +142,7 @@ def _stripped(text: str, rule: dict[str, Any]) -> str:
 
 
 def _strip_pieces(pieces: list[Piece], rule: dict[str, Any]) -> list[Piece]:
-    """``_stripped`` of the text that the pieces make together."""
+    """Return the pieces stripped by ``rule`` as if they were one text."""
     left = {"left": rule["left"]} if "left" in rule else {}
     right = {"right": rule["right"]} if "right" in rule else {}
     pieces = list(pieces)

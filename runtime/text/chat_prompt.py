@@ -1,15 +1,15 @@
-"""Tokens: turns of a conversation go in; token ids and places for images come out, and text from ids.
+"""Tokens: turns of a conversation become token ids and places for images, and token ids become text.
 
-``settings`` are the bundle's: the pieces of ``runtime.chat_format``, and for LLaVA-1.5::
+``settings`` are the bundle's: the pieces of ``text.chat_format``, and for LLaVA-1.5::
 
     {"image_token": "<image>", "image_token_id": 32000,
-     "bos_id": 1,                         # before the first piece; null where none is, or where a piece holds it
-     "suffix_ids": [],                    # behind the last piece; may be absent
-     "stop_ids": [2], "pad_id": 32001}    # pad_id may be null
+     "bos_id": 1,                         # before the first piece; null if there is none, or if a piece holds
+     it "suffix_ids": [],                    # after the last piece; optional "stop_ids": [2], "pad_id":
+     32001}    # pad_id may be null
 
-Special tokens in the pieces become their ids. What users write never does: a user's ``<image>`` or ``</s>`` is ordinary
-text, where Hugging Face's tokenizer would let it add an image or end the answer. Apart from that the ids equal those of
-a processor's ``apply_chat_template(..., tokenize=True)``.
+Special tokens in the pieces become their ids. Special tokens in the user's words do not: a user's ``<image>``
+or ``</s>`` is ordinary text, whereas Hugging Face's tokenizer would let it add an image or end the answer.
+Otherwise the ids equal those of a processor's ``apply_chat_template(..., tokenize=True)``.
 """
 
 from __future__ import annotations
@@ -39,29 +39,31 @@ class ImageSlot:
     index: int
 
 
-_BLANKS_LEFT, _BLANKS_RIGHT = (
-    re.compile(r"\A[^\S\x1c-\x1f]+"),
-    re.compile(r"[^\S\x1c-\x1f]+\Z"),
-)  # as in tokenizers
+# all blanks except \x1c to \x1f, as in the tokenizers library
+_BLANKS_LEFT = re.compile(r"\A[^\S\x1c-\x1f]+")
+_BLANKS_RIGHT = re.compile(r"[^\S\x1c-\x1f]+\Z")
 
 Segment = np.ndarray | ImageSlot
-"""int64 [n] token ids, n > 0, or the place of an image."""
+"""Token ids, int64 [n] with n > 0, or the place of an image."""
 
 
 class ChatTokenizer:
-    """The bundle's tokenizer and chat format: ``encode_turns``, ``encode_text``, ``decode``, ``detokenizer``."""
+    """The bundle's tokenizer and chat template: ``encode_turns``, ``encode_text``, ``decode``,
+    ``detokenizer``."""
 
     def __init__(self, path: str | PathLike[str], settings: dict[str, Any], rows: int | None = None) -> None:
-        """``path`` is a ``tokenizer.json``, ``settings`` as above, ``rows`` how many tokens the model knows (None: all).
-        Raises UserError when the file cannot be read."""
+        """Read the tokenizer. Raises UserError if the file cannot be read.
+
+        ``path`` is a ``tokenizer.json``, ``settings`` as above. ``rows`` is the number of tokens that the
+        model knows, None for all.
+        """
         self.settings, self._rows = settings, rows
         self.stop_ids = frozenset(settings["stop_ids"])
         self._tokenizer = load_tokenizer(path)
         self._later = _without_first_prefix(self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder().values()
-        self._left = {
-            token.content for token in added if token.lstrip
-        }  # these take the blanks at their sides
+        # these special tokens swallow the blanks on their left or right
+        self._left = {token.content for token in added if token.lstrip}
         self._right = {token.content for token in added if token.rstrip}
         self.special = _special_tokens(self._tokenizer)  # text -> id
         self.special[settings["image_token"]] = settings["image_token_id"]
@@ -71,12 +73,13 @@ class ChatTokenizer:
     def encode_turns(
         self, turns: Sequence[Turn], *, generation: bool = True, now: datetime | None = None
     ) -> list[Segment]:
-        """The conversation as ids and images in order, with the opening of the answer when ``generation``.
+        """Return the conversation as token ids and images in order, with the opening of the answer if
+        ``generation``.
 
-        ``now`` is the date for chat formats that show one, None for this moment's: give a conversation one date, so
-        that its prompts begin alike. Encode the whole conversation anew for a later turn, and feed what follows the
-        longest common prefix with what is in the cache: token borders need not fall on turn borders. Raises UserError
-        for turns that the chat format cannot put.
+        ``now`` is the date for chat templates that show one; None stands for now. Give a conversation a
+        single date, so that its prompts begin alike. For a later turn, encode the whole conversation again
+        and compute what follows the longest common prefix with the cache: token borders need not be turn
+        borders. Raises UserError for turns that the chat template cannot render.
         """
         ids: list[int] = [] if self.settings.get("bos_id") is None else [self.settings["bos_id"]]
         segments: list[Segment] = []
@@ -107,33 +110,36 @@ class ChatTokenizer:
         return segments
 
     def encode_text(self, text: str) -> np.ndarray:
-        """int64 [n]: a text alone, without BOS and without special tokens; n may be 0."""
+        """Return int64 [n]: a text alone, without BOS and special tokens. n may be 0."""
         ids = np.array(_encode(self._tokenizer, text), np.int64)
         self._refuse_beyond(ids)
         return ids
 
     def _refuse_beyond(self, ids: np.ndarray) -> None:
-        """Builds refuse tokens that the model does not know; bundles from before that may have some."""
+        """Raise UserError for ids that the model does not know. Builds refuse such tokens; older bundles may
+        have some."""
         beyond = ids[ids >= self._rows] if self._rows is not None else ids[:0]
         if len(beyond):
             words = ", ".join(repr(self._tokenizer.id_to_token(int(number))) for number in np.unique(beyond))
             raise UserError(
-                f"the model does not know {words} | its tokenizer has tokens beyond the {self._rows} rows of its embedding "
-                "| use other words, or build the bundle again from a checkpoint whose embedding has these tokens"
+                f"the model does not know {words} "
+                f"| its tokenizer has tokens beyond the {self._rows} rows of its embedding "
+                "| use other words, or build the bundle again from a checkpoint whose embedding has "
+                "these tokens"
             )
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, keep_special: bool = False) -> str:
-        """The text of an answer; special tokens are left out unless ``keep_special``."""
+        """Return the text of an answer. Special tokens are left out unless ``keep_special``."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=not keep_special)
 
     def detokenizer(self, *, keep_special: bool = False) -> Detokenizer:
-        """A fresh Detokenizer for one answer."""
+        """Return a new Detokenizer for one answer."""
         return Detokenizer(self._tokenizer, keep_special=keep_special)
 
     def _pieces(
         self, turns: Sequence[Turn], generation: bool, now: datetime | None
     ) -> list[tuple[str, bool]]:
-        """The prompt as (text, is a special token) pieces."""
+        """Return the prompt as pieces (text, whether it is a special token)."""
         pieces = []
         for text, own in render(self.settings, turns, generation=generation, now=now):
             parts = self._split.split(text) if own else [text]
@@ -142,32 +148,32 @@ class ChatTokenizer:
 
 
 class Detokenizer:
-    """Text of an answer as it grows: the pieces of ``step`` and ``finish`` together are ``decode`` of all ids.
+    """Text of an answer as it grows. The pieces of ``step`` and ``finish`` together equal ``decode`` of all
+    ids.
 
-    Special tokens are left out unless ``keep_special``.
-
-    Text that a later token can still change is held back: incomplete UTF-8, and byte tokens, whose whole run
-    decides together whether it is valid.
+    Special tokens are left out unless ``keep_special``. Text that a later token can still change is held
+    back: incomplete UTF-8, and byte tokens, because only a whole run of them shows whether it is valid.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, keep_special: bool = False) -> None:
         self._tokenizer = tokenizer
         self._skipped = frozenset(() if keep_special else _special_tokens(tokenizer).values())
-        # A window: the tokens whose text may still change, at least one before them, and the characters handed out.
+        # A window: the tokens whose text may still change, at least one token before them, and the number of
+        # characters that were returned.
         self._ids: list[int] = []
         self._said = 0
 
     def step(self, token: int) -> str:
-        """The text that this token settles; "" while it is open."""
+        """Return the text that this token completes, "" if there is none yet."""
         if int(token) in self._skipped:
-            return ""  # as if it were not there, also between two byte tokens
+            return ""  # as if it did not exist, also between two byte tokens
         self._ids.append(int(token))
         if _is_byte(self._tokenizer.id_to_token(self._ids[-1])):
             return ""
         text = self._text(self._ids)
         piece = self._take(text.rstrip("\ufffd"))
         if self._said == len(text) and len(self._ids) > 8:
-            # Decoding starts over from the last token: constant work per token, whatever the length of the answer.
+            # Decode again from the last token on: constant work per token, however long the answer is.
             alone = self._text(self._ids[-1:])
             if alone and "\ufffd" not in alone:
                 self._ids, self._said = self._ids[-1:], len(alone)
@@ -175,11 +181,11 @@ class Detokenizer:
 
     @property
     def open(self) -> str:
-        """What is held back: the text that would follow if the answer ended here."""
+        """Return the text that is held back, as it would be if the answer ended here."""
         return self._text(self._ids)[self._said :]
 
     def finish(self) -> str:
-        """What was still held back at the end of the answer."""
+        """Return the text that is still held back at the end of the answer."""
         return self._take(self._text(self._ids))
 
     def _take(self, text: str) -> str:
@@ -188,12 +194,13 @@ class Detokenizer:
         return piece
 
     def _text(self, ids: list[int]) -> str:
-        # What is to be skipped never gets into the window.
+        # Skipped tokens never get into the window.
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
-    """A ``tokenizer.json``, set to treat special tokens in a text as ordinary text. Raises UserError."""
+    """Return a ``tokenizer.json``, set to treat special tokens in a text as ordinary text. Raises
+    UserError."""
     if not Path(path).is_file():
         raise UserError(f"the tokenizer is missing | expected {path} | build the bundle again")
     try:
@@ -207,10 +214,11 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
 
 
 def clip_segments(text: str, tokenizer: Tokenizer, context: int = 77) -> np.ndarray:
-    """int64 [S, context]: a text for CLIP's text encoder, split so that nothing of it is lost.
+    """Return int64 [S, context]: a text for CLIP's text encoder, split into segments so that nothing is lost.
 
-    Each row is BOS, up to ``context`` - 2 tokens, EOS and then EOS again to the end, as Hugging Face's CLIPTokenizer
-    pads. ``tokenizer`` is ``load_tokenizer`` of the bundle's ``clip_tokenizer.json``. A text without tokens gives S = 0.
+    Each row is BOS, up to ``context`` - 2 tokens, EOS, and then EOS again to the end, as Hugging Face's
+    CLIPTokenizer pads. ``tokenizer`` is ``load_tokenizer`` of the bundle's ``clip_tokenizer.json``. A text
+    without tokens gives S = 0.
     """
     bos, eos = tokenizer.encode("").ids
     ids, width = _encode(tokenizer, text), context - 2
@@ -224,10 +232,8 @@ def clip_segments(text: str, tokenizer: Tokenizer, context: int = 77) -> np.ndar
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     try:
         return tokenizer.encode(text, add_special_tokens=False).ids
-    except (
-        TypeError,
-        UnicodeEncodeError,
-    ) as error:  # lone surrogates, from a shell that passed bytes it could not decode
+    # lone surrogates make this fail: bytes from a shell that could not be decoded
+    except (TypeError, UnicodeEncodeError) as error:
         raise UserError(
             "the text is not valid Unicode | expected UTF-8 | check the terminal's encoding"
         ) from error
@@ -239,7 +245,11 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _without_first_prefix(tokenizer: Tokenizer) -> Tokenizer:
-    """For text that stands behind a special token: where only the very first word gets a blank in front, none does."""
+    """Return a tokenizer for text after a special token.
+
+    If ``tokenizer`` puts a blank before the very first word only, the new one puts none. Otherwise it is
+    ``tokenizer``.
+    """
     step = tokenizer.pre_tokenizer
     if not isinstance(step, pre_tokenizers.Metaspace) or step.prepend_scheme != "first":
         return tokenizer

@@ -1,7 +1,7 @@
 """The text of an answer as it grows, up to the first stop string.
 
-Token ids go in, text comes out as soon as it is settled: what a later token can still change is held back
-(``prompt.Detokenizer``), and so is what may turn out to be the beginning of a stop string.
+Token ids become text as soon as the text is settled. Text that a later token can still change is held back
+(``chat_prompt.Detokenizer``), and so is text that may be the beginning of a stop string.
 """
 
 from __future__ import annotations
@@ -18,31 +18,35 @@ __all__ = ["AnswerText", "StopStrings", "without_special"]
 
 @dataclass(frozen=True)
 class StopStrings:
-    """``texts`` are looked for in the answer's text. ``ids`` are those of stop strings that are special tokens."""
+    """Stop strings: ``texts`` are searched in the answer's text, ``ids`` are those that are special
+    tokens."""
 
     texts: tuple[str, ...]
     ids: frozenset[int]
 
     @classmethod
     def of(cls, generation: Generation, special: Mapping[str, int]) -> StopStrings:
-        """``special``: the ids of special tokens, which stand in the text where ``keep_special`` asks for them alone. Raises
-        UserError for text with a special token in it where they do not."""
+        """Return the stop strings of ``generation``. ``special`` holds the ids of special tokens.
+
+        Raises UserError for a text with a special token in it, unless ``keep_special`` puts such tokens into
+        the text.
+        """
         texts = tuple(stop for stop in generation.stop_strings if stop not in special)
         for stop in texts if not generation.keep_special else ():
             if inside := next((token for token in special if token in stop), None):
                 raise UserError(
-                    f"wrong stop {stop!r} | it holds the special token {inside}, which does not stand in the text "
-                    "| give text without special tokens, or the token alone, or keep special tokens",
+                    f"wrong stop {stop!r} | it holds the special token {inside}, which does not stand in the "
+                    "text | give text without special tokens, or the token alone, or keep special tokens",
                     code=2,
                 )
         return cls(texts, frozenset(special[stop] for stop in generation.stop_strings if stop in special))
 
 
 class AnswerText:
-    """``stop`` is the stop string that ended the answer, None as long as there is none.
+    """The text of an answer. ``stop`` is the stop string that ended it, None until then.
 
-    The blank between "ASSISTANT:" and the answer belongs to the chat format, which puts it back in later turns: it is no
-    part of the text.
+    The blank between "ASSISTANT:" and the answer belongs to the chat template, which adds it again in later
+    turns. It is not part of the text.
     """
 
     def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = ()) -> None:
@@ -53,11 +57,12 @@ class AnswerText:
 
     @property
     def text(self) -> str:
-        """What was handed out so far."""
+        """Return the text that was returned so far."""
         return "".join(self._said)
 
     def step(self, token: int) -> str:
-        """The text that this token settles; "" while it is open. With it a stop string may be complete (``stop``)."""
+        """Return the text that this token settles, "" if there is none yet. Sets ``stop`` if it completes a
+        stop string."""
         settled = self._held + self._detokenizer.step(token)
         if not self._stops:
             return self._say(settled)
@@ -71,7 +76,7 @@ class AnswerText:
         return self._say(settled[:sure])
 
     def finish(self) -> str:
-        """What was still held back at the end of the answer: nothing behind a stop string."""
+        """Return the text still held back at the end of the answer, "" after a stop string."""
         return "" if self.stop is not None else self._say(self._held + self._detokenizer.finish())
 
     def _say(self, piece: str) -> str:
@@ -84,10 +89,11 @@ class AnswerText:
 def without_special(
     detokenizer: Detokenizer, tokens: Sequence[int], stop: str | None, special: Iterable[str]
 ) -> str:
-    """The text of a complete answer without special tokens, up to ``stop``.
+    """Return the text of a complete answer without special tokens, up to ``stop``.
 
-    ``detokenizer`` leaves special tokens out. ``stop`` is the stop string that ended the answer, or None; it was found in
-    the text with the ``special`` tokens. The last token completed it, so no earlier place in the text can be it.
+    ``detokenizer`` leaves special tokens out. ``stop`` is the stop string that ended the answer, or None. It
+    was found in the text with the ``special`` tokens. The last token completed it, so it cannot be found at
+    an earlier place in the text.
     """
     before = "".join([*map(detokenizer.step, tokens[:-1]), detokenizer.open])
     whole = before.removesuffix(detokenizer.open)
@@ -96,12 +102,12 @@ def without_special(
         return whole.lstrip()
     for token in special:
         stop = stop.replace(token, "")
-    grown = len(whole) > len(before)  # else the last token is a special one
+    grown = len(whole) > len(before)  # otherwise the last token is a special one
     at = whole.find(stop, max(0, len(before) - len(stop) + grown))
     return whole[: at if at >= 0 else None].lstrip()
 
 
 def _begun(text: str, stop: str) -> int:
-    """How many characters at the end of ``text`` are the beginning of ``stop``."""
+    """Return how many characters at the end of ``text`` are the beginning of ``stop``."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,4 +1,4 @@
-"""Turns of a conversation: who speaks, and their words and images in order."""
+"""Turns of a conversation: the speaker, and the words and images in order."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class ImagePart:
 IMAGE = ImagePart()
 Part = str | ImagePart
 Prompt = str | Sequence[Part]
-"""What a user asks: words, which images stand before, or words and places of images in order."""
+"""A user's question: words, with the images before them, or words and places of images in order."""
 
 
 @dataclass(frozen=True, init=False)
 class Turn:
     """One message: ``Turn("user", parts=["Is ", IMAGE, " like ", IMAGE, "?"])``.
 
-    ``Turn("user", "Which is larger?", 2)`` has its images before its text. A text of None is none at all, for
-    a turn of images alone; "" is a text that is empty, which some chat templates treat otherwise.
+    ``Turn("user", "Which is larger?", 2)`` has its images before its text. A text of None means no text,
+    for a turn of images alone. "" is an empty text, which some chat templates treat differently.
     """
 
     role: str
@@ -48,8 +48,7 @@ class Turn:
 
     @property
     def text(self) -> str | None:
-        """The words without the images; where there are several texts, one blank stands between two of
-        them."""
+        """Return the words without the images. Several texts are joined by a blank."""
         texts = self.texts
         if len(texts) > 1:
             return " ".join(text.strip() for text in texts)
@@ -57,23 +56,26 @@ class Turn:
 
     @property
     def images(self) -> int:
-        """How many images the turn has."""
+        """Return the number of images of the turn."""
         return len(self.parts) - len(self.texts)
 
 
 def user_turn(prompt: Prompt, images: int) -> Turn:
-    """The user's turn that shows ``images`` images: before a text, or in the places that ``prompt`` names.
+    """Return the user's turn that shows ``images`` images: before a text, or in the places that ``prompt``
+    names.
 
-    Raises UserError (code 2) for parts of another type, when no words are left, or when places and images differ in number.
+    Raises UserError (code 2) for parts of another type, for a prompt without words, or if the numbers of
+    places and images differ.
     """
     if strange := [part for part in prompt if not isinstance(part, str | ImagePart)]:
         raise UserError(
-            f"a prompt is a text, or texts and IMAGE in order | got a part of type {type(strange[0]).__name__} "
+            f"a prompt is a text, or texts and IMAGE in order "
+            f"| got a part of type {type(strange[0]).__name__} "
             "| give the images beside the prompt, and IMAGE (foveate.runtime.text.turns) in their places",
             code=2,
         )
     turn = Turn("user", prompt, images) if isinstance(prompt, str) else Turn("user", parts=prompt)
-    if not turn.images:  # no places are named
+    if not turn.images:  # the prompt names no places
         turn = Turn("user", parts=[IMAGE] * images + turn.texts)
     if turn.images != images:
         raise UserError(

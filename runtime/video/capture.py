@@ -1,6 +1,7 @@
-"""Cameras, network streams and video files, frame after frame, through OpenCV: the extra ``video``.
+"""Cameras, network streams and video files, read frame by frame through OpenCV (the extra ``video``).
 
-OpenCV because its wheel for aarch64 reads V4L2 cameras, RTSP and files, on every Python; PyAV's (17.1, 18.1) has no V4L2.
+We use OpenCV because its wheel for aarch64 reads V4L2 cameras, RTSP and files on every Python version. PyAV's
+wheels (17.1, 18.1) have no V4L2.
 """
 
 from __future__ import annotations
@@ -20,22 +21,26 @@ from foveate.runtime.input_file import fault
 
 __all__ = ["Capture", "camera", "file"]
 
-_TIMEOUT_MS = 5000  # of opening and reading a stream that went silent
+_TIMEOUT_MS = 5000  # for opening a stream, and for reading one that went silent
 _DEVICES = Path("/dev")
-_NAMES = Path("/sys/class/video4linux")  # videoN/name says what the camera calls itself
+_NAMES = Path("/sys/class/video4linux")  # videoN/name holds the camera's own name
 
 
 class Capture:
-    """What OpenCV opens: ``where`` is the number of a /dev/video*, a link to one, a URL or a file. A ``frames.Source``."""
+    """A source of frames that OpenCV opens (``latest_frame.Source``).
+
+    ``where`` is the number of a /dev/video*, a link to one, a URL or a file.
+    """
 
     def __init__(self, where: int | str | Path, live: bool) -> None:
-        """A ``Path`` is a link, which is followed anew at every opening: where it leads changes when a camera is plugged in."""
+        """Store ``where``. A ``Path`` is a link, which is resolved at each opening, since a replugged camera
+        changes it."""
         self.where, self.live = where, live
         self.name = str(where) if isinstance(where, str) else f"camera {where}"
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Iterator[tuple[float, np.ndarray]]]:
-        """Raises OSError when nothing opens."""
+        """Open the source and yield its frames. Raises OSError if it cannot be opened."""
         if isinstance(self.where, str):
             timeouts = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
             limits = [value for name in timeouts for value in (name, _TIMEOUT_MS)]
@@ -64,10 +69,11 @@ def _frames(video: cv2.VideoCapture) -> Iterator[tuple[float, np.ndarray]]:
 
 
 def camera(where: str) -> Capture:
-    """A camera by its number (0 is /dev/video0), its path or a link to it (/dev/v4l/by-id/...), a serial number or another part of
-    its name in /dev/v4l/by-id, or a URL such as rtsp://... .
+    """Return a camera.
 
-    A number, a path in /dev and a URL need not be there yet. Raises UserError for what can be no camera.
+    ``where`` is its number (0 is /dev/video0), its path or a link to it (/dev/v4l/by-id/...), a serial number
+    or another part of its name in /dev/v4l/by-id, or a URL such as rtsp://... . A number, a path in /dev and
+    a URL need not exist yet. Raises UserError for anything that cannot be a camera.
     """
     if where.isdigit():
         return Capture(int(where), live=True)
@@ -80,15 +86,16 @@ def camera(where: str) -> Capture:
         return Capture(path, live=True)
     if "/" in where or path.is_file():
         raise UserError(
-            f"no camera {short(where)} | expected a number, a path in /dev, a serial number or a URL; {_there()} "
-            "| name one of them, or --video for a file",
+            f"no camera {short(where)} | expected a number, a path in /dev, a serial number or a URL; "
+            f"{_there()} | name one of them, or --video for a file",
             code=2,
         )
     return Capture(_of_serial(where), live=True)
 
 
 def file(path: str) -> Capture:
-    """A video file, played at its own speed. Raises UserError when it is not there or no video."""
+    """Return a video file as a source, played at its own speed. Raises UserError if it is missing or not a
+    video."""
     if got := fault(path):
         raise UserError(
             f"cannot read the video {short(path)} | {got} | give the path of a video file", code=2
@@ -104,13 +111,13 @@ def file(path: str) -> Capture:
 
 
 def _number_of(path: Path) -> int | None:
-    """The N of /dev/videoN."""
+    """Return the N of /dev/videoN, or None for another path."""
     found = re.fullmatch(r"video(\d+)", path.name) if path.parent == _DEVICES else None
     return int(found[1]) if found else None
 
 
 def _number(link: Path) -> int:
-    """Which camera ``link`` leads to now. Raises OSError."""
+    """Return the number of the camera that ``link`` leads to now. Raises OSError if it leads to none."""
     if (number := _number_of(Path(os.path.realpath(link)))) is not None:
         return number
     got = "leads to no camera" if link.exists() else "is not there"
@@ -118,15 +125,19 @@ def _number(link: Path) -> int:
 
 
 def _of_serial(part: str) -> Path:
-    """The link in /dev/v4l/by-id with ``part`` in its name. A camera has several: index0 is its picture."""
+    """Return the link in /dev/v4l/by-id whose name contains ``part``.
+
+    A camera has several links; the one that ends in index0 gives its image.
+    """
     folder = _DEVICES / "v4l" / "by-id"
     links = [link for link in sorted(folder.glob("*")) if part in link.name]
     links = [link for link in links if link.name.endswith("-index0")] or links
     if len(links) == 1:
         return links[0]
-    got = f"it stands in {', '.join(link.name for link in links)}" if links else _there()
+    got = f"it is part of {', '.join(link.name for link in links)}" if links else _there()
     raise UserError(
-        f"no camera {short(part)} | expected a number, a path in /dev, a serial number or a URL; {got} | name one of them, or --video for a file",
+        f"no camera {short(part)} | expected a number, a path in /dev, a serial number or a URL; {got} "
+        "| name one of them, or --video for a file",
         code=2,
     )
 
@@ -139,7 +150,7 @@ def _why_not(number: int) -> str:
 
 
 def _there() -> str:
-    """The cameras of this machine, for people."""
+    """Return a list of this machine's cameras, as text for people."""
     found = []
     for device in sorted(_DEVICES.glob("video*"), key=lambda each: (len(each.name), each.name)):
         name = _NAMES / device.name / "name"

@@ -1,8 +1,8 @@
-"""The newest frame of a camera, and never another one: a thread reads, one slot keeps what it read last.
+"""The newest frame of a camera. A thread reads frames, and a slot holds the last one.
 
-In: a source, which opens to frames. Out: ``Frame``, newest first; those that nobody took in time are dropped and counted.
-Memory is that of one frame, however long it runs. A source that is lost is opened again, with pauses that grow to
-``MOST_PAUSE``; frames from before the loss are not handed out after it.
+Input: a source, whose frames the thread reads. Output: ``Frame``. Frames that nobody took in time are dropped
+and counted, so memory is that of one frame. A source that is lost is opened again, after pauses that grow to
+``MOST_PAUSE`` seconds. Frames from before the loss are not handed out after it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,23 @@ _FIRST_PAUSE = 0.5
 
 
 class Source(Protocol):
-    """``live``: it is to be opened again when it is lost; a file ends."""
+    """A source of frames. A ``live`` source is opened again if it is lost; others (files) end."""
 
     name: str
     live: bool
 
     def open(self) -> AbstractContextManager[Iterator[tuple[float, np.ndarray]]]:
-        """(seconds since the first frame by the source's own clock, uint8 [H,W,3] RGB). Raises OSError when it is not there,
-        when it is opened or later."""
+        """Open the source and yield its frames: (seconds since the first frame, uint8 [H,W,3] RGB).
+
+        The seconds follow the source's own clock. Raises OSError if the source is missing, at once or later.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Frame:
-    """``number`` counts all that were read, from 1; ``taken`` is ``time.monotonic`` when it was."""
+    """A frame. ``number`` counts frames read, from 1. ``taken`` is the ``time.monotonic`` at which it was
+    read."""
 
     number: int
     taken: float
@@ -48,7 +51,8 @@ class Frame:
 
 
 class Reader:
-    """Reads ``source`` in a thread, in a ``with`` block. ``say`` gets a line when it is lost and when it is back."""
+    """Reads ``source`` in a thread during a ``with`` block. ``say`` gets a line when it is lost and when it
+    is back."""
 
     def __init__(self, source: Source, say: Callable[[str], None] = lambda line: None) -> None:
         self._source = source
@@ -66,20 +70,23 @@ class Reader:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Waits for the thread a moment: one that hangs in a dead network stream goes down with the process."""
+        """Stop. Waits two seconds for the thread: one that hangs in a dead network stream ends with the
+        process."""
         self._stop.set()
         self._thread.join(timeout=2)
 
     @property
     def ended(self) -> bool:
-        """A file has ended and its last frame was taken. Raises what the reading thread died of."""
+        """Return whether a file has ended and its last frame was taken. Raises the error that ended the
+        thread."""
         with self._slot:
             if self._error is not None:
                 raise self._error
             return self._ended and self._newest is None
 
     def take(self, timeout: float) -> Frame | None:
-        """The newest frame that was not taken yet, waiting for one ``timeout`` seconds; None: there is none."""
+        """Return the newest frame that was not taken yet, after at most ``timeout`` seconds. None: there is
+        none."""
         with self._slot:
             self._slot.wait_for(lambda: self._newest is not None or self._ended, timeout)
             frame, self._newest = self._newest, None
@@ -124,7 +131,8 @@ class Reader:
             pause = min(2 * pause, MOST_PAUSE)
 
     def _wait_for(self, due: float) -> bool:
-        """A file is played at its own speed; a camera has one already. False: stopped."""
+        """Wait until a file's frame is due; a camera keeps its own time. Return False if the reader was
+        stopped."""
         return not self._stop.wait(0.0 if self._source.live else max(0.0, due - time.monotonic()))
 
     def _put(self, pixels: np.ndarray) -> None:

@@ -1,8 +1,10 @@
-"""Videos: a file goes in, frames at even distances in time come out. Files are read with OpenCV.
+"""Videos: frames at equal distances in time, read from a file with OpenCV.
 
-A raw stream (.h264, .mjpeg) has no header that says how many frames it holds; they are counted by decoding it once more.
+A raw stream (.h264, .mjpeg) has no header with the number of its frames. They are counted by reading it once
+more.
 
-Which frames: as Hugging Face's video processor of Qwen2-VL takes them at so many frames per second, an even number.
+The choice of frames is that of Hugging Face's video processor of Qwen2-VL: a number of frames per second, in
+all an even number.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ from foveate.runtime.input_file import PIPE, fault
 
 __all__ = ["Video", "load_video", "sampled"]
 
-_RATE = 25.0  # frames per second of a stream that does not say, as FFmpeg has it
-_MOST_RATE = 1000.0  # beyond it is a time base and no rate
+_RATE = 25.0  # frames per second of a stream that gives no rate, as in FFmpeg
+_MOST_RATE = 1000.0  # a larger number is a time base, not a frame rate
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """``frames`` of one size, upright, in mode RGB, ``interval`` seconds apart."""
+    """Frames of a video: ``frames`` of one size, upright, in mode RGB, ``interval`` seconds apart."""
 
     frames: tuple[Image.Image, ...]
     interval: float
@@ -41,8 +43,10 @@ class Video:
 
 
 def load_video(path: str | PathLike[str], settings: dict[str, Any]) -> Video:
-    """Frames of the file at ``path``. ``settings``: ``frames`` (of a patch), ``fps``, ``min_frames`` and ``max_frames``, as
-    ``runtime.image`` has them. Raises UserError without OpenCV, and for what is no video.
+    """Return frames of the file at ``path``.
+
+    ``settings`` holds ``frames`` (per patch), ``fps``, ``min_frames`` and ``max_frames`` (see
+    ``images.processor``). Raises UserError if OpenCV is not installed, or if the file is not a video.
     """
     try:
         import cv2
@@ -70,7 +74,7 @@ def load_video(path: str | PathLike[str], settings: dict[str, Any]) -> Video:
         raise UserError(
             f"cannot read the video {short(path)} | it is damaged or cut short | copy or save it again"
         )
-    frames += frames[-1:] * (len(wanted) - len(frames))  # where its head promises more than it holds
+    frames += frames[-1:] * (len(wanted) - len(frames))  # the header may promise more frames than there are
     return Video(tuple(frames), total / rate / len(frames))
 
 
@@ -87,12 +91,14 @@ def _opened(cv2: Any, path: str | PathLike[str]) -> Iterator[Any]:
 
 def _no_video(path: str | PathLike[str]) -> UserError:
     return UserError(
-        f"cannot read the video {short(path)} | it is no video in a format that OpenCV knows | convert it to MP4"
+        f"cannot read the video {short(path)} | it is no video in a format that OpenCV knows "
+        "| convert it to MP4"
     )
 
 
 def sampled(total: int, rate: float, settings: dict[str, Any]) -> np.ndarray:
-    """Numbers of the frames that are shown of ``total`` at ``rate`` per second: int64, ascending."""
+    """Return the numbers of the frames that are shown, of ``total`` at ``rate`` per second: int64,
+    ascending."""
     whole = settings["frames"]
     most = min(settings["max_frames"], total) // whole * whole
     count = min(max(total / rate * settings["fps"], settings["min_frames"]), most, total)
@@ -101,7 +107,10 @@ def sampled(total: int, rate: float, settings: dict[str, Any]) -> np.ndarray:
 
 
 def _chosen(file: Any, wanted: np.ndarray) -> list[Image.Image]:
-    """The ``wanted`` frames of an open video, as many as it holds. Read in order: seeking is not exact in every format."""
+    """Return the ``wanted`` frames of an open video, or as many as it has.
+
+    All frames are read in order, because seeking is not exact in every format.
+    """
     frames: list[Image.Image] = []
     for number in range(int(wanted[-1]) + 1):
         if not file.grab():
@@ -110,5 +119,5 @@ def _chosen(file: Any, wanted: np.ndarray) -> list[Image.Image]:
             there, pixels = file.retrieve()
             if not there:
                 break
-            frames.append(Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1])))  # BGR
+            frames.append(Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1])))  # BGR to RGB
     return frames

@@ -245,7 +245,7 @@ def test_a_camera_that_is_not_there_is_answered_with_those_that_are(devices: Pat
         capture.camera("SN9")
     assert error.value.code == 2
     with pytest.raises(
-        UserError, match="it stands in usb-Maker_Front_SN177-video-index0, usb-Maker_HD_Webcam"
+        UserError, match="it is part of usb-Maker_Front_SN177-video-index0, usb-Maker_HD_Webcam"
     ):
         capture.camera("Maker")
     with (
