@@ -1,7 +1,12 @@
 """Model families: one file each, named after Hugging Face's ``model_type`` and found by it.
 
-A family has ``CHECKPOINTS`` (CLI name -> hub id), ``CONFIGS`` (CLI name -> config of the true size, for
-dummies), ``KEYS`` (the tables of its settings files), ``load(source, *, clip=None, max_pixels=None) -> Parts`` and ``tiny() -> Parts``.
+A family's file has
+
+* ``CHECKPOINTS``: a hub id for each name on the command line,
+* ``CONFIGS``: a config of the true size for each name, for dummies,
+* ``KEYS``: the tables of its settings files,
+* ``load(source, *, clip=None, max_pixels=None) -> Parts``,
+* ``tiny() -> Parts``: a small random model for tests.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ __all__ = ["checkpoints", "families", "family", "load"]
 
 
 def family(model_type: str) -> ModuleType:
-    """The family's module. Raises UserError for a model_type that no file here is named after."""
+    """Return the family's module. Raises UserError for an unknown model_type."""
     if model_type not in families():
         raise unknown("model family", model_type, families())
     return importlib.import_module(f"{__name__}.{model_type}")
@@ -37,16 +42,18 @@ def load(
     max_pixels: int | None = None,
     adapter: str | None = None,
 ) -> Parts:
-    """The Parts of a CLI name, a directory in Hugging Face's format, or a hub id (``org/name``).
+    """Return the Parts of a CLI name, a directory in Hugging Face's format, or a hub id (``org/name``).
 
-    ``load_format`` "dummy" gives random weights of the true size; for a CLI name nothing is downloaded then.
-    ``clip`` names the CLIP checkpoint of the vision tower, ``max_pixels`` is the most that a picture may have
-    where pictures are of any size (default: as many as every dialect takes). ``adapter`` is a LoRA adapter's
-    directory or hub id (``sources.find``). Raises UserError.
+    ``load_format`` "dummy" gives random weights of the true size; a CLI name is then loaded without a
+    download. ``clip`` names the CLIP checkpoint of the vision tower. ``max_pixels`` is the largest number of
+    pixels of an image, for models that take images of any size (default: the most that every dialect
+    supports). ``adapter`` is the directory or hub id of a LoRA adapter (see ``checkpoints.find``). Raises
+    UserError.
     """
     if adapter is not None and load_format == "dummy":
         raise UserError(
-            f"random weights take no adapter | got --adapter {adapter} | leave it or --load-format out",
+            f"random weights take no adapter | got --adapter {adapter} "
+            "| leave out --adapter or --load-format",
             code=2,
         )
     if load_format not in ("auto", "dummy"):
@@ -69,7 +76,7 @@ def load(
         )
     settings_types.check(source)
     checkpoint_keys.check(source, family(model_type).KEYS)
-    answers = generation.defaults(source)  # what is refused is said before any long work
+    answers = generation.defaults(source)  # refuses settings before any long work
     parts = family(model_type).load(source, clip=clip, max_pixels=max_pixels)
     parts.generation = answers
     if isinstance(source, Adapted):

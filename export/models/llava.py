@@ -1,6 +1,6 @@
-"""LLaVA (model_type ``llava``): a CLIP tower, a two-layer projector, a LLaMA decoder. LLaVA-1.5 and its relatives.
+"""LLaVA-1.5 and its relatives (model_type ``llava``): CLIP tower, two-layer projector, LLaMA decoder.
 
-``load`` takes a source with a config in Hugging Face's format to Parts; ``tiny`` is a random model of two layers.
+``load`` makes Parts of a source in Hugging Face's format; ``tiny`` makes a random model of two layers.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ _CLIP = {
     "vision_config": CLIP_TOWER,
     "text_config": _CLIP_TEXT,
 }
-"""What ``_CLIP_ID`` says of itself, so that it need not be there until a method asks for it."""
+"""The config of ``_CLIP_ID``. With it the checkpoint is not needed until a method asks for the joint space.
+"""
 
 VICUNA = {
     "model_type": "llama",
@@ -103,10 +104,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llava-1.5-7b": _SHARED | {"text_config": VICUNA},
     "llava-1.5-13b": _SHARED | {"text_config": VICUNA_13B},
 }
-"""The true sizes, for dummies. A checkpoint's own config stands above them."""
+"""Configs of the true sizes, for dummies. A checkpoint uses its own config."""
 
-# Where a checkpoint keeps what is ours. The forms changed with transformers' versions; the published LLaVA-1.5 has the
-# first of each.
+# Prefixes of our tensors in a checkpoint. They changed with transformers' versions; the published LLaVA-1.5
+# has the first of each.
 _DECODER = ("language_model.model.", "model.language_model.")
 _HEAD = ("language_model.lm_head.", "lm_head.")
 _TOWER = (
@@ -119,9 +120,11 @@ _PROJECTOR = ("multi_modal_projector.", "model.multi_modal_projector.")
 
 
 def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> Parts:
-    """The Parts of a LLaVA checkpoint. ``clip`` is the CLIP checkpoint of its tower (directory or hub id), by default
-    ``clip`` in the checkpoint's directory, or OpenAI's where the tower is theirs; it is opened when a tap of the
-    joint space is asked for. Raises UserError for what is missing, does not fit or is not supported.
+    """Return the Parts of a LLaVA checkpoint.
+
+    ``clip`` is the CLIP checkpoint of its tower (directory or hub id). The default is ``clip`` in the
+    checkpoint's directory, or OpenAI's if the tower is theirs. It is opened when a method asks for a tap of
+    the joint space. Raises UserError for files that are missing, do not fit or are not supported.
     """
     image_processor.refuse_max_pixels(source, max_pixels)
     return parts(source, *clip_of(source, clip))
@@ -138,9 +141,10 @@ def tiny(
     image_size: int = 56,
     max_positions: int = 512,
 ) -> Parts:
-    """A random model of LLaVA's form, for tests: 64 patches, decoder of 4 heads, byte-level tokenizers, joint space.
+    """Make a random model of LLaVA's form for tests, with a joint space and byte-level tokenizers.
 
-    ``kv_heads`` below 4 is grouped-query attention; ``vision_layers`` are those of the tower before it is cut.
+    It has 64 patches and a decoder of 4 heads. ``kv_heads`` below 4 gives grouped-query attention.
+    ``vision_layers`` counts all layers of the tower, including those behind the feature layer.
     """
     config, clip = tiny_configs(
         kv_heads, tied, feature_layer, layers, vision_layers, hidden, image_size, max_positions
@@ -158,7 +162,7 @@ def tiny_configs(
     image_size: int = 56,
     max_positions: int = 512,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configs of ``tiny`` and of its CLIP."""
+    """Return the configs of ``tiny`` and of its CLIP."""
     tower = {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -210,8 +214,12 @@ def parts(
     image: dict[str, Any] | None = None,
     beside: Mapping[str, Entry] | None = None,
 ) -> Parts:
-    """``clip`` is the config of the tower's CLIP checkpoint and ``clip_source`` that checkpoint or its hub id. A relative of
-    LLaVA gives its own ``image`` settings, and names the tensors that it has ``beside`` LLaVA's."""
+    """Return the Parts of a LLaVA-like checkpoint.
+
+    ``clip`` is the config of the tower's CLIP checkpoint; ``clip_source`` is that checkpoint or its hub id. A
+    relative of LLaVA passes its own ``image`` settings, and the Entries ``beside`` of tensors that LLaVA does
+    not have.
+    """
     vision, decoder, top = _specs(source, clip)
     bias = top.demand("multimodal_projector_bias", True, False, default=True)
     activation = top.demand("projector_hidden_act", *ACTIVATIONS, default="gelu")
@@ -220,8 +228,9 @@ def parts(
         if "clip_image" in taps:
             if joint is None:
                 raise UserError(
-                    f"{source.label} has no joint space of pictures and texts | expected the CLIP checkpoint of its "
-                    "vision tower in its directory under clip | name it with --clip"
+                    f"{source.label} has no joint space of images and texts "
+                    "| expected the CLIP checkpoint of its vision tower in its directory under clip "
+                    "| name it with --clip"
                 )
             files["clip_tokenizer.json"] = joint.open()[1]
             for folder in joint.folders():
@@ -259,7 +268,7 @@ def parts(
 
 
 class _Joined:
-    """The checkpoint's weights and those of the joint space, which are opened when one of them is read."""
+    """The weights of the checkpoint and of the joint space, which is opened when one of its weights is read."""
 
     def __init__(self, weights: Weights, joint: JointSpace) -> None:
         self._weights, self._joint = weights, joint
@@ -282,8 +291,11 @@ def _specs(source: Source, clip: dict[str, Any] | None) -> tuple[VisionSpec, Dec
 
 
 def _tied(top: Config, text: Mapping[str, Any]) -> bool:
-    """Whether the head may be the table of embeddings. transformers 5 asks the outer config, to which LLaVA's hands on what
-    the inner one says. LLaVA-NeXT's does not."""
+    """Return True if the head may be the embedding table.
+
+    transformers 5 reads the outer config. LLaVA's outer config takes over the inner one's value; LLaVA-NeXT's
+    does not.
+    """
     handed_on = top.get("model_type") != "llava_next" and text.get("tie_word_embeddings")
     return bool(top.get("tie_word_embeddings") or handed_on)
 
@@ -301,7 +313,7 @@ def _entries(vision: Vision, decoder: Decoder) -> dict[str, Entry]:
 
 
 def _unread(vision: VisionSpec) -> Unread:
-    """What a checkpoint has besides: the tower's layers behind the one whose features are read."""
+    """Return the rules for tensors that are not read: the tower's layers behind the feature layer."""
     start = f"(?:{'|'.join(map(re.escape, _TOWER))})"
     read = "|".join(map(str, range(vision.depth)))
     reason = "behind the layer whose features are read"
@@ -332,7 +344,7 @@ def _pad_id(top: Config) -> int | None:
 
 
 def clip_of(source: Source, clip: str | None) -> tuple[dict[str, Any] | None, Source | str | None]:
-    """Config of the tower's CLIP checkpoint, and that checkpoint or the hub id it can be had by."""
+    """Return the config of the tower's CLIP checkpoint, and the checkpoint or its hub id, or two None."""
     tower = {k: (source.config.get("vision_config") or CLIP_TOWER).get(k) for k in CLIP_TOWER}
     beside = source.file("clip/config.json")
     if clip is not None or beside is not None:

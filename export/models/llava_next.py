@@ -1,16 +1,19 @@
-"""LLaVA-NeXT (model_type ``llava_next``): LLaVA whose pictures are cut into tiles, as many as their shape asks for.
+"""LLaVA-NeXT (model_type ``llava_next``): LLaVA with images cut into tiles.
 
-A picture is encoded in a batch of tiles: squeezed into one, then enlarged to one of a few canvases and cut
-(``runtime.image``, kind ``anyres``). Which of their tokens the language model reads, where lines of them end in a newline,
-is decided on the host (``runtime.layout``), so that one graph serves every shape. The newline's embedding travels as
-``image_newline.npy``. The decoder is LLaMA's or Mistral's.
+An image is encoded as a batch of tiles, whose number depends on its shape. The first tile is the whole
+image, squeezed into a square. The others are cut from the image enlarged to one of a few canvases
+(``runtime/images/processor.py``, kind ``anyres``). The host decides which of the visual tokens the language
+model reads, and where a row of them ends in a newline (``runtime/images/token_layout.py``), so one graph
+serves every shape. The newline's embedding is ``image_newline.npy`` in the bundle. The decoder is LLaMA's
+or Mistral's.
 
-Pruning before the language model: each tile is pruned by itself, with a share of the picture's budget in proportion to the
-tokens that it shows, and padding is shown to no pruner. What stays is put into the lines of the whole picture; newlines
-fall first, and mixtures that stand apart go behind. That is VisionZip's published procedure, which HiPrune, CDPruner,
-VisPruner and others share (they give every tile the same number, which is the same where nothing is padded). Where a
-publication is silent (FSR, HoloV, OC-VTP, TRIM, VScan) or there is none for LLaVA-NeXT, it is our reading. DivPrune is
-published on the picture as a whole, and methods inside the language model see it as a whole, newlines too.
+Pre-LLM pruners see one tile at a time. A tile's share of the image's budget is proportional to the visual
+tokens that it shows; padding is never shown to a pruner. The tokens that are kept take their places in the
+rows of the whole image. Newlines are the first to be dropped, and merged tokens without a place come last.
+This is VisionZip's published procedure, and HiPrune, CDPruner, VisPruner and others share it. They give
+every tile the same number of tokens, which is equal to ours for images without padding. It is our reading
+for methods whose publication does not say (FSR, HoloV, OC-VTP, TRIM, VScan) or does not treat LLaVA-NeXT.
+DivPrune is published for the image as a whole. In-LLM pruners see the image as a whole, with its newlines.
 """
 
 from __future__ import annotations
@@ -60,19 +63,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llava-v1.6-vicuna-13b": _SHARED | {"text_config": llava.VICUNA_13B},
     "llava-v1.6-mistral-7b": _SHARED | {"text_config": _MISTRAL},
 }
-"""The true sizes, for dummies. A checkpoint's own config stands above them."""
+"""Configs of the true sizes, for dummies. A checkpoint uses its own config."""
 
 _NEWLINE = ("image_newline", "model.image_newline", "language_model.model.image_newline")
 
 
 def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> Parts:
-    """The Parts of a LLaVA-NeXT checkpoint; arguments and errors as those of ``llava.load``."""
+    """Return the Parts of a LLaVA-NeXT checkpoint. Arguments and errors are those of ``llava.load``."""
     image_processor.refuse_max_pixels(source, max_pixels)
     return _parts(source, *llava.clip_of(source, clip))
 
 
 def tiny(**options: Any) -> Parts:
-    """A random model of LLaVA-NeXT's form, for tests: up to 5 tiles of 16 patches; options as for ``llava.tiny``."""
+    """Make a random model of LLaVA-NeXT's form for tests: up to 5 tiles of 16 patches.
+
+    ``options`` are those of ``llava.tiny``.
+    """
     config, clip = llava.tiny_configs(**{"image_size": 28, "max_positions": 1024} | options)
     side = config["vision_config"]["image_size"]
     canvases = [[down * side // 336, across * side // 336] for down, across in _PINPOINTS]
@@ -85,8 +91,8 @@ def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | st
     canvases = source.config.get("image_grid_pinpoints") or _PINPOINTS
     if any(edge % side or not edge for canvas in canvases for edge in canvas):
         raise UserError(
-            f"{source.label}: image_grid_pinpoints is not supported | got {canvases}, expected multiples of {side} "
-            "| use another checkpoint"
+            f"{source.label}: image_grid_pinpoints is not supported "
+            f"| got {canvases}, expected multiples of {side} | use another checkpoint"
         )
     image = image_processor.tile_settings(source, side, canvases)
     width = _width(source)

@@ -1,11 +1,12 @@
-"""Qwen2.5-VL (model_type ``qwen2_5_vl``): pictures of any size, an encoder with windows, a decoder with M-RoPE.
+"""Qwen2.5-VL (model_type ``qwen2_5_vl``): images of any size, an encoder with windows, a decoder with M-RoPE.
 
-The encoder is ``export/networks/qwen_vision.py``, which tokens a picture has and where they stand ``runtime/images/token_layout.py`` (kind
-``windows``). Rows keep the positions of M-RoPE whatever is pruned.
+``export/networks/qwen_vision.py`` is the encoder. ``runtime/images/token_layout.py`` (kind ``windows``)
+decides how many visual tokens an image has and where they are. Rows keep their M-RoPE position ids whatever
+is pruned.
 
-Pruning: there is no class token, no joint space of pictures and texts, and no merging in the encoder's layers; methods that
-need one are refused. Others take the attention that a token receives in the last layer that sees the whole picture, and the
-language model's embeddings of the question.
+There is no class token, no joint space of images and texts, and no merging in the encoder's layers. Methods
+that need one of these are refused. Other methods read the attention that a token receives in the last layer
+without windows, and the language model's embeddings of the question.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _VISION = {
     "hidden_act": "silu",
 }
 _VISION_DEFAULTS = _VISION | {"hidden_size": 3584, "out_hidden_size": 3584, "tokens_per_second": 4}
-"""What transformers takes for keys that a checkpoint leaves out."""
+"""Defaults of transformers for keys that a checkpoint omits."""
 _SHARED = {
     "model_type": "qwen2_5_vl",
     "image_token_id": 151655,
@@ -90,7 +91,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_config": _VISION | {"out_hidden_size": 3584},
     },
 }
-"""The true sizes, for dummies. A checkpoint's own config stands above them."""
+"""Configs of the true sizes, for dummies. A checkpoint uses its own config."""
 
 _SPECIAL = {
     "<|endoftext|>": 151643,
@@ -121,19 +122,26 @@ _TOWER = ("visual.", "model.visual.")
 
 
 def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> Parts:
-    """The Parts of a Qwen2.5-VL checkpoint, for pictures of ``max_pixels`` at most (``image_processor.window_settings``). Raises
-    UserError for what is missing, does not fit or is not supported."""
+    """Return the Parts of a Qwen2.5-VL checkpoint.
+
+    ``max_pixels`` is the largest number of pixels of an image (see ``image_processor.window_settings``).
+    Raises UserError for files that are missing, do not fit or are not supported.
+    """
     if clip is not None:
         raise UserError(
-            f"{source.label} takes no CLIP | got --clip {clip}, its vision encoder is no CLIP's | leave it out",
+            f"{source.label} takes no CLIP | got --clip {clip}, but its vision encoder is not CLIP's "
+            "| leave it out",
             code=2,
         )
     return _parts(source, max_pixels=max_pixels)
 
 
 def tiny(*, layers: int = 2, kv_heads: int = 2, tied: bool = False, hidden: int = 64) -> Parts:
-    """A random model of Qwen2.5-VL's form, for tests: windows of 2 x 2 tokens, layer 1 of 2 sees the whole picture, 64 tokens at
-    most."""
+    """Make a random model of Qwen2.5-VL's form for tests.
+
+    Windows have 2 x 2 visual tokens, layer 1 (of 0 and 1) has none, and an image has at most 64 visual
+    tokens.
+    """
     config = {
         "model_type": "qwen2_5_vl",
         "image_token_id": 5,
@@ -172,7 +180,7 @@ def _parts(
     pixels: dict[str, Any] | None = None,
     max_pixels: int | None = None,
 ) -> Parts:
-    """``special`` are the tokens of a dummy, ``pixels`` its limits."""
+    """Return the Parts. ``special`` are the special tokens and ``pixels`` the pixel limits of a dummy."""
     top = Config(source.config, {}, source.label)
     text = top.get("text_config") or {k: v for k, v in source.config.items() if k != "model_type"}
     tied = bool(top.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
@@ -217,7 +225,7 @@ def _parts(
 def _vision_spec(
     source: Source, width: int, pixels: dict[str, Any], max_pixels: int | None
 ) -> tuple[WindowSpec, dict[str, Any]]:
-    """The encoder, and the settings by which pictures become its patches."""
+    """Return the encoder's spec and the image settings."""
     where = f"{source.label}: vision_config"
     config = Config(source.config.get("vision_config") or {}, _VISION_DEFAULTS, where)
     config.demand("spatial_merge_size", 2)

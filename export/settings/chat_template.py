@@ -109,7 +109,7 @@ def _default(found: Any, name: str, source: Source) -> str:
 
 
 class _Generation(jinja2.ext.Extension):
-    """The tag ``{% generation %}``, which marks the assistant's words for training. It renders its content."""
+    """The tag ``{% generation %}``, which marks the assistant's words for training. Renders its content."""
 
     tags = {"generation"}  # noqa: RUF012  (the base class declares it so)
 
