@@ -278,7 +278,7 @@ def _merge(weight: torch.Tensor, parts: Mapping[str, torch.Tensor], step: _Step,
     if "lora_embedding_A" in parts:
         matrix, left, right = weight, parts["lora_embedding_A"].T, parts["lora_embedding_B"].T
         axis = 0
-    elif "lora_A" in parts:  # a convolution is a matrix of its kernels
+    elif "lora_A" in parts:  # a convolution is used as a matrix whose rows are its kernels
         matrix = weight if weight.ndim == 2 else weight.view(weight.shape[0], -1)
         left, right = (parts[name].flatten(1) for name in ("lora_B", "lora_A"))
         axis = 1

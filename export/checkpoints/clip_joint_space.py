@@ -60,7 +60,7 @@ _WHERE = "the config of the tower's CLIP"
 
 
 def joint_size(config: dict[str, Any]) -> int:
-    """Raises UserError where it is no size."""
+    """Return the width of the joint space. Raises UserError if it is no size."""
     return Config(config, {}, _WHERE).size("projection_dim", 512)
 
 
@@ -141,7 +141,9 @@ class JointSpace:
 
 
 def _text_spec(config: dict[str, Any]) -> TextSpec:
-    override = config.get("text_config_dict")  # in old configs; its missing keys have their defaults
+    override = config.get(
+        "text_config_dict"
+    )  # of old configs: it replaces text_config's keys, and its missing keys have their defaults
     text = _TEXT | (config.get("text_config") or {}) | (_TEXT | override if override else {})
     sizes = Config(text, {}, f"{_WHERE}: text_config")
     return TextSpec(

@@ -94,11 +94,10 @@ def _base(adapter: Adapter, weights: bool) -> Directory:
         ) from error
     if found is None:
         itself = folder.path.resolve() == adapter.folder.path.resolve()
-        got = "is the adapter itself" if itself else "is or has an adapter, too"
+        got = "is the adapter itself" if itself else "is or has an adapter too"
         raise UserError(
-            f"the base model of {adapter.label} is no model without adapters "
-            f"| {adapter.base} {got} | name the model with --model and one adapter with --adapter, or merge "
-            "all but one with peft first"
+            f"the base model of {adapter.label} is not a plain model | {adapter.base} {got} "
+            "| name the model with --model and one adapter with --adapter, or merge all but one with peft first"
         )
     return found
 

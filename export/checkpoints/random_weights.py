@@ -82,7 +82,7 @@ def _statistics(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return (1.0, 0.1) if "norm" in name and name.endswith(".weight") else (0.0, 0.02)
     if len(shape) > 3:  # a convolution, [out, in, (frames,) height, width]
         return 0.0, math.prod(shape[1:]) ** -0.5
-    table = "embed" in name  # a row is a vector
+    table = "embed" in name  # each row of a table is one vector
     return 0.0, shape[1 if table else 0] ** -0.5
 
 

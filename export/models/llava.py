@@ -268,7 +268,7 @@ def parts(
 
 
 class _Joined:
-    """The weights of the checkpoint and of the joint space, which is opened when one of its weights is read."""
+    """The weights of the checkpoint and of the joint space, which is opened at the first read."""
 
     def __init__(self, weights: Weights, joint: JointSpace) -> None:
         self._weights, self._joint = weights, joint

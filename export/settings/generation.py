@@ -217,7 +217,7 @@ def _number(expected: str, fits: Callable[[float], bool], whole: bool = False) -
 
 
 def _top_p(source: Source, place: str, key: str, value: Any) -> float:
-    """From 1 on it is no limit in transformers."""
+    """Return ``top_p``, at most 1: larger values are no limit in transformers either."""
     return min(1, _number("a number", lambda value: True)(source, place, key, value))
 
 
@@ -232,7 +232,7 @@ _CHECKS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {
     "max_length": ((_UNSAID_LENGTH,), _COUNT),
     "max_new_tokens": ((), _number("a whole number, 1 or more", lambda value: value >= 1, whole=True)),
     "stop_strings": (((),), _texts),
-    # Those of --sample may be out of range: greedy answers do not need them (``notes``).
+    # The keys of --sample may be out of range, since greedy answers do not use them; ``notes`` reports it.
     "temperature": ((), _number("a number", lambda value: True)),
     "top_k": ((), _number("a whole number", lambda value: True, whole=True)),
     "top_p": ((1,), _top_p),
