@@ -1,11 +1,12 @@
-"""The device side on aarch64, in emulation: does a bundle answer there with the very tokens that it answers with here?
+"""Check that a bundle answers with the same tokens on emulated aarch64 as on this machine.
 
     python scripts/aarch64.py BUNDLE [--suite bookworm trixie] [--work DIR]          as root
 
-Debian's arm64 root file system is made with debootstrap under qemu's user emulation (Debian 12, bookworm, has Python 3.11;
-13, trixie, has 3.13). ``foveate pack`` makes a file for it, which is installed there in a network namespace without
-interfaces; the bundle is compiled, checked, and asked about synthetic scenes there and here. ``--work`` keeps the file
-systems for the next run. The last line is one JSON document. Exit code 1: some answer differs.
+debootstrap makes an arm64 root file system of Debian under qemu's user emulation (Debian 12, bookworm, has
+Python 3.11; 13, trixie, has 3.13). ``foveate pack`` makes a file for it, which is installed in a network
+namespace without interfaces. There the bundle is compiled and checked. Then it answers questions about
+synthetic scenes there and here. ``--work`` keeps the file systems for the next run. The last line of output
+is one JSON document. Exit code 1 means that an answer differs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from foveate.jetson.deployment.wheels import Target
 from foveate.runtime.compiling.compile import compile_bundle
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
-EMULATOR = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")  # of Debian's qemu-user-static
+EMULATOR = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")  # from Debian's qemu-user-static
 PROBE = "import json, platform as p; print(json.dumps([p.machine(), p.python_version(), p.libc_ver()[1]]))"
 ASK = """
 import importlib.metadata as m, json, pathlib, sys
@@ -47,11 +48,22 @@ print(json.dumps({"answers": answers, "packages": {n: m.version(n) for n in name
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--suite", nargs="+", default=["bookworm", "trixie"], help="of Debian")
-    parser.add_argument("--mirror", default="http://deb.debian.org/debian")
-    parser.add_argument("--scenes", type=int, default=4, help="pictures; each is asked twice")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="where file systems are kept")
+    parser.add_argument("bundle", type=Path, help="Folder of the bundle.")
+    parser.add_argument(
+        "--suite",
+        nargs="+",
+        default=["bookworm", "trixie"],
+        help="Debian releases to test on (default: bookworm trixie).",
+    )
+    parser.add_argument(
+        "--mirror", default="http://deb.debian.org/debian", help="Debian mirror (default: deb.debian.org)."
+    )
+    parser.add_argument(
+        "--scenes", type=int, default=4, help="Number of images; each is asked about twice (default: 4)."
+    )
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="Folder for the file systems (default: a temporary one)."
+    )
     args = parser.parse_args()
     emulate()
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +75,7 @@ def main() -> int:
 
 
 def emulate() -> None:
-    """Register qemu for programs of aarch64 with the kernel."""
+    """Register qemu with the kernel for aarch64 programs. Ends the program if that is not possible."""
     lacks = [name for name in ("debootstrap", "unshare", "chroot") if shutil.which(name) is None]
     if os.geteuid() or lacks or not EMULATOR.is_file():
         sys.exit("as root, after: apt-get install debootstrap qemu-user-static")
@@ -74,7 +86,10 @@ def emulate() -> None:
 
 
 def ask_here(bundle: Path, folder: Path, scenes: int) -> dict[str, Any]:
-    """Write pictures and questions to ``folder``; what a copy of ``bundle``, compiled here, answers."""
+    """Write images and questions to ``folder``.
+
+    Return the answers of a copy of ``bundle`` that is compiled here.
+    """
     asked = []
     for number in range(scenes):
         scene = make_scene(HELD_OUT + number)
@@ -92,7 +107,7 @@ def ask_here(bundle: Path, folder: Path, scenes: int) -> dict[str, Any]:
 def on_debian(
     suite: str, args: argparse.Namespace, root: Path, folder: Path, here: dict[str, Any]
 ) -> dict[str, Any]:
-    """Install, compile, check and ask below ``root``; what was found."""
+    """Install, compile, check and ask in the root file system ``root``. Return the results."""
     times: dict[str, float] = {}
 
     def step(name: str, *command: str | Path) -> str:
@@ -141,7 +156,7 @@ def on_debian(
 
 
 def inside(root: Path) -> list[str | Path]:
-    """The command that runs one below ``root``, with no network and a /proc that goes with it."""
+    """Return the command prefix that runs a command in ``root``, without network and with its own /proc."""
     script = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
     return ["unshare", "--net", "--mount", "sh", "-c", script, root]
 

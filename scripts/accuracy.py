@@ -1,12 +1,15 @@
-"""Accuracy of pruning methods through exported graphs and the runtime: on held-out synthetic scenes, or on a benchmark.
+"""Measure the accuracy of pruning methods through exported graphs and the runtime.
 
-    python scripts/accuracy.py --docs docs                               every method, 2,000 questions, tables and plots
-    python scripts/accuracy.py --methods sppruner fsr:rho=0.7 vscan+pyramiddrop --budgets 11.1% 32 --questions 140
-    python scripts/accuracy.py pope --data POPE --bundle bundles/llava --keep 128       see scripts/benchmarks/
+The questions are about held-out synthetic scenes, or those of a benchmark.
 
-A variant is a method with options: ``sppruner``, ``sppruner:relevance=clip,rho=0.7``. Every variant answers the same
-questions at every budget. Answers are kept in ``--work`` as they come, by checkpoint, variant and version of the code, so a
-run that is stopped goes on where it was. Prints a table for people; the last line is one JSON document.
+    python scripts/accuracy.py --docs docs                     every method, 2,000 questions, tables and plots
+    python scripts/accuracy.py --methods sppruner fsr:rho=0.7 --budgets 11.1% 32 --questions 140
+    python scripts/accuracy.py pope --data POPE --bundle bundles/llava --keep 128      see scripts/benchmarks/
+
+A variant is a method with options, such as ``sppruner`` or ``sppruner:relevance=clip,rho=0.7``. Two methods
+are joined with +, such as ``vscan+pyramiddrop``. Every variant answers the same questions at every budget.
+Answers are stored in ``--work`` at once, by checkpoint, variant and version of the code. So a run that is
+stopped continues where it was. Prints a table; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import sys
 
 def main(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-"):
-        from benchmarks.run import main as command  # needs no torch: it runs on devices, too
+        from benchmarks.run import main as command  # needs no torch, so it runs on devices too
     else:
         from accuracy_compare import main as command
     return command(argv)

@@ -1,4 +1,7 @@
-"""Bundles of the variants that are compared: built once, and again when the code that builds them changed."""
+"""Bundles of the variants that are compared.
+
+They are built once, and again if the code that builds them changes.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +23,31 @@ __all__ = ["at_budgets", "options_of", "precision_of", "ready_bundle", "slug"]
 
 
 def slug(variant: str) -> str:
-    """A variant as part of a file name."""
+    """Return a variant as part of a file name."""
     return variant.replace(":", ".").replace(",", ".").replace("=", "-").replace("@", ".")
 
 
 def options_of(variant: str) -> tuple[str, dict[str, str]]:
-    """``sppruner:rho=0.7,mu=1`` is the method sppruner with two options; ``@precision`` may follow."""
+    """Return method and options of a variant such as ``sppruner:rho=0.7,mu=1``; ``@precision`` may follow."""
     name, _, options = variant.partition("@")[0].partition(":")
     return name, dict(pair.split("=", 1) for pair in options.split(",") if pair)
 
 
 def precision_of(variant: str) -> Precision:
-    """float32, or what follows a variant's @: ``int4+vision-int8`` is int4 with a vision encoder in int8."""
+    """Return the precision behind a variant's @, or float32.
+
+    ``int4+vision-int8`` is int4 with a vision encoder in int8.
+    """
     decoder, *parts = (variant.partition("@")[2] or "fp32").split("+")
     return Precision(decoder, **dict(part.split("-", 1) for part in parts))
 
 
 def at_budgets(model: str, variant: str, budgets: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A variant whose budget is fixed when it is built becomes one per budget, with its option ``keep``; any other stays as
-    it is. Also why budgets are missing: not every one can be built."""
+    """Return the variants to build for ``budgets``, and why budgets are missing.
+
+    A variant whose budget is fixed when it is built becomes one per budget, with its option ``keep``. Not
+    every budget can be built. Any other variant stays as it is.
+    """
     name, options = options_of(variant)
     spec = _parts(model).spec
     if "keep" in options or methods.load(name, options).fixed_keep(spec) is None:
@@ -56,7 +65,7 @@ def at_budgets(model: str, variant: str, budgets: Sequence[str]) -> tuple[list[s
 
 
 def ready_bundle(model: str, variant: str, work: Path) -> Path:
-    """The variant's bundle, compiled; built when it is not there or was built by other code."""
+    """Return the variant's compiled bundle. It is built if it does not exist or was built by other code."""
     name, options = options_of(variant)
     out, stamp = work / slug(variant), work / f"{slug(variant)}.code"
     code = code_version(*_builders(name))
@@ -71,12 +80,15 @@ def ready_bundle(model: str, variant: str, work: Path) -> Path:
 
 @functools.cache
 def _parts(model: str) -> Parts:
-    """Once in a process: what all variants share of the model is then traced once."""
+    """Load the model once per process, so that what all variants share is traced once."""
     return models.load(model)
 
 
 def _builders(method: str) -> list[str]:
-    """Modules that decide what a bundle of ``method`` (a pair: ``a+b``) holds: all of export but other methods' files."""
+    """Return the modules that determine a bundle of ``method``: all of export but other methods' files.
+
+    A pair of methods is ``a+b``.
+    """
     files = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "export").rglob("*.py"))
     others = {f"foveate.export.methods.{name}" for name in methods.names()} - {
         f"foveate.export.methods.{name}" for name in method.split("+")

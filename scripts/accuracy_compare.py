@@ -1,4 +1,7 @@
-"""The comparison of methods on held-out scenes: two processes answer, one tells how far they are, tables come out."""
+"""Compare methods on held-out scenes.
+
+Two processes answer, the main process shows progress and prints tables.
+"""
 
 from __future__ import annotations
 
@@ -65,36 +68,75 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        epilog="The name of a benchmark as first argument: see NAME --help.",
-    )
-    parser.add_argument("--model", default="scripts/shapes", help="checkpoint directory or name")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD[:K=V,...]", help="default: all, as published")
-    parser.add_argument(
-        "--budgets", nargs="+", default=["33.3%", "22.2%", "11.1%", "5.6%"], help="as --keep takes them"
-    )
-    parser.add_argument("--questions", type=int, default=2000)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument(
-        "--first-seed", type=int, default=HELD_OUT, help="tune options on other seeds than those reported"
+        epilog="A benchmark's name as first argument runs that benchmark instead: see NAME --help.",
     )
     parser.add_argument(
-        "--clock", type=int, default=0, metavar="ROUNDS", help="also measure the time to the first token"
+        "--model",
+        default="scripts/shapes",
+        help="Folder or name of the checkpoint (default: scripts/shapes).",
     )
-    parser.add_argument("--docs", type=Path, metavar="DIR", help="write accuracy.md and its plots there")
-    parser.add_argument("--work", type=Path, default=Path("bundles/accuracy"))
-    parser.add_argument("--workers", type=int, default=WORKERS, help="processes, with one thread each")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD[:K=V,...]",
+        help="Variants to compare (default: all methods, as published).",
+    )
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        default=["33.3%", "22.2%", "11.1%", "5.6%"],
+        help="Budgets as in --keep (default: 33.3%% 22.2%% 11.1%% 5.6%%).",
+    )
+    parser.add_argument("--questions", type=int, default=2000, help="Number of questions (default: 2000).")
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="Kinds of questions (default: all)."
+    )
+    parser.add_argument(
+        "--first-seed",
+        type=int,
+        default=HELD_OUT,
+        help=f"Seed of the first scene (default: {HELD_OUT}). "
+        "Tune options on other seeds than those reported.",
+    )
+    parser.add_argument(
+        "--clock",
+        type=int,
+        default=0,
+        metavar="ROUNDS",
+        help="Also measure the time to the first token, in this many rounds (default: 0, do not).",
+    )
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        metavar="DIR",
+        help="Write accuracy.md and its plots to this folder (default: do not).",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("bundles/accuracy"),
+        help="Folder for bundles and answers (default: bundles/accuracy).",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=WORKERS,
+        help=f"Number of processes, with one thread each (default: {WORKERS}).",
+    )
     return parser
 
 
 def named(plan: Plan, variants: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The variants to build, and what each is called in tables: those that differ in a fixed budget alone, the same.
-    Also which budgets are left out, and why."""
+    """Return the variants to build with their names in tables, and which budgets are left out, and why.
+
+    Variants that differ only in a fixed budget have the same name.
+    """
     names: dict[str, str] = {}
     left_out: list[str] = []
     for variant in variants:
         try:
             found, missing = at_budgets(plan.model, variant, plan.budgets)
-        except UserError:  # told when it is built: one that fails does not stop the others
+        except UserError:  # reported when it is built, so that one failure does not stop the others
             found, missing = [variant], []
         names |= dict.fromkeys(found, variant)
         left_out += missing
@@ -104,13 +146,16 @@ def named(plan: Plan, variants: Sequence[str]) -> tuple[dict[str, str], list[str
 def answer_all(
     plan: Plan, variants: list[str], workers: int
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
-    """Records by variant in the order asked for, and what went wrong with the others. A variant is one process's work."""
+    """Return the records by variant in the given order, and the errors of the variants that failed.
+
+    One process answers for one variant at a time.
+    """
     fixed = [variant for variant in variants if variant == UNPRUNED or "keep" in options_of(variant)[1]]
     cases = len(fixed) + (len(variants) - len(fixed)) * len(plan.budgets)
     asked = sum(len(scene.questions) for scene in held_out(plan.questions, plan.first_seed, plan.kinds))
-    os.environ["OMP_NUM_THREADS"] = "1"  # what the processes import reads it
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by what the processes import
     context = multiprocessing.get_context("spawn")
-    counts = context.SimpleQueue()  # written at once: what a finished variant told is there
+    counts = context.SimpleQueue()  # unbuffered, so a finished variant's counts have arrived
     answers, failures = {}, {}
     with _bar() as bar, ProcessPoolExecutor(workers, context, _start, (counts,)) as pool:
         task = bar.add_task("questions", total=cases * asked)
@@ -123,7 +168,7 @@ def answer_all(
                 variant = running.pop(future)
                 if (error := future.exception()) is None:
                     answers[variant] = future.result()
-                else:  # the others go on; it is told below, and by the exit status
+                else:  # the others continue; it is reported below and by the exit status
                     failures[variant] = "".join(traceback.format_exception(error))
     for variant, trace in failures.items():
         SCREEN.print(f"{variant} failed:\n{trace}", markup=False, highlight=False)
@@ -143,7 +188,7 @@ def _answer(plan: Plan, variant: str) -> list[dict[str, Any]]:
 
 
 def clock_all(plan: Plan, variants: list[str], rounds: int) -> dict[str, dict[int, dict[str, Any]]]:
-    """Times by variant and budget, one after the other and nothing beside them."""
+    """Return the times by variant and budget, measured one after the other with nothing else running."""
     with _bar() as bar:
         task = bar.add_task("clock", total=len(variants))
         times = {}
@@ -169,5 +214,5 @@ def layers_of(plan: Plan) -> int:
 
 
 def total_of(rows: list[dict[str, Any]]) -> int:
-    """Visual tokens of a whole picture."""
+    """Return the number of visual tokens of an unpruned image."""
     return next(row["keep"] for row in rows if row["method"] == UNPRUNED)

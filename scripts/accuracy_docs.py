@@ -1,4 +1,4 @@
-"""docs/accuracy.md and its plots, from the document that scripts/accuracy.py prints."""
+"""Write docs/accuracy.md and its plots from the document that scripts/accuracy.py prints."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _CLOCK = (
 
 
 def write(folder: Path, document: dict[str, Any], *, kinds: Sequence[str], command: Sequence[str]) -> None:
-    """``accuracy.md`` and ``accuracy-*.png`` in ``folder``."""
+    """Write ``accuracy.md`` and ``accuracy-*.png`` into ``folder``."""
     rows = document["rows"]
     whole = next(row for row in rows if row["method"] == "none")
     keeps = sorted({row["keep"] for row in rows} - {whole["keep"]}, reverse=True)
@@ -78,7 +78,8 @@ def write(folder: Path, document: dict[str, Any], *, kinds: Sequence[str], comma
         overall=report.by_budget(rows, whole["keep"]),
         left_out="".join(f"\n- {line}\n" for line in document["left_out"]),
         kinds="".join(
-            f"\n### {keep} tokens ({100 * keep / whole['keep']:.1f} %)\n\n{report.by_kind(rows, keep, kinds)}\n"
+            f"\n### {keep} tokens ({100 * keep / whole['keep']:.1f} %)\n\n"
+            f"{report.by_kind(rows, keep, kinds)}\n"
             for keep in keeps
         ),
         clock=_CLOCK if timed else "",

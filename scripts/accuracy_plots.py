@@ -1,5 +1,8 @@
-"""Accuracy against what it costs, as pictures: the four systems in colour with their 95 % intervals, rivals in grey,
-baselines dashed, the unpruned model as a line across. The colours are Okabe's and Ito's: the colour-blind tell them apart."""
+"""Plots of accuracy against cost.
+
+The four systems are in colour with their 95 % intervals, rivals in grey, baselines dashed, and the unpruned
+model is a horizontal line. The colours are Okabe and Ito's, which the colour-blind can tell apart.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ def plot(rows: Sequence[Row], axis: str, file: Path) -> None:
 
 
 def _lines(rows: Sequence[Row], place: Callable[[Row], float | None]) -> dict[str, list[_Point]]:
-    """Points of each method from left to right."""
+    """Return the points of each method from left to right."""
     lines: dict[str, list[_Point]] = {}
     for row in rows:
         if (x := place(row)) is not None:
@@ -115,7 +118,10 @@ def _finish(axes: Axes, title: str, points: Sequence[_Point]) -> None:
 
 
 def _label(axes: Axes, ends: Mapping[str, _Point]) -> None:
-    """Names to the left of the left ends; ends that stand close to one another share a column, in which names move apart."""
+    """Write the names to the left of the left ends.
+
+    Ends that are close together share a column, in which names are moved apart.
+    """
     bottom, top = axes.get_ylim()
     columns: list[list[str]] = []
     for name in sorted(ends, key=lambda name: ends[name].x):
@@ -148,7 +154,7 @@ def _name(axes: Axes, name: str, end: _Point, x: float, y: float) -> None:
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending ``heights`` pushed up and down alike until neighbours are ``gap`` apart."""
+    """Push ascending ``heights`` up and down equally until neighbours are ``gap`` apart."""
     moved = list(heights)
     for _ in range(1000):
         for i in range(1, len(moved)):

@@ -1,10 +1,11 @@
-"""Pruning times precision: accuracy of some methods on held-out synthetic scenes, in every precision that ONNX Runtime takes.
+"""Measure the accuracy of some methods on held-out scenes, in every precision that ONNX Runtime runs.
 
     python scripts/accuracy_precision.py --docs docs
 
-All answer the same questions, so each precision is compared with fp32 question by question. A precision is what
-``--precision`` takes, with ``+head-SCHEME``, ``+vision-SCHEME`` and ``+prefill-SCHEME`` where these have their own. Answers
-are kept in ``--work`` as ``accuracy.py`` keeps them. Prints a table; the last line is one JSON document.
+All answer the same questions, so each precision is compared with fp32 question by question. A precision is a
+value of ``--precision``, followed by ``+head-SCHEME``, ``+vision-SCHEME`` and ``+prefill-SCHEME`` for parts
+with their own scheme. Answers are stored in ``--work`` as by ``accuracy.py``. Prints a table; the last line
+is one JSON document.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ METHODS = (UNPRUNED, "sppruner", "feather")
 
 
 class Cell(NamedTuple):
-    """``accuracy`` in percent; ``change`` against fp32 in points, and the standard error of that difference."""
+    """``accuracy`` in per cent, ``change`` against fp32 in points, and the standard error of the change."""
 
     accuracy: float
     change: float
@@ -69,14 +70,33 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="scripts/shapes", help="checkpoint directory or name")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), help="fp32 must be among them")
-    parser.add_argument("--budget", default="11.1%", help="of the methods that prune, as --keep takes it")
-    parser.add_argument("--questions", type=int, default=700)
-    parser.add_argument("--docs", type=Path, metavar="DIR", help="write precision.md there")
-    parser.add_argument("--work", type=Path, default=Path("bundles/accuracy"))
-    parser.add_argument("--workers", type=int, default=2, help="processes, with one thread each")
+    parser.add_argument(
+        "--model",
+        default="scripts/shapes",
+        help="Folder or name of the checkpoint (default: scripts/shapes).",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=list(METHODS), help=f"Methods (default: {' '.join(METHODS)})."
+    )
+    parser.add_argument(
+        "--precisions", nargs="+", default=list(PRECISIONS), help="Precisions, including fp32 (default: all)."
+    )
+    parser.add_argument(
+        "--budget", default="11.1%", help="Budget of the methods that prune, as in --keep (default: 11.1%%)."
+    )
+    parser.add_argument("--questions", type=int, default=700, help="Number of questions (default: 700).")
+    parser.add_argument(
+        "--docs", type=Path, metavar="DIR", help="Write precision.md to this folder (default: do not)."
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("bundles/accuracy"),
+        help="Folder for bundles and answers (default: bundles/accuracy).",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="Number of processes, with one thread each (default: 2)."
+    )
     return parser
 
 
@@ -87,7 +107,7 @@ def _cell(records: Sequence[Mapping[str, Any]], exact: Sequence[Mapping[str, Any
 
 
 def _mebibytes(path: Path) -> float:
-    """Of the bundle's weights and the embedding table."""
+    """Return the size in MiB of the bundle's weights and the embedding table."""
     files = bundle.load(path).manifest.files
     return (
         sum(facts["size"] for name, facts in files.items() if name.startswith(("weights/", "embed"))) / 2**20

@@ -1,6 +1,6 @@
-"""Answers become numbers and tables: shares of right answers with their intervals, tokens, FLOPs and time.
+"""Compute numbers and tables from answers: shares of right answers with intervals, tokens, FLOPs and time.
 
-In: the records and the times of every case. Out: rows of plain numbers, Markdown for people.
+The input is the records and times of every case. The output is rows of plain numbers, and Markdown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % confidence interval of a share (Wilson 1927)."""
+    """Return the 95 % confidence interval of a share (Wilson 1927)."""
     if not total:
         return 0.0, 1.0
     share, square = right / total, z * z / total
@@ -27,8 +27,11 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 def rows_of(
     variant: str, records: Iterable[Mapping[str, Any]], times: Mapping[int, Mapping[str, Any]]
 ) -> list[Row]:
-    """A row per budget, the largest first. ``tokens`` is the mean over layers of the visual tokens in them, ``rows`` the
-    mean number that enters each part of the decoder, ``prefill`` what ``accuracy_scenes.clock`` measured."""
+    """Return a row per budget, the largest first.
+
+    ``tokens`` is the number of visual tokens, averaged over layers. ``rows`` is the mean number that enters
+    each part of the decoder. ``prefill`` is what ``accuracy_scenes.clock`` measured.
+    """
     cases: dict[int, list[Mapping[str, Any]]] = {}
     for record in records:
         cases.setdefault(record["keep"], []).append(record)
@@ -62,7 +65,10 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def by_budget(rows: Sequence[Row], total: int) -> str:
-    """Methods down, budgets across: per cent right with the 95 % interval; the best first, by the mean over budgets."""
+    """Return a table of methods by budgets: per cent right with the 95 % interval.
+
+    The best method by its mean over budgets comes first.
+    """
     whole, pruned, keeps = _parted(rows)
     table = _head(["method", *(f"{keep} ({100 * keep / total:.1f} %)" for keep in keeps)])
     for row in whole:
@@ -75,7 +81,7 @@ def by_budget(rows: Sequence[Row], total: int) -> str:
 
 
 def by_kind(rows: Sequence[Row], keep: int, kinds: Sequence[str]) -> str:
-    """Methods down, kinds of question across, at one budget: per cent right."""
+    """Return a table of methods by kinds of question, at one budget: per cent right."""
     whole, pruned, _ = _parted(rows)
     at = sorted((row for row in pruned if row["keep"] == keep), key=lambda row: -row["accuracy"])
     counts = (at or whole)[0]["counts"]
@@ -88,7 +94,7 @@ def by_kind(rows: Sequence[Row], keep: int, kinds: Sequence[str]) -> str:
 
 
 def costs_table(rows: Sequence[Row]) -> str:
-    """What each case costs the language model, the cheapest first within a budget."""
+    """Return a table of the cost of each case in the language model, the cheapest first within a budget."""
     whole, pruned, keeps = _parted(rows)
     table = _head(
         [

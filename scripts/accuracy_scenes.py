@@ -1,7 +1,7 @@
-"""Questions about held-out scenes, asked of a method's bundle: what it says, what it keeps and what that costs.
+"""Ask a method's bundle questions about held-out scenes, and record its answers, what it keeps and the cost.
 
-Every method answers the same questions at every budget. A picture goes through a bundle's vision encoder once, for all
-of its questions and budgets. One process answers for one method at a time, with one thread.
+Every method answers the same questions at every budget. An image goes through a bundle's vision encoder once,
+for all of its questions and budgets. One process answers for one method at a time, with one thread.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _NEW_TOKENS = 8  # an answer is one word
 
 
 class Asked(NamedTuple):
-    """A scene and the questions asked about it, each with its number among the scene's."""
+    """A scene and the questions asked about it, each with its index among the scene's questions."""
 
     seed: int
     scene: Scene
@@ -54,7 +54,7 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """Which questions at which budgets, of which checkpoint, and where bundles and answers are kept."""
+    """The checkpoint, questions and budgets of a comparison, and the folder for bundles and answers."""
 
     model: str
     work: Path
@@ -65,7 +65,10 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        """Of this checkpoint's bundles and answers: those of another training run are not taken for its own."""
+        """Folder of this checkpoint's bundles and answers.
+
+        Other checkpoints of the same name have other folders.
+        """
         root = Path(self.model)
         files = sorted(path for path in root.rglob("*") if path.suffix in (".safetensors", ".json"))
         digest = (
@@ -74,7 +77,10 @@ class Plan:
         return self.work / f"{root.name}-{digest}"
 
     def keeps(self, variant: str, manifest: Manifest) -> list[int]:
-        """The budgets as numbers of tokens; without a method every token, and where it is fixed the bundle's."""
+        """Return the budgets as numbers of tokens.
+
+        It is all tokens without a method, and the bundle's own budget if that is fixed.
+        """
         fixed = variant.partition("@")[0] == UNPRUNED or manifest.method.get("fixed_keep") is not None
         budgets = (None,) if fixed else self.budgets
         return [resolve_keep(budget, manifest.num_visual_tokens, manifest.method) for budget in budgets]
@@ -82,7 +88,7 @@ class Plan:
 
 @functools.cache
 def held_out(count: int, first_seed: int, kinds: tuple[str, ...]) -> tuple[Asked, ...]:
-    """``count`` questions of ``kinds`` on scenes from ``first_seed`` on, drawn once."""
+    """Return ``count`` questions of ``kinds`` on scenes from ``first_seed`` on, drawn once."""
     asked, left, seed = [], count, first_seed
     while left > 0:
         scene = make_scene(seed)
@@ -95,14 +101,16 @@ def held_out(count: int, first_seed: int, kinds: tuple[str, ...]) -> tuple[Asked
 
 
 def open_log(plan: Plan, variant: str) -> tuple[Log, Path]:
-    """The answers of the variant's bundle as it is now, and the bundle, which is built when need be."""
+    """Return the stored answers of the variant's current bundle, and the bundle. Build it if necessary."""
     path = ready_bundle(plan.model, variant, plan.folder)
     return Log(plan.folder / f"{slug(variant)}.{version(path)}.jsonl", _FIELDS), path
 
 
 def answer(plan: Plan, variant: str, tell: Callable[[int], Any] = lambda count: None) -> list[dict[str, Any]]:
-    """A record per question and budget; what was answered already is not asked again. ``tell`` is given how many more
-    are known."""
+    """Return a record per question and budget. Stored answers are not asked for again.
+
+    ``tell`` gets the number of further records, scene by scene.
+    """
     log, path = open_log(plan, variant)
     pipe = Pipeline.load(path, threads=1)
     keeps, known = plan.keeps(variant, pipe.manifest), []
@@ -136,7 +144,7 @@ def _record(
 
 
 def text_tokens(pipe: Pipeline, question: str) -> int:
-    """Rows of the prompt that are no picture's, the chat format's included."""
+    """Return the number of text tokens in the prompt, including those of the chat template."""
     segments = pipe.tokenizer.encode_turns([Turn("user", question, images=1)])
     return sum(len(segment) for segment in segments if isinstance(segment, np.ndarray))
 
@@ -144,8 +152,11 @@ def text_tokens(pipe: Pipeline, question: str) -> int:
 def clock(
     plan: Plan, variant: str, rounds: int, tell: Callable[[int], Any] = lambda count: None
 ) -> dict[int, dict]:
-    """Seconds from the seen picture to the first token (pruning and prefill) by budget: medians of ``rounds`` prompts,
-    and of the ratios to the unpruned model's, which answers the same prompt in the same round. Kept like answers."""
+    """Return the seconds from the encoded image to the first token (pruning and prefill) by budget.
+
+    They are medians over ``rounds`` prompts, with the medians of the ratios to the unpruned model, which
+    answers the same prompt in the same round. Times are stored like answers.
+    """
     log, path = open_log(plan, variant)
     log = Log(log.path.with_suffix(".clock.jsonl"), ("keep", "rounds"))
     rounds = min(rounds, len(held_out(plan.questions, plan.first_seed, plan.kinds)) - 1)
@@ -162,7 +173,7 @@ def clock(
 def _rounds(
     plan: Plan, pipe: Pipeline, whole: Pipeline, keeps: Sequence[int], tell: Callable[[int], Any]
 ) -> Iterator[list[float]]:
-    """Seconds of one prompt: of the unpruned model, then at each of ``keeps``."""
+    """Yield the seconds of one prompt: with the unpruned model, then at each of ``keeps``."""
     for asked in held_out(plan.questions, plan.first_seed, plan.kinds):
         _, question = asked.questions[0]
         both = whole.see(asked.scene.picture), pipe.see(asked.scene.picture)

@@ -1,7 +1,8 @@
-"""What was answered already, so that a run that was stopped goes on where it was, and no answer stands for another's.
+"""A store of answers, so that a run that was stopped continues where it was.
 
-Answers belong to a version, a short hash of all that decides them: the bundle's graphs, weights and settings, the code
-of the runtime and that of the scenes. Comments and docstrings do not count. Answers of other versions stay where they are.
+Answers belong to a version, a short hash of everything that determines them: the bundle's graphs, weights and
+settings, the code of the runtime, and that of the scenes. Comments and docstrings do not count. Answers of
+other versions are kept.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ __all__ = ["ROOT", "Log", "code_version", "version"]
 
 ROOT = Path(__file__).parents[1]
 _ANSWERS = ("foveate.runtime.pipeline", "foveate.engines.ort.backend", "foveate.calib.scenes.questions")
-_SKIPPED = (
-    "golden.npz",
-)  # recorded by torch: no engine reads it, and other versions of torch round differently
+# recorded by torch: no engine reads it, and other versions of torch round differently
+_SKIPPED = ("golden.npz",)
 
 
 def version(path: Path) -> str:
-    """Of the answers that the bundle at ``path`` gives with the code as it is."""
+    """Return the version of the answers that the bundle at ``path`` gives with the current code."""
     facts = bundle.load(path).manifest.to_json()
     facts["files"] = {name: facts["files"][name] for name in sorted(facts["files"]) if name not in _SKIPPED}
     del facts["name"]
@@ -34,7 +34,10 @@ def version(path: Path) -> str:
 
 
 class Log:
-    """Records of JSON, one a line, by the values of some of their fields. A line that a crash cut short is dropped."""
+    """JSON records in a file, one per line, found by the values of some fields.
+
+    A truncated last line is dropped.
+    """
 
     def __init__(self, path: Path, fields: tuple[str, ...]) -> None:
         self.path, self._fields = path, fields
@@ -53,7 +56,7 @@ class Log:
         return len(self._known)
 
     def add(self, records: Iterable[dict[str, Any]]) -> None:
-        """To the file at once, in one piece."""
+        """Append records to the file at once, in one piece."""
         records = list(records)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
@@ -66,7 +69,7 @@ class Log:
 
 
 def code_version(*names: str) -> str:
-    """Hash of the modules ``names`` and of what they import of foveate, without comments and docstrings."""
+    """Hash the modules ``names`` and what they import of foveate, without comments and docstrings."""
     trees: dict[str, str] = {}
     wanted = list(names)
     while wanted:

@@ -1,9 +1,9 @@
-"""``foveate bench`` and, besides, how long ``foveate run`` takes to its first word: from a cold page cache and a warm one.
+"""Run ``foveate bench``, and time ``foveate run`` to its first word with a cold and a warm page cache.
 
     python scripts/bench.py bundles/llava-1.5-7b.sppruner.int4 --keep 100% 22.2% 11.1% --rounds 5
 
-The bundle must be compiled. Cold means that the bundle's files were dropped from the page cache before (Linux); Python and
-its libraries stay in it. A table for people; the last line is one JSON document.
+The bundle must be compiled. Cold means that the bundle's files were dropped from the page cache before (Linux
+only). Python and its libraries stay in it. Prints a table; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ from foveate.runtime.measuring import bench
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], epilog="Other options: foveate bench."
+        description=__doc__.splitlines()[0], epilog="All other options are those of foveate bench."
     )
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--starts", type=int, default=2, help="of `foveate run`, cold and warm; 0: none")
+    parser.add_argument("bundle", type=Path, help="Folder of a compiled bundle.")
+    parser.add_argument(
+        "--starts",
+        type=int,
+        default=2,
+        help="Number of cold and of warm starts of foveate run (default: 2; 0 for none).",
+    )
     args, others = parser.parse_known_args()
     starts = {} if args.starts == 0 else startup(args.bundle, args.starts)
     document = bench.run([str(args.bundle), *others])
@@ -44,7 +49,7 @@ def main() -> None:
 
 
 def startup(bundle: Path, times: int) -> dict[str, dict[str, list[Any]]]:
-    """Seconds from the command to its first output, and bytes of the most memory it held, for each start."""
+    """Return for each start the seconds to the first output, and the peak memory in bytes."""
     found: dict[str, dict[str, list[Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "noise.png")

@@ -1,12 +1,12 @@
-"""From the picture to the first word: bundles at several budgets beside llama.cpp, which cannot prune, at the same sizes.
+"""Time bundles from the image to the first token at several budgets, next to llama.cpp at the same sizes.
 
     pip install gguf && pip install --no-binary llama-cpp-python llama-cpp-python
     python scripts/bench_first_token.py BUNDLE [BUNDLE ...] --keep 64 576 --threads 2
 
-llama.cpp gets random weights of the first bundle's sizes: the language model in Q4_0, the vision tower (LLaVA-1.5's) in float16.
-Everybody reads the same picture and ``--text-tokens`` tokens of text, the chat format's included, and answers with one token.
-Every contender is a process of its own, measured in turn, round by round. Medians with the fastest and slowest; the last line
-is one JSON document.
+llama.cpp cannot prune. It gets random weights of the first bundle's sizes: the language model in Q4_0, and
+LLaVA-1.5's vision encoder in float16. All read the same image and ``--text-tokens`` tokens of text, including
+the chat template, and answer with one token. Every contender is a process of its own. They are measured in
+turn, round by round. Prints medians with the fastest and slowest round; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def llama(picture: Image.Image, args: argparse.Namespace) -> Callable[[str], int
         verbose=False,
     )
     packed = io.BytesIO()
-    picture.save(packed, "BMP")  # which takes next to no time to read
+    picture.save(packed, "BMP")  # almost no time to decode
     url = "data:image/bmp;base64," + base64.b64encode(packed.getvalue()).decode()
     text = ""
 
@@ -72,13 +72,13 @@ def llama(picture: Image.Image, args: argparse.Namespace) -> Callable[[str], int
         return done["usage"]["prompt_tokens"]
 
     pictured = 576
-    while (rows := answer("all") - pictured) < args.text_tokens:  # its vocabulary is of bytes
+    while (rows := answer("all") - pictured) < args.text_tokens:  # every byte is one token of its vocabulary
         text += "?" * (args.text_tokens - rows)
     return answer
 
 
 def serve(name: str, args: argparse.Namespace) -> None:
-    """A contender's process: for each budget on stdin a line of JSON."""
+    """Run a contender's process: answer each budget on stdin with a line of JSON."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, _SIDES, np.uint8))
     answer = llama(picture, args) if name == LLAMA else ours(name, picture, args)
     print("{}", flush=True)
@@ -90,12 +90,17 @@ def serve(name: str, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundles", nargs="+", help="compiled bundles; the first gives the sizes")
-    parser.add_argument("--keep", nargs="+", default=["64", "576"])
-    parser.add_argument("--text-tokens", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/foveate-rivals"))
+    parser.add_argument("bundles", nargs="+", help="Compiled bundles; the first one gives the sizes.")
+    parser.add_argument("--keep", nargs="+", default=["64", "576"], help="Budgets (default: 64 576).")
+    parser.add_argument("--text-tokens", type=int, default=40, help="Number of text tokens (default: 40).")
+    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds (default: 3).")
+    parser.add_argument("--threads", type=int, default=2, help="Number of threads (default: 2).")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("/tmp/foveate-rivals"),
+        help="Folder for llama.cpp's models (default: /tmp/foveate-rivals).",
+    )
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -108,7 +113,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """By contender and budget: tokens of the prompt, and seconds of every round."""
+    """Return by contender and budget the tokens of the prompt, and the seconds of every round."""
     servers = {name: start(name) for name in [*args.bundles, LLAMA]}
     asked = [(name, keep) for name in args.bundles for keep in args.keep] + [(LLAMA, "all")]
     found: dict[str, dict[str, Any]] = {f"{Path(name).name}, {keep}": {"seconds": []} for name, keep in asked}
@@ -137,7 +142,8 @@ def print_table(found: dict[str, dict[str, Any]]) -> None:
         times = row["seconds"]
         middle = statistics.median(times)
         print(
-            f"| {name} | {row['rows']} | {middle:.2f} ({min(times):.2f}..{max(times):.2f}) | {whole / middle:.2f} |"
+            f"| {name} | {row['rows']} | {middle:.2f} ({min(times):.2f}..{max(times):.2f}) "
+            f"| {whole / middle:.2f} |"
         )
 
 

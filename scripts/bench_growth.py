@@ -1,11 +1,11 @@
-"""How cost grows: prefill with the tokens of a prompt, a decode step with the rows in the cache, of a bundle's language model.
+"""Measure how the cost of a language model grows with the number of rows, in prefill and in decode.
 
     python scripts/bench_growth.py BUNDLE --threads 2 --plot docs/growth.png
 
-Prefill is into an empty cache, steps stand behind it. Every length is measured in each round, so that what disturbs the machine
-disturbs them all. Through the medians go, by least squares of relative errors, a + b n + c n^2 for prefill and a + b n for a
-step, which the last lines explain: b of prefill are the products with weights, c is attention, b of a step reads the cache.
-The last line is one JSON document.
+Prefill is into an empty cache; decode steps follow it. Every length is measured in each round, so that a
+disturbance affects all of them. Curves are fitted to the medians by least squares of relative errors: a + b n
++ c n^2 for prefill, a + b n for a step. The last lines explain them: b of prefill is the products with
+weights, c is attention, and b of a step is reading the cache. The very last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -33,16 +33,22 @@ from foveate.runtime.measuring.bench import environment
 LENGTHS = [64, 128, 256, 512, 1024, 2048, 2880, 4080]
 _STEPS = 8
 Times = dict[int, list[float]]
-"""Seconds of every round by number of rows."""
+"""Seconds of every round, by number of rows."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path, help="compiled; its language model in one piece")
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--plot", type=Path, help="a PNG file to draw")
+    parser.add_argument("bundle", type=Path, help="Compiled bundle with its language model in one graph.")
+    parser.add_argument(
+        "--lengths",
+        type=int,
+        nargs="+",
+        default=LENGTHS,
+        help=f"Numbers of rows (default: {' '.join(map(str, LENGTHS))}).",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds (default: 3).")
+    parser.add_argument("--threads", type=int, default=2, help="Number of threads (default: 2).")
+    parser.add_argument("--plot", type=Path, help="PNG file to draw (default: none).")
     args = parser.parse_args()
     sizes = load(args.bundle).manifest.decoder
     prefill, step = measure(Ours(args.bundle, args.threads, sizes, Path()), args.lengths, args.rounds)
@@ -76,7 +82,7 @@ def timed(run: Callable[[], None]) -> float:
 
 
 def fit(times: Times, degree: int) -> list[float]:
-    """Coefficients, that of the power 0 first: least squares of relative errors."""
+    """Fit a polynomial by least squares of relative errors. Return the coefficients from power 0 on."""
     lengths = np.array(list(times), float)
     seconds = np.array([statistics.median(rounds) for rounds in times.values()])
     powers = np.stack([lengths**power for power in range(degree + 1)], axis=1)
@@ -84,7 +90,7 @@ def fit(times: Times, degree: int) -> list[float]:
 
 
 def explain(sizes: Mapping[str, int], fits: Mapping[str, Sequence[float]]) -> list[str]:
-    """What the coefficients mean, with ``costs``' FLOPs beside them."""
+    """Return lines that explain the coefficients, next to the FLOPs of ``costs``."""
 
     def flops(tokens: int) -> int:
         return costs.prefill_flops(sizes, ((sizes["num_layers"], tokens),), 0)

@@ -1,12 +1,12 @@
-"""What every pruner costs by itself: its graph at LLaVA-1.5-7B's widths in ONNX Runtime, at 576 and at 2,880 visual tokens.
+"""Time every pruner by itself: its graph at LLaVA-1.5-7B's widths in ONNX Runtime.
 
     python scripts/bench_pruners.py --keep 128 --threads 2
 
-Weights and inputs are random (attention has heavy tails, as a class token's). 2,880 tokens are one picture of 48 x 60 patches. Pruners
-inside the language model are given 64 tokens of text besides, and read their layer's weights in ``--precision``, int8 as bundles
-with ``--prefill-precision int8`` have them; a method's stages are added up, each with the rows that those before it leave. Methods
-that merge inside the vision encoder have no graph of their own and are left out. Medians with the fastest and slowest run; the
-last line is one JSON document.
+Weights and inputs are random (attention has heavy tails, as a class token's has). 2,880 tokens are one image
+of 48 x 60 patches. In-LLM pruners get 64 more tokens of text, and read their layer's weights in
+``--precision``; int8 is as in bundles with ``--prefill-precision int8``. A method's stages are added up, each
+with the rows that the stages before it leave. Encoder mergers have no graph of their own and are left out.
+Prints medians with the fastest and slowest run; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TEXT, WORDS = 64, 12
 
 @dataclass(frozen=True)
 class Wide(VisionSpec):
-    """A tile of patches with sides of one's choice."""
+    """A tile of patches of any size."""
 
     sides: tuple[int, int] = (24, 24)
 
@@ -55,13 +55,27 @@ class Wide(VisionSpec):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=methods.names())
-    parser.add_argument("--tokens", type=int, nargs="+", default=list(GRIDS), choices=list(GRIDS))
-    parser.add_argument("--keep", type=int, default=128)
-    parser.add_argument("--precision", default="int8", choices=["fp32", "int8", "int4"])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", type=Path, help="where graphs are kept for the next time")
+    parser.add_argument("--methods", nargs="+", default=methods.names(), help="Methods (default: all).")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=list(GRIDS),
+        choices=list(GRIDS),
+        help="Numbers of visual tokens (default: all).",
+    )
+    parser.add_argument("--keep", type=int, default=128, help="Budget (default: 128).")
+    parser.add_argument(
+        "--precision",
+        default="int8",
+        choices=["fp32", "int8", "int4"],
+        help="Precision of in-LLM pruners' weights (default: int8).",
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="Number of runs (default: 9).")
+    parser.add_argument("--threads", type=int, default=2, help="Number of threads (default: 2).")
+    parser.add_argument(
+        "--work", type=Path, help="Folder for the graphs, to keep them (default: a temporary one)."
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         args.work = args.work or Path(folder)
@@ -81,7 +95,7 @@ def main() -> None:
 
 
 def build(name: str, tokens: int, precision: str, work: Path) -> list[GraphSpec]:
-    """The specs of the method's pruners, compiled in ``work``; none where it has none or they do not fit."""
+    """Compile the method's pruners in ``work`` and return their specs. It may have none that fit."""
     try:
         parts = model(tokens)
         graphs = [
@@ -111,7 +125,7 @@ def model(tokens: int) -> Parts:
 
 
 def measure(name: str, tokens: int, stages: Sequence[GraphSpec], args: argparse.Namespace) -> list[float]:
-    """Seconds of a run through all stages: [median, fastest, slowest]."""
+    """Return the seconds of a run through all stages: [median, fastest, slowest]."""
     folder = args.work / f"{name}-{tokens}-{args.precision}" / "engine"
     loaded = [ort.load(folder, spec, {"threads": args.threads}) for spec in stages]
     points = methods.load(name).budgets(model(tokens).spec)
@@ -129,7 +143,7 @@ def measure(name: str, tokens: int, stages: Sequence[GraphSpec], args: argparse.
 def chained(
     stages: Sequence[Engine], points: Mapping[str, Points], tokens: int, keep: int
 ) -> Iterator[dict[str, Any]]:
-    """What each stage is given: of the prompt the rows that the stages before it leave."""
+    """Yield the feeds of each stage: the rows of the prompt that the stages before it leave."""
     rows, carried = prompt(tokens, keep), {}
     for engine in stages:
         values = feeds(engine, len(rows), keep, rows.feeds(points.get(engine.spec.name, ())) | carried)
@@ -141,7 +155,7 @@ def chained(
 
 
 def feeds(engine: Engine, rows: int, keep: int, known: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Random numbers for what is not ``known``."""
+    """Return feeds with random numbers for inputs that are not ``known``."""
     random = np.random.default_rng(0)
     sizes = {"words": WORDS, "segments": 1, "tokens": rows}
 
@@ -161,7 +175,7 @@ def feeds(engine: Engine, rows: int, keep: int, known: Mapping[str, np.ndarray])
 
 
 def prompt(tokens: int, keep: int) -> Chunk:
-    """A picture before the text."""
+    """Return a prompt with an image before the text."""
     rows, columns = GRIDS[tokens]
     seen, text = np.ones(tokens, np.int64), np.ones(TEXT, np.int64)
 
@@ -170,7 +184,8 @@ def prompt(tokens: int, keep: int) -> Chunk:
 
     place = both(np.arange(tokens), -1)
     return Chunk(
-        both(0, -1), place, place, both(rows, 1), both(columns, 1), both(tokens, 0), both(tokens, 0), both(keep, 0),
+        both(0, -1), place, place, both(rows, 1), both(columns, 1),
+        both(tokens, 0), both(tokens, 0), both(keep, 0),
         np.arange(tokens + TEXT),
     )  # fmt: skip
 

@@ -1,13 +1,13 @@
-"""A bundle's language model beside what one would otherwise take on a CPU: llama.cpp and OpenVINO, at the same sizes.
+"""Time a bundle's language model on the CPU next to llama.cpp and OpenVINO at the same sizes.
 
     pip install gguf openvino nncf && pip install --no-binary llama-cpp-python llama-cpp-python
     python scripts/bench_rivals.py BUNDLE [BUNDLE ...] --tokens 640 192 104 --threads 2
 
-The rivals get random weights of the first bundle's sizes: a GGUF file in Q4_0, and a stateful OpenVINO model whose weights
-nncf compressed. They are written to ``--work`` once. Every contender is a process of its own; they are measured in turn,
-round by round, so that what disturbs the machine disturbs them all. Prefill is of ``tokens`` rows into an empty cache,
-decode the median of single steps behind them. Medians over the rounds with the fastest and slowest; the last line is one
-JSON document.
+The rivals get random weights of the first bundle's sizes: a GGUF file in Q4_0, and a stateful OpenVINO model
+whose weights nncf compressed. They are written to ``--work`` once. Every contender is a process of its own.
+They are measured in turn, round by round, so that a disturbance affects all of them. Prefill is of ``tokens``
+rows into an empty cache. Decode is the median of single steps after them. Prints medians over the rounds with
+the fastest and slowest; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STEPS = 16
 
 
 class Ours:
-    """The graph ``llm`` of a bundle in its compiled engine, without the stages around it."""
+    """The graph ``llm`` of a bundle in its compiled engine, without the other stages."""
 
     def __init__(self, path: Path, threads: int, sizes: dict[str, int], work: Path) -> None:
         bundle = load(path)
@@ -67,7 +67,7 @@ class Ours:
 
 
 class LlamaCpp:
-    """With its own defaults for batches; flash attention where it is quicker was tried and changes nothing here."""
+    """llama.cpp with its default batch sizes. Flash attention was tried and makes no difference here."""
 
     def __init__(self, kind: str, threads: int, sizes: dict[str, int], work: Path) -> None:
         from llama_cpp import Llama
@@ -123,7 +123,7 @@ def contender(name: str) -> type:
 
 
 def serve(name: str, threads: int, sizes: dict[str, Any], work: Path) -> None:
-    """A contender's process: for each number of tokens on stdin a line of JSON with its times."""
+    """Run a contender's process: answer each number of tokens on stdin with a line of JSON with its times."""
     runner = contender(name)(Path(name) if name not in KINDS else name, threads, sizes, work)
     print("{}", flush=True)
     for line in sys.stdin:
@@ -141,12 +141,25 @@ def serve(name: str, threads: int, sizes: dict[str, Any], work: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundles", nargs="+", help="compiled bundles; the first gives the sizes")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[640, 192, 104])
-    parser.add_argument("--rivals", nargs="*", default=KINDS, choices=KINDS)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/foveate-rivals"))
+    parser.add_argument("bundles", nargs="+", help="Compiled bundles; the first one gives the sizes.")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=[640, 192, 104],
+        help="Rows of the prompts (default: 640 192 104).",
+    )
+    parser.add_argument(
+        "--rivals", nargs="*", default=KINDS, choices=KINDS, help="Rivals to measure (default: all)."
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds (default: 3).")
+    parser.add_argument("--threads", type=int, default=2, help="Number of threads (default: 2).")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("/tmp/foveate-rivals"),
+        help="Folder for the rivals' models (default: /tmp/foveate-rivals).",
+    )
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes = load(args.bundles[0]).manifest.decoder | {"tokens": args.tokens}
@@ -161,7 +174,7 @@ def main() -> None:
 
 
 def measure(names: Sequence[str], tokens: Sequence[int], rounds: int) -> dict[str, dict[str, Any]]:
-    """By contender and number of tokens: seconds of every round."""
+    """Return by contender and number of tokens the seconds of every round."""
     servers = {name: start(name) for name in names}
     found: dict[str, dict[str, Any]] = {name: {str(n): [] for n in tokens} for name in names}
     try:
@@ -192,7 +205,7 @@ def ask(server: subprocess.Popen, tokens: int) -> dict[str, float]:
 
 
 def read(server: subprocess.Popen) -> dict[str, float]:
-    """The next line that is JSON: libraries talk on stdout, too."""
+    """Return the next line that is JSON, since libraries print to stdout too."""
     for line in server.stdout:
         if line.startswith("{"):
             return json.loads(line)

@@ -1,16 +1,16 @@
-"""The four systems' own claims, tested in kind on the small checkpoint: what each part of a method is worth.
+"""Test the four systems' own claims on the small checkpoint: the contribution of each part of a method.
 
     python scripts/claims.py                                   all of them
     python scripts/claims.py fsr sppruner --questions 500 --budgets 11.1%
 
 feather   FEATHER against FastV on location questions, both with and without rotary embedding in the score
-bias      the share of visual tokens that FastV removes from each quarter of the picture, from the top, with and without it
+bias      the share of visual tokens that FastV removes from each quarter of the image, with and without it
 fsr       focus, scan and refine switched off one by one
-sppruner  focus and context switched off one by one, and what each of them is made of
-ocvtp     reconstruction error of its tokens against random and uniform ones; how many tokens come from slots, not the fill
+sppruner  focus and context switched off one by one, and the parts of each
+ocvtp     reconstruction error of its tokens against random and uniform ones; the share of tokens from slots
 
-Differences are between answers to the same questions, with the 95 % interval of a paired difference. Answers are kept and shared
-with scripts/accuracy.py. Prints Markdown tables; the last line is one JSON document.
+Differences are between answers to the same questions, with the 95 % interval of a paired difference. Answers
+are stored and shared with scripts/accuracy.py. Prints Markdown tables; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from foveate.calib.scenes.questions import HELD_OUT, KINDS
 from foveate.runtime.pipeline import Pipeline
 
 QUARTERS = 4
-FEATHER = {  # this decoder has 4 layers: FEATHER's first cut is before layer 1, FastV's published one, layer 2, is half way
+# This decoder has 4 layers. FEATHER's first cut is before layer 1.
+# FastV's published cut, layer 2, is half way.
+FEATHER = {
     "feather": "FEATHER",
     "feather:rope=true": "FEATHER with rotary embedding in the score",
     "feather:stride=0": "FEATHER without the grid",
@@ -69,13 +71,31 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("claims", nargs="*", choices=[[], *CLAIMS], metavar="CLAIM", help="default: all")
-    parser.add_argument("--model", default="scripts/shapes", help="checkpoint directory")
-    parser.add_argument("--budgets", nargs="+", default=["33.3%", "22.2%", "11.1%", "5.6%"])
-    parser.add_argument("--questions", type=int, default=2000)
-    parser.add_argument("--pictures", type=int, default=200, help="for bias and ocvtp")
-    parser.add_argument("--first-seed", type=int, default=HELD_OUT)
-    parser.add_argument("--work", type=Path, default=Path("bundles/accuracy"))
+    parser.add_argument(
+        "claims", nargs="*", choices=[[], *CLAIMS], metavar="CLAIM", help="Claims to test (default: all)."
+    )
+    parser.add_argument(
+        "--model", default="scripts/shapes", help="Folder of the checkpoint (default: scripts/shapes)."
+    )
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        default=["33.3%", "22.2%", "11.1%", "5.6%"],
+        help="Budgets as in --keep (default: 33.3%% 22.2%% 11.1%% 5.6%%).",
+    )
+    parser.add_argument("--questions", type=int, default=2000, help="Number of questions (default: 2000).")
+    parser.add_argument(
+        "--pictures", type=int, default=200, help="Number of images for bias and ocvtp (default: 200)."
+    )
+    parser.add_argument(
+        "--first-seed", type=int, default=HELD_OUT, help=f"Seed of the first scene (default: {HELD_OUT})."
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("bundles/accuracy"),
+        help="Folder for bundles and answers (default: bundles/accuracy).",
+    )
     args = parser.parse_args(argv)
     plan = Plan(args.model, args.work, tuple(args.budgets), args.questions, KINDS, args.first_seed)
     results = {name: CLAIMS[name](plan, args) for name in args.claims or CLAIMS}
@@ -84,7 +104,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def feather(plan: Plan, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """On location questions, and on all other kinds. The tables name the cost, for a budget is not the same in both."""
+    """Compare FEATHER and FastV on location questions, and on all other kinds.
+
+    The tables state the cost, since the same budget costs differently in both.
+    """
     others = tuple(kind for kind in KINDS if kind != "location")
     rows = [
         {"questions": "location", **row}
@@ -95,7 +118,8 @@ def feather(plan: Plan, args: argparse.Namespace) -> list[dict[str, Any]]:
         for row in ablation(replace(plan, kinds=others), FEATHER, "fastv:layer=1")
     ]
     for kind in ("location", "other"):
-        title = f"FEATHER against FastV, questions of {'kind location' if kind == 'location' else 'all other kinds'}"
+        which = "kind location" if kind == "location" else "all other kinds"
+        title = f"FEATHER against FastV, questions of {which}"
         show(title, [row for row in rows if row["questions"] == kind], "`fastv:layer=1`")
     return rows
 
@@ -113,7 +137,7 @@ def sppruner(plan: Plan, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def ablation(plan: Plan, variants: Mapping[str, str], reference: str) -> list[dict[str, Any]]:
-    """A row per variant and budget: share of right answers, and how much that is more than the ``reference`` has."""
+    """Return a row per variant and budget: share of right answers, and the difference to ``reference``."""
     answers, failures = answer_all(plan, [UNPRUNED, *variants], 2)
     if failures:
         raise SystemExit(1)
@@ -150,7 +174,10 @@ def _by_budget(records: Sequence[dict[str, Any]]) -> dict[int, dict[tuple[int, i
 def paired(
     mine: Mapping[Any, Mapping[str, Any]], theirs: Mapping[Any, Mapping[str, Any]]
 ) -> tuple[float, float, float]:
-    """Difference of two shares of right answers to the same questions, and its 95 % interval (Wald's, of the discordant)."""
+    """Return the difference of two shares of right answers to the same questions, and its 95 % interval.
+
+    The interval is Wald's, from the discordant pairs.
+    """
     gained = sum(mine[key]["right"] and not theirs[key]["right"] for key in mine)
     lost = sum(theirs[key]["right"] and not mine[key]["right"] for key in mine)
     size, difference = len(mine), (gained - lost) / len(mine)
@@ -159,12 +186,13 @@ def paired(
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]], reference: str) -> None:
-    """A table per budget."""
+    """Print a table per budget."""
     for keep in sorted({row["keep"] for row in rows}, reverse=True):
         at = [row for row in rows if row["keep"] == keep]
         print(f"\n### {title}: {keep} tokens asked for, {at[0]['asked']} questions\n")
         print(
-            f"| variant | what | right, % | against {reference}, points | tokens, mean over layers | FLOPs, % |\n|{'---|' * 6}"
+            f"| variant | what | right, % | against {reference}, points "
+            f"| tokens, mean over layers | FLOPs, % |\n|{'---|' * 6}"
         )
         for row in at:
             low, high = row["interval"]
@@ -176,12 +204,16 @@ def show(title: str, rows: Sequence[Mapping[str, Any]], reference: str) -> None:
 
 
 def bias(plan: Plan, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Of the visual tokens in each quarter of the picture, how many FastV removes. Things lie evenly in these scenes."""
+    """Measure the share of visual tokens that FastV removes from each quarter of the image.
+
+    Things are evenly spread in these scenes.
+    """
     variants = ("fastv:layer=1", "fastv:layer=1,rope=false", "fastv", "fastv:rope=false")
     rows = [row for variant in variants for row in _removed(plan, variant, args.pictures)]
     print("\n### FastV: share of the tokens removed from each quarter of the picture, %\n")
     print(
-        "| variant | tokens asked for | top | upper middle | lower middle | bottom |\n|---|---|---|---|---|---|"
+        "| variant | tokens asked for | top | upper middle | lower middle | bottom |\n"
+        "|---|---|---|---|---|---|"
     )
     for row in rows:
         shares = " | ".join(f"{100 * share:.1f}" for share in row["removed"])
@@ -208,12 +240,15 @@ def _removed(plan: Plan, variant: str, pictures: int) -> list[dict[str, Any]]:
 
 
 def quarters(kept: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """How many of the patches ``kept`` lie in each quarter of a grid, from the top: [4]."""
+    """Count the patches ``kept`` in each quarter of a grid, from the top: [4]."""
     return np.bincount(kept // columns * QUARTERS // rows, minlength=QUARTERS)
 
 
 def ocvtp(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
-    """Errors are shares of the variance of the features that the network reads: 0 is nothing lost."""
+    """Measure OC-VTP's reconstruction errors.
+
+    They are shares of the variance of the features that the network reads; 0 means nothing is lost.
+    """
     import ocvtp_decoder
     from ocvtp_features import encode
 
@@ -235,14 +270,16 @@ def ocvtp(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
             rows.append(row)
     print(f"\n### OC-VTP: what its tokens tell of the others, {len(scenes)} pictures\n")
     print(
-        "| tokens | selection | error of the nearest kept token | of its tokens, from slots |\n|---|---|---|---|"
+        "| tokens | selection | error of the nearest kept token | of its tokens, from slots |\n"
+        "|---|---|---|---|"
     )
     for row in sorted(rows, key=lambda row: -row["keep"]):
         share = f"{100 * row['slot_share']:.1f} %" if "slot_share" in row else ""
         print(f"| {row['keep']} | {row['selection']} | {row['nearest_error']:.3f} | {share} |")
     grid, told = pipe.manifest.grid, {}
     print(
-        "\n| slots | error of the decoder | when slots look at their picks | at uniform tokens | at random ones |"
+        "\n| slots | error of the decoder | when slots look at their picks "
+        "| at uniform tokens | at random ones |"
     )
     print("|---|---|---|---|---|")
     for keep in sorted({row["keep"] for row in rows}, reverse=True):
@@ -253,7 +290,7 @@ def ocvtp(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _kept(pipe: Pipeline, pictures: Sequence[Any], keep: int) -> Any:
-    """Positions [P,keep] that the bundle leaves of each picture; none of these methods reads a question."""
+    """Return the positions [P,keep] that the bundle keeps of each image. These methods read no question."""
     import torch
 
     answers = (pipe.generate(picture, "?", keep=keep, max_new_tokens=1) for picture in pictures)

@@ -1,10 +1,10 @@
-"""One picture, every method side by side at one budget: what each keeps, and what the model answers then.
+"""Show what every method keeps of one image at one budget, side by side, and what the model then answers.
 
     python scripts/contact_sheet.py --model scripts/shapes --image docs/scene.png \
         --question "What letter is on the sign?" --keep 64 --out docs/methods.png
 
-A patch that stays to the end has its colours, one that the first pruner drops is dim, one that a later pruner drops stands
-between. Bundles are built into ``--work`` once; ``--fresh`` builds again.
+A patch that is kept to the end has its colours. One that the first pruner drops is dim; one that a later
+pruner drops is in between. Bundles are built into ``--work`` once; ``--fresh`` builds them again.
 """
 
 from __future__ import annotations
@@ -35,22 +35,47 @@ LEGEND = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="scripts/shapes", help="checkpoint directory or name")
-    parser.add_argument("--image", default="docs/scene.png")
-    parser.add_argument("--question", default="What letter is on the sign?")
-    parser.add_argument("--keep", default="64", help='tokens per picture, or a share such as "11.1%%"')
-    parser.add_argument("--methods", nargs="+", default=methods.names(), metavar="METHOD")
-    parser.add_argument("--out", type=Path, default=Path("methods.png"))
-    parser.add_argument("--work", type=Path, default=Path("bundles/sheet"), help="where bundles are built")
-    parser.add_argument("--fresh", action="store_true", help="build bundles again")
-    parser.add_argument("--columns", type=int, default=5)
-    parser.add_argument("--tile", type=int, default=320, help="width of a picture in pixels")
+    parser.add_argument(
+        "--model",
+        default="scripts/shapes",
+        help="Folder or name of the checkpoint (default: scripts/shapes).",
+    )
+    parser.add_argument("--image", default="docs/scene.png", help="Image to show (default: docs/scene.png).")
+    parser.add_argument(
+        "--question",
+        default="What letter is on the sign?",
+        help="Question to ask (default: what letter is on the sign).",
+    )
+    parser.add_argument(
+        "--keep", default="64", help='Visual tokens to keep, or a share such as "11.1%%" (default: 64).'
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=methods.names(),
+        metavar="METHOD",
+        help="Methods to show (default: all).",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("methods.png"), help="File to write (default: methods.png)."
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("bundles/sheet"),
+        help="Folder for the bundles (default: bundles/sheet).",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="Build the bundles again (default: use those in --work)."
+    )
+    parser.add_argument("--columns", type=int, default=5, help="Number of columns (default: 5).")
+    parser.add_argument("--tile", type=int, default=320, help="Width of an image in pixels (default: 320).")
     args = parser.parse_args()
     panels: list[Panel] = []
     for name in sorted(args.methods, key=lambda name: (name != "none", name)):
         try:
             panels.append(panel(args, name))
-        except UserError as error:  # a method that this model cannot have
+        except UserError as error:  # a method that does not support this model
             print(f"{name:<12} left out: {error}", file=sys.stderr)
             continue
         print(f"{name:<12} {panels[-1].tokens:<44} {panels[-1].answer}", file=sys.stderr)
@@ -68,7 +93,7 @@ class Panel:
 
 
 def panel(args: argparse.Namespace, name: str) -> Panel:
-    """The picture as ``name`` leaves it, and what the model answers then."""
+    """Return the image as the method ``name`` leaves it, with the model's answer."""
     pipe = Pipeline.load(bundle(args, name))
     keep = None if name == "none" else args.keep
     answer = pipe.generate(args.image, args.question, keep=keep, max_new_tokens=16)
@@ -92,7 +117,7 @@ def tokens(plan: costs.Schedule) -> str:
 
 
 def faded(image: str, answer: Answer, manifest: Manifest) -> Image.Image:
-    """The mean of what is left behind each pruner of the only picture."""
+    """Return the mean of the images that each pruner leaves."""
     left = list(answer.stages[0].values()) or answer.kept
     owners = [answer.owners[0], *[None] * len(left)]
     drawn = [
@@ -103,7 +128,7 @@ def faded(image: str, answer: Answer, manifest: Manifest) -> Image.Image:
 
 
 def sheet(panels: list[Panel], columns: int, width: int, title: str) -> Image.Image:
-    """The panels in reading order, ``width`` pixels each; an answer that differs from the first one's is marked."""
+    """Arrange the panels in reading order, ``width`` pixels each. Answers unlike the first one are marked."""
     columns = min(columns, len(panels))
     large, small, gap = round(width / 15), round(width / 19), round(width / 14)
     picture = panels[0].picture
@@ -130,7 +155,7 @@ def sheet(panels: list[Panel], columns: int, width: int, title: str) -> Image.Im
 
 
 def save(drawn: Image.Image, path: Path) -> None:
-    """PNG gets a palette: a quarter of the bytes, and no channel is off by more than a tenth."""
+    """Save the sheet. A PNG gets a palette: a quarter of the bytes, and no channel is off by over a tenth."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".png":
         drawn = drawn.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)

@@ -1,8 +1,11 @@
-"""The published pruner of OC-VTP as safetensors, under its own names and without the decoder of its training.
+"""Convert the published pruner of OC-VTP to safetensors.
+
+It keeps its own names. The decoder, which only training needs, is left out.
 
     python scripts/convert_ocvtp.py weights.pth path/to/checkpoint/ocvtp.safetensors
 
-`foveate build --method ocvtp` takes either file with --pruner, and finds ocvtp.safetensors beside a checkpoint by itself.
+`foveate build --method ocvtp` accepts either file with --pruner. It finds ocvtp.safetensors beside a
+checkpoint itself.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ WIDTH_FROM = "encode_project.mlp.0.weight"
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, help="weights.pth of the hub repository GarryLarry0131/OC-VTP")
-    parser.add_argument("out", type=Path, help="the file to write, .safetensors")
+    parser.add_argument(
+        "source", type=Path, help="File weights.pth of the hub repository GarryLarry0131/OC-VTP."
+    )
+    parser.add_argument("out", type=Path, help="File to write, .safetensors.")
     args = parser.parse_args(argv)
     found = pruner_weights.read(args.source)
     width = found[WIDTH_FROM].shape[0] if WIDTH_FROM in found else 1024

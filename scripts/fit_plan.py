@@ -1,7 +1,8 @@
-"""Fits the efficiencies of ``foveate plan`` to published measurements, and shows how far off it is where it was not fitted.
+"""Fit the efficiencies of ``foveate plan`` to published measurements, and print the errors on held-out ones.
 
-``python scripts/fit_plan.py`` prints, stage by stage, the fit, its errors when each row is left out, when each device is left
-out, and on measurements of other engines and people; ``--write`` writes ``jetson/data/efficiency.json``.
+``python scripts/fit_plan.py`` prints for each stage the fit and its errors: when each row is left out, when
+each device is left out, and on measurements of other engines and people. ``--write`` writes
+``jetson/data/efficiency.json``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from foveate.jetson.planner.model_sizes import model
 from foveate.jetson.planner.roofline import Efficiency
 
 FOLDER = Path(__file__).parents[1] / "jetson" / "data"
-_NEW_TOKENS = 32  # rows of the answer in the cache where a rate of decoding was taken; it hardly matters
+_NEW_TOKENS = 32  # rows of the answer in the cache when decode speed was measured; it hardly matters
 
 Row = dict[str, Any]
 
@@ -58,7 +59,10 @@ STAGES: dict[str, Callable[[Row], tuple[float, int, float] | None]] = {
 
 
 def fit(samples: list[tuple[float, int, float]]) -> Efficiency:
-    """Least squares of relative errors over (seconds at the peak, layers, seconds measured); neither number below 0."""
+    """Fit by least squares of relative errors to (seconds at the peak, layers, seconds measured).
+
+    Neither number is below 0.
+    """
     ideal, layers, seconds = np.array(samples).T
     table = np.stack([ideal / seconds, layers / seconds], 1)
     (slope, per_layer), *_ = np.linalg.lstsq(table, np.ones(len(samples)), rcond=None)
@@ -68,12 +72,12 @@ def fit(samples: list[tuple[float, int, float]]) -> Efficiency:
 
 
 def error(efficiency: Efficiency, sample: tuple[float, int, float]) -> float:
-    """Of the estimate, as a share of what was measured."""
+    """Return the error of the estimate as a share of the measured time."""
     return efficiency.seconds(*sample[:2]) / sample[2] - 1
 
 
 def left_out(rows: list[Row], stage: str, key: Callable[[Row], Any]) -> Iterator[tuple[Row, float]]:
-    """Every row with its error after a fit to the rows whose ``key`` is another."""
+    """Yield every row with its error after a fit to the rows with other values of ``key``."""
     known = [(row, sample) for row in rows if (sample := STAGES[stage](row))]
     for row, sample in known:
         rest = [other for each, other in known if key(each) != key(row)]
@@ -91,7 +95,9 @@ def fits() -> dict[str, Efficiency]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument(
+        "--write", action="store_true", help="Write jetson/data/efficiency.json (default: only print)."
+    )
     args = parser.parse_args()
     data, found = published(), fits()
     rows = data["fit"]
@@ -102,7 +108,8 @@ def main() -> None:
         for title, key in (("row left out", id), ("device left out", lambda row: row["device"])):
             errors = list(left_out(rows, stage, key))
             print(
-                f"  {title}: mean {np.mean([abs(e) for _, e in errors]):.1%}, most {max(abs(e) for _, e in errors):.1%}"
+                f"  {title}: mean {np.mean([abs(e) for _, e in errors]):.1%}, "
+                f"most {max(abs(e) for _, e in errors):.1%}"
             )
             for row, e in errors:
                 print(f"    {row['device']:<20}{row['model']:<15}{e:+7.1%}")
@@ -110,7 +117,8 @@ def main() -> None:
         for row in data["held_out"]:
             if sample := STAGES[stage](row):
                 print(
-                    f"    {row['device']:<20}{row['model']:<15}{error(efficiency, sample):+7.1%}  {row['source']}, {row['prompt']} rows"
+                    f"    {row['device']:<20}{row['model']:<15}{error(efficiency, sample):+7.1%}  "
+                    f"{row['source']}, {row['prompt']} rows"
                 )
     if args.write:
         values = {stage: vars(each) for stage, each in found.items()}

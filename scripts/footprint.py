@@ -1,11 +1,11 @@
-"""What the device side costs: a fresh environment goes in; its size on disk per package and its import times come out.
+"""Measure the device side in a fresh environment: size on disk per package, and import times.
 
     python scripts/footprint.py [--python python3.10] [--runs 10]
 
-The wheel is built from this checkout and installed with its base requirements into a temporary environment. The last
-line is one JSON document. Sizes are of the files that pip recorded, compiled ``.pyc`` included; times are medians over
-fresh processes with warm file caches, on the clock and of the processor, less those of an interpreter that imports
-nothing. On a busy machine the processor's time says more.
+The wheel is built from this checkout and installed with its base requirements into a temporary environment.
+Sizes are those of the files that pip recorded, including compiled ``.pyc`` files. Times are medians over
+fresh processes with warm file caches, as wall time and CPU time, minus those of an interpreter that imports
+nothing. On a busy machine CPU time is more reliable. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -36,13 +36,20 @@ for d in m.distributions():
     sizes[d.metadata["Name"]] = [d.version, sum(p.stat().st_size for p in paths if p.is_file())]
 print(json.dumps(sizes))
 """
-HEAVY = "import sys, foveate.runtime.pipeline; print([m for m in ('torch', 'transformers', 'onnx') if m in sys.modules])"
+HEAVY = (
+    "import sys, foveate.runtime.pipeline; "
+    "print([m for m in ('torch', 'transformers', 'onnx') if m in sys.modules])"
+)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", default=sys.executable, help="the interpreter of the fresh environment")
-    parser.add_argument("--runs", type=int, default=10, help="processes per import time")
+    parser.add_argument(
+        "--python", default=sys.executable, help="Interpreter of the fresh environment (default: this one)."
+    )
+    parser.add_argument(
+        "--runs", type=int, default=10, help="Number of processes per import time (default: 10)."
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         python = install(Path(folder), args.python)
@@ -69,7 +76,7 @@ def main() -> int:
 
 
 def install(folder: Path, interpreter: str) -> Path:
-    """The Python of a new environment that holds the wheel and its base requirements."""
+    """Make an environment with the wheel and its base requirements, and return its Python."""
     run(interpreter, "-m", "venv", folder / "env")
     python = folder / "env/bin/python"
     source = folder / "source"
@@ -79,7 +86,7 @@ def install(folder: Path, interpreter: str) -> Path:
 
 
 def median_times(python: Path, code: str, runs: int) -> tuple[float, float]:
-    """Seconds on the clock and of the processor for a process that runs ``code``."""
+    """Return the wall seconds and CPU seconds of a process that runs ``code``."""
     run(python, "-c", code)  # writes the .pyc files, warms the file cache
     clock, cpu = [], []
     for _ in range(runs):

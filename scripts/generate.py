@@ -1,6 +1,7 @@
-"""``make generated``: writes every page and data file that follows from the code. ``tests/test_generated.py`` compares them.
+"""``make generated``: write every page and data file that is derived from the code.
 
-In README only what stands between ``<!-- generated: NAME -->`` and ``<!-- end -->`` is written.
+``tests/test_generated.py`` compares them. In README only the text between ``<!-- generated: NAME -->`` and
+``<!-- end -->`` is written.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _TAPS = {
     "layers": "merging inside its layers",
     "received_attention": "received attention",
 }
-"""What a tap is called in README."""
+"""Names of the taps in README."""
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def expected(name: str) -> str:
-    """The text that the file ``name`` (a key of ``FILES``) must have."""
+    """Return the text that the file ``name`` (a key of ``FILES``) must have."""
     return FILES[name]((ROOT / name).read_text(encoding="utf-8"))
 
 
@@ -127,7 +128,7 @@ def _table_of_models(_: str) -> str:
 
 
 def _rows(table: Mapping[str, Any], indent: str = "") -> str:
-    """An object in JSON, with a line for each value."""
+    """Return an object as JSON, with a line for each value."""
     rows = (f"{indent} {json.dumps(name)}: {json.dumps(row)}" for name, row in table.items())
     return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
 
@@ -138,7 +139,7 @@ FILES: dict[str, Callable[[str], str]] = {
     "jetson/data/methods.json": _table_of_methods,
     "jetson/data/models.json": _table_of_models,
 }
-"""What is written: by its path, how its text follows from the code and from the text that is there."""
+"""Path of a written file -> the function that derives its text from the code and from the current text."""
 
 if __name__ == "__main__":
     main()

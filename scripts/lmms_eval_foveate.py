@@ -1,13 +1,16 @@
-"""A foveate bundle as a model of lmms-eval: the same arguments as ``python -m lmms_eval``, and ``foveate`` among its models.
+"""Run lmms-eval with a foveate bundle as a model.
+
+It takes the arguments of ``python -m lmms_eval``, and has ``foveate`` among its models.
 
     ORT_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_TELEMETRY=1 python scripts/lmms_eval_foveate.py \\
         --model foveate --model_args bundle=bundles/llava,keep=128 --tasks pope,mme
 
-The variables come first because lmms-eval is imported before foveate, which would set them.
+The variables are set here because lmms-eval is imported before foveate, which would set them.
 
-Arguments of the model: ``bundle``, and where wanted ``keep``, ``engine``, ``threads``, ``system`` ("vicuna" is the system turn
-of LLaVA-1.5's evaluation) and ``as_is=True`` (pictures are else padded to squares, as LLaVA-1.5 was evaluated). lmms-eval 0.7
-is needed beside foveate, which does not depend on it. It sends one question at a time; pictures go before the text.
+Arguments of the model are ``bundle`` and, optionally, ``keep``, ``engine``, ``threads``, ``system`` ("vicuna"
+is the system turn of LLaVA-1.5's evaluation) and ``as_is=True`` (otherwise images are padded to squares, as
+LLaVA-1.5 was evaluated). lmms-eval 0.7 must be installed; foveate does not depend on it. It sends one
+question at a time. Images come before the text.
 """
 
 from __future__ import annotations
@@ -29,13 +32,13 @@ from foveate.runtime.pipeline import Pipeline
 
 __all__ = ["Foveate", "register"]
 
-_NEW_TOKENS = 1024  # where a task does not say: what lmms-eval gives its other models
+_NEW_TOKENS = 1024  # if a task does not say: the default of lmms-eval's other models
 
 
 class Foveate(lmms):
-    """Answers of a bundle. Raises UserError for arguments that do not fit."""
+    """A model of lmms-eval that answers with a bundle. Raises UserError for wrong arguments."""
 
-    is_simple = True  # requests come as text with a function that gives the pictures
+    is_simple = True  # requests come as text with a function that returns the images
 
     def __init__(
         self,
@@ -49,7 +52,12 @@ class Foveate(lmms):
         device: str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        """``batch_size``, ``device`` and ``max_batch_size`` are lmms-eval's; engines were compiled for a device and take one."""
+        """Load the bundle.
+
+        ``batch_size``, ``device`` and ``max_batch_size`` are lmms-eval's and are not used.
+
+        Engines are compiled for one device and a batch of one.
+        """
         super().__init__()
         if str(batch_size) != "1":
             raise UserError(
@@ -73,7 +81,8 @@ class Foveate(lmms):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError(
-            "a bundle's decoder gives the logits of the last token alone: use tasks that generate (output_type: generate_until)"
+            "a bundle's decoder returns only the last token's logits: "
+            "use tasks that generate (output_type: generate_until)"
         )
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
@@ -82,7 +91,8 @@ class Foveate(lmms):
     def _answer(self, context: str, pictures: list[Image.Image], settings: Mapping[str, Any]) -> str:
         if settings.get("num_beams") not in (None, 1):
             raise UserError(
-                f"foveate has no beam search | got num_beams={settings['num_beams']} | --gen_kwargs num_beams=1"
+                "foveate has no beam search "
+                f"| got num_beams={settings['num_beams']} | --gen_kwargs num_beams=1"
             )
         stream = self._pipe.chat(self._system).stream(
             context.replace("<image>", "").strip(),
@@ -104,7 +114,10 @@ class Foveate(lmms):
 
 
 def _options(settings: Mapping[str, Any]) -> Options:
-    """Tasks that are greedy often give values that only sampling would read, and cannot be."""
+    """Return the generation options of a task.
+
+    Greedy tasks often give sampling values, some of which are invalid. They are ignored.
+    """
     until = settings.get("until") or ()
     asked = {
         "max_new_tokens": settings.get("max_new_tokens") or _NEW_TOKENS,
@@ -117,7 +130,7 @@ def _options(settings: Mapping[str, Any]) -> Options:
 
 
 def register() -> None:
-    """Make ``foveate`` known to lmms-eval in this process."""
+    """Register ``foveate`` as a model of lmms-eval in this process."""
     from lmms_eval.models import MODEL_REGISTRY_V2
     from lmms_eval.models.registry_v2 import ModelManifest
 

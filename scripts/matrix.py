@@ -1,9 +1,12 @@
-"""``make matrix``: every method on every family, in every dialect: its numbers, and whether NVIDIA's compiler takes it.
+"""``make matrix``: test every method on every family in every dialect.
 
-In: nothing. Out: ``build/matrix.json``, results by family, method, precision and dialect, so that a run that is broken off
-goes on where it stood (``make clean`` forgets them); and ``docs/engines-matrix.md``, written from these results and nothing
-else. Numbers are the self-test of ``foveate compile`` with ONNX Runtime, which knows the operators of every dialect;
-compilation is TensorRT for RTX's, each distinct graph once. Models are tiny and random, of four decoder layers.
+The tests compare numbers, and compile for NVIDIA's GPUs.
+
+It writes ``build/matrix.json``, the results by family, method, precision and dialect. A run that was
+interrupted continues from there (``make clean`` removes them). From these results alone it writes
+``docs/engines-matrix.md``. Numbers come from the self-test of ``foveate compile`` with ONNX Runtime, which
+has the operators of every dialect. TensorRT for RTX compiles each distinct graph once. Models are tiny and
+random, with four decoder layers.
 """
 
 from __future__ import annotations
@@ -52,11 +55,18 @@ none of these: it cannot without one. What a graph rounds of activations in `int
 costs in accuracy is in [precision.md](precision.md)."""
 
 Results = dict[str, dict[str, Any]]
-"""``family/method/precision`` -> {"refused": why} or {dialect: {"error": ..., "compiled": ..., "old": ...}}."""
+"""Results by ``family/method/precision``.
+
+Each is {"refused": reason} or {dialect: {"error": ..., "compiled": ..., "old": ...}}.
+"""
 
 
 def cases() -> Iterator[tuple[str, str, str]]:
-    """Methods change no weights of the decoder: they are tried in float16, other precisions without a method."""
+    """Yield the cases: family, method, precision.
+
+    Methods change no weights of the decoder. So methods are tested in float16, and other precisions without a
+    method.
+    """
     for family in FAMILIES:
         yield from ((family, "none", precision) for precision in PRECISIONS)
         yield from ((family, method, "fp16") for method in methods.names() if method != "none")
@@ -89,7 +99,7 @@ def in_dialect(bundle: Bundle, dialect: str, targets: list[str], compiled: dict[
 
 
 def numbers(bundle: Bundle, dialect: str) -> float | str:
-    """The largest relative error of any answer, or what is wrong."""
+    """Return the largest relative error of any answer, or what is wrong."""
     options = {"provider": "cpu", "accuracy_level": ACCURACY}
     with tempfile.TemporaryDirectory() as folder:
         job = Job(bundle, ort, ort.machine(options), options, Path(folder), dialect, lambda line: None)
@@ -103,7 +113,7 @@ def numbers(bundle: Bundle, dialect: str) -> float | str:
 
 
 def takes(bundle: Bundle, dialect: str, targets: list[str], compiled: dict[str, str]) -> str:
-    """ "yes", or which graph TensorRT for RTX refuses for these GPUs, and why."""
+    """Return "yes", or which graph TensorRT for RTX refuses for these GPUs, and why."""
     backend = trt.backend("tensorrt-rtx")
     for name in bundle.manifest.stages:
         for spec, file in bundle.manifest.forms(name, dialect):
@@ -124,7 +134,7 @@ def takes(bundle: Bundle, dialect: str, targets: list[str], compiled: dict[str, 
 
 
 def page(results: Results) -> str:
-    """Markdown. What has not been tried yet says so."""
+    """Return the page as Markdown. Cases that have not been tried yet are marked."""
     versions = {"ort": onnxruntime.__version__, "rtx": trt.backend("tensorrt-rtx").version}
     lists = {"targets": TARGETS, "old": OLD_TARGETS, "fp8": FP8_TARGETS}
     targets = {name: ", ".join(names) for name, names in lists.items()}
@@ -177,13 +187,33 @@ def faults(results: Results) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=Path("build/matrix.json"))
-    parser.add_argument("--page", type=Path, default=Path("docs/engines-matrix.md"))
-    parser.add_argument("--families", default=",".join(FAMILIES), help="comma-separated")
-    parser.add_argument("--methods", default=",".join(methods.names()), help="comma-separated")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; default: one per core")
     parser.add_argument(
-        "--page-only", action="store_true", help="write the page from the results that there are"
+        "--results",
+        type=Path,
+        default=Path("build/matrix.json"),
+        help="File of the results (default: build/matrix.json).",
+    )
+    parser.add_argument(
+        "--page",
+        type=Path,
+        default=Path("docs/engines-matrix.md"),
+        help="Page to write (default: docs/engines-matrix.md).",
+    )
+    parser.add_argument(
+        "--families", default=",".join(FAMILIES), help="Families to test, separated by commas (default: all)."
+    )
+    parser.add_argument(
+        "--methods",
+        default=",".join(methods.names()),
+        help="Methods to test, separated by commas (default: all).",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="Number of processes (default: one per core)."
+    )
+    parser.add_argument(
+        "--page-only",
+        action="store_true",
+        help="Only write the page from the existing results (default: test first).",
     )
     args = parser.parse_args()
     args.results.parent.mkdir(parents=True, exist_ok=True)
@@ -213,12 +243,14 @@ def line(found: dict[str, Any]) -> str:
     return ", ".join(f"{dialect} {cell(found, dialect)}" for dialect in sorted(found))
 
 
-PARTS: dict[str, Parts] = {}  # of a process, one of each family for all: what methods share is traced once
-COMPILED: dict[str, str] = {}  # likewise
+# Parts by family, loaded once per process, so that what methods share is traced once.
+PARTS: dict[str, Parts] = {}
+# Outcome of compilation by graph, also per process.
+COMPILED: dict[str, str] = {}
 
 
 def timed(case: tuple[str, str, str]) -> tuple[str, dict[str, Any], float]:
-    """The key of a case, its result, and how many seconds it took."""
+    """Return the key of a case, its result, and the seconds that it took."""
     start, (family, method, precision) = time.perf_counter(), case
     if family not in PARTS:
         PARTS[family] = models.family(family).tiny(layers=4)

@@ -3,9 +3,10 @@
     python scripts/peak.py foveate build --model llava-1.5-7b --method sppruner --load-format dummy
     sudo python scripts/peak.py --within 11e9 foveate run BUNDLE "What is this?" --image street.jpg
 
-``--within`` gives it and its children that many bytes in all, mapped files and page cache included, as a smaller machine
-would: a control group, which only root may make. Whoever needs more is killed; whoever maps more than it needs reads again.
-Files that are in the page cache already do not count: empty it before (``echo 3 > /proc/sys/vm/drop_caches``).
+``--within`` limits the command and its children to that many bytes in all, including mapped files and page
+cache, like a smaller machine. It makes a control group, which needs root. A process that needs more is
+killed; one that maps more than it needs reads pages again. Files that are already in the page cache do not
+count, so empty it before (``echo 3 > /proc/sys/vm/drop_caches``).
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from pathlib import Path
 
 @contextmanager
 def limited(size: int) -> Iterator[Path]:
-    """A control group of at most ``size`` bytes: its file of members. Ends the program where none can be made."""
+    """Make a control group of at most ``size`` bytes and yield its file of members.
+
+    Ends the program if none can be made.
+    """
     root = Path("/sys/fs/cgroup")
     old = (root / "memory").is_dir()  # version 1 has a tree for each resource
     group = (root / "memory" if old else root) / f"foveate-{os.getpid()}"
@@ -46,8 +50,10 @@ def limited(size: int) -> Iterator[Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--within", type=float, metavar="BYTES", help="memory that the command may have")
-    parser.add_argument("command", nargs=argparse.REMAINDER)
+    parser.add_argument(
+        "--within", type=float, metavar="BYTES", help="Memory that the command may use (default: no limit)."
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="Command to run.")
     args = parser.parse_args()
     start = time.monotonic()
     if args.within is None:

@@ -1,7 +1,8 @@
-"""The table in ``jetson/data/methods.json``: where each method prunes and how many tokens it leaves, for plans made without torch.
+"""The table ``jetson/data/methods.json``: where each method prunes and how many tokens it keeps.
 
-``make generated`` writes it. Cuts that move with the depth of the decoder stand as shares ("8/32"), the others as layers. Counts are those of the default
-options on LLaVA-1.5's grid of 24 x 24.
+``foveate plan`` reads it, since it has no torch. ``make generated`` writes it. Cuts that depend on the depth
+of the decoder are shares ("8/32"), the others are layers. Counts are those of the default options on
+LLaVA-1.5's grid of 24 x 24.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from foveate.export.spec import ModelSpec
 
 
 def table() -> dict[str, dict]:
-    """The table, as JSON has it."""
+    """Return the table as plain data."""
     spec = llava.load(Dummy("llava-1.5-7b", llava.CONFIGS["llava-1.5-7b"])).spec
     return {name: _facts(methods.load(name), spec) for name in methods.names()}
 
@@ -40,7 +41,7 @@ def _facts(method: base.Method, spec: ModelSpec) -> dict:
 
 
 def _cuts(inside, spec: ModelSpec) -> list[int | str]:
-    """Layers of a decoder of 32, as shares where one of 64 is cut at others."""
+    """Return the cuts in a decoder of 32 layers, as shares if a decoder of 64 layers is cut elsewhere."""
     at = {
         depth: [cut.layer for cut in inside.cuts(replace(spec.decoder, num_layers=depth))]
         for depth in (32, 64)

@@ -1,6 +1,6 @@
-"""The table in ``jetson/data/models.json``: sizes of the models that are known by name, for plans made without torch.
+"""The table ``jetson/data/models.json``: sizes of the models that are known by name.
 
-``make generated`` writes it, from each family's ``CONFIGS``.
+``foveate plan`` reads it, since it has no torch. ``make generated`` writes it from each family's ``CONFIGS``.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ _SIZES += ("vocab_size", "max_position_embeddings")
 
 
 def table() -> dict[str, dict[str, Any]]:
-    """The table, as JSON has it: ``families`` by ``model_type``, sizes that ``decoders`` have where a config leaves them out, and
-    a row for each of the ``models``."""
+    """Return the table as plain data.
+
+    It has ``families`` by ``model_type``, the default sizes of ``decoders``, and a row for each of the
+    ``models``.
+    """
     families, rows = {}, {}
     for name in models.families():
         configs = models.family(name).CONFIGS
@@ -61,6 +64,6 @@ def _row(parts: Parts) -> dict[str, Any]:
 
 
 def _capped(parts: Parts, config: dict[str, Any]) -> int | None:
-    """How many positions the family runs, where its config says more."""
+    """Return the most positions that we run for the family if its config states more, else None."""
     said = (config.get("text_config") or config)["max_position_embeddings"]
     return parts.spec.decoder.max_positions if parts.spec.decoder.max_positions < said else None

@@ -1,12 +1,13 @@
-"""How far each scheme moves what a decoder layer adds to its input: random layers of full size, planted outliers.
+"""Measure the error of each quantization scheme in a random decoder layer of full size with planted outliers.
 
     python scripts/quantization_error.py [--factor 30 100] [--hidden 4096 --intermediate 11008 --heads 32]
 
-Trained models have a few channels whose activations are tens of times as large as the others; random weights have none, so
-they are planted: in ``--channels`` channels of the layer's input, and as many of what o and down read. Statistics and factors
-come from four times ``--rows`` rows, errors from ``--rows`` others. Weights are rounded by the schemes of ``calib/schemes``,
-activations as the engines do it. Error: |y' - y| / |y|, y what the layer adds to its input, Frobenius norms. The last line is
-one JSON document.
+Trained models have a few channels whose activations are tens of times as large as the others. Random weights
+have none, so outliers are planted in ``--channels`` channels of the layer's input, and in as many of the
+inputs of o and down. Statistics and factors come from four times ``--rows`` rows, errors from ``--rows``
+other rows. Weights are rounded by the schemes of ``calib/schemes``, activations as the engines do it. The
+error is |y' - y| / |y| in Frobenius norms, where y is what the layer adds to its input. The last line is one
+JSON document.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from foveate.export.spec import DecoderSpec
 PREFIX = "llm.layers.0."
 AT_RUN_TIME, FIXED = Form("float32", True, False), Form("float16", False, False)
 
-# name -> scheme of the weights, factors in them, and, where activations are rounded, the form in which the graph does it
+# name -> scheme of the weights, factors in them, and how the graph rounds activations, if it does
 VARIANTS: dict[str, tuple[str, str | None, Form | None]] = {
     "int4, to nearest": ("int4", None, None),
     "int4, AWQ": ("int4", "awq", None),
@@ -46,12 +47,20 @@ VARIANTS: dict[str, tuple[str, str | None, Form | None]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hidden", type=int, default=4096)
-    parser.add_argument("--intermediate", type=int, default=11008)
-    parser.add_argument("--heads", type=int, default=32)
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--channels", type=int, default=6)
-    parser.add_argument("--factor", type=float, nargs="+", default=[1, 30, 100])
+    parser.add_argument("--hidden", type=int, default=4096, help="Hidden size (default: 4096).")
+    parser.add_argument(
+        "--intermediate", type=int, default=11008, help="Size of the feed-forward (default: 11008)."
+    )
+    parser.add_argument("--heads", type=int, default=32, help="Number of heads (default: 32).")
+    parser.add_argument("--rows", type=int, default=256, help="Number of rows to measure on (default: 256).")
+    parser.add_argument("--channels", type=int, default=6, help="Number of outlier channels (default: 6).")
+    parser.add_argument(
+        "--factor",
+        type=float,
+        nargs="+",
+        default=[1, 30, 100],
+        help="Sizes of the outliers relative to other channels (default: 1 30 100).",
+    )
     args = parser.parse_args()
     spec = DecoderSpec(
         args.hidden, args.intermediate, 1, args.heads, args.heads, args.hidden // args.heads,
@@ -67,7 +76,7 @@ def main() -> int:
 
 @torch.inference_mode()
 def errors(spec: DecoderSpec, rows: int, channels: int, factor: float) -> dict[str, float]:
-    """The relative error of every variant."""
+    """Return the relative error of every variant."""
     generator = torch.Generator().manual_seed(0)
     weights, loud = planted(spec, channels, factor, generator)
     seen, asked = (
@@ -103,7 +112,7 @@ class Tensors:
 
 
 class Rounded:
-    """``weights`` whose matrices a scheme has rounded, ``narrow`` as for dynamic int8."""
+    """``weights`` with matrices rounded by a scheme, ``narrow`` as for dynamic int8."""
 
     def __init__(self, weights: Tensors | Smoothed, scheme: ModuleType, narrow: bool) -> None:
         self._weights, self._scheme, self._narrow = weights, scheme, narrow
@@ -122,8 +131,10 @@ class Rounded:
 def planted(
     spec: DecoderSpec, channels: int, factor: float, generator: torch.Generator
 ) -> tuple[Tensors, Tensor]:
-    """A layer's random weights, and by what the channels of its input are multiplied, [hidden]. Columns of v and up are
-    multiplied likewise: outliers of what o and down read."""
+    """Return a layer's random weights, and the factors [hidden] of its input's channels.
+
+    Columns of v and up are multiplied too, which gives outliers in the inputs of o and down.
+    """
     with torch.device("meta"):
         layer = DecoderLayer(spec)
     values = {}
@@ -160,7 +171,7 @@ def run(layer: nn.Module, spec: DecoderSpec, rows: Tensor) -> tuple[Tensor, Tens
 def rounded_inputs(
     layer: nn.Module, statistics: Statistics, scheme: str, form: Form | None
 ) -> Iterator[None]:
-    """The layer's products read rounded inputs, each with its own range."""
+    """Let the layer's matrix products read rounded inputs, each with its own range."""
     hooks = []
     for path in (path for group in GROUPS for path in group.reads):
         seen = statistics.inputs(f"{PREFIX}{path}.weight")

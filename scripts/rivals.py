@@ -1,5 +1,7 @@
-"""Random models of LLaVA's form in the rivals' formats, for ``bench_rivals`` and ``bench_first_token``: GGUF files, an OpenVINO
-model."""
+"""Random models of LLaVA's form as GGUF files and as an OpenVINO model.
+
+``bench_rivals`` and ``bench_first_token`` measure them.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ import numpy as np
 
 __all__ = ["gguf_file", "openvino_file", "projector_file"]
 
-_BLOCK, _BLOCK_BYTES = 32, 18  # of Q4_0: a float16 scale and 32 nibbles
+_BLOCK, _BLOCK_BYTES = 32, 18  # Q4_0: a float16 scale and 32 nibbles
 
 
 def gguf_file(sizes: dict[str, Any], work: Path) -> Path:
-    """A GGUF file with every matrix in Q4_0, written once. ``sizes``: bundle.json's "decoder"."""
+    """Return a GGUF file with every matrix in Q4_0, written once. ``sizes`` is bundle.json's "decoder"."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
     path = work / f"{_label(sizes)}.q4_0.gguf"
@@ -65,8 +67,11 @@ def gguf_file(sizes: dict[str, Any], work: Path) -> Path:
 
 
 def projector_file(hidden_size: int, work: Path) -> Path:
-    """A GGUF file with LLaVA-1.5's vision tower, CLIP ViT-L/14 at 336 pixels, and its projector to ``hidden_size``; matrices in
-    float16, as they are published. Written once."""
+    """Return a GGUF file with LLaVA-1.5's vision encoder and projector, written once.
+
+    The encoder is CLIP ViT-L/14 at 336 pixels, and the projector leads to ``hidden_size``. Matrices are in
+    float16, as published.
+    """
     from gguf import GGUFWriter
 
     path = work / f"clip-{hidden_size}.gguf"
@@ -131,7 +136,7 @@ def _finish(writer: Any) -> None:
 
 
 def _add_tokens(writer: Any, size: int) -> None:
-    """A vocabulary without meaning; llama.cpp opens no model without one."""
+    """Add a meaningless vocabulary, since llama.cpp opens no model without one."""
     special, bytes_ = [b"<unk>", b"<s>", b"</s>"], [f"<0x{i:02X}>".encode() for i in range(256)]
     words = [f"w{i}".encode() for i in range(size - len(special) - len(bytes_))]
     writer.add_tokenizer_model("llama")
@@ -143,7 +148,10 @@ def _add_tokens(writer: Any, size: int) -> None:
 
 
 def openvino_file(sizes: dict[str, Any], kind: str, work: Path) -> Path:
-    """A stateful OpenVINO model whose weights nncf compressed to ``kind``, "int4" (groups of 128) or "int8", written once."""
+    """Return a stateful OpenVINO model, written once.
+
+    nncf compresses its weights to ``kind``: "int4" (groups of 128) or "int8".
+    """
     import nncf
     import openvino
 
@@ -163,8 +171,10 @@ def openvino_file(sizes: dict[str, Any], kind: str, work: Path) -> Path:
 
 
 def _openvino_model(sizes: dict[str, Any]) -> Any:
-    """inputs_embeds [1,T,D], position_ids [1,T], beam_idx [1] (0) -> logits [1,1,V] of the last row; keys and values are its
-    state."""
+    """Return the model: inputs_embeds [1,T,D], position_ids [1,T], beam_idx [1] (0) -> logits [1,1,V].
+
+    The logits are those of the last row. Keys and values are the model's state.
+    """
     import openvino
     from openvino import opset13 as op
     from openvino.op.util import Variable, VariableInfo
@@ -236,7 +246,7 @@ def _openvino_model(sizes: dict[str, Any]) -> Any:
 
 
 def _causal_mask(op: Any, constant: Any, embeds: Any, positions: Any) -> Any:
-    """[1,1,T,S] float: 0 for keys at the query's position and before, else as good as minus infinity."""
+    """Return a float mask [1,1,T,S]: 0 for keys up to the query's position, else close to -infinity."""
     last = op.gather(op.squeeze(positions, constant([0])), constant(-1), constant(0))
     keys = op.range(constant(0), op.add(last, constant(1)), constant(1), output_type="i64")
     later = op.greater(op.unsqueeze(keys, constant([0, 1, 2])), op.unsqueeze(positions, constant([1, 3])))

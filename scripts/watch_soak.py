@@ -1,9 +1,9 @@
-"""``foveate watch`` for a while on a generated video: is its memory flat, and was every frame the newest?
+"""Run ``foveate watch`` on a generated video: check that its memory is flat and that frames are new.
 
     python scripts/watch_soak.py BUNDLE --minutes 10
 
-Prints resident memory by the minute, the answers, and how old a frame was when its answer started. The last line is one JSON
-document.
+Prints resident memory every minute, the answers, and the age of a frame when its answer started. The last
+line is one JSON document.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FPS, _SIDE = 10, 160
 
 
 def generate(path: Path, seconds: float) -> None:
-    """A bright square that wanders over grey ground."""
+    """Write a video of a bright square that moves over a grey background."""
     out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), _FPS, (_SIDE, _SIDE))
     for number in range(round(seconds * _FPS)):
         frame = np.full((_SIDE, _SIDE, 3), 100, np.uint8)
@@ -35,7 +35,7 @@ def generate(path: Path, seconds: float) -> None:
 
 
 def resident(pid: int) -> float:
-    """MiB; 0 when the process is gone."""
+    """Return the resident memory in MiB, or 0 if the process is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -45,9 +45,9 @@ def resident(pid: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--every", default="1", help="seconds between answers")
+    parser.add_argument("bundle", type=Path, help="Folder of a compiled bundle.")
+    parser.add_argument("--minutes", type=float, default=10, help="Minutes to run (default: 10).")
+    parser.add_argument("--every", default="1", help="Seconds between answers (default: 1).")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         clip, said = Path(folder, "clip.avi"), Path(folder, "answers")

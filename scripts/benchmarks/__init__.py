@@ -1,12 +1,13 @@
-"""Real benchmarks on real checkpoints, from local files: one file each, with the official layout, prompts and scoring.
+"""Real benchmarks on real checkpoints, from local files.
 
-A benchmark is a module with
+Each benchmark is one module, with the official file layout, prompts and scoring. It has
 
-    NEW_TOKENS                                  tokens an answer may have
-    load(path: Path) -> Iterator[Sample]        its questions, from the directory or file at ``path``
+    NEW_TOKENS                                  most tokens of an answer
+    load(path: Path) -> Iterator[Sample]        its questions, from the folder or file ``path``
     score(samples, answers) -> dict             the official numbers; ``answers`` are texts, one per sample
 
-and, where a server does the scoring, ``submit(samples, answers, file)``. Prompts are those of LLaVA-1.5's evaluation.
+and, if a server does the scoring, ``submit(samples, answers, file)``. Prompts are those of LLaVA-1.5's
+evaluation.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NAMES = ("gqa", "mmbench", "mme", "pope", "refcoco", "scienceqa", "textvqa")
 
 
 def benchmark(name: str) -> ModuleType:
-    """Raises UserError for a name that is none."""
+    """Return the benchmark ``name``. Raises UserError for an unknown name."""
     if name not in NAMES:
         raise unknown("benchmark", name, NAMES)
     return importlib.import_module(f"{__name__}.{name}")

@@ -1,4 +1,4 @@
-"""What benchmarks share: a sample, readers for the files that they come in, and pictures wherever they lie."""
+"""Parts shared by the benchmarks: samples, and readers for their files and images."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ VICUNA = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One question. ``image`` is a file, the bytes of one, or None for text alone; ``meta`` is what ``score`` needs.
+    """One question.
 
-    The command adds ``meta["seen"]``: what the model saw, left, top, right, bottom in pixels of the picture.
+    ``image`` is a file, the bytes of one, or None for text alone; ``meta`` is what ``score`` needs.
+
+    The command adds ``meta["seen"]``, the part that the model saw: left, top, right, bottom in pixels of the
+    image.
     """
 
     id: str
@@ -38,9 +41,10 @@ class Sample:
 
 
 def find(path: Path, *patterns: str) -> list[Path]:
-    """``path`` itself if it is a file, else the files below it that match the first of ``patterns`` with any, sorted.
+    """Return ``path`` if it is a file, else the sorted files below it for the first of ``patterns`` that
+    matches.
 
-    Raises UserError when there are none.
+    Raises UserError if there are none.
     """
     if path.is_file():
         return [path]
@@ -52,11 +56,13 @@ def find(path: Path, *patterns: str) -> list[Path]:
 
 
 def read(file: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSON list, of JSON lines (whatever the suffix), a table (.tsv, .csv) or a .parquet file."""
+    """Yield the records of a JSON list, JSON lines (with any suffix), a table (.tsv, .csv) or a .parquet
+    file.
+    """
     if file.suffix == ".parquet":
         yield from _parquet(file)
     elif file.suffix in (".tsv", ".csv"):
-        csv.field_size_limit(sys.maxsize)  # pictures stand in the cells
+        csv.field_size_limit(sys.maxsize)  # cells contain images
         with file.open(encoding="utf-8", newline="") as lines:
             yield from csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
     else:
@@ -72,21 +78,25 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
         raise UserError(
             f"reading {file.name} needs pyarrow | it is not installed | pip install pyarrow"
         ) from error
-    for batch in ParquetFile(file).iter_batches(
-        batch_size=32
-    ):  # pictures of millions of bytes stand in the rows
+    for batch in ParquetFile(file).iter_batches(batch_size=32):  # rows contain images of millions of bytes
         yield from batch.to_pylist()
 
 
 def picture(value: Any, *folders: Path) -> Path | bytes:
-    """Where a picture is: Hugging Face's {"bytes", "path"}, the bytes themselves, or a file name in one of ``folders``."""
+    """Return the path or the bytes of an image.
+
+    ``value`` is Hugging Face's {"bytes", "path"}, the bytes themselves, or a file name in one of ``folders``.
+    """
     if isinstance(value, Mapping):
         value = value["bytes"] or value["path"]
     return value if isinstance(value, bytes) else locate(value, *folders)
 
 
 def locate(name: str, *folders: Path) -> Path:
-    """The file ``name`` (a path, of which only the last part may be right) in one of ``folders``. Raises UserError."""
+    """Find the file ``name`` in one of ``folders``. Raises UserError.
+
+    ``name`` may be a path of which only the last part is right.
+    """
     for folder in folders:
         for candidate in (folder / name, folder / Path(name).name):
             if candidate.is_file():
@@ -96,7 +106,9 @@ def locate(name: str, *folders: Path) -> Path:
 
 
 def padded(image: Image.Image, mean: Sequence[float]) -> tuple[Image.Image, int, int]:
-    """The picture in the middle of a square of the colour ``mean`` (0..1), and where its left upper corner lies in it."""
+    """Return the image centred in a square of the colour ``mean`` (0..1), and the position of its upper left
+    corner.
+    """
     side = max(image.size)
     left, top = (side - image.width) // 2, (side - image.height) // 2
     square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))

@@ -1,8 +1,10 @@
 """GQA: questions about the relations of things, from scene graphs (Hudson and Manning, CVPR 2019).
 
-Data: ``testdev_balanced_questions.json`` (id -> question, answer, imageId, types) or another ``*_questions.json``, with
-``images/<imageId>.jpg``; or parquet as on the hub, questions (id, imageId, question, answer, types) and pictures (id, image) in
-files of their own. Scoring: exact match with the one answer, as GQA's ``eval.py``, after LLaVA's ``convert_gqa_for_eval.py``.
+Data: ``testdev_balanced_questions.json`` (id -> question, answer, imageId, types) or another
+``*_questions.json``, with ``images/<imageId>.jpg``; or parquet as on the hub, with questions (id, imageId,
+question, answer, types) and images (id, image) in separate files.
+
+Scoring: exact match with the one answer, as in GQA's ``eval.py`` after LLaVA's ``convert_gqa_for_eval.py``.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""MMBench: multiple choice on twenty abilities, asked once per order of the options (Liu et al., arXiv 2307.06281).
+"""MMBench: multiple choice on twenty abilities (Liu et al., arXiv 2307.06281).
 
-Data: the official .tsv (index, question, hint, A, B, C, D, answer, category, image as base64) or parquet with these columns. In the
-official files the other orders stand as rows with an index higher by multiples of a million; where there are none, they
-are made here by turning the options on, as LLaVA does with ``--all-rounds``.
+A question is asked once per order of its options.
 
-Scoring: *circular*: a question counts when it is answered rightly in every order; *vanilla*: in the order of the file. The
-letter is found by the rules of the official evaluation, without the language model that it asks where they fail: such answers are
-wrong here. Without an ``answer`` column (the test split) there is only the submission, the .xlsx that the server takes.
+Data: the official .tsv (index, question, hint, A, B, C, D, answer, category, image as base64) or parquet with
+these columns. In the official files the other orders are rows whose index is higher by multiples of a
+million. If there are none, the options are rotated here, as LLaVA does with ``--all-rounds``.
+
+Scoring: *circular* counts a question if it is answered correctly in every order, *vanilla* in the order of
+the file. The letter is found by the rules of the official evaluation. The official evaluation asks a language
+model if they fail; here such answers are wrong. Without an ``answer`` column (the test split) there is only
+the submission, an .xlsx file for the server.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def load(path: Path) -> Iterator[Sample]:
         pictures: dict[int, bytes | Path] = {}
         for row in read(file):
             number = int(row["index"]) % _TURN
-            if _there(row.get("image")):  # a row may name the row whose picture it shares
+            if _there(row.get("image")):  # a row may name another row whose image it shares
                 pictures[number] = _image(row["image"], pictures)
             options = [row[letter] for letter in _LETTERS if _there(row.get(letter))]
             for turn in range(1 if turned else len(options)):
@@ -80,7 +83,11 @@ def _sample(row: dict[str, Any], options: list[str], turn: int, image: bytes | P
 
 
 def letter(text: str, options: Sequence[str]) -> str | None:
-    """The one letter that stands alone, then with punctuation around it; else the one option whose words occur."""
+    """Return the chosen letter, or None.
+
+    It is the only letter that stands alone, then the only one with punctuation around it, then the letter of
+    the only option whose words occur.
+    """
     words = text.split()
     for before, after in _AROUND:
         found = [each for each in _LETTERS if before + each + after in words]
@@ -117,7 +124,10 @@ def score(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, Any]:
 
 
 def submit(samples: Sequence[Sample], answers: Sequence[str], file: Path) -> None:
-    """LLaVA's ``convert_mmbench_for_submission.py``: the table without pictures, ``prediction`` behind the options."""
+    """Write the submission like LLaVA's ``convert_mmbench_for_submission.py``.
+
+    It is the table without images, with ``prediction`` after the options.
+    """
     rows = [(s.meta["row"], text) for s, text in zip(samples, answers, strict=True) if s.meta["turn"] == 0]
     columns = list(rows[0][0])
     place = 1 + max(at for at, name in enumerate(columns) if name in string.ascii_uppercase)

@@ -1,11 +1,12 @@
-"""MME: yes or no about perception and cognition, two questions per picture (Fu et al., arXiv 2306.13394).
+"""MME: yes or no about perception and cognition, two questions per image (Fu et al., arXiv 2306.13394).
 
-Data: ``MME_Benchmark_release_version`` (a folder per task with pictures and texts of lines "question<tab>answer", in some tasks in
-``images/`` and ``questions_answers_YN/``); or parquet (question_id, image, question, answer, category). LLaVA's prompt puts its own
-instruction in place of "Please answer yes or no."
+Data: ``MME_Benchmark_release_version``, a folder per task with images and text files of lines
+"question<tab>answer", in some tasks in ``images/`` and ``questions_answers_YN/``; or parquet (question_id,
+image, question, answer, category). LLaVA's prompt replaces "Please answer yes or no." by its own instruction.
 
-Scoring: the official ``calculation.py``. A task's score is accuracy over questions plus accuracy+ over pictures (both of its
-questions right), in per cent; perception and cognition are sums over their tasks, 2,000 and 800 at most.
+Scoring: the official ``calculation.py``. A task's score is accuracy over questions plus accuracy+ over images
+(both of its questions right), in per cent. Perception and cognition are sums over their tasks, 2,000 and 800
+at most.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _sample(task: str, shown: str, question: str, answer: str, image: Path | byt
 
 
 def said(text: str) -> str:
-    """Yes or no if the first four letters hold it."""
+    """Return yes or no if the first four letters contain it."""
     start = text.strip().lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 

@@ -1,8 +1,10 @@
-"""POPE: is this object in the picture? Yes or no, with objects that are likely but absent (Li et al., arXiv 2305.10355).
+"""POPE: yes-or-no questions about objects in an image, some absent (Li et al., arXiv 2305.10355).
 
-Data: ``coco_pope_{random,popular,adversarial}.json`` (JSON lines: question_id, image, text, label) and COCO's val2014 beside
-or below; or parquet (question_id, question, answer, category, image). Scoring: LLaVA's ``eval_pope.py``. The published
-figure is the F1 or the accuracy averaged over the three categories.
+Absent objects are often likely ones.
+
+Data: ``coco_pope_{random,popular,adversarial}.json`` (JSON lines: question_id, image, text, label) and COCO's
+val2014 beside or below; or parquet (question_id, question, answer, category, image). Scoring: LLaVA's
+``eval_pope.py``. The published figure is the F1 or the accuracy averaged over the three categories.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def load(path: Path) -> Iterator[Sample]:
 
 
 def said(text: str) -> str:
-    """No if the first sentence has one of the words "No", "no", "not", else yes."""
+    """Return no if the first sentence has one of the words "No", "no", "not", else yes."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 

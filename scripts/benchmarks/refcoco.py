@@ -1,13 +1,14 @@
-"""RefCOCO, RefCOCO+, RefCOCOg: where in the picture is what these words refer to? The answer is a box.
+"""RefCOCO, RefCOCO+, RefCOCOg: find the box of what some words refer to in the image.
 
-Data: JSON lines (image or img_path, sent or expression, bbox [left, top, right, bottom] in pixels) with COCO's train2014 beside or
-below, or parquet as on the hub (image, bbox [left, top, width, height], answer: one expression or several). Score each split alone.
+Data: JSON lines (image or img_path, sent or expression, bbox [left, top, right, bottom] in pixels) with
+COCO's train2014 beside or below, or parquet as on the hub (image, bbox [left, top, width, height], answer:
+one expression or several). Score each split separately.
 
-Scoring: the share of answers whose box overlaps the true one by an IoU of 0.5 or more. LLaVA-1.5 writes [x1, y1, x2, y2] as
-shares of the square picture that it sees. It was trained on pictures padded to squares, so its boxes are shares of the
-*padded* square, and other evaluations that take them for shares of the picture (lmms-eval does) count right boxes of oblong
-pictures as wrong. Here a box is put back into the picture through what the model saw (``meta["seen"]``), padded or cropped;
-what a crop cut off no box can reach.
+Scoring: the share of answers whose box has an IoU of at least 0.5 with the true one. LLaVA-1.5 writes [x1,
+y1, x2, y2] as shares of the square image that it sees. It was trained on images padded to squares, so its
+boxes are shares of the *padded* square. Other evaluations (such as lmms-eval) take them for shares of the
+image, and so count correct boxes in oblong images as wrong. Here a box is mapped back to the image through
+what the model saw (``meta["seen"]``), padded or cropped. No box can reach what a crop cut off.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def _expressions(row: dict[str, Any]) -> list[str]:
 
 
 def _prompt(words: str) -> str:
-    return f"Please provide the bounding box coordinate of the region this sentence describes: {words.strip().rstrip('.')}."
+    phrase = words.strip().rstrip(".")
+    return f"Please provide the bounding box coordinate of the region this sentence describes: {phrase}."
 
 
 def _box(row: dict[str, Any], file: Path) -> Box:
@@ -51,7 +53,7 @@ def _box(row: dict[str, Any], file: Path) -> Box:
 
 
 def said(text: str, seen: Box) -> Box | None:
-    """The first box of an answer, in pixels of the picture of which the model saw ``seen``."""
+    """Return the first box of an answer in pixels of the image, of which the model saw ``seen``, or None."""
     if (found := _BOX.search(text)) is None:
         return None
     left, top, right, bottom = seen
@@ -65,7 +67,7 @@ def said(text: str, seen: Box) -> Box | None:
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Intersection over union."""
+    """Return the intersection over union."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     shared = max(0.0, width) * max(0.0, height)
     whole = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - shared

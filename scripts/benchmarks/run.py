@@ -1,9 +1,10 @@
-"""A benchmark on a bundle: the samples of ``--data`` are asked, answers kept as they come, and scored as its authors do.
+"""Run a benchmark on a bundle and score the answers as its authors do.
 
     python scripts/accuracy.py pope --data POPE --bundle bundles/llava-1.5-7b.sppruner.int4 --keep 128 64
 
-Pictures are padded to squares with the mean colour first, as LLaVA-1.5's evaluation does; ``--as-is`` leaves that to the
-bundle's own preprocessing, which may crop. Prints the scores; the last line is one JSON document.
+Answers are stored at once, so that a run that is stopped continues where it was. Images are first padded to
+squares with the mean colour, as in LLaVA-1.5's evaluation. With ``--as-is`` they go unchanged to the bundle's
+own preprocessing, which may crop. Prints the scores; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -62,23 +63,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "benchmark",
-        help=f"one of {', '.join(NAMES)}; each file in scripts/benchmarks/ says what data it takes",
+        help=f"Benchmark: {', '.join(NAMES)}. Each file in scripts/benchmarks/ describes its data.",
     )
     parser.add_argument(
-        "--data", type=Path, required=True, help="directory with the benchmark's files, or one of them"
+        "--data", type=Path, required=True, help="Folder with the benchmark's files, or one of them."
     )
-    parser.add_argument("--bundle", type=Path, required=True, help="a compiled bundle")
+    parser.add_argument("--bundle", type=Path, required=True, help="Folder of a compiled bundle.")
     parser.add_argument(
-        "--keep", nargs="+", help="visual tokens per picture, as foveate run takes them; several are compared"
+        "--keep", nargs="+", help="Budgets to compare, as in foveate run (default: the bundle's)."
     )
-    parser.add_argument("--limit", type=int, help="only so many samples, the first ones")
-    parser.add_argument("--engine", help="key of a compiled engine, or its beginning")
-    parser.add_argument("--threads", type=int, help="of engines on the CPU")
-    parser.add_argument("--system", help='a system turn; "vicuna" is the one of LLaVA-1.5\'s evaluation')
-    parser.add_argument("--as-is", action="store_true", help="do not pad pictures to squares")
-    parser.add_argument("--submit", type=Path, help="write the file that the benchmark's server takes")
+    parser.add_argument("--limit", type=int, help="Number of samples, from the first on (default: all).")
     parser.add_argument(
-        "--work", type=Path, default=Path("bundles/benchmarks"), help="where answers are kept"
+        "--engine", help="Key of a compiled engine, or its beginning (default: the best one)."
+    )
+    parser.add_argument("--threads", type=int, help="Number of threads on the CPU (default: all cores).")
+    parser.add_argument(
+        "--system", help='System turn; "vicuna" is that of LLaVA-1.5\'s evaluation (default: none).'
+    )
+    parser.add_argument("--as-is", action="store_true", help="Do not pad images to squares (default: pad).")
+    parser.add_argument(
+        "--submit", type=Path, help="Write the file for the benchmark's server (default: do not)."
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("bundles/benchmarks"),
+        help="Folder for the answers (default: bundles/benchmarks).",
     )
     return parser
 
@@ -122,7 +132,7 @@ def _at(
 def _answers(
     args: argparse.Namespace, module: ModuleType, samples: list[Sample], keep: str | None
 ) -> list[dict[str, Any]]:
-    """A record per sample; those that this bundle gave in an earlier run are not asked for again."""
+    """Return a record per sample. Stored answers of this bundle are not asked for again."""
     settings = json.dumps([keep, args.system, args.as_is, module.NEW_TOKENS])
     name = f"{args.bundle.name}.{version(args.bundle)}.{_digest(settings.encode())}.jsonl"
     log = Log(args.work / args.benchmark / name, ("id", "digest"))
@@ -134,7 +144,7 @@ def _answers(
         key = sample.id, _digest(sample.prompt.encode(), sample.image)
         if log.get(*key) is None:
             pipe = pipe or Pipeline.load(args.bundle, args.engine, threads=args.threads)
-            if sample.image not in (None, last[0]):  # questions about one picture follow one another
+            if sample.image not in (None, last[0]):  # questions about one image are consecutive
                 last = (sample.image, *_seen(pipe, sample.image, args.as_is))
             image, seen = (None, None) if sample.image is None else last[1:]
             chat = pipe.chat(VICUNA if args.system == "vicuna" else args.system)
@@ -147,7 +157,9 @@ def _answers(
 
 
 def _seen(pipe: Pipeline, source: Path | bytes, as_is: bool) -> tuple[Any, list[float]]:
-    """The picture after the encoder, and what the model saw of it in its own pixels: left, top, right, bottom."""
+    """Return the encoded image, and the part that the model saw: left, top, right, bottom in the image's
+    pixels.
+    """
     image = load_image(Image.open(BytesIO(source)) if isinstance(source, bytes) else source)
     settings = pipe.manifest.image
     if as_is:

@@ -1,10 +1,12 @@
-"""ScienceQA: multiple choice from school books, half of it with a picture (Lu et al., NeurIPS 2022).
+"""ScienceQA: multiple choice from school books, half of it with an image (Lu et al., NeurIPS 2022).
 
-Data: ``problems.json`` and ``pid_splits.json`` with ``images/test/<id>/image.png``; or parquet (image, question, choices, answer,
-hint). Where LLaVA's ``llava_test_CQM-A.json`` lies beside the JSON, its prompts are taken (``prompts`` of the result). Parquet of
-the hub is often the questions with a picture alone, as LLaVA-1.5 reports them: ``image_accuracy``.
+Data: ``problems.json`` and ``pid_splits.json`` with ``images/test/<id>/image.png``; or parquet (image,
+question, choices, answer, hint). If LLaVA's ``llava_test_CQM-A.json`` is beside the JSON, its prompts are
+used (see ``prompts`` of the result). Parquet files of the hub often have only the questions with an image,
+which LLaVA-1.5 reports (``image_accuracy``).
 
-Scoring: LLaVA's ``eval_science_qa.py``: the answer is the letter, "C. ..." or "The answer is C."; anything else is wrong.
+Scoring: as LLaVA's ``eval_science_qa.py``. An answer is the letter, "C. ..." or "The answer is C."; anything
+else is wrong.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def _of_llava(row: dict[str, Any]) -> str:
 
 
 def letter(text: str) -> str | None:
-    """The option that an answer names."""
+    """Return the option that an answer names, or None."""
     if text in tuple(_LETTERS):
         return text
     if text[:1] in tuple(_LETTERS) and text[1:3] == ". ":

@@ -1,4 +1,4 @@
-"""One table as an .xlsx file, which some evaluation servers ask for: text and numbers, no formats."""
+"""Write a table of text and numbers as an .xlsx file, which some evaluation servers require."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PARTS = {
 
 
 def write_sheet(file: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """``rows`` of str, int, float or None into ``file``, the first one the head."""
+    """Write ``rows`` of str, int, float or None to ``file``. The first row is the header."""
     body = "".join(f"<row>{''.join(map(_cell, row))}</row>" for row in rows)
     sheet = f'<worksheet xmlns="{_MAIN}"><sheetData>{body}</sheetData></worksheet>'
     with ZipFile(file, "w", ZIP_DEFLATED) as archive:
@@ -45,5 +45,5 @@ def _cell(value: Any) -> str:
         return f"<c><v>{value}</v></c>"
     text = "".join(
         letter for letter in str(value) if letter >= " " or letter in "\t\n\r"
-    )  # XML takes no other
+    )  # XML allows no others
     return f'<c t="inlineStr"><is><t xml:space="preserve">{escape(text)}</t></is></c>'

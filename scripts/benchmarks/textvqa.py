@@ -1,13 +1,14 @@
-"""TextVQA: questions whose answer is written in the picture, ten human answers each (Singh et al., CVPR 2019).
+"""TextVQA: questions about text in the image, with ten human answers each (Singh et al., CVPR 2019).
 
-Data: ``TextVQA_0.5.1_val.json`` ({"data": [question, image_id, question_id, answers]}) with ``train_images/<image_id>.jpg`` (as in
-``train_val_images.zip``); or parquet (question_id, question, image, answers). Where LLaVA's ``llava_textvqa_val_v051_ocr.jsonl`` lies
-beside the JSON, its prompts are taken, which name the words that an OCR system read: with them LLaVA-1.5-7B has 58.2, without
-47. ``prompts`` of the result says which ones were used.
+Data: ``TextVQA_0.5.1_val.json`` ({"data": [question, image_id, question_id, answers]}) with
+``train_images/<image_id>.jpg`` (as in ``train_val_images.zip``); or parquet (question_id, question, image,
+answers). If LLaVA's ``llava_textvqa_val_v051_ocr.jsonl`` is beside the JSON, its prompts are used. They
+contain the words that an OCR system read: LLaVA-1.5-7B has 58.2 with them and 47 without. ``prompts`` of the
+result says which ones were used.
 
-Scoring: VQA accuracy, the mean over the ten answers of min(1, matches among the other nine / 3), after the answer
-processor of EvalAI on both sides, with the quirks of its code: one replacement of a comma between digits makes every
-punctuation mark vanish instead of turning into a blank, and periods stay only before digits.
+Scoring: VQA accuracy is the mean over the ten answers of min(1, matches among the other nine / 3). Both sides
+first go through EvalAI's answer processor, with the quirks of its code: if there is a comma between digits,
+every punctuation mark is removed instead of becoming a space, and periods are kept only before digits.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def _prompt(question: str) -> str:
 
 
 def _question(prompt: str) -> str:
-    """LLaVA's prompt is the question, the words read, and the instruction, a line each."""
+    """Return the question in a prompt of LLaVA: question, OCR words and instruction, a line each."""
     return prompt.split("\n")[0].lower()
 
 
@@ -68,14 +69,17 @@ def score(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, Any]:
 
 
 def accuracy(said: str, humans: Sequence[str]) -> float:
-    """Each human answer is left out in turn; three that agree among the rest are full marks."""
+    """Return the VQA accuracy.
+
+    Each human answer is left out in turn; three matches among the rest score 1.
+    """
     said, humans = processed(said), [processed(human) for human in humans]
     agree = humans.count(said)
     return mean(min(1.0, (agree - (human == said)) / 3) for human in humans)
 
 
 def processed(text: str) -> str:
-    """EvalAI's normal form of an answer."""
+    """Return EvalAI's normal form of an answer."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
     words = [_DIGITS.get(word, word) for word in _unpunctuated(text).lower().split()]
@@ -88,7 +92,7 @@ def _unpunctuated(text: str) -> str:
     for mark in _MARKS:
         apart = f"{mark} " in text or f" {mark}" in text
         result = result.replace(mark, "" if vanish or apart else " ")
-    return _PERIOD.sub("", result, count=32)  # their flag stands where the count should: re.UNICODE is 32
+    return _PERIOD.sub("", result, count=32)  # their code passes re.UNICODE, which is 32, as the count
 
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
@@ -101,22 +105,24 @@ _DIGITS = {
 }
 _DIGITS["none"] = "0"
 
-# A contraction that lost its only apostrophe gets it back, one that lost one of several gets all: keys follow from forms.
-_SINGLE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
-it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't somebody'll somebody's
-someone'd someone'll someone's something'd something'll that's there'd there're there's they'd they'll they're they've 'twas
-wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's who've why'll why're
+# Contractions that lost their only apostrophe, or one of several, get all of them back.
+# The keys are derived from these forms.
+_SINGLE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's
+how'd how'll how's isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock
+oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd
+something'll that's there'd there're there's they'd they'll they're they've 'twas wasn't we've weren't
+what'll what're what's what've when's where'd where's where've who'd who'll who's who've why'll why're
 why's won't would've wouldn't y'all you'd you'll you're you've"""
-_SEVERAL = """couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've there'd've
-they'd've we'd've who'd've wouldn't've you'd've
-y'all'll y'all'd've 'ow's'at"""
+_SEVERAL = """couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've
+someone'd've something'd've there'd've they'd've we'd've who'd've wouldn't've you'd've y'all'll
+y'all'd've 'ow's'at"""
 
 
 def _contractions() -> dict[str, str]:
     forms = {form.replace("'", ""): form for form in _SINGLE.split()}
     for form in _SEVERAL.split():
         forms |= {form[:at] + form[at + 1 :]: form for at, letter in enumerate(form) if letter == "'"}
-    forms["somebody'd"] = "somebodyd"  # theirs stands the wrong way round
+    forms["somebody'd"] = "somebodyd"  # their table has this pair the wrong way round
     return forms
 
 
