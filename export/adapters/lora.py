@@ -96,7 +96,7 @@ class Adapter:
         for stored, tensor in self.folder.tensors_of(name).items():
             if tensor.dtype not in DTYPES:
                 raise UserError(
-                    f"{self.label}: {stored} is of another kind | got {tensor.dtype}, expected "
+                    f"{self.label}: {stored} has an unsupported dtype | got {tensor.dtype}, expected "
                     f"{', '.join(DTYPES)} | save the adapter unquantized"
                 )
             plain = stored.removeprefix("base_model.model.")

@@ -97,7 +97,7 @@ def _base(adapter: Adapter, weights: bool) -> Directory:
         got = "is the adapter itself" if itself else "is or has an adapter too"
         raise UserError(
             f"the base model of {adapter.label} is not a plain model | {adapter.base} {got} "
-            "| name the model with --model and one adapter with --adapter, or merge all but one with peft first"
+            "| name the model with --model and one adapter with --adapter, or merge the others with peft"
         )
     return found
 
