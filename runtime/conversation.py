@@ -92,8 +92,9 @@ class Chat:
         options: Options | None = None,
         **asked: Any,
     ) -> Answer:
-        """Return the answer to the next turn: ``text`` with any new images. Arguments as for
-        ``Pipeline.generate``.
+        """Return the answer to the next turn: ``text`` with any new images.
+
+        Arguments as for ``Pipeline.generate``.
 
         ``reprune`` prunes every image of the conversation again for this question, with ``keep`` if it is
         given. The kv cache then starts over.
@@ -140,8 +141,7 @@ class Chat:
     def _room(
         self, segments: Sequence[Segment], pictures: Sequence[tuple[Layout, int]], reprune: bool
     ) -> int:
-        """Return how many tokens the answer may have if every image leaves as many rows as its budget
-        allows."""
+        """Return how many tokens the answer may have if every image leaves as many rows as it may."""
         decoder = self._decoder
         known = [] if reprune else [shown.picture for shown in self._shown]
         most = self._pipe.vision.most_rows
@@ -160,8 +160,10 @@ class Chat:
         return room
 
     def _look(self, request: _Request, clock: Clock) -> list[_Shown]:
-        """Return every image of the conversation after pruning. Images of earlier turns change only by a
-        repruning."""
+        """Return every image of the conversation after pruning.
+
+        Images of earlier turns change only by a repruning.
+        """
         vision, shown = self._pipe.vision, list(self._shown)
         if not request.images and not (request.reprune and shown):
             return shown
@@ -225,8 +227,10 @@ class Chat:
     def _decode(
         self, token: int, sampler: Sampler, request: _Request, clock: Clock
     ) -> Generator[str, None, tuple[str, list[int], float, int | str | None]]:
-        """Generate from the first token on. Return text, tokens, seconds to the first token, and what stopped
-        it."""
+        """Generate from the first token on.
+
+        Return text, tokens, seconds to the first token, and what stopped it.
+        """
         tokenizer = self._pipe.tokenizer
         pieces = tokenizer.detokenizer(keep_special=request.generation.keep_special)
         text, stop_ids = AnswerText(pieces, request.stops.texts), tokenizer.stop_ids | request.stops.ids
@@ -259,7 +263,7 @@ class Chat:
                 if fault := self._pipe.vision.fault(image.seen, image.picture):
                     raise fault from error
             after = f"{len(answer)} tokens of the answer" if answer else "the prompt"
-            what = f"logits behind {after}"
+            what = f"logits after {after}"
             raise refuse(self._pipe.bundle, decoder.name, decoder.dtype, what) from error
 
 

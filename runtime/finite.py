@@ -47,8 +47,10 @@ def lies_on_host(output: Feed) -> bool:
 
 
 def _finite(values: np.ndarray) -> bool:
-    """Return whether all values are finite. The sum is a cheap test; each value is tested if the sum
-    overflows."""
+    """Return whether all values are finite.
+
+    The sum is a cheap test; each value is tested if the sum overflows.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         total = values.sum(dtype=np.float32)
     return bool(np.isfinite(total) or np.isfinite(values).all())

@@ -22,8 +22,10 @@ class Cause(NamedTuple):
 
 
 def largest(bundle: Bundle, graph: str) -> dict[str, Any] | None:
-    """Return the entry of ``ranges`` with the graph's largest value. None for bundles built before
-    ``ranges``."""
+    """Return the entry of ``ranges`` with the graph's largest value.
+
+    None for bundles built before ``ranges``.
+    """
     return max(bundle.manifest.ranges.get(graph, ()), key=lambda entry: entry["value"], default=None)
 
 
@@ -61,8 +63,10 @@ def cause_of(bundle: Bundle, dialect: str, graph: str, *, recorded: bool) -> Cau
 
 
 def exceeded(bundle: Bundle, graph: str) -> str | None:
-    """Return in words where ``graph`` first exceeds float16. None if the recorded ranges stay below its
-    limit."""
+    """Return in words where ``graph`` first exceeds float16.
+
+    None if the recorded ranges stay below its limit.
+    """
     too_large = (each for each in bundle.manifest.ranges.get(graph, ()) if each["value"] > FLOAT16_MAX)
     if (first := next(too_large, None)) is None:
         return None

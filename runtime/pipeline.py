@@ -91,8 +91,10 @@ class Pipeline:
         return self.vision.see(image if isinstance(image, Video) else read_once(image), Clock())
 
     def video(self, path: str | os.PathLike[str]) -> Video:
-        """Return frames of a video file, to be passed as an image. Raises UserError if the model takes no
-        videos."""
+        """Return frames of a video file, to be passed as an image.
+
+        Raises UserError if the model takes no videos.
+        """
         if "video" not in self.manifest.image:
             raise UserError(
                 f"{self.manifest.family} takes no videos | got {path}, expected images "

@@ -211,21 +211,27 @@ def _misfit(bundle: Bundle, plan: Plan, progress: Callable[[str], None] | None) 
 
 
 def cannot_run(target: str) -> str | None:
-    """Return why this machine cannot run engines of a target, although it may compile for it. None if it
-    can."""
+    """Return why this machine cannot run engines of a target, although it may compile for it.
+
+    None if it can.
+    """
     found = backend(target)
     return found.cannot_run() if hasattr(found, "cannot_run") else None
 
 
 def refused_dialect(module: Any, name: str) -> str | None:
-    """Return why the installed version of a backend refuses a dialect, as "reason | remedy". None if it takes
-    it."""
+    """Return why the installed version of a backend refuses a dialect, as "reason | remedy".
+
+    None if it takes it.
+    """
     return module.refused_dialect(name) if hasattr(module, "refused_dialect") else None
 
 
 def usable(dialects: Collection[str]) -> list[str]:
-    """Return the targets that this machine can compile for and run, for a bundle that has these
-    ``dialects``."""
+    """Return the targets that this machine can compile for and run.
+
+    ``dialects`` are those of the bundle.
+    """
     found = []
     for target in TARGETS:
         try:
@@ -259,8 +265,10 @@ def load_engines(bundle: Bundle, plan: Plan, settings: Mapping[str, Any]) -> dic
 
 
 def load_engine(bundle: Bundle, plan: Plan, name: str, settings: Mapping[str, Any]) -> Engine:
-    """Return the engine of one stage. It joins two engines if the bundle has another form of the graph for
-    prefill."""
+    """Return the engine of one stage.
+
+    It joins two engines if the bundle has another form of the graph for prefill.
+    """
     forms = bundle.manifest.forms(name, plan.dialect)
     options = {**plan.options, **settings}
     engines = [backend(plan.target).load(plan.path, spec, options) for spec, _ in forms]

@@ -1,5 +1,4 @@
-"""Checks of a bundle from an untrusted source: every file that it names must lie inside it and have a
-recorded hash.
+"""Checks of a bundle from an untrusted source: every file that it names must lie inside it and have a hash.
 
 ``bundle.json`` and the graphs contain file names, which are opened when a bundle is compiled, packed or sent.
 A name that leads elsewhere is refused before anything is read or written there.
@@ -28,8 +27,7 @@ def require_names(
     dialects: Mapping[str, Mapping[str, Any]],
     files: Iterable[str],
 ) -> None:
-    """Raise UserError if the ``manifest`` names a path outside the bundle, or a graph's file that it does not
-    list.
+    """Raise UserError if the ``manifest`` names a path outside the bundle, or a graph that it does not list.
 
     ``name`` is the bundle's name. ``graphs`` maps graph names to the names in their specs. ``stages``,
     ``dialects`` and ``files`` are those of the manifest.
@@ -54,8 +52,10 @@ def require_names(
 
 
 def require_no_links(root: Path, files: Iterable[str]) -> None:
-    """Raise UserError if one of ``files`` in the bundle at ``root``, or its folder of engines, is a link that
-    leads out."""
+    """Raise UserError if a link leads out of the bundle at ``root``.
+
+    Checks its ``files`` and its folder of engines.
+    """
     home = root.resolve()
     for name in (*files, "engines"):
         if not (root / name).resolve().is_relative_to(home):
@@ -66,8 +66,7 @@ def require_no_links(root: Path, files: Iterable[str]) -> None:
 
 
 def require_external_data(graph: Path, files: Iterable[str]) -> None:
-    """Raise UserError if tensors of the ONNX file ``graph`` lie in files other than the bundle's
-    ``files``."""
+    """Raise UserError if tensors of the ONNX file ``graph`` lie outside the bundle's ``files``."""
     try:
         strange = external_files(graph.read_bytes()) - set(files)
     except (ValueError, RecursionError) as error:

@@ -104,8 +104,10 @@ class Manifest:
 
     @property
     def segments(self) -> list[tuple[str, str | None]]:
-        """Return the graphs of the language model in order (``llm``, or ``llm.0`` and so on), each with the
-        pruner after it."""
+        """Return the graphs of the language model in order, each with the pruner after it.
+
+        The graphs are ``llm``, or ``llm.0`` and so on.
+        """
         following = zip_longest(self.stages, self.stages[1:], fillvalue="")
         return [
             (name, behind if behind.startswith("pruner.") else None)
@@ -147,8 +149,7 @@ class Bundle:
         return self.path / self.manifest.dialects[dialect].get("golden", "golden.npz")
 
     def require_own_weights(self, dialect: str) -> None:
-        """Raise UserError if a graph of the ``dialect`` reads weights from files that the bundle does not
-        list."""
+        """Raise UserError if a graph of the ``dialect`` reads weights from unlisted files."""
         for graph in self.manifest.dialects[dialect]["files"]:
             for _, file in self.manifest.forms(graph, dialect):
                 require_external_data(self.path / file, self.manifest.files)

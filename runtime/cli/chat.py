@@ -133,8 +133,10 @@ def _lines(interactive: bool) -> Iterator[str]:
 
 
 def _text(line: str) -> str:
-    """Return ``line``, decoded as UTF-8 if the terminal's encoding failed. Raise UserError if UTF-8 fails
-    too."""
+    """Return ``line``, decoded as UTF-8 if the terminal's encoding failed.
+
+    Raise UserError if UTF-8 fails too.
+    """
     try:
         line.encode()
         return line

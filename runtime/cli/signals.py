@@ -57,8 +57,7 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def handled_elsewhere() -> Iterator[None]:
-    """Switch off the time limit during the block: the caller handles SIGTERM itself and takes the time it
-    needs."""
+    """Switch off the time limit during the block, because the caller handles SIGTERM itself."""
     _elsewhere.append(None)
     try:
         yield

@@ -1,5 +1,6 @@
-"""Standard streams that are closed, full or broken. They cause no traceback, and no work is lost because of
-them.
+"""Standard streams that are closed, full or broken.
+
+They cause no traceback, and no work is lost because of them.
 
 /dev/null takes the place of a descriptor that was closed (``>&-``). Otherwise a file opened later would get
 number 0, 1 or 2, and receive what libraries print. A stream that fails is redirected to /dev/null, and its

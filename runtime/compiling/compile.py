@@ -246,8 +246,7 @@ def _existing(folder: Path) -> Plan | None:
 
 
 def _peak_memory() -> int | None:
-    """Return the peak memory in bytes of the largest process that compiled a graph, None if it is not
-    known."""
+    """Return the peak memory of the largest process that compiled a graph, in bytes, or None."""
     try:
         import resource
     except ImportError:  # Windows
@@ -365,5 +364,5 @@ def main(argv: list[str]) -> int:
     else:
         if peak:
             print(f"peak memory {peak / 2**30:.2f} GiB", file=sys.stderr)
-        print(f'{folder}\nnext: foveate run {args.bundle} "What is in the picture?" --image FILE')
+        print(f'{folder}\nnext: foveate run {args.bundle} "What is in the image?" --image FILE')
     return 0

@@ -148,8 +148,10 @@ def seen(finding: Finding) -> str:
 
 
 def not_finite(bundle: Bundle, dialect: str, finding: Finding) -> UserError | None:
-    """Return the error for a graph that gives NaN or infinity. None if the recorded ranges do not explain
-    it."""
+    """Return the error for a graph that gives NaN or infinity.
+
+    None if the recorded ranges do not explain it.
+    """
     if not finding.not_finite:
         return None
     cause = cause_of(bundle, dialect, finding.graph, recorded=finding.not_finite == "recording")
@@ -272,8 +274,10 @@ def _distance(got: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
 def _compare_logits(
     graph: str, answer: str, got: np.ndarray, expected: np.ndarray, limits: Limits
 ) -> Finding:
-    """Compare logits by their worst row. Each row must choose the same token, or one that was nearly as
-    likely."""
+    """Compare logits by their worst row.
+
+    Each row must choose the same token, or one that was nearly as likely.
+    """
     if got.shape != expected.shape:
         return Finding(graph, answer, 0.0, float("inf"), 0.0, 0, ok=False)
     distances = [_distance(mine, theirs) for mine, theirs in zip(got, expected, strict=True)]
@@ -289,8 +293,10 @@ def _compare_logits(
 
 
 def _compare_candidates(graph: str, logits: np.ndarray, values: np.ndarray, ids: np.ndarray) -> Finding:
-    """Compare the engine's candidates with its own logits. They must be the largest; among equal ones any
-    order."""
+    """Compare the engine's candidates with its own logits.
+
+    They must be the largest; among equal ones any order.
+    """
     expected = -np.sort(-logits, axis=1)[:, : values.shape[1]]
     theirs = np.take_along_axis(logits, ids.clip(0, logits.shape[1] - 1), axis=1)
     distinct = bool(np.diff(np.sort(ids, axis=1), axis=1).all())

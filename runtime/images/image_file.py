@@ -42,8 +42,10 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 def size_of(source: ImageSource) -> tuple[int, int]:
-    """Return width and height of the upright image. A file is not decoded. Raises UserError as ``load_image``
-    does."""
+    """Return width and height of the upright image.
+
+    A file is not decoded. Raises UserError as ``load_image`` does.
+    """
     if isinstance(source, np.ndarray):
         return _from_array(source).size
     opened = (

@@ -1,5 +1,4 @@
-"""Drawing of what the pruners kept: kept patches in their colours, the rest dimmed, on the whole original
-image.
+"""Drawing of what the pruners kept: kept patches in their colours, the rest of the image dimmed.
 
 Input: the image, the indices that stayed after each stage, and the bundle's grid and image settings. Parts
 that were cropped are dimmed like pruned ones, since the model sees neither. A patch that was merged into
@@ -145,8 +144,10 @@ def _absorbed(kept: np.ndarray, owner: np.ndarray | None) -> np.ndarray:
 def _threads(
     size: tuple[int, int], boxes: np.ndarray, patches: np.ndarray, rows: np.ndarray, anchors: np.ndarray
 ) -> Image.Image:
-    """Return an RGBA layer: ``patches`` in the hue of their ``rows``, and lines to their ``anchors`` (-1: no
-    line)."""
+    """Return an RGBA layer: ``patches`` in the hue of their ``rows``, and lines to their ``anchors``.
+
+    An anchor of -1 means no line.
+    """
     # drawn at twice the size and reduced, because ImageDraw does not smooth lines
     layer = Image.new("RGBA", (2 * size[0], 2 * size[1]))
     pen, width = ImageDraw.Draw(layer), max(2, round(max(size) / 320))

@@ -80,8 +80,10 @@ def _normalized(picture: Image.Image, settings: dict[str, Any]) -> np.ndarray:
 
 
 def film_steps(frames: Sequence[Image.Image], settings: dict[str, Any]) -> Iterator[np.ndarray]:
-    """Yield ``pixel_values`` of a video's ``frames``, as many at a time as a patch has. The last frame is
-    repeated to fill up."""
+    """Yield ``pixel_values`` of a video's ``frames``, as many at a time as a patch has.
+
+    The last frame is repeated to fill up.
+    """
     whole, limits = settings["frames"], of_video(settings, len(frames))
     for first in range(0, len(frames), whole):
         some = list(frames[first : first + whole])
@@ -89,8 +91,10 @@ def film_steps(frames: Sequence[Image.Image], settings: dict[str, Any]) -> Itera
 
 
 def _patches(frames: list[Image.Image], settings: dict[str, Any]) -> np.ndarray:
-    """Return float32 [tokens, merge^2, 3 * frames * patch^2] in the order of ``window_order``. All frames
-    have one size."""
+    """Return float32 [tokens, merge^2, 3 * frames * patch^2] in the order of ``window_order``.
+
+    All frames have one size.
+    """
     size = fit_pixels(frames[0].size, settings)
     resample = settings.get("resample", Image.Resampling.BICUBIC)
     patch, merge = settings["patch"], settings["merge"]
@@ -128,15 +132,14 @@ def seen_box(size: tuple[int, int], settings: dict[str, Any]) -> tuple[float, fl
 
 
 def resized_size(size: tuple[int, int], settings: dict[str, Any]) -> tuple[int, int]:
-    """Return width and height of what the model sees of an image of ``size``, for settings of kind
-    ``clip``."""
+    """Return width and height of what the model sees of an image, for settings of kind ``clip``."""
     return _geometry(size, settings)[2]
 
 
 def patch_boxes(size: tuple[int, int], settings: dict[str, Any], grid: tuple[int, int]) -> np.ndarray:
-    """Return the box of each visual token on the image: float64 [rows * columns, 4] of left, top, right,
-    bottom.
+    """Return the box of each visual token on the image: float64 [rows * columns, 4].
 
+    A box is left, top, right, bottom.
     ``size`` is (width, height) of the upright image, ``grid`` is (rows, columns) of the vision encoder. Boxes
     are in row-major order, so row ``i`` is the token ``i`` of ``kept``. Neighbours share their edges exactly.
     """
@@ -155,9 +158,9 @@ def patch_boxes(size: tuple[int, int], settings: dict[str, Any], grid: tuple[int
 def _lines_box(
     size: tuple[int, int], settings: dict[str, Any], grid: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """Return the box that the ``grid`` of LLaVA-NeXT's tiles shows: left, top, right, bottom in pixels of the
-    image.
+    """Return the box that the ``grid`` of LLaVA-NeXT's tiles shows, in pixels of the image.
 
+    The box is left, top, right, bottom.
     The tokens of this grid are read line by line.
     """
     canvas = fit_canvas(size, settings["pinpoints"])
@@ -214,8 +217,9 @@ def _resize_and_crop(image: Image.Image, settings: dict[str, Any]) -> Image.Imag
 def _resize_seen(
     image: Image.Image, box: tuple[float, float, float, float], crop: tuple[int, int], resample: int
 ) -> Image.Image:
-    """Resize and crop in one step, without computing the pixels outside the crop. May differ by one grey
-    level.
+    """Resize and crop in one step, without computing the pixels outside the crop.
+
+    May differ by one grey level.
 
     Resizes across first and then down, as Pillow does for whole images. Pillow rounds and clips in between,
     so the order matters.

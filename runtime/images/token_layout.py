@@ -102,8 +102,7 @@ class Layout:
 
 
 def film(size: Size, settings: dict, frames: int, interval: float) -> Layout:
-    """Return the layout of a video: one image per ``settings["frames"]`` of its ``frames``, all with the same
-    layout.
+    """Return the layout of a video: the same image once per ``settings["frames"]`` of its ``frames``.
 
     Frames are ``interval`` seconds apart. The first position id of a token is its time. Raises UserError if
     the bundle's family takes no videos, or if the video has too many visual tokens.
@@ -283,8 +282,10 @@ def _margins(size: Size, canvas: tuple[int, int]) -> tuple[int, int]:
 
 
 def fit_canvas(size: Size, pinpoints: list[list[int]]) -> tuple[int, int]:
-    """Return the entry of ``pinpoints`` [height, width] that shows most of the image's pixels, the smallest
-    of equals."""
+    """Return the entry of ``pinpoints`` [height, width] that shows most of the image's pixels.
+
+    Among equal ones it is the smallest.
+    """
     width, height = size
 
     def rank(point: list[int]) -> tuple[int, int]:
@@ -311,8 +312,9 @@ def padded(size: Size, canvas: tuple[int, int]) -> tuple[Size, Size]:
 
 
 def split(budget: int, sizes: list[int]) -> list[int]:
-    """Split ``budget`` into whole shares in proportion to ``sizes``. The budget is at most the sum of the
-    sizes.
+    """Split ``budget`` into whole shares in proportion to ``sizes``.
+
+    The budget is at most the sum of the sizes.
 
     Units left over by rounding go to the largest fractions, among equal ones to the first.
     """

@@ -1,5 +1,4 @@
-"""The image as the model sees it: its size there, the visible part, and the place of each visual token on the
-original."""
+"""The image as the model sees it: size, visible part, and the place of each visual token on the original."""
 
 from __future__ import annotations
 
@@ -52,8 +51,10 @@ class View:
         return [self.box[i % 2] + value * self.scale[i % 2] for i, value in enumerate(points)]
 
     def kept_boxes(self, kept: np.ndarray) -> np.ndarray:
-        """Return float64 [R, 4]: boxes of the tokens ``kept`` int64 [R]. NaN for newlines and rows without a
-        place (-1)."""
+        """Return float64 [R, 4]: boxes of the tokens ``kept`` int64 [R].
+
+        NaN for newlines and rows without a place (-1).
+        """
         return np.where(kept[:, None] < 0, np.nan, self.boxes[kept])
 
     def to_json(self) -> dict[str, Any]:
@@ -67,8 +68,10 @@ class View:
 
 
 def view_of(size: Size, settings: dict[str, Any], plan: Layout) -> View:
-    """Return the view of an image of ``size``. ``settings`` are a bundle's (``images.processor``), ``plan``
-    its layout."""
+    """Return the view of an image of ``size``.
+
+    ``settings`` are a bundle's (``images.processor``), ``plan`` its layout.
+    """
     if settings["kind"] == "anyres":
         return _tiled(size, settings, plan)
     if settings["kind"] == "windows":

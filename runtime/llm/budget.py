@@ -58,8 +58,9 @@ def resolve_keep(keep: Keep, total: int, method: dict[str, Any], largest: int | 
 
 
 def stage_keep(points: Points, keep: int, total: int) -> int:
-    """Return the budget of a stage, 1..``total``, if the user keeps ``keep`` of ``total`` tokens. 0 for 0 of
-    0.
+    """Return the budget of a stage, 1..``total``, if the user keeps ``keep`` of ``total`` tokens.
+
+    0 for 0 of 0.
 
     Between two ``points`` the logarithm of the stage's share is linear in the logarithm of the user's share.
     Outside of the points the nearest line is continued.

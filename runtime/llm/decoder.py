@@ -52,8 +52,10 @@ class Picture:
 
     @property
     def places(self) -> np.ndarray:
-        """Return int64 [3,R]: each row's place in its grid (-1 for mixtures), and that grid's rows and
-        columns."""
+        """Return each row's place in its grid, and that grid's rows and columns: int64 [3,R].
+
+        The place is -1 for mixtures.
+        """
         plan = self.layout or single((1, self.total))
         found = np.stack([plan.patch, plan.rows, plan.columns])[:, self.kept.clip(min=0)]
         found[0, self.kept < 0] = -1
@@ -104,8 +106,7 @@ def prompt_ids(
 
 
 class Decoder:
-    """The engines of the language model with their kv caches: one segment, or several with pruners between
-    them.
+    """The engines of the language model with their kv caches: one segment, or several and their pruners.
 
     ``table`` is the token embedding [V,D]. Only a prompt with new images is pruned between the segments.
     """
@@ -160,8 +161,10 @@ class Decoder:
         return _rows(item, depth)
 
     def span(self, item: Item) -> int:
-        """Return the number of positions of an item. In mode "keep" pruned visual tokens take positions as
-        well."""
+        """Return the number of positions of an item.
+
+        In mode "keep" pruned visual tokens take positions as well.
+        """
         return _span(item, self._axes, self._mode)
 
     def room(self, rows: int, positions: int) -> int:
@@ -226,8 +229,10 @@ class Decoder:
     def _shorten(
         self, embeds: Rows, items: Sequence[Item], pictures: Sequence[Picture], new_tokens: int
     ) -> Logits:
-        """Compute as ``_run`` does, with the pruners between the segments. Sets ``left`` of the
-        ``pictures``."""
+        """Compute as ``_run`` does, with the pruners between the segments.
+
+        Sets ``left`` of the ``pictures``.
+        """
         chunk, carried = self.describe(items), {}
         rows = entering = self.segments[0].gather(embeds)
         left: list[list[np.ndarray]] = [[] for _ in pictures]
@@ -247,8 +252,10 @@ class Decoder:
         return Logits.of(outputs)
 
     def describe(self, items: Sequence[Item]) -> Chunk:
-        """Return the facts about the rows of ``items``, which follow the cached ones, before any in-LLM
-        pruner."""
+        """Return the facts about the rows of ``items`` before any in-LLM pruner.
+
+        The rows follow the cached ones.
+        """
         number, parts = 0, []
         for item in items:
             if isinstance(item, Picture):
@@ -267,8 +274,10 @@ class Decoder:
         )
 
     def _positions(self, items: Sequence[Item]) -> np.ndarray:
-        """Return position ids of ``items`` after the cached ones, in the first segment: int64 [rows], M-RoPE
-        [3, rows]."""
+        """Return position ids of ``items`` after the cached ones: int64 [rows], M-RoPE [3, rows].
+
+        They are those in the first segment.
+        """
         return positions_of(items, self._position, self._axes, self._mode)
 
 

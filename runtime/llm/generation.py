@@ -75,8 +75,10 @@ class Generation:
         return {name: text for name, text in expected.items() if text}
 
     def describe(self) -> list[str]:
-        """Return the bundle's settings in words, for ``foveate inspect``. Settings without effect are left
-        out."""
+        """Return the bundle's settings in words, for ``foveate inspect``.
+
+        Settings without effect are left out.
+        """
         words = {
             "repetition_penalty": "repetition penalty {}",
             "no_repeat_ngram_size": "no n-gram of {} tokens twice",
@@ -102,8 +104,9 @@ def _listed(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """Settings that the caller asks for; None stands for the bundle's. Raises UserError for values out of
-    range.
+    """Settings that the caller asks for; None stands for the bundle's.
+
+    Raises UserError for values out of range.
 
     ``temperature`` 0 or None is greedy. ``top_k`` draws among the k likeliest tokens. ``top_p`` draws among
     the smallest set of likeliest tokens whose probabilities add up to p. ``seed`` None uses a fresh seed.

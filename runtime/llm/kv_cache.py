@@ -1,5 +1,6 @@
-"""The kv cache of a segment: one buffer per layer for keys and one for values. The segment's graph writes it
-in place.
+"""The kv cache of a segment: one buffer per layer for keys and one for values.
+
+The segment's graph writes it in place.
 
 Past and present are the same buffer, so a step copies nothing. The cache has as many rows as prompt and
 answer need, or the number that was fixed when the engine was built.

@@ -14,8 +14,10 @@ __all__ = ["Logits", "NotFiniteError"]
 
 
 class NotFiniteError(ArithmeticError):
-    """The largest logit is NaN or infinite, so no token can be chosen. ``runtime.finite`` explains it to the
-    user."""
+    """The largest logit is NaN or infinite, so no token can be chosen.
+
+    ``runtime.finite`` explains it to the user.
+    """
 
 
 @dataclass(frozen=True, eq=False)

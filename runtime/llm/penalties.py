@@ -32,8 +32,7 @@ class Penalties:
         self._stop = np.array(sorted(stop_ids), np.int64)
 
     def at(self, length: int) -> list[Step]:
-        """Return the steps for the token after an answer of ``length`` tokens; none if its logits stay as
-        they are."""
+        """Return the steps for the token after an answer of ``length`` tokens, none if nothing changes."""
         asked, steps = self._asked, []
         if asked.repetition_penalty != 1:
             steps.append(_repetition(asked.repetition_penalty))
@@ -48,8 +47,7 @@ class Penalties:
         return steps
 
     def __call__(self, logits: np.ndarray, answer: Sequence[int]) -> np.ndarray:
-        """Return ``logits`` [V] of the token after ``answer``, changed: float32 [V], -inf for tokens that are
-        excluded.
+        """Return ``logits`` [V] of the token after ``answer``, changed: float32 [V], -inf if excluded.
 
         Raises UserError if no token is left, or if a repetition penalty is so extreme that float32 overflows.
         """

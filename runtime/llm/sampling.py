@@ -30,8 +30,10 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 def misfit(name: str, value: float) -> str | None:
-    """Return the values expected of ``temperature``, ``top_p`` or ``top_k``. None if ``value`` is one of
-    them."""
+    """Return the values expected of ``temperature``, ``top_p`` or ``top_k``.
+
+    None if ``value`` is one of them.
+    """
     fits, expected = _RANGES[name]
     return None if fits(value) else expected
 
@@ -65,8 +67,10 @@ def wrong(name: str, got: object, expected: str) -> UserError:
 
 
 class Sampler:
-    """Chooses the tokens of one answer. The same seed gives the same draws. ``penalties`` change the logits
-    first."""
+    """Chooses the tokens of one answer.
+
+    The same seed gives the same draws. ``penalties`` change the logits first.
+    """
 
     def __init__(self, sampling: Sampling, penalties: Penalties | None = None) -> None:
         self.sampling, self._penalties = sampling, penalties
@@ -87,8 +91,7 @@ class Sampler:
         return int(ids[drawn.clip(max=len(ids) - 1)])
 
     def distribution(self, logits: Logits) -> tuple[np.ndarray, np.ndarray]:
-        """Return the token ids that may be drawn, likeliest first, and their probabilities (float64, sum
-        1)."""
+        """Return the token ids that may be drawn, likeliest first, and their float64 probabilities."""
         ids, values = logits.largest(self.sampling.top_k)
         said = np.count_nonzero(values > -np.inf)  # suppressed tokens come last
         ids, values = ids[:said], values[:said].astype(np.float64)

@@ -63,8 +63,10 @@ class Chunk:
         return {name: column[..., None, :] for name, column in columns.items()}
 
     def take(self, kept: np.ndarray) -> Chunk:
-        """Return the facts about the rows ``kept`` int64 [R]. A mixture (-1) gets the facts of the row before
-        it."""
+        """Return the facts about the rows ``kept`` int64 [R].
+
+        A mixture (-1) gets the facts of the row before it.
+        """
         mixed = kept < 0
         where = np.where(mixed, np.maximum.accumulate(kept), kept).clip(min=0)
         taken = {field.name: getattr(self, field.name)[..., where] for field in fields(self)}
@@ -106,8 +108,10 @@ class Segment:
         return self.engine.gather(self._rows_name, rows)
 
     def run(self, rows: Feed, positions: np.ndarray) -> dict[str, Buffer]:
-        """Compute ``rows [1,T,D]`` at ``places(positions)``, after those in the cache. Return the engine's
-        outputs."""
+        """Compute ``rows [1,T,D]`` at ``places(positions)``, after those in the cache.
+
+        Return the engine's outputs.
+        """
         count = rows.shape[1]
         feeds = {
             self._rows_name: rows,
@@ -126,8 +130,9 @@ class Segment:
         chunk: Chunk,
         carried: Mapping[str, Buffer],
     ) -> tuple[Buffer, Chunk, dict[str, Buffer]]:
-        """Run the pruner. Return the rows that go on ``[1,R,D]``, the facts about them, and values for the
-        next pruner.
+        """Run the pruner.
+
+        Return the rows that go on ``[1,R,D]``, the facts about them, and values for the next pruner.
 
         ``given`` holds ``hidden``, ``scored`` and ``inputs_embeds`` of the rows (see
         ``export.pruning.in_llm``).

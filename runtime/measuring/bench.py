@@ -1,5 +1,4 @@
-"""``foveate bench``: measure a compiled bundle on this machine: loading, memory, and each stage at several
-budgets.
+"""``foveate bench``: measure loading, memory and each stage of a compiled bundle at several budgets.
 
 Budgets take turns, round by round, in one process after a warm-up round, so that ratios hold even on a busy
 machine. Each figure is a median with the smallest and largest value of all rounds. The last line of the
@@ -226,8 +225,10 @@ def _row(manifest: Manifest, mine: Sequence[Answer], whole: Sequence[Answer]) ->
 
 
 def _energy(sampler: Sampler, begin: float, answer: Answer) -> Energy:
-    """Return joules of ``answer`` and joules per decoded token. ``begin`` is the time when it was asked
-    for."""
+    """Return joules of ``answer`` and joules per decoded token.
+
+    ``begin`` is the time when it was asked for.
+    """
     steps = answer.timings.decode * answer.timings.tokens_per_second
     decoding = sampler.since(begin + answer.timings.first_token).get("total")
     return sampler.joules, decoding / steps if decoding is not None and steps else None
@@ -243,8 +244,7 @@ def _spread(values: Sequence[float]) -> list[float]:
 
 
 def resident_bytes() -> dict[str, int] | None:
-    """Return the bytes of this process that are in RAM, or None if the system does not report them (not
-    Linux).
+    """Return the bytes of this process that are in RAM, or None if the system is not Linux.
 
     ``anonymous`` is the process's own memory, ``mapped`` are pages of files, weights among them.
     """
@@ -257,8 +257,7 @@ def resident_bytes() -> dict[str, int] | None:
 
 
 def environment(threads: int | None) -> dict[str, Any]:
-    """Return what the figures depend on besides the bundle: date, machine, cores, threads, system, versions,
-    load."""
+    """Return what the figures depend on besides the bundle: machine, threads, versions and load."""
     return {
         "date": datetime.date.today().isoformat(),
         "machine": _processor(),

@@ -117,8 +117,10 @@ def _content(settings: dict[str, Any], turn: Turn) -> list[Piece]:
 
 
 def _ordered(settings: dict[str, Any], turn: Turn) -> Sequence[Part]:
-    """Return the turn's parts in the order of the chat template. Raises UserError for parts that it cannot
-    render."""
+    """Return the turn's parts in the order of the chat template.
+
+    Raises UserError for parts that it cannot render.
+    """
     first: list[Part] = [*[IMAGE] * turn.images, *turn.texts]
     if turn.role != "user" and (turn.images or len(turn.texts) != 1):
         raise UserError(

@@ -48,8 +48,7 @@ Segment = np.ndarray | ImageSlot
 
 
 class ChatTokenizer:
-    """The bundle's tokenizer and chat template: ``encode_turns``, ``encode_text``, ``decode``,
-    ``detokenizer``."""
+    """The bundle's tokenizer and chat template."""
 
     def __init__(self, path: str | PathLike[str], settings: dict[str, Any], rows: int | None = None) -> None:
         """Read the tokenizer. Raises UserError if the file cannot be read.
@@ -73,9 +72,9 @@ class ChatTokenizer:
     def encode_turns(
         self, turns: Sequence[Turn], *, generation: bool = True, now: datetime | None = None
     ) -> list[Segment]:
-        """Return the conversation as token ids and images in order, with the opening of the answer if
-        ``generation``.
+        """Return the conversation as token ids and images in order.
 
+        ``generation`` adds the opening of the answer.
         ``now`` is the date for chat templates that show one; None stands for now. Give a conversation a
         single date, so that its prompts begin alike. For a later turn, encode the whole conversation again
         and compute what follows the longest common prefix with the cache: token borders need not be turn
@@ -116,8 +115,10 @@ class ChatTokenizer:
         return ids
 
     def _refuse_beyond(self, ids: np.ndarray) -> None:
-        """Raise UserError for ids that the model does not know. Builds refuse such tokens; older bundles may
-        have some."""
+        """Raise UserError for ids that the model does not know.
+
+        Builds refuse such tokens; older bundles may have some.
+        """
         beyond = ids[ids >= self._rows] if self._rows is not None else ids[:0]
         if len(beyond):
             words = ", ".join(repr(self._tokenizer.id_to_token(int(number))) for number in np.unique(beyond))
@@ -148,8 +149,9 @@ class ChatTokenizer:
 
 
 class Detokenizer:
-    """Text of an answer as it grows. The pieces of ``step`` and ``finish`` together equal ``decode`` of all
-    ids.
+    """Text of an answer as it grows.
+
+    The pieces of ``step`` and ``finish`` together equal ``decode`` of all ids.
 
     Special tokens are left out unless ``keep_special``. Text that a later token can still change is held
     back: incomplete UTF-8, and byte tokens, because only a whole run of them shows whether it is valid.
@@ -199,8 +201,10 @@ class Detokenizer:
 
 
 def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
-    """Return a ``tokenizer.json``, set to treat special tokens in a text as ordinary text. Raises
-    UserError."""
+    """Return a ``tokenizer.json``, set to treat special tokens in a text as ordinary text.
+
+    Raises UserError.
+    """
     if not Path(path).is_file():
         raise UserError(f"the tokenizer is missing | expected {path} | build the bundle again")
     try:

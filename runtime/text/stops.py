@@ -18,8 +18,7 @@ __all__ = ["AnswerText", "StopStrings", "without_special"]
 
 @dataclass(frozen=True)
 class StopStrings:
-    """Stop strings: ``texts`` are searched in the answer's text, ``ids`` are those that are special
-    tokens."""
+    """Stop strings: ``texts`` are searched in the answer, ``ids`` are those that are special tokens."""
 
     texts: tuple[str, ...]
     ids: frozenset[int]
@@ -61,8 +60,10 @@ class AnswerText:
         return "".join(self._said)
 
     def step(self, token: int) -> str:
-        """Return the text that this token settles, "" if there is none yet. Sets ``stop`` if it completes a
-        stop string."""
+        """Return the text that this token settles, "" if there is none yet.
+
+        Sets ``stop`` if it completes a stop string.
+        """
         settled = self._held + self._detokenizer.step(token)
         if not self._stops:
             return self._say(settled)

@@ -61,8 +61,7 @@ class Turn:
 
 
 def user_turn(prompt: Prompt, images: int) -> Turn:
-    """Return the user's turn that shows ``images`` images: before a text, or in the places that ``prompt``
-    names.
+    """Return the user's turn with ``images`` images: before a text, or in the places in ``prompt``.
 
     Raises UserError (code 2) for parts of another type, for a prompt without words, or if the numbers of
     places and images differ.

@@ -33,8 +33,10 @@ class Capture:
     """
 
     def __init__(self, where: int | str | Path, live: bool) -> None:
-        """Store ``where``. A ``Path`` is a link, which is resolved at each opening, since a replugged camera
-        changes it."""
+        """Store ``where``.
+
+        A ``Path`` is a link, which is resolved at each opening, since a replugged camera changes it.
+        """
         self.where, self.live = where, live
         self.name = str(where) if isinstance(where, str) else f"camera {where}"
 
@@ -94,8 +96,10 @@ def camera(where: str) -> Capture:
 
 
 def file(path: str) -> Capture:
-    """Return a video file as a source, played at its own speed. Raises UserError if it is missing or not a
-    video."""
+    """Return a video file as a source, played at its own speed.
+
+    Raises UserError if it is missing or not a video.
+    """
     if got := fault(path):
         raise UserError(
             f"cannot read the video {short(path)} | {got} | give the path of a video file", code=2

@@ -38,8 +38,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame. ``number`` counts frames read, from 1. ``taken`` is the ``time.monotonic`` at which it was
-    read."""
+    """A frame.
+
+    ``number`` counts frames read, from 1. ``taken`` is the ``time.monotonic`` at which it was read.
+    """
 
     number: int
     taken: float
@@ -51,8 +53,10 @@ class Frame:
 
 
 class Reader:
-    """Reads ``source`` in a thread during a ``with`` block. ``say`` gets a line when it is lost and when it
-    is back."""
+    """Reads ``source`` in a thread during a ``with`` block.
+
+    ``say`` gets a line when it is lost and when it is back.
+    """
 
     def __init__(self, source: Source, say: Callable[[str], None] = lambda line: None) -> None:
         self._source = source
@@ -70,23 +74,29 @@ class Reader:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Stop. Waits two seconds for the thread: one that hangs in a dead network stream ends with the
-        process."""
+        """Stop.
+
+        Waits two seconds for the thread: one that hangs in a dead network stream ends with the process.
+        """
         self._stop.set()
         self._thread.join(timeout=2)
 
     @property
     def ended(self) -> bool:
-        """Return whether a file has ended and its last frame was taken. Raises the error that ended the
-        thread."""
+        """Return whether a file has ended and its last frame was taken.
+
+        Raises the error that ended the thread.
+        """
         with self._slot:
             if self._error is not None:
                 raise self._error
             return self._ended and self._newest is None
 
     def take(self, timeout: float) -> Frame | None:
-        """Return the newest frame that was not taken yet, after at most ``timeout`` seconds. None: there is
-        none."""
+        """Return the newest frame that was not taken yet, after at most ``timeout`` seconds.
+
+        None: there is none.
+        """
         with self._slot:
             self._slot.wait_for(lambda: self._newest is not None or self._ended, timeout)
             frame, self._newest = self._newest, None
@@ -131,8 +141,10 @@ class Reader:
             pause = min(2 * pause, MOST_PAUSE)
 
     def _wait_for(self, due: float) -> bool:
-        """Wait until a file's frame is due; a camera keeps its own time. Return False if the reader was
-        stopped."""
+        """Wait until a file's frame is due; a camera keeps its own time.
+
+        Return False if the reader was stopped.
+        """
         return not self._stop.wait(0.0 if self._source.live else max(0.0, due - time.monotonic()))
 
     def _put(self, pixels: np.ndarray) -> None:

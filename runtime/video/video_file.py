@@ -97,8 +97,10 @@ def _no_video(path: str | PathLike[str]) -> UserError:
 
 
 def sampled(total: int, rate: float, settings: dict[str, Any]) -> np.ndarray:
-    """Return the numbers of the frames that are shown, of ``total`` at ``rate`` per second: int64,
-    ascending."""
+    """Return the numbers of the frames that are shown: int64, ascending.
+
+    The video has ``total`` frames at ``rate`` per second.
+    """
     whole = settings["frames"]
     most = min(settings["max_frames"], total) // whole * whole
     count = min(max(total / rate * settings["fps"], settings["min_frames"]), most, total)

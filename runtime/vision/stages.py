@@ -84,8 +84,9 @@ class VisionStages:
         return layout(size_of(image), self._image, self._grid) if self.varies else single(self._grid)
 
     def budget(self, keep: Keep, plan: Layout | None = None) -> int:
-        """Return the budget that ``keep`` gives an image with layout ``plan``. None: the largest image there
-        is.
+        """Return the budget that ``keep`` gives an image with layout ``plan``.
+
+        None: the largest image there is.
 
         Raises UserError.
         """
@@ -124,8 +125,7 @@ class VisionStages:
         return Seen({name: Rows.join([Rows(each[name]) for each in found]) for name in found[0]}, plan, view)
 
     def question(self, text: str, clock: Clock) -> dict[str, Feed]:
-        """Return what the pruner reads of the user's words: those of ``text_embeds`` and ``clip_text`` that
-        it takes."""
+        """Return what the pruner reads of the question: ``text_embeds``, ``clip_text``, both or neither."""
         if self._pruner is None:
             return {}
         wanted = {tensor.name for tensor in self._pruner.spec.inputs}
@@ -138,8 +138,7 @@ class VisionStages:
             return feeds
 
     def prune(self, seen: Seen, question: Mapping[str, Feed], keep: int, clock: Clock) -> Picture:
-        """Return the image with its kept tokens; without a pre-LLM pruner with all that the vision encoder
-        gives."""
+        """Return the image with its kept tokens, or with all if there is no pre-LLM pruner."""
         plan = seen.layout
         with clock.measure("prune"):
             if self.merges:
@@ -152,8 +151,10 @@ class VisionStages:
             return self._joined(pieces, plan, keep)
 
     def _pruned(self, seen: Seen, question: Mapping[str, Feed], budget: int) -> list[_Piece]:
-        """Run the pruner on each piece of the image. Newline tokens get what the budget leaves after all
-        others."""
+        """Run the pruner on each piece of the image.
+
+        Newline tokens get what the budget leaves after all others.
+        """
         plan, spec = seen.layout, self._pruner.spec
         pieces = [plan.whole] if self._method.get("whole") else plan.pieces
         shares = split(min(budget, plan.whole.size), [piece.size for piece in pieces])
@@ -225,8 +226,10 @@ class VisionStages:
         return rows.astype(spec.dtype)[None]
 
     def _clip_text(self, text: str) -> Feed:
-        """Return [1, S, J]: CLIP's features of the text, one row per segment; one zero row for a text without
-        any."""
+        """Return CLIP's features of the text, [1, S, J], one row per segment.
+
+        A text without segments gives one zero row.
+        """
         spec = self._text.spec.input("input_ids")
         segments = clip_segments(text, self._clip, spec.shape[1])[
             : _limit(self._text.spec, "input_ids", axis=0)
@@ -237,8 +240,10 @@ class VisionStages:
         return self._run(self._text, {"input_ids": segments})["clip_text"]
 
     def _run(self, engine: Engine, feeds: Mapping[str, Feed]) -> dict[str, Buffer]:
-        """Run a graph and return its outputs. Raises UserError if an output in host memory holds NaN or
-        infinity."""
+        """Run a graph and return its outputs.
+
+        Raises UserError if an output in host memory holds NaN or infinity.
+        """
         outputs = dict(engine.run(feeds))
         rows = int(outputs["count"].numpy().max()) if "count" in outputs else None
         seen = {name: output for name, output in outputs.items() if lies_on_host(output)}
@@ -247,8 +252,10 @@ class VisionStages:
         return outputs
 
     def fault(self, seen: Seen, picture: Picture) -> UserError | None:
-        """Return the error for an image whose features hold NaN or infinity, on host or device. None if all
-        are finite."""
+        """Return the error for an image whose features hold NaN or infinity, on host or device.
+
+        None if all are finite.
+        """
         if wrong := first_wrong(seen.outputs):
             return refuse(self._bundle, "vision_encoder", self._dtype(self._encoder), wrong)
         if self._pruner is not None and first_wrong({"tokens": picture.tokens}):
@@ -296,9 +303,9 @@ def _survivors(outputs: Mapping[str, Buffer]) -> list[tuple[Rows, dict[str, np.n
 
 
 def _piece(tokens: Rows, facts: Mapping[str, np.ndarray], places: np.ndarray) -> _Piece:
-    """Return the rest (an entry of ``_survivors``) of the visual tokens ``places`` of the image (-1: not in
-    it).
+    """Return the rest of a piece, from an entry of ``_survivors``.
 
+    ``places`` are the piece's visual tokens in the image, -1 for those not in it.
     Rows keep the method's order. Some methods put rows out of the image's order, such as VisionZip's mixtures
     after its tokens. From the first such row on, rows go to the end of the image.
     """

@@ -69,7 +69,7 @@ def faulty(bundle: Path, graph: str, *arguments: Any, **options: Any) -> Pipelin
 def test_logits(bundle: Path, picture: np.ndarray, bad: str, asked: dict, first: int) -> None:
     pipe = faulty(bundle, "llm", "logits", BAD[bad], first)
     where = "3 tokens of the answer" if first else "the prompt"
-    with pytest.raises(UserError, match=f"llm computed NaN or infinity.*logits behind {where} in float32"):
+    with pytest.raises(UserError, match=f"llm computed NaN or infinity.*logits after {where} in float32"):
         pipe.generate(picture, QUESTION, max_new_tokens=9, **asked)
 
 
@@ -141,7 +141,7 @@ def test_verbs_say_so_in_one_line(
         assert cli.main([verb, *arguments[verb], *drawn]) == 1
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "NaN" in line]
         assert line.startswith(
-            "foveate: llm computed NaN or infinity | got logits behind the prompt in float32"
+            "foveate: llm computed NaN or infinity | got logits after the prompt in float32"
         )
 
 
