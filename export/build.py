@@ -228,9 +228,8 @@ def _build(
         )
         for note in generation.notes(parts.prompt["stop_ids"], parts.generation):
             print(note, file=sys.stderr)
-        dialects, left_out = precisions.dialects(
-            precision, asked, calibrated, build_bundle.most_sorted(parts, method)
-        )
+        sorts = build_bundle.most_sorted(parts, method)
+        _, left_out = precisions.dialects(precision, asked, calibrated, sorts)
         for name, reason in left_out.items():
             print(f"the dialect {name} is left out: {reason}", file=sys.stderr)
         return build_bundle.write_bundle(
@@ -238,7 +237,7 @@ def _build(
             parts,
             method,
             precision=precision,
-            dialects=dialects,
+            dialects=asked,
             pruner=args.pruner,
             calibration=calibration,
             llm_parts=args.llm_parts,

@@ -69,7 +69,7 @@ PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
 
 
 def _save_checkpoint(
-    path, *, heads=4, kv_heads=2, tied=False, feature_layer=-2, tiles=False, mistral=False, **_
+    path, *, heads=4, kv_heads=2, tied=False, feature_layer=-2, side=56, tiles=False, mistral=False, **_
 ):
     """A random checkpoint in Hugging Face's LLaVA format, with tokenizer, chat template and image processor; with ``tiles``
     in LLaVA-NeXT's."""
@@ -93,7 +93,7 @@ def _save_checkpoint(
         intermediate_size=96,
         num_hidden_layers=4,
         num_attention_heads=4,
-        image_size=56,
+        image_size=side,
         patch_size=14,
     )
     text = (MistralConfig if mistral else LlamaConfig)(
@@ -125,7 +125,7 @@ def _save_checkpoint(
         if "norm" not in name:
             parameter.data.add_(0.02 * torch.randn_like(parameter))
     model.save_pretrained(path)
-    sizes = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     if tiles:
         image_processor = LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=PINPOINTS)
     else:

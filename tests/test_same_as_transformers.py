@@ -55,6 +55,17 @@ def test_same_logits_and_greedy_tokens(tmp_path, name, capsys, save_checkpoint):
         print(*(f"\n{name}: {tie}" for tie in compare(pipe, model, processor, pictures)), end="")
 
 
+def test_a_tower_whose_side_is_no_multiple_of_its_patch(tmp_path, capsys, save_checkpoint):
+    """60 pixels in patches of 14: the rows and columns behind the fourth patch belong to none."""
+    model, processor = save_checkpoint(tmp_path / "checkpoint", side=60)
+    pipe = built(tmp_path)
+    assert model.config.vision_config.image_size == 60 and pipe.manifest.num_visual_tokens == 16
+    rng = np.random.default_rng(5)
+    pictures = [Image.fromarray(rng.integers(0, 256, size, np.uint8)) for size in ((60, 60, 3), (47, 90, 3))]
+    with capsys.disabled():
+        print(*(f"\n{tie}" for tie in compare(pipe, model, processor, pictures)), end="")
+
+
 @pytest.mark.parametrize("decoder", [pytest.param("llama", marks=pytest.mark.slow), "mistral"])
 def test_pictures_of_every_shape_in_tiles(tmp_path, decoder, capsys, save_checkpoint):
     model, processor = save_checkpoint(

@@ -57,6 +57,7 @@ def build(
 
     ``pruner`` is where the weights of a trained method are (``pruner_weights.joined``). ``statistics`` are
     those of ``parts``; with ``calibration`` they are collected, and ``parts`` made easier to quantize.
+    ``dialects``: all of them must be possible; None: those that are (``write_graphs.widen``).
     ``llm_parts``: into how many graphs the language model is cut, of which a compiler then sees one at a
     time. Raises UserError when ``out`` is something else than a bundle or is in use, when there are no
     such weights, and when the disk is full.
@@ -87,10 +88,10 @@ def write_bundle(
     calibration: calibrate.Calibration | None = None,
     llm_parts: int = 1,
 ) -> list[str]:
-    """As ``build``, to a place that is reserved. Returns the dialects that the bundle has: those that were
-    asked for, less what would overflow (``write.widen``)."""
+    """As ``build``, to a place that is reserved. Returns the dialects that the bundle has."""
     precision = Precision.of(precision)
     calibrated = bool(statistics or calibration)
+    asked = dialects is not None
     dialects, _ = precisions.dialects(precision, dialects, calibrated, most_sorted(parts, method))
     _require_room(place, parts.spec.decoder, "int4" if packed(parts.weights) else precision.decoder)
     root = place.root
@@ -109,7 +110,7 @@ def write_bundle(
         write_graphs.write_files(root, parts, graphs)
         stage("recording golden.npz", 0, 1)
         ranges = write_graphs.write_golden(root, parts, method, graphs, written.readings, table)
-        write_graphs.widen(root, written, ranges, lambda line: print(line, file=sys.stderr))
+        write_graphs.widen(root, written, ranges, lambda line: print(line, file=sys.stderr), asked)
         stage("hashing", 0, 1)
         values = manifest(place.name, parts, method, graphs, precision, written.index)
         made = bundle.write_manifest(root, values | {"ranges": ranges.to_json()})

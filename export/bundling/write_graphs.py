@@ -231,10 +231,14 @@ def write_golden(
     return ranges
 
 
-def widen(root: Path, written: Written, ranges: Ranges, say: Callable[[str], None]) -> None:
+_FLOAT32 = "build with --dialects ort and --precision int4, int8 or fp32, which compute in float32"
+
+
+def widen(root: Path, written: Written, ranges: Ranges, say: Callable[[str], None], asked: bool) -> None:
     """Write no graph in float16 that float16 cannot hold: it is written once more, in float32 between inputs and outputs in
     float16 (``lower.passes.Float16Edges``), and stands under "widened" in its dialect's entry. A dialect whose inputs, outputs
-    or caches are too large is left out. ``say`` is told either. Raises UserError when no dialect is left."""
+    or caches are too large is left out. ``say`` is told either. Raises UserError when no dialect is left, and instead of
+    leaving one out where the dialects were ``asked`` for by name."""
     index, reasons = written.index, {}
     for dialect, entry in list(index.items()):
         if entry["dtype"] != "float16":
@@ -242,6 +246,11 @@ def widen(root: Path, written: Written, ranges: Ranges, say: Callable[[str], Non
         edges = (ranges.first_too_wide(name, edge=True) for name in entry["files"])
         if (peak := next(filter(None, edges), None)) is not None:
             reasons[dialect] = _too_wide(peak)
+            if asked:
+                raise UserError(
+                    f"the dialect {dialect} cannot hold what the model computes | {reasons[dialect]} | {_FLOAT32}, or leave "
+                    "--dialects out: the bundle then has the dialects that can"
+                )
             _leave_out(root, written, dialect)
             say(f"the dialect {dialect} is left out: {reasons[dialect]}")
             continue
@@ -253,8 +262,7 @@ def widen(root: Path, written: Written, ranges: Ranges, say: Callable[[str], Non
                 say(f"{name} of {dialect} is written in float32: {_too_wide(peak)}")
     if not index:
         raise UserError(
-            f"no dialect of this bundle can hold what the model computes | {next(iter(reasons.values()))} "
-            "| build with --dialects ort and --precision int4, int8 or fp32, which compute in float32"
+            f"no dialect of this bundle can hold what the model computes | {next(iter(reasons.values()))} | {_FLOAT32}"
         )
 
 

@@ -33,6 +33,7 @@ from foveate.jetson.device.devices import jetpack_of
 from foveate.jetson.device.inventory import l4t_of
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli import Parser, options
+from foveate.runtime.compiling.compile import options_of
 
 __all__ = ["Remote", "deploy", "main"]
 
@@ -107,6 +108,7 @@ def main(argv: list[str]) -> int:
         root=args.to,
         python=args.python,
         target=args.target,
+        max_context=args.max_context,
         image=args.image,
         prompt=args.prompt,
         wheels_in=args.wheels,
@@ -137,10 +139,16 @@ def _parser() -> argparse.ArgumentParser:
         "--target", help="Target to compile for (default: tensorrt on a Jetson, onnxruntime elsewhere)."
     )
     parser.add_argument(
+        "--max-context",
+        type=int,
+        metavar="N",
+        help="Rows of the kv cache, as in foveate plan and compile (default: that of foveate compile).",
+    )
+    parser.add_argument(
         "--image", type=Path, help="Image for the first answer (default: a red disc on blue)."
     )
     parser.add_argument(
-        "--prompt", default=_PROMPT, help=f'Prompt for the first answer (default: "{_PROMPT}").'
+        "--prompt", type=str, default=_PROMPT, help=f'Prompt for the first answer (default: "{_PROMPT}").'
     )
     add_wheels(parser)
     parser.add_argument(
@@ -158,6 +166,7 @@ def deploy(
     root: str = "~/foveate",
     python: str = "python3",
     target: str | None = None,
+    max_context: int | None = None,
     image: Path | None = None,
     prompt: str = _PROMPT,
     wheels_in: Path | None = None,
@@ -167,13 +176,15 @@ def deploy(
 ) -> str:
     """Deploy ``bundle`` and return the first answer.
 
-    ``target`` None means JetPack's TensorRT on a Jetson, and ONNX Runtime elsewhere. Raises UserError that
+    ``target`` None means JetPack's TensorRT on a Jetson, and ONNX Runtime elsewhere. ``max_context`` is the
+    number of rows of the kv cache; None is the default of ``foveate compile``. Raises UserError that
     names the step that failed.
     """
     manifest = load(bundle, full=True, progress=lambda name: say(f"checking {name}")).manifest
     there = _probe(remote, python, root)
     system, root = _target(there), there["root"]
     target = target or ("tensorrt" if system.cuda else "onnxruntime")
+    options_of(target, {"max_context": max_context})  # refused before anything is sent
     say(f"{remote.host}: {system.machine}, Python {system.python}, glibc {system.glibc}")
     incoming, place = f"{root}/incoming/{manifest.name}", f"{root}/bundles/{manifest.name}"
     foveate = f"{root}/runtime/bin/foveate"
@@ -193,7 +204,8 @@ def deploy(
         ]
         remote.send(f"{bundle}/", f"{incoming}/bundle/", "--delete", "--exclude=/engines", *known)
     _step(remote, "installing the bundle", say, *install, "--only", "bundle")
-    _step(remote, f"compiling for {target}", say, foveate, "compile", place, "--target", target)
+    rows = [] if max_context is None else ["--max-context", str(max_context)]
+    _step(remote, f"compiling for {target}", say, foveate, "compile", place, "--target", target, *rows)
     _step(remote, "checking", say, foveate, "check", place)
     answer = remote.run(
         foveate, "run", place, prompt, "--image", f"{incoming}/first{_suffix(image)}", "--timings"

@@ -73,11 +73,18 @@ class Folder:
             shutil.copyfile(source, target)
 
 
+def _folder(text: str) -> Path:
+    """Path("") would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty")
+    return Path(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Install foveate and a bundle, without network.")
     parser.add_argument(
         "--to",
-        type=Path,
+        type=_folder,
         default=Path.home() / "foveate",
         metavar="ROOT",
         help="Folder to install into (default: ~/foveate).",

@@ -134,6 +134,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="Only print the steps (default: do them).")
     parser.add_argument(
         "command",
+        type=str,
         nargs=argparse.REMAINDER,
         metavar="-- COMMAND ...",
         help="Command to run in that mode. Without --mode and --clocks, the current mode and power are "

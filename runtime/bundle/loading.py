@@ -23,6 +23,7 @@ from foveate.engines.disk import files, locks
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec
 from foveate.runtime.bundle import stamps
+from foveate.runtime.bundle.arrays import array
 from foveate.runtime.bundle.inside import require_external_data, require_names, require_no_links
 
 __all__ = ["FORMAT", "UNFINISHED", "Bundle", "Manifest", "load", "stored_files", "write_manifest"]
@@ -156,7 +157,7 @@ class Bundle:
 
     def embeddings(self) -> np.ndarray:
         """Return the token embedding [V, D], memory-mapped."""
-        return np.load(self.path / "embed_tokens.npy", mmap_mode="r")
+        return array(self.path / "embed_tokens.npy", mapped=True)
 
 
 def load(

@@ -15,7 +15,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from foveate.engines.errors import UserError, unknown
 from foveate.runtime.cli.signals import terminable
@@ -58,7 +59,16 @@ _INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as in shells
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with our form of error message: one line that points to the help."""
+    """argparse with our form of error message: one line that points to the help.
+
+    Empty values are refused, because Path("") is the current directory. Arguments that take free text have
+    ``type=str``.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.register("type", None, _filled)
+        self.register("type", Path, lambda text: Path(_filled(text)))
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} | {self.usage_line()} | {self.prog} --help", code=2)
@@ -77,6 +87,12 @@ class Parser(argparse.ArgumentParser):
 
     def usage_line(self) -> str:
         return " ".join(self.format_usage().split())
+
+
+def _filled(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty")
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:

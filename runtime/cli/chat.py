@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_images(parser, "It is shown with the first turn. Repeat the option for several images")
     parser.add_argument(
         "--system",
+        type=str,
         help="Open the conversation with this system message "
         "(default: none; some chat templates add their own).",
     )

@@ -69,6 +69,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stop",
+        type=str,
         action="append",
         metavar="TEXT",
         help="End the answer where this text would appear; the text itself is not printed. Repeat the option "

@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("bundle", metavar="BUNDLE", help="The folder of a compiled bundle.")
     parser.add_argument(
         "prompt",
+        type=str,
         metavar="PROMPT",
         help="The question. Images are shown before it. To place them inside it, write <image> exactly once "
         "for each image and video.",

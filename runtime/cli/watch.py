@@ -66,7 +66,10 @@ def _parser() -> argparse.ArgumentParser:
         "there is no default.",
     )
     parser.add_argument(
-        "--prompt", required=True, help="Ask this question about each frame. Required; there is no default."
+        "--prompt",
+        type=str,
+        required=True,
+        help="Ask this question about each frame. Required; there is no default.",
     )
     options.add_generation(parser)
     options.add_engine(parser)

@@ -29,7 +29,7 @@ from foveate.runtime.bundle.loading import Bundle, load
 from foveate.runtime.cli import Parser
 from foveate.runtime.compiling.job import Job, Progress
 
-__all__ = ["MAX_CONTEXT", "OPTIONS", "compile_bundle", "main"]
+__all__ = ["MAX_CONTEXT", "OPTIONS", "compile_bundle", "main", "options_of"]
 
 MAX_CONTEXT = 4096
 """Rows of the kv cache where TensorRT needs a fixed number, unless --max-context gives another one or the
@@ -78,7 +78,7 @@ def compile_bundle(
     """
     module = backend(target)
     given = {"provider": provider, "accuracy_level": accuracy_level, **(options or {})}
-    chosen = _options(target, given)
+    chosen = options_of(target, given)
     module.machine(chosen)  # refuses wrong options before large files are hashed
     with _locked(Path(path), progress):
         bundle = load(path, progress=lambda name: progress(f"checking {name}"))
@@ -175,11 +175,14 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     )
 
 
-def _options(target: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def options_of(target: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of ``target``, with defaults for those that are None.
 
-    Raises UserError for an option that the target does not have, and for a wrong value.
+    Raises UserError for an unknown target, an option that the target does not have, and a wrong value. The
+    target's library need not be installed.
     """
+    if target not in OPTIONS:
+        raise unknown("target", target, OPTIONS)
     allowed = OPTIONS[target]
     for name, value in given.items():
         if value not in (None, False) and name not in allowed:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from foveate.engines import topk_logits
 from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
+from foveate.runtime.bundle.arrays import Archive
 from foveate.runtime.bundle.compiled import Plan, choose, compile_command, load_engines
 from foveate.runtime.bundle.loading import Bundle, load
 from foveate.runtime.cli import Parser, options
@@ -125,7 +126,7 @@ def main(argv: list[str]) -> int:
 def replay(bundle: Bundle, plan: Plan, threads: int | None = None) -> Iterator[Finding]:
     """Yield a finding per output of each graph, in the order of the stages.
 
-    Raises UserError if the bundle has no ``golden.npz``.
+    Raises UserError if the bundle has no ``golden.npz``, or a damaged one.
     """
     recorded = bundle.golden(plan.dialect)
     if not recorded.is_file():
@@ -133,7 +134,7 @@ def replay(bundle: Bundle, plan: Plan, threads: int | None = None) -> Iterator[F
             f"{bundle.path} cannot be checked | it has no {recorded.name} | build the bundle again"
         )
     engines = load_engines(bundle, plan, {"threads": threads})
-    with np.load(recorded, allow_pickle=False) as golden:
+    with Archive(recorded) as golden:
         for name in bundle.manifest.stages:
             prunes = f"{name}.out.kept" in golden  # the pruners, and a vision encoder that merges
             kind = _replay_segment if name.startswith("llm") else _replay_pruner if prunes else _replay_plain
@@ -177,7 +178,7 @@ def _limits(bundle: Bundle, plan: Plan, graph: str) -> Limits:
     return LIMITS[f"{dtype}, {rounded}" if rounded else dtype]
 
 
-Golden = Any  # a mapping of names to arrays: the opened golden*.npz
+Golden = Archive | Mapping[str, np.ndarray]
 
 
 def _feeds(name: str, engine: Engine, golden: Golden) -> dict[str, np.ndarray]:

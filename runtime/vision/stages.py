@@ -12,6 +12,7 @@ from foveate.engines.errors import UserError
 from foveate.engines.row_gather import Rows
 from foveate.engines.spec import GraphSpec, Symbol
 from foveate.runtime.answer import Clock
+from foveate.runtime.bundle.arrays import array
 from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.finite import first_wrong, lies_on_host, refuse
 from foveate.runtime.images.image_file import size_of
@@ -55,7 +56,7 @@ class VisionStages:
         self._tokenizer, self._table = tokenizer, table
         self._clip = load_tokenizer(bundle.file("clip_tokenizer.json")) if self._text else None
         newline = bundle.file("image_newline.npy")
-        self._newline = Rows(np.load(newline)[None, None]) if newline.is_file() else None
+        self._newline = Rows(array(newline)[None, None]) if newline.is_file() else None
 
     @property
     def merges(self) -> bool:

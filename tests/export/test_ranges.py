@@ -96,7 +96,7 @@ def test_the_same_in_the_vision_encoder(scaled, tmp_path, capsys):
 def test_a_dialect_whose_caches_overflow_is_left_out(scaled, tmp_path, capsys, monkeypatch):
     compiled = []
     monkeypatch.setattr(build_module, "usable", lambda dialects: compiled.append(list(dialects)) or [])
-    usual = ["--method", "none", "--dialects", "ort,primitive", "--out", str(tmp_path / "b")]
+    usual = ["--method", "none", "--out", str(tmp_path / "b")]
     assert main(["build", "--model", str(scaled(**{KEYS: 5e3})), *usual]) == 0
     assert compiled == [["ort"]]  # no target that takes nothing else is tried
     said = capsys.readouterr().err
@@ -104,7 +104,20 @@ def test_a_dialect_whose_caches_overflow_is_left_out(scaled, tmp_path, capsys, m
     assert set(manifest(tmp_path / "b").dialects) == {"ort"}
     assert not list((tmp_path / "b").glob("*.primitive.onnx"))
     assert main(["compile", str(tmp_path / "b")]) == 0
-    assert build(scaled(**{KEYS: 5e3}), tmp_path / "none", dialects="primitive") == 1
+
+
+@pytest.mark.parametrize("dialects", ["primitive", "ort,primitive"])
+def test_a_dialect_that_was_asked_for_by_name_is_not_left_out(scaled, tmp_path, capsys, dialects):
+    assert build(scaled(**{KEYS: 5e3}), tmp_path / "none", dialects=dialects) == 1
+    said = capsys.readouterr().err
+    assert "the dialect primitive cannot hold what the model computes | layer 1 of llm" in said
+    assert "--dialects ort" in said and not (tmp_path / "none").exists()
+
+
+def test_no_dialect_is_left(scaled, tmp_path, capsys):
+    """In fp16, all of them compute in float16."""
+    arguments = ["--method", "none", "--no-compile", "--precision", "fp16", "--out", str(tmp_path / "none")]
+    assert main(["build", "--model", str(scaled(**{KEYS: 5e3})), *arguments]) == 1
     said = capsys.readouterr().err
     assert "no dialect of this bundle can hold what the model computes | layer 1 of llm" in said
     assert "--dialects ort" in said and not (tmp_path / "none").exists()

@@ -20,6 +20,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -29,6 +30,7 @@ from foveate.jetson.deployment.deploy import Remote, deploy
 from foveate.jetson.deployment.pack import contents, pack
 from foveate.jetson.deployment.wheels import Target, holds, requirements
 from foveate.runtime.bundle.loading import load
+from foveate.runtime.compiling import compile as compiling
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 KILLS = int(os.environ.get("FOVEATE_KILLS", "2"))
@@ -253,6 +255,56 @@ def test_what_cannot_be_reached_is_said(source: Path, sshd: str, tmp_path: Path,
         deploy(source, remote, root=str(tmp_path), python="pythonx", wheels_in=wheels, say=lambda line: None)
 
 
+class Recorded(Remote):
+    """A device with JetPack that only writes down what it is told."""
+
+    commands: ClassVar[list[tuple[str, ...]]] = []
+
+    def run(self, *command: str, show: bool = False) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        there = {"machine": HERE.machine, "glibc": HERE.glibc, "python": HERE.python, "root": "/there"}
+        there |= {"release": "# R36 (release), REVISION: 4.3"}
+        said = json.dumps({**there, "findings": []})
+        return subprocess.CompletedProcess(command, 1 if command[0] == "cat" else 0, said, "")
+
+    def send(self, source: str, target: str, *arguments: str) -> None:
+        self.commands.append(("rsync", target))
+
+
+def recorded(bundle: Path, wheels: Path, *more: str) -> list[tuple[str, ...]]:
+    """What a device is told by ``foveate deploy`` with these arguments."""
+    Recorded.commands = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploying, "Remote", Recorded)
+        deploying.main([str(bundle), "jetson", "--wheels", str(wheels), *more])
+    return Recorded.commands
+
+
+def test_max_context_goes_to_the_compiler(make_bundle, wheels: Path) -> None:
+    for given, expected in ((["--max-context", "1536"], 1536), ([], None)):
+        commands = recorded(make_bundle(), wheels, *given)
+        (command,) = (each for each in commands if each[1] == "compile")
+        asked = compiling._parser().parse_args(command[2:])
+        assert (asked.target, asked.max_context) == ("tensorrt", expected)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--max-context", "0"], "wrong max context"),
+        (["--target", "onnxruntime", "--max-context", "99"], "--max-context is not an option of onnxruntime"),
+        (["--target", "tensort"], "unknown target"),
+    ],
+)
+def test_what_the_compiler_would_refuse_is_said_before_anything_is_sent(
+    make_bundle, wheels: Path, more: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        recorded(make_bundle(), wheels, *more)
+    assert error.value.code == 2
+    assert [command[:2] for command in Recorded.commands] == [("python3", "-c")]
+
+
 def install(packed: Path, root: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(packed), "--to", str(root), *more]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -303,6 +355,14 @@ def test_a_pack_for_another_machine_is_refused(source: Path, tmp_path: Path, whe
     done = install(packed, tmp_path / "device")
     assert done.returncode == 1 and "it is for machine riscv64" in done.stderr
     assert not (tmp_path / "device").exists()
+
+
+def test_an_empty_root_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    from foveate.jetson.deployment import installer
+
+    with pytest.raises(SystemExit, match="2"):
+        installer.main(["--to", ""])
+    assert "--to: the value is empty" in capsys.readouterr().err
 
 
 def test_a_bundle_that_a_compilation_writes_into_is_not_replaced(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from foveate.engines.errors import UserError
+from foveate.runtime import cli
 from foveate.runtime.bundle.compiled import choose
 from foveate.runtime.bundle.loading import load, write_manifest
 from foveate.runtime.compiling import self_test
@@ -88,6 +90,48 @@ def test_one_wrong_number(bundle: Path, tmp_path: Path, name: str, wrong: str, v
         arrays[name].flat[-1] += value
 
     assert first_wrong(altered(bundle, tmp_path, change)) == wrong
+
+
+def pickled(root: Path) -> None:
+    with np.load(root / "golden.npz") as golden:
+        arrays = dict(golden)
+    np.savez(root / "golden.npz", **arrays | {"llm.out.logits": np.array([{}, None], object)})
+
+
+def edited(root: Path, change: Any, name: str = "golden.npz") -> None:
+    (root / name).write_bytes(change((root / name).read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (pickled, "Object arrays"),
+        (lambda root: edited(root, lambda content: content[:-200]), "zip"),
+        (lambda root: edited(root, lambda content: content[:200] + b"?" * 99 + content[299:]), ""),
+        (lambda root: edited(root, lambda content: b""), ""),
+        (lambda root: edited(root, lambda content: pickle.dumps({})), "pickle"),
+        (lambda root: np.save((root / "golden.npz").open("wb"), np.zeros(3)), "no archive"),
+        (lambda root: np.savez(root / "golden.npz", other=np.zeros(3)), "it has no vision_encoder"),
+    ],
+)
+def test_recorded_answers_that_cannot_be_read(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any, words: str
+) -> None:
+    root = shutil.copytree(bundle, tmp_path / "damaged")
+    damage(root)
+    write_manifest(root, json.loads((root / "bundle.json").read_text()))
+    assert cli.main(["check", str(root)]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "golden.npz is damaged | " in told and words in told and told.count(" | ") == 2
+
+
+@pytest.mark.parametrize("change", [lambda c: b"", lambda c: c[:-9], lambda c: b"?" * 99 + c, pickle.dumps])
+def test_a_table_of_embeddings_that_cannot_be_read(bundle: Path, tmp_path: Path, change: Any) -> None:
+    root = shutil.copytree(bundle, tmp_path / "damaged")
+    edited(root, change, "embed_tokens.npy")
+    write_manifest(root, json.loads((root / "bundle.json").read_text()))
+    with pytest.raises(UserError, match=r"embed_tokens\.npy is damaged"):
+        load(root).embeddings()
 
 
 def test_another_patch(bundle: Path, tmp_path: Path) -> None:

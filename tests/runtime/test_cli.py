@@ -105,6 +105,36 @@ def test_run_overlay(bundle: Path, image: Path, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
+    "argv",
+    [
+        ["run", "", "x"],
+        *(["run", "BUNDLE", "x", option] for option in ("--image", "--video", "--overlay", "--engine")),
+        *(["watch", "BUNDLE", "--prompt", "x", option] for option in ("--camera", "--video")),
+        ["compile", "BUNDLE", "--target"],
+        ["plan", "--model"],
+        ["doctor", "--path"],
+        *(["pack", "BUNDLE", option] for option in ("--out", "--wheels")),
+        *(["deploy", "BUNDLE", "host", option] for option in ("--to", "--python", "--image", "--wheels")),
+        *(
+            ["build", "--method", "none", "--model", "llava-1.5-7b", "--no-compile", option]
+            for option in ("--model", "--adapter", "--clip", "--pruner", "--out", "--statistics")
+        ),
+        *(["build", "--method", "none", "--model", "m", option] for option in ("--dialects", "--calibrate")),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_value_is_not_the_current_folder(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv
+) -> None:
+    """Nor is it an option that was left out."""
+    monkeypatch.chdir(tmp_path)
+    values = [str(bundle) if arg == "BUNDLE" else arg for arg in argv]
+    assert main(*values, *([""] if argv[-1].startswith("--") else [])) == 2
+    assert "the value is empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["runn"], "did you mean run?"),

@@ -62,6 +62,36 @@ class Fake:
                 yield what if isinstance(what, tuple) else (0.0, pixels(what))
 
 
+class Gated(Fake):
+    """A source whose frames wait for ``play``."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.turn, self.allowed, self.handed, self.closed = threading.Condition(), 0, 0, False
+
+    def _play(self, opening: list) -> Iterator[tuple[float, np.ndarray]]:
+        while True:
+            with self.turn:  # the reader asks for the next one when it has put the last one in its slot
+                self.handed += 1
+                self.turn.notify_all()
+                self.turn.wait_for(lambda: self.handed <= self.allowed or self.closed)
+                if self.closed:
+                    return
+            yield 0.0, pixels(self.handed - 1)
+
+    def play(self, number: int) -> None:
+        """Hand out frames until ``number`` of them were read."""
+        with self.turn:
+            self.allowed = number
+            self.turn.notify_all()
+            assert self.turn.wait_for(lambda: self.handed > number, timeout=30)
+
+    def close(self) -> None:
+        with self.turn:
+            self.closed = True
+            self.turn.notify_all()
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latest_frame, "_FIRST_PAUSE", 0.01)
@@ -89,13 +119,16 @@ def test_the_newest_frame_wins_and_no_frame_comes_twice() -> None:
 
 
 def test_a_slow_taker_sees_the_frame_that_is_newest_when_it_comes_back() -> None:
-    source = Fake([x for number in range(60) for x in (number, 0.005)] + [0.5])
-    with Reader(source) as reader:
-        for _ in range(5):
+    """The source hands out frames only while the taker is away: the newest one is known, however slow the machine is."""
+    source = Gated()
+    with Reader(source) as reader, contextlib.closing(source):
+        for newest in (6, 7, 30, 60):
+            source.play(newest)
+            before = time.monotonic()
             frame = reader.take(1)
-            assert frame.number >= reader.read - 1 and frame.age < 0.2
-            time.sleep(0.03)
-    assert frame.number > 20
+            assert (frame.number, frame.pixels[0, 0, 0], reader.read) == (newest, newest - 1, newest)
+            assert frame.taken <= before and frame.age >= time.monotonic() - before
+            assert reader.take(0) is None  # those that were dropped do not come later
 
 
 def test_a_camera_that_dies_and_returns() -> None:
