@@ -1,14 +1,15 @@
-"""What only the training of OC-VTP's pruner needs: its decoder, its loss, and what both say of a selection.
+"""The decoder and the loss that only the training of OC-VTP's pruner needs, and measures of a selection.
 
-The decoder is the published one (github.com/GarryLarry010131/OC-VTP) under its state-dict names: a transformer that sees
-some of the tokens and the slots, and is to tell all tokens. There the tokens are shuffled, all but the first few hidden,
-and shuffled back; a transformer without a causal mask cannot tell, so here a random set of tokens is seen where it stands.
+The decoder is the published one (github.com/GarryLarry010131/OC-VTP) under its state-dict names: a
+transformer that sees the slots and some of the tokens, and predicts all tokens. The published code shuffles
+the tokens, hides all but the first few, and shuffles back. A transformer without a causal mask cannot see the
+order, so here a random set of tokens is seen in place.
 
-`reconstruction_errors` and `slot_share` answer the paper's claims for a trained pruner:
+`reconstruction_errors` and `slot_share` test the paper's claims for a trained pruner:
 
     pruner, decoder = load(folder)
-    reconstruction_errors(pruner, decoder, features, 64)     # {"slots": ..., "picks": ..., "uniform": ..., "random": ...}
-    slot_share(pruner, features, 64)                         # 0.6: of 64 kept tokens 38 are some slot's pick
+    reconstruction_errors(pruner, decoder, features, 64)   # {"slots": ..., "picks": ..., "uniform": ..., ...}
+    slot_share(pruner, features, 64)                       # 0.6: 38 of 64 kept tokens are some slot's pick
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ __all__ = [
 ]
 
 SEEN = 24
-"""Tokens that the decoder sees when it does not see a random number of them: int(256 * 0.1) - 1 in the published code."""
+"""Number of tokens that the decoder sees if it is not random.
+
+It is int(256 * 0.1) - 1 in the published code.
+"""
 
 
 class Positions(nn.Module):
@@ -58,7 +62,11 @@ class Project(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`width` D and `tokens` N are the tower's. `inner`, the feed-forward's width, is 4 D by default, as published."""
+    """The published decoder.
+
+    `width` D and `tokens` N are the vision encoder's. `inner`, the feed-forward's width, is 4 D by default,
+    as published.
+    """
 
     def __init__(
         self, width: int, tokens: int, *, layers: int = 4, heads: int = 4, inner: int | None = None
@@ -71,18 +79,24 @@ class Decoder(nn.Module):
         options = {"activation": "gelu", "batch_first": True, "norm_first": True, "bias": False}
         layer = nn.TransformerDecoderLayer(width, heads, inner or 4 * width, dropout=0.0, **options)
         self.backbone = nn.TransformerDecoder(layer, layers)
-        self.norm0 = self.backbone.layers[0].norm1  # before the first residual path and not inside it
+        self.norm0 = self.backbone.layers[0].norm1  # before the first residual path, not inside it
         self.backbone.layers[0].norm1 = nn.Identity()
 
     def forward(self, features: Tensor, slots: Tensor, seen: Tensor) -> Tensor:
-        """features [B,N,D], slots [B,S,D/2], seen [B,N] bool -> all tokens [B,N,D], told from those seen and the slots."""
+        """Predict all tokens [B,N,D] from slots [B,S,D/2] and the seen features.
+
+        features [B,N,D] are seen where seen [B,N] bool is True.
+        """
         tokens = torch.where(seen[..., None], self.project1(features), self.mask_token)
         query = self.norm0(tokens + self.posit_embed._pe)
         return self.backbone(query, self.project2(slots))
 
 
 def draw_seen(batch: int, tokens: int, *, share: float = 0.5, few: int = SEEN) -> Tensor:
-    """Which tokens the decoder sees, [B,N] bool: with probability `share` a uniform random number, else `few`."""
+    """Draw the tokens that the decoder sees, [B,N] bool.
+
+    Their number is uniformly random with probability `share`, else `few`.
+    """
     place = torch.rand(batch, tokens).argsort(1).argsort(1)
     any_number = torch.randint(0, tokens - 1, (batch, 1))
     return place < torch.where(torch.rand(batch, 1) < share, any_number, min(few, tokens - 1))
@@ -91,11 +105,12 @@ def draw_seen(batch: int, tokens: int, *, share: float = 0.5, few: int = SEEN) -
 def area_weighted_loss(
     told: Tensor, features: Tensor, attention: Tensor, *, power: float = 0.5, cap: float = 10.0
 ) -> Tensor:
-    """Mean squared error in which the tokens of small slots count more: one number.
+    """Return the mean squared error, with more weight on the tokens of small slots.
 
-    A slot's area is the share of tokens that it gets most of; its weight area^-power, normalised to mean 1 over the slots
-    and then capped. Slots without a token take part in that mean with area 1e-8, as in the published code. A token's
-    weight is the mean of the slots' weights by its attention [B,S,N]; no gradient flows through it.
+    A slot's area is the share of tokens whose attention is largest for it. Its weight is area^-power,
+    normalised to mean 1 over the slots and then capped. Slots without a token enter that mean with area 1e-8,
+    as in the published code. A token's weight is the mean of the slots' weights by its attention [B,S,N]. No
+    gradient flows through it.
     """
     attention = attention.detach()
     size, count = attention.shape[2], attention.shape[1]
@@ -108,13 +123,13 @@ def area_weighted_loss(
 
 
 def save_decoder(decoder: Decoder, path: Path, dtype: torch.dtype) -> None:
-    """Under the published names; what the sizes do not tell is in the metadata."""
+    """Save the decoder under the published names. The metadata has what the sizes do not tell."""
     stored = {f"decode.{name}": value.to("cpu", dtype) for name, value in decoder.state_dict().items()}
     save_file(stored, path, {"heads": str(decoder.backbone.layers[0].self_attn.num_heads)})
 
 
 def load(folder: Path) -> tuple[SlotPruner, Decoder]:
-    """The pruner and the decoder that training left in `folder`, ready to be asked."""
+    """Load the pruner and the decoder that training left in `folder`, in evaluation mode."""
     path = folder / "ocvtp_decoder.safetensors"
     found = {name.removeprefix("decode."): value for name, value in pruner_weights.read(path).items()}
     with safe_open(path, framework="pt") as file:
@@ -138,13 +153,14 @@ def reconstruction_errors(
     grid: tuple[int, int],
     seed: int = 0,
 ) -> dict[str, float]:
-    """How much of the tokens' variance the decoder does not tell from `count` slots, for four kinds of slots.
+    """Return the share of the tokens' variance that the decoder misses with `count` slots.
 
-    features [B,N,D] are those that the pruner reads, of pictures it was not trained on. "slots" are those of slot attention.
-    In the others each slot looks at one token alone, in all turns: "picks" at the one that the slot of slot attention
-    attends to most (a slot whose token was picked before looks at it again), "uniform" at one of `count` evenly spread ones,
-    "random" at one of `count` random ones. Network, decoder and the tokens it sees are the same in all four. 0 is all told,
-    1 is no better than the mean of these pictures.
+    There is one result for each of four kinds of slots.     features [B,N,D] are the pruner's input, for
+    images that it was not trained on. "slots" are those of slot attention. In the other three, each slot
+    looks at only one token in all iterations: "picks" at the token that the slot of slot attention attends to
+    most (several slots may pick the same token), "uniform" at one of `count` evenly spread tokens, and
+    "random" at one of `count` random tokens. Network, decoder and the seen tokens are the same in all four. 0
+    means that nothing is missed, 1 that it is no better than the mean of these images.
     """
     batch, tokens, _ = features.shape
     generator = torch.Generator().manual_seed(seed)
@@ -165,7 +181,7 @@ def reconstruction_errors(
 
 
 def _looking_at(pruner: SlotPruner, features: Tensor, noise: Tensor, at: Tensor) -> Tensor:
-    """The slots [B,S,d] of a network whose attention is replaced: slot s looks at token at[:, s] alone."""
+    """Return the slots [B,S,d] if slot s attends only to token at[:, s]."""
     slots = pruner.initializ(noise).expand(len(features), -1, -1)
     attention = nn.functional.one_hot(at, features.shape[1]).float()
     _, value = pruner.aggregat.read(pruner.encode_project(features))
@@ -175,24 +191,28 @@ def _looking_at(pruner: SlotPruner, features: Tensor, noise: Tensor, at: Tensor)
 
 
 def nearest_error(features: Tensor, kept: Tensor) -> float:
-    """Without any decoder: the squared distance of each token to the nearest kept one, as a share of the variance.
+    """Return the squared distance of each token to the nearest kept one, as a share of the variance.
 
-    features [B,N,D], kept [B,K] positions.
+    It needs no decoder. features [B,N,D], kept [B,K] positions.
     """
     chosen = features.gather(1, kept[..., None].expand(-1, -1, features.shape[2]))
     return (torch.cdist(features, chosen).amin(2).square().sum() / _around_mean(features)).item()
 
 
 def _around_mean(features: Tensor) -> Tensor:
-    """Squared distance of pictures [B,N,D] to the mean picture, summed; what lies in the positions alone is no error."""
+    """Return the summed squared distance of images [B,N,D] to the mean image.
+
+    What depends only on the position thus counts as no error.
+    """
     return (features - features.mean(0)).square().sum()
 
 
 @torch.no_grad()
 def slot_share(pruner: SlotPruner, features: Tensor, keep: int, *, top_k: int = 1, seed: int = 0) -> float:
-    """The share of `keep` kept tokens that some slot picked; the rest comes from the fill. Mean over features [B,N,D].
+    """Return the share of `keep` kept tokens that some slot picked, as the mean over features [B,N,D].
 
-    Of method `ocvtp` with these options: slots, noise and picks are those of its graph.
+    The other tokens come from the fill. Slots, noise and picks are those of method `ocvtp`'s graph with these
+    options.
     """
     rows = noise_table(features.shape[1] + 1, pruner.slot_width, seed)[: max(1, (keep + 1) // top_k)]
     _, attention = pruner.attend(features, rows[None])

@@ -1,4 +1,4 @@
-"""Features for training OC-VTP's pruner: what a layer of a vision tower makes of many pictures, on disk."""
+"""Features for training OC-VTP's pruner: the output of a vision encoder's layer for many images, on disk."""
 
 from __future__ import annotations
 
@@ -26,12 +26,17 @@ from foveate.runtime.images.processor import preprocess
 from foveate.runtime.images.token_layout import layout, single
 
 FIRST_SCENE = 300_000_000
-"""Seed of the first scene; scripts/train_shapes.py draws below 200,000,000, and accuracy is measured from HELD_OUT on."""
+"""Seed of the first scene.
+
+scripts/train_shapes.py uses seeds below 200,000,000, and accuracy is measured from HELD_OUT on."""
 
 SIDE = 24
-"""Tokens across a picture of any size. What is trained takes other sizes as well: the network knows no places."""
+"""Tokens per side of an image, for encoders of any size.
 
-NOTED = 200  # pictures after which a run that is killed goes on
+The trained network also accepts other sizes, since it has no position embedding.
+"""
+
+NOTED = 200  # images after which progress is noted for a run that is killed
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -45,10 +50,10 @@ def collect(
     deadline: float,
     side: int | None = None,
 ) -> tuple[np.ndarray | None, tuple[int, int]]:
-    """The features [P,N,D] float16 of P pictures, and the grid of the N tokens; None where the time was up before.
+    """Return the features [P,N,D] float16 of P images (None if time ran out), and the grid of the N tokens.
 
-    P is at most `count`; `side` is `token_grid`'s. Kept in `work`, so that a run that is stopped goes on where it was. Raises
-    UserError.
+    P is at most `count`; `side` is that of `token_grid`. Features are stored in `work`, so that a run that is
+    stopped continues where it was. Raises UserError.
     """
     parts = models.load(model)
     layer = vision_layer(parts.spec, layer)
@@ -76,35 +81,40 @@ def collect(
 
 
 def _done(file: Path, log: Path, described: dict[str, Any]) -> int | None:
-    """How many pictures are in the file already; None where there is none. Raises UserError where it is of something else."""
+    """Return the number of images in the file, or None if there is no file.
+
+    Raises UserError if it holds features of something else.
+    """
     if not (file.is_file() and log.is_file()):
         return None
     known = json.loads(log.read_text())
     done = known.pop("done")
     if known != described:
         raise UserError(
-            f"{file} holds features of other pictures or of another layer | got {known['model']}, layer {known['layer']} "
+            f"{file} holds features of other images or of another layer "
+            f"| got {known['model']}, layer {known['layer']} "
             "| give another --work, or delete it"
         )
     return done
 
 
 def _pictures(folder: Path | None, count: int) -> tuple[Callable[[int], Image.Image], list[str]]:
-    """What opens picture number i, and the pictures' names; scenes have none."""
+    """Return the function that opens image number i, and the images' names; scenes have none."""
     if folder is None:
         assert FIRST_SCENE + count < HELD_OUT
         return (lambda number: make_scene(FIRST_SCENE + number).picture), []
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES)[:count]
     if not found:
         raise UserError(
-            f"no pictures in {folder} | expected {', '.join(_PICTURES)} | give another --pictures", code=2
+            f"no images in {folder} | expected {', '.join(_PICTURES)} | give another --pictures", code=2
         )
     return (lambda number: load_image(found[number])), [str(path.relative_to(folder)) for path in found]
 
 
 def token_grid(parts: Parts, side: int | None = None) -> tuple[int, int]:
-    """Rows and columns of a picture's tokens: the tower's, or `side` of each, by default SIDE, where pictures are of any size.
+    """Return the rows and columns of an image's tokens.
 
+    They are the vision encoder's, or `side` of each (default SIDE) if it accepts images of any size.
     Raises UserError (code 2) for a `side` that does not fit.
     """
     settings = parts.image
@@ -112,7 +122,7 @@ def token_grid(parts: Parts, side: int | None = None) -> tuple[int, int]:
         if side is None:
             return parts.spec.vision.grid
         raise UserError(
-            f"pictures of {parts.source['model']} have a fixed size | got --side {side} | leave it out",
+            f"images of {parts.source['model']} have a fixed size | got --side {side} | leave it out",
             code=2,
         )
     side, cell = side or SIDE, cell_of(settings)
@@ -124,12 +134,15 @@ def token_grid(parts: Parts, side: int | None = None) -> tuple[int, int]:
 
 
 def cell_of(settings: dict[str, Any]) -> int:
-    """Pixels across a token of a picture of any size."""
+    """Return the side of a token in pixels, for images of any size."""
     return settings["patch"] * settings["merge"]
 
 
 class Encoder:
-    """What a layer of the model's tower makes of a picture, as the published features were made: squashed, not cropped."""
+    """Compute the output of a layer of the model's vision encoder for an image.
+
+    As for the published features, the image is squashed, not cropped.
+    """
 
     def __init__(self, parts: Parts, layer: int, grid: tuple[int, int]) -> None:
         self.tap, self.settings, self.grid = method.tap(parts.spec, "hidden", layer), parts.image, grid
@@ -141,19 +154,19 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, picture: Image.Image) -> np.ndarray:
-        """[N,D] float32, in raster order."""
+        """Return the features [N,D] float32 in raster order."""
         square = picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
         pixels, plan = preprocess(square, self.settings), single(self.grid)
         if self.any_size:
             plan = layout(square.size, self.settings, self.grid)
         else:
-            pixels = pixels[:1]  # of several tiles the first shows the whole picture
+            pixels = pixels[:1]  # if there are several tiles, the first shows the whole image
         inputs = (torch.from_numpy(each).to(self.device) for each in (pixels, *plan.feeds.values()))
         return self.tower(*inputs)[self.tap][0].cpu().numpy()[plan.order]
 
 
 def encode(model: str, pictures: Iterable[Image.Image], layer: int | None = None) -> torch.Tensor:
-    """Features [P,N,D] float32 of a few pictures, of the layer that the pruner reads."""
+    """Return the features [P,N,D] float32 of a few images at the layer that the pruner reads."""
     parts = models.load(model)
     encoder = Encoder(parts, vision_layer(parts.spec, layer), token_grid(parts))
     return torch.from_numpy(np.stack([encoder(picture) for picture in pictures]))
@@ -167,7 +180,10 @@ def _fill(
     deadline: float,
     note: Callable[[int], None],
 ) -> int:
-    """Write the rows from `done` on, and `note` how many there are, every `NOTED` and at the end; returns that."""
+    """Write the rows from `done` on and return their number.
+
+    `note` gets it every `NOTED` rows and at the end.
+    """
     began = time.time()
     while done < len(table) and time.time() < deadline:
         table[done] = encoder(read(done))

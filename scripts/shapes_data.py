@@ -1,4 +1,7 @@
-"""Batches for training `shapes`: scenes with a label per patch, captions and grounded texts, and packed questions."""
+"""Batches for training `shapes`.
+
+They have scenes with a label per patch, captions and grounded texts, or packed questions.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ from foveate.calib.scenes.questions import (
 
 PATCH = 7
 GRID = SIDE // PATCH
-# What the dense loss asks of a patch: the class 0 of each is "no thing here". `centre` is 1 where a thing's centre lies.
+# Labels of a patch in the dense loss. Class 0 of each means "no thing here".
+# `centre` is 1 at a thing's centre.
 LABELS = {
     "colour": [None, *COLOURS, "white"],
     "shape": [None, *SHAPES, "sign"],
@@ -36,12 +40,15 @@ LABELS = {
     "centre": [None, "centre"],
 }
 INDEX = {name: {value: i for i, value in enumerate(values)} for name, values in LABELS.items()}
-TEXT_LENGTH = 32  # tokens of a caption or question, BOS and EOS included; the text tower itself takes 77
+TEXT_LENGTH = 32  # tokens of a caption or question, with BOS and EOS; the text encoder accepts 77
 TURN_LENGTH = 18  # tokens of one packed question with its answer
 
 
 def patch_owner(scene: Scene) -> np.ndarray:
-    """Index + 1 of the thing that covers most of a patch, and at least a quarter of it, else 0: [GRID * GRID]."""
+    """Return for each patch the index + 1 of the thing that covers most of it, [GRID * GRID].
+
+    It is 0 if no thing covers at least a quarter of the patch.
+    """
     tiles = scene.owner.reshape(GRID, PATCH, GRID, PATCH)
     cover = np.stack(
         [(tiles == i + 1).sum((1, 3)) for i in range(len(scene.things))] or [np.zeros((GRID, GRID))]
@@ -50,7 +57,7 @@ def patch_owner(scene: Scene) -> np.ndarray:
 
 
 def patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """`patch_owner` and the class of every patch for each entry of LABELS: [GRID * GRID, 6]."""
+    """Return `patch_owner`, and the class of every patch for each entry of LABELS, [GRID * GRID, 6]."""
     owner = patch_owner(scene)
     table = np.zeros((len(scene.things) + 1, len(LABELS)), np.int64)
     for i, thing in enumerate(scene.things):
@@ -63,7 +70,7 @@ def patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kept_patches(owner: np.ndarray, keep: int, rng: np.random.Generator) -> np.ndarray:
-    """`keep` patches in ascending order: things and their surroundings first, then ground at random."""
+    """Choose `keep` patches, in ascending order: things and their surroundings first, then random ground."""
     near = np.zeros((GRID + 2, GRID + 2), bool)
     things = owner.reshape(GRID, GRID) > 0
     for dy in range(3):
@@ -74,7 +81,7 @@ def kept_patches(owner: np.ndarray, keep: int, rng: np.random.Generator) -> np.n
 
 
 class _Stream(IterableDataset):
-    """Endless batches; the scenes of worker w are seeds w, w + workers, ... from `seed` on."""
+    """Endless batches. The scenes of worker w have the seeds w, w + workers, ... from `seed` on."""
 
     def __init__(self, seed: int, batch: int, tokenizer: Path, **scene_options):
         self.seed, self.batch, self.tokenizer_path, self.scene_options = seed, batch, tokenizer, scene_options
@@ -98,7 +105,11 @@ class _Stream(IterableDataset):
 
 
 class TowerBatches(_Stream):
-    """pixels [B,S,S,3], kept [B,K], labels [B,K,6], caption [B,L], texts [B,T,L], grounded [B,T,K] (patches a text is about)."""
+    """Batches for the vision encoder.
+
+    They have pixels [B,S,S,3], kept [B,K], labels [B,K,6], caption [B,L], texts [B,T,L], and grounded
+    [B,T,K], the patches that a text is about.
+    """
 
     def __init__(self, seed: int, batch: int, tokenizer: Path, keep: int, texts: int = 4, **scene_options):
         super().__init__(seed, batch, tokenizer, **scene_options)
@@ -127,14 +138,18 @@ class TowerBatches(_Stream):
 
 
 class TurnBatches(_Stream):
-    """pixels [B,S,S,3], turns [B,Q,L] token ids after the picture, target [B,Q,L] (-100 where nothing is learned), kind [B,Q]."""
+    """Batches for the language model.
+
+    They have pixels [B,S,S,3], turns [B,Q,L] (token ids after the image), target [B,Q,L] (-100 where nothing
+    is learned) and kind [B,Q].
+    """
 
     def __init__(self, seed: int, batch: int, tokenizer: Path, turns: int = 16, **scene_options):
         super().__init__(seed, batch, tokenizer, **scene_options)
         self.turns = turns
 
     def _encode(self, question: str, answer: str) -> tuple[np.ndarray, np.ndarray]:
-        """A turn and what it should predict: the answer and the end, each from the token before it."""
+        """Return a turn and its targets: the answer and the end token, each predicted from the one before."""
         ids = self.tokenizer.encode(f"\n{question} ASSISTANT: {answer}</s>", add_special_tokens=False).ids
         asked = len(self.tokenizer.encode(f"\n{question} ASSISTANT:", add_special_tokens=False).ids)
         turn, target = np.zeros(TURN_LENGTH, np.int64), np.full(TURN_LENGTH, -100)

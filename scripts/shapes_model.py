@@ -1,4 +1,4 @@
-"""The parts of `shapes` before training: its tokenizers, its CLIP and its LLaVA, all of transformers' own classes."""
+"""The parts of `shapes` before training: tokenizers, CLIP and LLaVA, all of transformers' own classes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ WORDS = 640  # the largest vocabulary; merges end earlier where the corpus has n
 
 
 def corpus(seed: int = 0, scenes: int = 3000) -> Iterator[str]:
-    """What users and captions say; every cell name and number often enough to become one token."""
+    """Yield texts of users and captions.
+
+    Every cell name and number is frequent enough to become one token.
+    """
     rng = np.random.default_rng(seed)
     for index in range(scenes):
         scene = make_scene(index)
@@ -53,7 +56,10 @@ def corpus(seed: int = 0, scenes: int = 3000) -> Iterator[str]:
 
 
 def train_tokenizer(lowercase: bool, specials: list[str], bos: str, eos: str | None) -> Tokenizer:
-    """A byte-level BPE, so that any text has tokens; a word, with its leading space, is never split from its digits."""
+    """Train a byte-level BPE, so that any text has tokens.
+
+    A word, with its leading space, is never split from its digits.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     if lowercase:
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -77,7 +83,10 @@ def train_tokenizer(lowercase: bool, specials: list[str], bos: str, eos: str | N
 
 
 def make_tokenizers(folder: Path) -> None:
-    """Write `tokenizer.json` (prompts) and `clip/tokenizer.json` (texts of the joint space), unless they are there."""
+    """Write both tokenizers if they are missing.
+
+    `tokenizer.json` is for prompts, `clip/tokenizer.json` for texts of the joint space.
+    """
     if (folder / "clip" / "tokenizer.json").exists():
         return
     (folder / "clip").mkdir(parents=True, exist_ok=True)
@@ -89,7 +98,10 @@ def make_tokenizers(folder: Path) -> None:
 
 
 def make_clip(folder: Path) -> CLIPModel:
-    """A tiny CLIP: 24 x 24 patches, five layers; three layers of text, pooled at the first end token."""
+    """Return a tiny CLIP with 24 x 24 patches, five vision layers and three text layers.
+
+    Text is pooled at the first end token.
+    """
     words = Tokenizer.from_file(str(folder / "clip" / "tokenizer.json"))
     begin, end = words.token_to_id("<|startoftext|>"), words.token_to_id("<|endoftext|>")
     shared = {
@@ -116,7 +128,7 @@ def make_clip(folder: Path) -> CLIPModel:
 def make_llava(
     folder: Path, clip: CLIPModel, *, hidden: int = 256, layers: int = 4, heads: int = 4
 ) -> LlavaForConditionalGeneration:
-    """LLaVA-1.5 in small: the tower of `clip`, a two-layer projector, a LLaMA."""
+    """Return a small LLaVA-1.5: the vision encoder of `clip`, a two-layer projector, a LLaMA."""
     words = Tokenizer.from_file(str(folder / "tokenizer.json"))
     text = {
         "model_type": "llama",
@@ -152,13 +164,14 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}"
-    "{% if message['role'] == 'assistant' %}{{ '</s>' }}{% else %}{{ ' ' }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ '</s>' }}{% else %}{{ ' ' }}{% endif %}"
+    "{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
 
 def save(words_of: Path, folder: Path, llava: LlavaForConditionalGeneration, clip: CLIPModel) -> None:
-    """Write both checkpoints in fp16, with their processors, so that AutoProcessor and from_pretrained find them."""
+    """Write both checkpoints in fp16 with their processors, for AutoProcessor and from_pretrained."""
     shared = {"shortest_edge": SIDE}
     image = CLIPImageProcessorPil(size=shared, crop_size={"height": SIDE, "width": SIDE})
     words = PreTrainedTokenizerFast(
@@ -195,7 +208,10 @@ def save(words_of: Path, folder: Path, llava: LlavaForConditionalGeneration, cli
 
 
 def published_names(folder: Path) -> None:
-    """What transformers 5 writes differently from the published LLaVA-1.5: names of the tower, of the tokenizer class."""
+    """Restore the published names of LLaVA-1.5 that transformers 5 changes.
+
+    These are names in the vision encoder, and that of the tokenizer class.
+    """
     weights = load_file(folder / "model.safetensors")
     weights = {
         name.replace("vision_tower.", "vision_tower.vision_model.")
@@ -212,7 +228,10 @@ def published_names(folder: Path) -> None:
 
 @torch.no_grad()
 def accuracy(folder: Path, count: int, first: int = HELD_OUT) -> dict[str, dict[str, float]]:
-    """Held-out questions one at a time, as users ask them: right, asked, accuracy and the commonest answer per kind."""
+    """Ask held-out questions one at a time, as users do.
+
+    Return per kind: right, asked, accuracy, and the share of the most common answer.
+    """
     processor = AutoProcessor.from_pretrained(folder)
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     answers: dict[str, list[str]] = {kind: [] for kind in KINDS}
@@ -237,7 +256,7 @@ def accuracy(folder: Path, count: int, first: int = HELD_OUT) -> dict[str, dict[
 
 
 def held_out(first: int) -> Iterator[tuple[Scene, Question]]:
-    """Scenes from seed `first` on, one question of each kind that a scene has."""
+    """Yield scenes from seed `first` on, with one question of each kind that a scene has."""
     for seed in itertools.count(first):
         scene = make_scene(seed)
         rng = np.random.default_rng((seed, 2))

@@ -1,4 +1,4 @@
-"""The stages of training `shapes`: a loop that resumes, and what each stage learns from a batch."""
+"""The stages of training `shapes`: a training loop that can resume, and the losses of the vision stages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def device() -> torch.device:
 
 
 def optimizers(module: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside layers, AdamW for all the rest."""
+    """Return Muon for the matrices inside layers, and AdamW for everything else."""
     inner, outer = [], []
     for name, weight in module.named_parameters():
         if weight.requires_grad:
@@ -42,9 +42,10 @@ def fit(
     deadline: float | None = None,
     every: int = 50,
 ) -> bool:
-    """Train `module` until `steps`, saving to `state` as it goes; False where `deadline` came first.
+    """Train `module` until `steps`, saving to `state` regularly. Return False if `deadline` came first.
 
-    `losses` of (batch, step) are named values: those that begin with "loss" are summed, the others only reported.
+    `losses(batch, step)` returns named values. Those whose name begins with "loss" are summed, the others
+    only reported.
     """
     opts, start, began = optimizers(module, lr), 0, time.time()
     if saved:
@@ -65,7 +66,7 @@ def fit(
             opt.zero_grad()
         for key, value in values.items():
             number = value.item()
-            if not math.isnan(number):  # a batch without such a question has no share of right answers
+            if not math.isnan(number):  # a batch without such a question has no accuracy
                 shown[key] = 0.95 * shown.get(key, number) + 0.05 * number
         last = step + 1 == steps or time_is_up(deadline)
         if (step + 1) % every == 0 or last:
@@ -93,8 +94,8 @@ def write_state(
         os.replace(state.with_suffix(".tmp"), state)
 
 
-# Under torchrun every process trains on its own scenes, and gradients are averaged once a step: on two cores that others
-# use too, two processes of one thread lose less to waiting than one process of two threads.
+# Under torchrun every process trains on its own scenes, and gradients are averaged once a step. On two cores
+# that others use too, two processes of one thread lose less time to waiting than one process of two threads.
 
 
 def rank() -> int:
@@ -106,7 +107,7 @@ def processes() -> int:
 
 
 def time_is_up(deadline: float | None) -> bool:
-    """The same answer in every process."""
+    """Return True if the deadline has passed. The answer is the same in every process."""
     late = torch.tensor(float(deadline is not None and time.time() > deadline))
     if deadline is not None and distributed.is_initialized():
         distributed.all_reduce(late, distributed.ReduceOp.MAX)
@@ -134,7 +135,7 @@ def say(line: str) -> None:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """uint8 [B,H,W,3] -> what CLIP's processor makes of it, [B,3,H,W]."""
+    """Normalise uint8 [B,H,W,3] like CLIP's processor, to [B,3,H,W]."""
     mean, std = (torch.tensor(v, device=pixels.device) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
@@ -147,10 +148,12 @@ def run_layers(layers: Iterable[nn.Module], hidden: Tensor, mask: Tensor | None)
 
 
 class TowerLosses(nn.Module):
-    """CLIP and what only its training needs: the heads of the dense loss, scale and bias of the grounding loss.
+    """CLIP with the parts that only training needs.
+
+    These are the heads of the dense loss, and scale and bias of the grounding loss. The losses are:
 
     loss_dense    labels of every kept patch, read from the features that LLaVA takes (hidden_states[-2])
-    loss_clip     InfoNCE between captions and CLS of the last layer, and half as strongly CLS of the layer before
+    loss_clip     InfoNCE between captions and CLS of the last layer, and half as strongly of the layer before
     loss_ground   a text of the joint space is close to the patches it is about, and to no other
     """
 
@@ -186,7 +189,10 @@ class TowerLosses(nn.Module):
         return values
 
     def dense(self, patches: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """patches [B,K,D], labels [B,K,6]; accuracies are over the patches of things."""
+        """Return the dense losses of patches [B,K,D] and labels [B,K,6].
+
+        Accuracies are over the patches of things.
+        """
         logits = self.head(patches).float().split([len(v) for v in LABELS.values()], -1)
         values: dict[str, Tensor] = {"loss_dense": 0}
         for (name, _), logit, label in zip(LABELS.items(), logits, labels.unbind(-1), strict=True):
@@ -205,7 +211,7 @@ class TowerLosses(nn.Module):
         return F.normalize(self.clip.visual_projection(self.clip.vision_model.post_layernorm(hidden)), dim=-1)
 
     def text(self, ids: Tensor) -> Tensor:
-        """[N,L] -> [N,C], pooled at the first end token."""
+        """Return text features [N,C] of ids [N,L], pooled at the first end token."""
         model = self.clip.text_model
         length = ids.shape[1]
         mask = torch.full((length, length), -1e4, device=ids.device).triu(1)[None, None]

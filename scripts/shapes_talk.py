@@ -1,4 +1,4 @@
-"""The language stages of `shapes`: many questions behind one picture, answered by transformers' own LLaVA layers."""
+"""The language stages of `shapes`: many questions about one image, with transformers' own LLaVA layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from foveate.calib.scenes.questions import KINDS
 def packed_attention(
     module, query, key, value, attention_mask, scaling, turns: int = 0, length: int = 0, **_
 ):
-    """Causal in the context (prefix and picture); a turn sees the context and itself. q, k, v [B,H,N,d] -> [B,N,H,d]."""
+    """Attend causally in the context (prefix and image); a turn sees the context and itself.
+
+    q, k, v [B,H,N,d] -> [B,N,H,d].
+    """
     context = query.shape[2] - turns * length
     (q, own_q), (k, own_k), (v, own_v) = (x.split([context, turns * length], 2) for x in (query, key, value))
     own_q, own_k, own_v = (x.unflatten(2, (turns, length)) for x in (own_q, own_k, own_v))
@@ -42,7 +45,10 @@ def run_decoder(layers: Iterable[nn.Module], hidden: Tensor, position, turns: in
 
 
 class Talker(nn.Module):
-    """LLaVA on packed turns. `pool` 2 averages 2 x 2 patches and gives a block the position of its top left patch."""
+    """LLaVA on packed turns.
+
+    `pool` 2 averages 2 x 2 patches. A block then has the position of its top left patch.
+    """
 
     def __init__(self, llava: LlavaForConditionalGeneration, prefix: list[int], pool: int, compiled: bool):
         super().__init__()
@@ -57,7 +63,7 @@ class Talker(nn.Module):
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """uint8 [B,H,W,3] -> what enters the projector, [B,N,Dv]."""
+        """Return the projector's input [B,N,Dv] for pixels, uint8 [B,H,W,3]."""
         tower = self.llava.model.vision_tower
         hidden = tower.pre_layrnorm(tower.embeddings(normalise(pixels)))
         hidden = self.see(tower.encoder.layers[:-1], hidden, None)[-1][:, 1:]
@@ -65,7 +71,7 @@ class Talker(nn.Module):
         return F.avg_pool2d(maps, self.pool).flatten(2).mT if self.pool > 1 else hidden
 
     def hidden(self, features: Tensor, turns: Tensor) -> Tensor:
-        """features [B,N,Dv], turns [B,Q,L] -> final states of the turns, [B,Q,L,D]."""
+        """Return the final states [B,Q,L,D] of turns [B,Q,L] after features [B,N,Dv]."""
         model = self.llava.model
         words = model.get_input_embeddings()
         seen = model.multi_modal_projector(features)
@@ -80,7 +86,7 @@ class Talker(nn.Module):
         return hidden.unflatten(1, turns.shape[1:])
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy of the answers; the share of right answers per kind, over the pictures never seen before."""
+        """Return the cross-entropy of the answers, and the accuracy per kind over images that are new."""
         target = batch["target"]
         asked = target >= 0
         logits = self.llava.lm_head(self.hidden(batch["features"], batch["turns"])[asked]).float()
@@ -102,9 +108,11 @@ def replay(
     capacity: int,
     seed: int,
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of fresh pictures first, then pictures seen before; of each picture's questions a random few.
+    """Yield batches of new images first, then of images seen before.
 
-    A frozen tower's features are dear and a question is cheap, so features are kept and asked about again.
+    Each image comes with a random few of its questions.
+    The features of a frozen vision encoder are expensive and a question is cheap, so features are kept and
+    used again.
     """
     random = torch.Generator().manual_seed(seed)
     kept: list[dict[str, Tensor]] = []

@@ -1,19 +1,21 @@
-"""Train OC-VTP's pruner for a vision tower, after the published recipe; the model itself is not touched.
+"""Train OC-VTP's pruner for a vision encoder with the published recipe. The model itself is not changed.
 
-    python scripts/train_ocvtp.py --model path/to/checkpoint --pictures path/to/coco/train2017 --out path/to/checkpoint
-    python scripts/train_ocvtp.py --model scripts/shapes --out build/ocvtp        # without --pictures: synthetic scenes
-    python scripts/train_ocvtp.py --model qwen2.5-vl-7b --count 20000 --out build/qwen    # for its tower; also for LLaVA-NeXT's
+    python scripts/train_ocvtp.py --model CHECKPOINT --pictures path/to/coco/train2017 --out CHECKPOINT
+    python scripts/train_ocvtp.py --model scripts/shapes --out build/ocvtp       # synthetic scenes
+    python scripts/train_ocvtp.py --model qwen2.5-vl-7b --count 20000 --out build/qwen
 
-First the tower's features of every picture are written to WORK/features.npy, then the pruner learns, with a decoder, to
-rebuild them from slots. Defaults are the published numbers; the same command goes on where a run was stopped. OUT gets
-ocvtp.safetensors, which `foveate build --method ocvtp` finds beside a checkpoint, ocvtp_decoder.safetensors and
-ocvtp.json, which says how it went.
+First the encoder's features of every image are written to WORK/features.npy. Then the pruner and a decoder
+learn to rebuild them from slots. Defaults are the published numbers. The same command continues a run that
+was stopped. OUT gets ocvtp.safetensors, which `foveate build --method ocvtp` finds beside a checkpoint,
+ocvtp_decoder.safetensors, and ocvtp.json with the results.
 
-Where this is not the published code: its validation runs on the last training batch, once per batch of held-out
-pictures, and shows the decoder every token; here it runs on the held-out pictures, of which the decoder sees 24 tokens, the
-same every time. Its measure is the training loss, which weighs tokens by the slots and so rises while slots specialise and
-rebuild better; here the best epoch and the patience go by the plain error. Its learning rate is set once per epoch; here
-the same curve is followed step by step.
+Differences from the published code:
+
+* Its validation runs on the last training batch, once per batch of held-out images, and shows the decoder
+  every token. Here it runs on the held-out images, of which the decoder sees the same 24 tokens every time.
+* Its measure is the training loss, which weighs tokens by the slots and so rises while slots specialise and
+  rebuild better. Here the plain error decides on the best epoch and the patience.
+* Its learning rate is set once per epoch. Here the same curve is followed step by step.
 """
 
 from __future__ import annotations
@@ -52,49 +54,84 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", default="scripts/shapes", help="name, hub id or directory, as for `foveate build`")
+    add(
+        "--model",
+        default="scripts/shapes",
+        help="Name, hub id or folder, as in foveate build (default: scripts/shapes).",
+    )
     add(
         "--pictures",
         type=Path,
-        help="folder of pictures, read with its subfolders; default: synthetic scenes",
+        help="Folder of images, with subfolders (default: synthetic scenes).",
     )
-    add("--count", type=int, default=2000, help="scenes, or at most as many pictures of the folder")
-    add("--layer", type=int, help="tower layer to read; default: 8 of CLIP's 23, in proportion for others")
+    add(
+        "--count",
+        type=int,
+        default=2000,
+        help="Number of scenes, or most images of the folder (default: 2000).",
+    )
+    add(
+        "--layer", type=int, help="Encoder layer to read (default: 8 of CLIP's 23, in proportion for others)."
+    )
     add(
         "--side",
         type=int,
-        help="tokens across a picture, where pictures are of any size (Qwen2.5-VL); default: 24",
+        help="Tokens per side of an image, for models of any image size such as Qwen2.5-VL (default: 24).",
     )
-    add("--work", type=Path, default=Path("build/ocvtp"), help="features and the state of the training")
-    add("--out", type=Path, help="where the trained pruner goes (default: WORK)")
+    add(
+        "--work",
+        type=Path,
+        default=Path("build/ocvtp"),
+        help="Folder for features and the training state (default: build/ocvtp).",
+    )
+    add("--out", type=Path, help="Folder for the trained pruner (default: WORK).")
     add(
         "--slots",
         type=int,
         nargs="+",
         default=[16, 32, 64, 128],
-        help="numbers of slots, one is drawn each step",
+        help="Numbers of slots; one is drawn in each step.",
     )
     add("--epochs", type=int, default=30)
-    add("--warmup", type=int, default=4, help="epochs in which the learning rate rises")
+    add("--warmup", type=int, default=4, help="Epochs in which the learning rate rises (default: 4).")
     add("--lr", type=float, default=1e-3)
-    add("--warmup-lr", type=float, default=1e-6, help="learning rate at the start")
-    add("--lr-min", type=float, default=1e-8, help="learning rate at the end")
+    add("--warmup-lr", type=float, default=1e-6, help="Learning rate at the start (default: 1e-6).")
+    add("--lr-min", type=float, default=1e-8, help="Learning rate at the end (default: 1e-8).")
     add("--batch", type=int, default=12)
-    add("--clip", type=float, default=1.0, help="largest norm of the gradient")
-    add("--train-share", type=float, default=0.95, help="of the pictures; the others validate")
+    add("--clip", type=float, default=1.0, help="Largest norm of the gradient (default: 1).")
+    add(
+        "--train-share",
+        type=float,
+        default=0.95,
+        help="Share of images to train on; the others validate (default: 0.95).",
+    )
     add("--validation-slots", type=int, default=64)
-    add("--patience", type=int, default=5, help="epochs without improvement before it stops")
+    add("--patience", type=int, default=5, help="Epochs without improvement before it stops (default: 5).")
     add("--seed", type=int, default=42)
     add("--decoder-layers", type=int, default=4)
     add("--decoder-heads", type=int, default=4)
-    add("--decoder-inner", type=int, help="width of its feed-forward; default: 4 times the tower's width")
-    add("--seen-share", type=float, default=0.5, help="how often the decoder sees a random number of tokens")
-    add("--seen", type=int, default=SEEN, help="tokens that it sees else")
+    add(
+        "--decoder-inner",
+        type=int,
+        help="Width of the decoder's feed-forward (default: 4 times the encoder's width).",
+    )
+    add(
+        "--seen-share",
+        type=float,
+        default=0.5,
+        help="Probability that the decoder sees a random number of tokens (default: 0.5).",
+    )
+    add("--seen", type=int, default=SEEN, help=f"Number of tokens that it sees otherwise (default: {SEEN}).")
     add("--area-power", type=float, default=0.5)
     add("--area-cap", type=float, default=10.0)
-    add("--dtype", choices=("float32", "float16"), default="float32", help="of the files in OUT")
-    add("--threads", type=int, help="of torch")
-    add("--minutes", type=float, help="stop after this long, with the state saved")
+    add(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="Dtype of the files in OUT (default: float32).",
+    )
+    add("--threads", type=int, help="Number of torch's threads (default: torch's own).")
+    add("--minutes", type=float, help="Save the state and stop after this many minutes (default: no limit).")
     args = parser.parse_args(argv)
     args.out = args.out or args.work
     return args
@@ -116,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
 
 @dataclass
 class Progress:
-    """How far the training is, and what it has seen."""
+    """Progress of the training: its position and its losses."""
 
     step: int = 0
     seconds: float = 0.0
@@ -131,7 +168,7 @@ class Progress:
 
 
 class Training:
-    """One run on `features` [P,N,D] of a tower whose patches form `grid`."""
+    """One training run on `features` [P,N,D] of a vision encoder whose tokens form `grid`."""
 
     def __init__(self, args: argparse.Namespace, features: np.ndarray, grid: tuple[int, int]) -> None:
         self.args, self.features, self.grid = args, features, grid
@@ -150,7 +187,7 @@ class Training:
         self.state = args.work / "state.pt"
 
     def run(self) -> bool:
-        """To the end, with the files in OUT; False where the time was up before."""
+        """Train to the end and write the files to OUT. Return False if time ran out before."""
         self.resume()
         began = time.time() - self.progress.seconds
         while self.progress.epoch < self.args.epochs and self.progress.stale < self.args.patience:
@@ -167,7 +204,10 @@ class Training:
         return True
 
     def step(self) -> None:
-        """Everything random in a step follows from the seed and the step's number, so that a resumed run is the same."""
+        """Train one step.
+
+        Its random numbers depend only on seed and step number, so a resumed run is the same.
+        """
         args, step = self.args, self.progress.step
         epoch, place = divmod(step, self.per_epoch)
         order = np.random.default_rng((args.seed, epoch)).permutation(self.train)
@@ -194,7 +234,7 @@ class Training:
         return torch.from_numpy(self.features[np.sort(pictures)].astype(np.float32)).to(self.device)
 
     def rebuild(self, features: Tensor, count: int, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """What the decoder tells of all tokens, and the attention of `count` slots."""
+        """Return the decoder's prediction of all tokens, and the attention of `count` slots."""
         noise = torch.randn(len(features), count, self.pruner.slot_width).to(self.device)
         slots, attention = self.pruner.attend(features, noise)
         return self.decoder(features, slots, seen.to(self.device)), attention
@@ -206,7 +246,10 @@ class Training:
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
-        """Loss and mean squared error on the held-out pictures, with the same noise and the same tokens seen every time."""
+        """Return loss and mean squared error on the held-out images.
+
+        Noise and seen tokens are the same every time.
+        """
         self.both.eval()
         torch.manual_seed(self.args.seed)
         total = np.zeros(2)
@@ -258,7 +301,7 @@ class Training:
             self.progress = Progress(**saved["progress"])
 
     def report(self) -> None:
-        """What the best pruner does with the held-out pictures, printed and in OUT/ocvtp.json."""
+        """Print and write to OUT/ocvtp.json the results of the best pruner on the held-out images."""
         pruner, decoder = load(self.args.out)
         features = torch.from_numpy(self.features[self.held_out[:64]].astype(np.float32))
         budgets = [count for count in (32, 64, 128, 192) if count < features.shape[1]]
@@ -279,13 +322,16 @@ class Training:
 def measure(
     pruner: SlotPruner, decoder: Decoder, features: Tensor, count: int, grid: tuple[int, int]
 ) -> dict[str, float]:
-    """`reconstruction_errors` and `slot_share` at one budget."""
+    """Return `reconstruction_errors` and `slot_share` at one budget."""
     errors = reconstruction_errors(pruner, decoder, features, count, grid=grid)
     return errors | {"slot_share": slot_share(pruner, features, count)}
 
 
 def learning_rate(epoch: float, args: argparse.Namespace) -> float:
-    """A straight rise over the warm-up, then the half cosine over all epochs (its part under the warm-up left out)."""
+    """Return the learning rate: linear over the warm-up, then a half cosine.
+
+    The cosine spans all epochs; its part during the warm-up is left out.
+    """
     if epoch < args.warmup:
         return args.warmup_lr + (args.lr - args.warmup_lr) * epoch / args.warmup
     return args.lr_min + (args.lr - args.lr_min) * (1 + math.cos(math.pi * epoch / args.epochs)) / 2

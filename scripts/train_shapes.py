@@ -1,14 +1,14 @@
-"""Train `shapes`, the small checkpoint of the default demo, from nothing to answers.
+"""Train `shapes`, the small checkpoint of the default demo, from scratch.
 
     python scripts/train_shapes.py --work build/shapes --out build/shapes/checkpoint
 
 or, on two cores that others use too, `torchrun --nproc-per-node 2 scripts/train_shapes.py ...`.
 
-Stages, each continuing from the one before; `--resume` goes on where a run was stopped:
+Each stage continues from the one before. `--resume` continues a run that was stopped. The stages:
 
-tower       CLIP on the patches of things and a little ground, 160 of 576: first what every patch shows, then captions too
+tower       CLIP on 160 of 576 patches, mostly of things: first what every patch shows, then captions too
 tower-full  the same on all 576 patches
-talk        tower frozen; projector and LLaMA on 2 x 2 averaged features, first one thing in a picture, then more
+talk        projector and LLaMA on 2 x 2 averaged features of the frozen tower, first with few things
 talk-full   the same on all 576 features, as the checkpoint is used
 export      both checkpoints in fp16 with their processors, in Hugging Face's formats
 evaluate    held-out accuracy per kind of question, asked one at a time through transformers
@@ -36,17 +36,17 @@ from torch.utils.data import DataLoader, IterableDataset
 
 @dataclass(frozen=True)
 class Stage:
-    """How long and on what a stage trains. `seed` is where its scenes begin; no two stages share a scene."""
+    """Settings of a stage. `seed` is that of its first scene; no two stages share a scene."""
 
     steps: int
     lr: float
     batch: int
     seed: int
     after: str | None = None
-    keep: int = GRID * GRID  # patches the tower sees
+    keep: int = GRID * GRID  # patches that the tower sees
     joint: int = 0  # step from which captions and grounded texts count
     pool: int = 1
-    plan: tuple[tuple[int, tuple[int, int]], ...] = ()  # until this step: fewest and most things in a picture
+    plan: tuple[tuple[int, tuple[int, int]], ...] = ()  # until this step: fewest and most things in an image
 
 
 STAGES = {
@@ -66,17 +66,47 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("build/shapes"), help="states and tokenizers")
-    parser.add_argument("--out", type=Path, help="where the checkpoint goes (default: WORK/checkpoint)")
-    parser.add_argument("--stages", nargs="+", choices=EVERYTHING, default=EVERYTHING, metavar="STAGE")
-    parser.add_argument("--resume", action="store_true", help="go on from the states in WORK")
-    parser.add_argument("--minutes", type=float, help="stop after this long, with the state saved")
-    parser.add_argument("--steps", type=int, help="as many steps in every stage, to try it")
-    parser.add_argument("--batch", type=int, help="as many pictures a step in every stage, to try it")
-    parser.add_argument("--questions", type=int, default=2000, help="held-out questions to evaluate on")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
-    parser.add_argument("--no-compile", dest="compiled", action="store_false", help="without torch.compile")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("build/shapes"),
+        help="Folder for states and tokenizers (default: build/shapes).",
+    )
+    parser.add_argument("--out", type=Path, help="Folder for the checkpoint (default: WORK/checkpoint).")
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        choices=EVERYTHING,
+        default=EVERYTHING,
+        metavar="STAGE",
+        help="Stages to run (default: all).",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="Continue from the states in WORK (default: start again)."
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="Save the state and stop after this many minutes (default: no limit)."
+    )
+    parser.add_argument(
+        "--steps", type=int, help="Steps of every stage, for a trial (default: each stage's own)."
+    )
+    parser.add_argument("--batch", type=int, help="Images per step, for a trial (default: each stage's own).")
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=2000,
+        help="Number of held-out questions to evaluate on (default: 2000).",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of torch (default: 0).")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="Number of processes that draw scenes (default: 1)."
+    )
+    parser.add_argument(
+        "--no-compile",
+        dest="compiled",
+        action="store_false",
+        help="Do not use torch.compile (default: use it).",
+    )
     return parser.parse_args()
 
 
@@ -105,7 +135,7 @@ def main() -> None:
 
 
 def train(name: str, args: argparse.Namespace) -> bool:
-    """One stage; False where the time was up before its end."""
+    """Train one stage. Return False if time ran out before its end."""
     stage, state = STAGES[name], args.work / f"{name}.pt"
     steps, batch = args.steps or stage.steps, max(2, (args.batch or stage.batch) // processes())
     saved = torch.load(state, map_location="cpu") if args.resume and state.exists() else None
@@ -123,7 +153,7 @@ def train(name: str, args: argparse.Namespace) -> bool:
 
 
 def learn_to_see(stage: Stage, args: argparse.Namespace, batch: int, done: int, before: dict[str, Tensor]):
-    """Module, batches and losses of a tower stage."""
+    """Return module, batches and losses of a tower stage."""
     module = TowerLosses(make_clip(args.work), args.compiled)
     module.load_state_dict(before or module.state_dict())
     texts = args.work / "clip" / "tokenizer.json"
@@ -132,7 +162,7 @@ def learn_to_see(stage: Stage, args: argparse.Namespace, batch: int, done: int, 
 
 
 def learn_to_talk(stage: Stage, args: argparse.Namespace, batch: int, done: int, before: dict[str, Tensor]):
-    """Module, batches and losses of a language stage."""
+    """Return module, batches and losses of a language stage."""
     module = talker(args, stage, before)
     fresh = scenes_of(stage, done, batch // 2, args)
     sizes = {"batch": batch, "turns": TURNS, "capacity": REMEMBERED // processes()}
@@ -141,12 +171,12 @@ def learn_to_talk(stage: Stage, args: argparse.Namespace, batch: int, done: int,
 
 
 def weights(args: argparse.Namespace, stage: str) -> dict[str, Tensor]:
-    """What a finished stage left."""
+    """Return the weights of a finished stage."""
     return torch.load(args.work / f"{stage}.pt", map_location="cpu")["module"]
 
 
 def first_seed(stage: Stage, done: int) -> int:
-    """Where the scenes of this process begin; a step takes fewer than a thousand seeds."""
+    """Return the seed of this process's first scene. A step uses fewer than a thousand seeds."""
     return stage.seed + 1000 * done + 5_000_000 * rank()
 
 
@@ -155,7 +185,7 @@ def loader(data: IterableDataset, workers: int) -> DataLoader:
 
 
 def talker(args: argparse.Namespace, stage: Stage, before: dict[str, Tensor]) -> Talker:
-    """LLaVA on the tower of a tower stage, or as a language stage left it."""
+    """Return LLaVA with the tower of a tower stage, or as a language stage left it."""
     clip = make_clip(args.work)
     if stage.after == "tower-full":
         clip.load_state_dict(clip_weights(before))
@@ -171,7 +201,7 @@ def clip_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def scenes_of(stage: Stage, done: int, batch: int, args: argparse.Namespace) -> Iterator[dict[str, Tensor]]:
-    """Batches with as many things as the stage's plan has for a step, from step `done` on."""
+    """Yield batches from step `done` on, with the number of things in the stage's plan."""
     for end, things in (*stage.plan, (None, MOST)):
         if end is not None and done >= end:
             continue

@@ -102,7 +102,7 @@ def locate(name: str, *folders: Path) -> Path:
             if candidate.is_file():
                 return candidate
     places = ", ".join(str(folder) for folder in folders)
-    raise UserError(f"the picture {name} is missing | looked in {places} | put it there", code=2)
+    raise UserError(f"the image {name} is missing | looked in {places} | put it there", code=2)
 
 
 def padded(image: Image.Image, mean: Sequence[float]) -> tuple[Image.Image, int, int]:

@@ -196,9 +196,9 @@ def test_pictures_of_a_folder(tmp_path):
     table, grid = collect(str(SHAPES), tmp_path / "pictures", 100, **options)
     assert table.shape == (2, 576, 128) and grid == (24, 24) and np.isfinite(table).all()
     assert not np.array_equal(table[0], table[1])
-    with pytest.raises(UserError, match="other pictures or of another layer"):
+    with pytest.raises(UserError, match="other images or of another layer"):
         collect(str(SHAPES), tmp_path / "pictures", 100, **options | {"layer": 2})
-    with pytest.raises(UserError, match="no pictures in"):
+    with pytest.raises(UserError, match="no images in"):
         collect(str(SHAPES), tmp_path / "pictures" / "none", 100, **options)
 
 
