@@ -54,9 +54,10 @@ LIMITS = {
 }
 """Limits by the graph's dtype, and by the type to which it rounds activations.
 
-Reference answers were rounded in the same way (``export.golden``), so what is left are values that fall to
-the other side of a rounding step. Two kinds of rounding are not in the reference answers: what ONNX Runtime
-rounds by itself (int4 products at accuracy level 4), and int8 prompts of a model whose decoding uses int4.
+Reference answers were rounded in the same way (``export.bundling.reference_run``), so what is left are values
+that fall to the other side of a rounding step. Two kinds of rounding are not in the reference answers: what
+ONNX Runtime rounds by itself (int4 products at accuracy level 4), and int8 prompts of a model whose decoding
+uses int4.
 
 Worst values seen in ONNX Runtime, with random tiny models of each family and `scripts/shapes` calibrated with
 8 samples: error 3e-4 in float32; cosine 0.9996 and error 0.027 for int8 in float32; 0.995 and 0.11 in
