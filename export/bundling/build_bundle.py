@@ -97,9 +97,9 @@ def write_bundle(
     root = place.root
     with _stages() as stage:
         graphs = assemble(parts, method, llm_parts)
+        parts = pruner_weights.joined(parts, method, pruner)
         for note in licence.notes(parts.licence):
             print(note, file=sys.stderr)
-        parts = pruner_weights.joined(parts, method, pruner)
         if calibration is not None:
             values = manifest(place.name, parts, method, graphs, precision, {})
             parts, statistics = calibrate.calibrated(

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from foveate.engines.errors import UserError
 from foveate.export.bundling.weight_store import packed
-from foveate.export.checkpoints import hub
+from foveate.export.checkpoints import hub, licence
 from foveate.export.checkpoints.directory import Entry
 from foveate.export.checkpoints.random_weights import DummyWeights
+from foveate.export.checkpoints.tensor_files import Folder
 from foveate.export.pruning.combined import Pair
 from foveate.export.pruning.method import Method
 from foveate.export.spec import ModelSpec, Parts, Weights
@@ -37,8 +38,8 @@ def joined(parts: Parts, method: Method | Pair, pruner: str | None = None) -> Pa
     """Return ``parts`` with the weights of ``method``'s trained network, or unchanged if it has none.
 
     ``pruner`` is a file or a hub id. The default is ``<method>.safetensors`` in the checkpoint's directory,
-    then the published pruner if the tower is LLaVA-1.5's. A dummy model gets a dummy pruner. Raises
-    UserError.
+    then the published pruner if the tower is LLaVA-1.5's. A dummy model gets a dummy pruner. The licence is
+    that of the hub's repository, or of the file's directory. Raises UserError.
     """
     before = method.before
     with torch.device("meta"):
@@ -49,13 +50,21 @@ def joined(parts: Parts, method: Method | Pair, pruner: str | None = None) -> Pa
                 f"{method.name} has no trained weights | got --pruner {pruner} | leave it out", code=2
             )
         return parts
+    licences, files = {}, {}
     if pruner is None and parts.source.get("load_format") == "dummy":
         label, found = "dummy", dummy(network)
     else:
         path, label = _find(parts, before, pruner)
         found = _fitting(read(path), network, label)
-    weights = _Joined(parts.weights, {_PREFIX + name: value for name, value in found.items()})
-    return dataclasses.replace(parts, weights=weights, source=parts.source | {"pruner": label})
+        if path.parent != Path(parts.source["model"]):  # there it is the model's, which parts have
+            licences["pruner"], files = licence.of(Folder(path.parent, label), "pruner")
+    return dataclasses.replace(
+        parts,
+        weights=_Joined(parts.weights, {_PREFIX + name: value for name, value in found.items()}),
+        source=parts.source | {"pruner": label},
+        licence=parts.licence | licences,
+        files=parts.files | files,
+    )
 
 
 class _Joined:

@@ -1,8 +1,8 @@
 """Licences of a bundle's parts, as ``bundle.json`` has them.
 
-The key is the part's role ("model", "adapter", "clip"). The entry has its ``source``; the licence's ``id``,
-``name`` and ``link`` if the model card gives them; its ``files`` in the bundle; and whether it allows
-commercial ``use`` under its terms ("commercial", "non-commercial", "unknown").
+The key is the part's role ("model", "adapter", "clip", "pruner"). The entry has its ``source``; the
+licence's ``id``, ``name`` and ``link`` if the model card gives them; its ``files`` in the bundle; and whether
+it allows commercial ``use`` under its terms ("commercial", "non-commercial", "unknown").
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from transformers import AutoModelForImageTextToText
 
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.export.checkpoints import licence
+from foveate.export.checkpoints import hub, licence, pruner_weights
 from foveate.export.checkpoints.tensor_files import Folder
+from foveate.export.methods._ocvtp_network import SlotPruner
 from foveate.runtime.bundle import loading as bundle
 from foveate.runtime.bundle.licence import lines, notes
 from foveate.runtime.cli import inspect
@@ -103,6 +104,33 @@ def test_licences_travel_with_the_bundle(copy, tmp_path, capsys, clip_checkpoint
     assert inspect.main([str(found.path)]) == 0
     shown = capsys.readouterr().out
     assert "cc-by-nc-4.0 (not for commercial use)" in shown and "apache-2.0 (commercial use" in shown
+
+
+@pytest.mark.parametrize("place", ["hub", "file", "beside the model"])
+def test_the_licence_of_a_trained_pruner(copy, tmp_path, capsys, monkeypatch, place):
+    """Beside the model it is the model's."""
+    (copy / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    folder = copy if place == "beside the model" else tmp_path / "pruner"
+    folder.mkdir(exist_ok=True)
+    width = models.load(str(copy)).spec.vision.hidden_size
+    pruner_weights.save(SlotPruner(width).reset(), folder / "ocvtp.safetensors", torch.float32, {})
+    if folder != copy:
+        (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+        (folder / "LICENSE").write_text("of the pruner")
+    monkeypatch.setattr(hub, "download_file", lambda *asked: folder / "ocvtp.safetensors")
+    given = {"hub": "some/pruner", "file": str(folder / "ocvtp.safetensors")}.get(place)
+    parts, method = models.load(str(copy)), methods.load("ocvtp")
+    build(parts, method, tmp_path / "bundle", precision="fp32", dialects=["ort"], pruner=given)
+    found = bundle.load(tmp_path / "bundle", full=True)
+    said = capsys.readouterr().err
+    assert "pruner" not in parts.licence
+    if place == "beside the model":
+        assert list(found.manifest.licence) == ["model"] and "licence of the pruner" not in said
+        return
+    assert f"licence of the pruner {given}: cc-by-nc-4.0 (not for commercial use)" in said
+    assert found.manifest.licence["pruner"]["use"] == "non-commercial"
+    assert (found.path / "licences/pruner/LICENSE").read_text() == "of the pruner"
+    assert "licences/pruner/LICENSE" in found.manifest.files
 
 
 def test_bundles_without_a_licence_are_read(method_bundle):
