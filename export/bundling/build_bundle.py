@@ -1,5 +1,5 @@
-"""A checkpoint's parts and a method become the files of a bundle: graphs, weights, recorded answers, and
-their manifest."""
+"""Build a bundle from a checkpoint's parts and a method: graphs, weights, reference answers and the
+manifest."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from foveate.runtime.bundle import loading as bundle
 
 __all__ = ["build", "manifest", "most_sorted", "write_bundle"]
 
-_FAT = (1 << 32) - 1  # bytes of the largest file that FAT takes
-_BYTES = {"int4": 0.5, "int8": 1, "fp8": 1, "fp16": 2, "fp32": 4}  # of a matrix element, by precision
+_FAT = (1 << 32) - 1  # size in bytes of the largest file that FAT can hold
+_BYTES = {"int4": 0.5, "int8": 1, "fp8": 1, "fp16": 2, "fp32": 4}  # bytes per matrix element, by precision
 
 
 def build(
@@ -52,15 +52,18 @@ def build(
     calibration: calibrate.Calibration | None = None,
     llm_parts: int = 1,
 ) -> None:
-    """Write the bundle of ``parts`` pruned by ``method`` to ``out``; an older bundle there is replaced at the
+    """Write the bundle of ``parts`` pruned by ``method`` to ``out``, and replace an older bundle there at the
     end.
 
-    ``pruner`` is where the weights of a trained method are (``pruner_weights.joined``). ``statistics`` are
-    those of ``parts``; with ``calibration`` they are collected, and ``parts`` made easier to quantize.
-    ``dialects``: all of them must be possible; None: those that are (``write_graphs.widen``).
-    ``llm_parts``: into how many graphs the language model is cut, of which a compiler then sees one at a
-    time. Raises UserError when ``out`` is something else than a bundle or is in use, when there are no
-    such weights, and when the disk is full.
+    * ``dialects``: their names; all of them must be possible. None builds all that are possible
+      (``write_graphs.widen``).
+    * ``pruner``: path or name of a trained method's weights (``pruner_weights.joined``).
+    * ``statistics``: input statistics of ``parts``. With ``calibration`` they are collected here, and
+      ``parts`` are made easier to quantize.
+    * ``llm_parts``: the least number of graphs for the language model. A compiler sees one of them at a time.
+
+    Raises UserError when ``out`` is not a bundle or is in use, when the pruner's weights are missing, and
+    when the disk is full.
     """
     with reserved(out) as place:
         write_bundle(
@@ -88,7 +91,7 @@ def write_bundle(
     calibration: calibrate.Calibration | None = None,
     llm_parts: int = 1,
 ) -> list[str]:
-    """As ``build``, to a place that is reserved. Returns the dialects that the bundle has."""
+    """Build a bundle like ``build``, in a place that is reserved already. Return the bundle's dialects."""
     precision = Precision.of(precision)
     calibrated = bool(statistics or calibration)
     asked = dialects is not None
@@ -119,8 +122,7 @@ def write_bundle(
 
 
 def _require_room(place: Place, decoder: DecoderSpec, precision: str) -> None:
-    """Refuse a disk that cannot hold the language model's matrices alone, before any work. Raises
-    UserError."""
+    """Raise UserError, before any work, if the disk cannot even hold the matrices of the language model."""
     width, head = decoder.hidden_size, decoder.head_dim
     attention = 2 * width * head * (decoder.num_heads + decoder.num_kv_heads)
     layers = decoder.num_layers * (attention + 3 * width * decoder.intermediate_size)
@@ -129,14 +131,14 @@ def _require_room(place: Place, decoder: DecoderSpec, precision: str) -> None:
     free = shutil.disk_usage(place.root).free
     if free < need:
         raise UserError(
-            f"there is too little room for the bundle | {place.root.parent} has {free >> 20} MiB left, its language model alone "
-            f"takes {need >> 20} MiB | free some space or choose another --out"
+            f"there is too little room for the bundle | {place.root.parent} has {free >> 20} MiB left, "
+            f"its language model alone takes {need >> 20} MiB | free some space or choose another --out"
         )
     if largest > _FAT:
         probe = place.root / "probe"
         try:
             with probe.open("wb") as file:
-                file.truncate(largest)  # takes no room where such a file can be
+                file.truncate(largest)  # a sparse file, which takes no room
         except OSError as error:
             raise no_room(place.folder.parent, error) from error
         probe.unlink()
@@ -150,8 +152,10 @@ def manifest(
     precision: Precision,
     dialects: dict[str, dict[str, object]],
 ) -> dict[str, object]:
-    """The values of ``bundle.json`` but ``format`` and ``files``; ``dialects`` as ``write_graphs`` gives
-    them."""
+    """Return the values of ``bundle.json`` except ``format`` and ``files``.
+
+    ``dialects`` is the index that ``write_graphs`` returns.
+    """
     decoder, total = parts.spec.decoder, parts.spec.vision.picture_tokens
     fields = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size")
     fields += ("vocab_size", "max_positions")
@@ -187,12 +191,12 @@ def manifest(
 
 
 def most_sorted(parts: Parts, method: Method | Pair) -> int:
-    """The most tokens that a pruner ranks at once."""
+    """Return the largest number of tokens that a pruner ranks at once."""
     return 0 if method.name == "none" else parts.spec.vision.picture_tokens
 
 
 def _position_mode(method: Any, decoder: DecoderSpec) -> str | None:
-    """None without a method. With M-RoPE rows keep their positions."""
+    """Return the position mode of ``method``, None without a method. It is always "keep" with M-RoPE."""
     if method is None:
         return None
     return method.position_mode if decoder.position_axes == 1 else "keep"
@@ -200,7 +204,7 @@ def _position_mode(method: Any, decoder: DecoderSpec) -> str | None:
 
 @contextlib.contextmanager
 def _stages() -> Iterator[write_graphs.Progress]:
-    """Progress on stderr: one line per finished stage, a bar for the one that runs."""
+    """Show progress on stderr: one line per finished stage, and a bar for the running one."""
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True

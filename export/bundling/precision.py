@@ -1,4 +1,5 @@
-"""Which part of a model is computed in what: the choice, what it means for each weight, and which dialects can take it."""
+"""The precision of a model's parts: the user's choice, the scheme of each weight, and the dialects that allow
+it."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from foveate.export import lowering
 __all__ = ["COMPUTED", "SAFE", "Precision", "choices", "dialects"]
 
 COMPUTED = ("fp32", "fp16")
-"""Nothing is quantized; which of the two a graph computes in is its dialect's reading of it."""
+"""Precisions without quantization. The dialect decides in which of the two dtypes its graphs compute."""
 SAFE = "compute dtype"
-"""What the manifest says of a part that is not quantized by itself."""
+"""Entry in the manifest for a part without a scheme of its own."""
 
 _DECODER = r"llm\.layers\."
 
@@ -26,10 +27,14 @@ def choices() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Precision:
-    """``decoder``: of the language model's layers. ``head``, and ``vision``, the matrices in the vision encoder's layers:
-    a scheme, or None for the graph's dtype, which is the safe choice. ``prefill``: "int8", a second form of the decoder's layers,
-    in which prompts are computed where ranges are found at run time; None: the decoder's. Raises UserError for a name that
-    there is not."""
+    """The precision of each part of a model. Raises UserError for an unknown name.
+
+    * ``decoder``: precision of the language model's layers.
+    * ``head``: scheme of lm_head. None, the safe choice, is the dtype of the graph.
+    * ``vision``: scheme of the matrices in the vision encoder's layers, or None as for ``head``.
+    * ``prefill``: "int8" adds a second form of the decoder's layers, which computes prompts in dialects that
+      find ranges at run time. None computes prompts with the decoder's precision.
+    """
 
     decoder: str = "int4"
     head: str | None = None
@@ -51,25 +56,27 @@ class Precision:
 
     @property
     def schemes(self) -> list[str]:
-        """Every scheme that some part is in."""
+        """The schemes in use, one for each quantized part."""
         return [part for part in (self.decoder, self.head, self.vision) if part and part not in COMPUTED]
 
     def describe(self) -> dict[str, str]:
-        """For bundle.json."""
+        """Return the entry ``precision`` of bundle.json."""
         parts = {part: kind or SAFE for part, kind in asdict(self).items() if part != "prefill"}
         return parts | ({"prefill": self.prefill} if self.prefill else {})
 
     @property
     def prefilling(self) -> Precision:
-        """That of the graphs with which prompts are computed."""
+        """The precision of the graphs that compute prompts."""
         return replace(self, decoder=self.prefill or self.decoder, prefill=None)
 
     def choose(self, packed: Collection[str] = ()) -> Callable[[str, tuple[int, ...]], str | None]:
-        """The scheme of each weight by name and shape; None for the graph's dtype.
+        """Return a function that maps a weight's name and shape to its scheme, or to None for the graph's
+        dtype.
 
-        ``packed`` are the weights that the checkpoint holds in int4: they stay as they are, and what stands beside them in
-        the layers is left alone. Raises UserError when they would have to be quantized once more, and when head or vision
-        encoder do not fit.
+        ``packed`` are the weights that the checkpoint holds in int4. They stay as they are, and other weights
+        of their layers are not quantized. Raises UserError if they would have to be quantized again. The
+        function raises UserError for a matrix of the head or vision encoder whose shape does not fit the
+        scheme.
         """
         if packed and self.decoder not in ("int4", *COMPUTED):
             raise UserError(
@@ -93,14 +100,15 @@ class Precision:
             if part == _DECODER:  # a model may have some matrices that do not fit
                 return None
             raise UserError(
-                f"{name} cannot be in {scheme} | it has {shape[0]} inputs, expected a multiple of 32 | take int8, or leave "
-                "that part in the dtype of its graph"
+                f"{name} cannot be in {scheme} | it has {shape[0]} inputs, expected a multiple of 32 "
+                "| take int8, or leave that part in the dtype of its graph"
             )
 
         return choose
 
     def refusal(self, dialect: str, calibrated: bool) -> str | None:
-        """Why no bundle in this precision has this dialect: what the matter is | what to do. None: it can have it."""
+        """Return why this precision is impossible in ``dialect`` as "reason | what to do", or None if it is
+        possible."""
         module = lowering.dialect(dialect)
         for scheme in (self.decoder, *self.schemes):
             if scheme not in module.DTYPES:
@@ -113,15 +121,19 @@ class Precision:
                 "--statistics"
             )
         if rounds and module.DYNAMIC and module.DTYPES[self.decoder] != "float32":
-            return f"{rounds[0]} is computed in float32 there, not in {module.DTYPES[self.decoder]} | use --precision fp32"
+            dtype = module.DTYPES[self.decoder]
+            return f"{rounds[0]} is computed in float32 there, not in {dtype} | use --precision fp32"
         return None
 
 
 def dialects(
     precision: Precision, asked: list[str] | None, calibrated: bool, sorts: int = 0
 ) -> tuple[list[str], dict[str, str]]:
-    """The dialects of the bundle, and why others are left out. ``sorts``: the most tokens that its pruners sort. Raises
-    UserError when one is refused that was ``asked`` for, or none is left."""
+    """Return the dialects of the bundle, and for each dialect left out the reason.
+
+    ``sorts`` is the largest number of tokens that a pruner sorts. Raises UserError (code 2) when a dialect
+    that was ``asked`` for is impossible, or when none is left.
+    """
     refusals = {
         name: precision.refusal(name, calibrated) or _too_many(name, sorts)
         for name in asked or lowering.names()
@@ -134,8 +146,9 @@ def dialects(
     if precision.prefill and not any(lowering.dialect(name).DYNAMIC for name in found):
         able = [name for name in lowering.names() if lowering.dialect(name).DYNAMIC]
         raise UserError(
-            f"--prefill-precision {precision.prefill} has no dialect | it got {', '.join(found)}, expected {', '.join(able)}, "
-            "where ranges are found at run time | leave it out, or add that dialect",
+            f"--prefill-precision {precision.prefill} has no dialect | it got {', '.join(found)}, "
+            f"expected {', '.join(able)}, where ranges are found at run time "
+            "| leave it out, or add that dialect",
             code=2,
         )
     return found, left_out
@@ -145,4 +158,7 @@ def _too_many(name: str, sorts: int) -> str | None:
     most = lowering.dialect(name).LARGEST_SORT
     if most is None or sorts <= most:
         return None
-    return f"a picture may have {sorts} tokens, its engines sort at most {most} | build with a smaller --max-pixels"
+    return (
+        f"an image may have {sorts} tokens, its engines sort at most {most} "
+        "| build with a smaller --max-pixels"
+    )

@@ -1,12 +1,13 @@
-"""A bundle that is whole takes the place of what stood there, in one step where that can be.
+"""Move a finished bundle to its final place, in one step if possible.
 
 * A folder is exchanged by renaming: at every moment the old bundle or the new one is there.
-* Where the folder cannot be renamed (a mount point, a folder of an image's lower layer), files are moved into
-  it one by one, ``bundle.json`` last. A file is never written over, so programs that have the old ones mapped
-  go on with them. Without ``bundle.json`` the folder is an unfinished build, which readers refuse and the
-  next build replaces.
+* If the folder cannot be renamed (a mount point, a folder in a lower layer of a container image), files are
+  moved into it one by one, ``bundle.json`` last. A file is never overwritten, so programs that have mapped
+  the old files keep working. Without ``bundle.json`` the folder is an unfinished build, which readers refuse
+  and the next build replaces.
 
-Compiled engines that the new files fit stay; of each that is dropped the caller is told.
+Compiled engines stay if they were made from the same files. The caller is told about each engine that is
+dropped.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ _ENGINES = "engines"
 
 
 def compiled(folder: Path, bundle: Bundle | None = None) -> list[Plan]:
-    """The engines in ``folder``; with ``bundle`` those alone that were compiled from its files."""
+    """Return the engines in ``folder``; with ``bundle``, only those that were compiled from its files."""
     try:
         found = plans_in(folder)
-    except UserError:  # one has a damaged record, and cannot be run
+    except UserError:  # an engine with a damaged record cannot be run
         return []
     if bundle is None:
         return found
@@ -44,10 +45,10 @@ def compiled(folder: Path, bundle: Bundle | None = None) -> list[Plan]:
 
 
 def publish(place: Place, bundle: Bundle, say: Callable[[str], None]) -> None:
-    """Put the bundle in ``place.root`` to ``place.folder``, whose locks are held; ``say`` is told of engines
-    that are kept and dropped.
+    """Move the bundle from ``place.root`` to ``place.folder``, whose locks are held.
 
-    When it cannot be put there, it is kept beside, whole. Raises UserError.
+    ``say`` is told about engines that are kept and dropped. If the bundle cannot be moved there, it is kept
+    whole beside the folder, and UserError says where.
     """
     before, fitting = compiled(place.folder), compiled(place.folder, bundle)
     files.flush(place.root)
@@ -73,8 +74,8 @@ def publish(place: Place, bundle: Bundle, say: Callable[[str], None]) -> None:
 
 
 def _carried(plan: Plan, root: Path) -> bool:
-    """Whether the files of an engine could be brought into ``root``: as links where the file system has
-    them."""
+    """Bring the files of an engine into ``root``, as hard links if the file system has them. False: the disk
+    is full."""
     target = root / _ENGINES / plan.key
     try:
         target.mkdir(parents=True)
@@ -93,15 +94,16 @@ def _carried(plan: Plan, root: Path) -> bool:
 
 
 def _carry_timings(place: Place) -> None:
-    """What compilers measured on this machine, which serves every bundle."""
+    """Copy the compilers' timing caches of this machine, which serve every bundle."""
     for path in (place.folder / _ENGINES).glob("*.cache"):
-        with contextlib.suppress(OSError):  # they are measured again
+        with contextlib.suppress(OSError):  # without them a compiler measures again
             (place.root / _ENGINES).mkdir(exist_ok=True)
             shutil.copy2(path, place.root / _ENGINES / path.name)
 
 
 def _exchanged(place: Place) -> bool:
-    """Whether the folders could be exchanged by renaming; whoever reserved the place removes the old one."""
+    """Exchange the folders by renaming. False: it was impossible. ``staging.reserved`` removes the old
+    folder."""
     try:
         files.put_folder(place.root, place.folder)
     except OSError:
@@ -112,8 +114,8 @@ def _exchanged(place: Place) -> bool:
 
 
 def _put_inside(place: Place, engines: set[str]) -> None:
-    """Move the files of ``place.root`` into ``place.folder``, ``bundle.json`` last; of the older bundle
-    ``engines`` stay."""
+    """Move the files of ``place.root`` into ``place.folder``, ``bundle.json`` last. Only ``engines`` of the
+    old bundle stay."""
     root, folder = place.root, place.folder
     new = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
     new = [path for path in new if path.parts[0] != _ENGINES]
@@ -135,15 +137,10 @@ def _put_inside(place: Place, engines: set[str]) -> None:
 
 
 def _files_of(folder: Path) -> list[str]:
-    """What the manifest of the older bundle names; its other files are the user's."""
+    """Return the files that the old bundle's manifest names. Other files belong to the user."""
     try:
         named = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["files"]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # none, or damaged: its files are written over one by one
+    except (OSError, ValueError, KeyError, TypeError):  # no manifest, or a damaged one
         return []
     return [name for name in named if not Path(name).is_absolute() and ".." not in Path(name).parts]
 
@@ -161,7 +158,7 @@ def _drop_engines(engines: Path, kept: set[str]) -> None:
 
 
 def _kept_beside(place: Place, error: OSError) -> UserError:
-    """The finished bundle under another name, since it took hours; in words."""
+    """Keep the finished bundle, which took hours, under another name, and return the error that says so."""
     number = 1
     while os.path.lexists(target := place.folder.with_name(f"{place.folder.name}.new{number}")):
         number += 1
@@ -170,7 +167,8 @@ def _kept_beside(place: Place, error: OSError) -> UserError:
     with contextlib.suppress(OSError):  # then it stays where it was built, and is removed with it
         place.root.rename(target)
         return UserError(
-            f"cannot put the bundle to {place.folder} | {error.strerror or error} | it is whole in {target}: move it by hand"
+            f"cannot put the bundle to {place.folder} | {error.strerror or error} "
+            f"| it is whole in {target}: move it by hand"
         )
     return UserError(
         f"cannot put the bundle to {place.folder} | {error.strerror or error} | choose another --out"

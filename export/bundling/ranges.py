@@ -1,9 +1,10 @@
-"""The largest values that a model computes, by graph and layer, and which graphs float16 can hold.
+"""The largest values that a model computes, by graph and layer. They tell which graphs float16 can hold.
 
-Golden answers are recorded in float32 (``golden``). While a module runs there, ``Ranges.watch`` notes the largest absolute
-value of everything that a float16 graph would have to hold: the inputs and outputs of every module (the residual stream, the
-products of an MLP, norms), every product of two matrices, and the scores of attention. Sums inside an operator, such as a
-norm's squares, are left out: engines compute them in float32.
+Reference answers are recorded in float32 (``reference_run``). While a module runs, ``Ranges.watch`` notes the
+largest absolute value of everything that a float16 graph would have to hold: the inputs and outputs of every
+module (the residual stream, the products of an MLP, norms), every product of two matrices, and the scores of
+attention. Sums inside an operator, such as the squares of a norm, are left out, since engines compute them in
+float32.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from foveate.runtime.overflow import FLOAT16_MAX
 __all__ = ["MARGIN", "Peak", "Ranges"]
 
 MARGIN = 2.0
-"""One prompt is recorded; others may reach further. A graph counts as too wide for float16 from FLOAT16_MAX / MARGIN on."""
+"""A graph counts as too wide for float16 above FLOAT16_MAX / MARGIN, since other prompts may reach further
+than the recorded one."""
 
 _LAYER = re.compile(r"(?:^|\.)\w+\.(\d+)(?:\.|$)")
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.bmm, Tensor.bmm}
@@ -34,8 +36,11 @@ _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__,
 
 @dataclass(frozen=True)
 class Peak:
-    """The largest absolute value at one place of ``graph``. ``layer``: None outside the numbered layers. ``edge``: whether the
-    place keeps its dtype when the graph is widened: inputs, outputs, caches, and attention over a cache."""
+    """The largest absolute value at one place of ``graph``.
+
+    ``layer`` is None outside the numbered layers. ``edge`` is True for places that keep their dtype when the
+    graph is widened to float32: inputs, outputs, kv caches, and attention over a cache.
+    """
 
     graph: str
     layer: int | None
@@ -44,20 +49,20 @@ class Peak:
     edge: bool
 
     def __str__(self) -> str:
-        """As in ``layer 3 of llm (mlp.down_proj, output)``."""
+        """Return the place in words, such as ``layer 3 of llm (mlp.down_proj, output)``."""
         where = self.graph if self.layer is None else f"layer {self.layer} of {self.graph}"
         return f"{where} ({self.at})"
 
     @property
     def too_wide(self) -> bool:
-        """Whether float16 may not hold it. True for NaN."""
+        """True if float16 may not hold the value. True for NaN."""
         return not self.value * MARGIN <= FLOAT16_MAX
 
 
 class Ranges:
-    """What was seen so far: of every graph, layer and kind of place (``Peak.edge``) the largest value.
+    """The largest value seen so far for every graph, layer and kind of place (``Peak.edge``).
 
-    Several recordings may share one; the larger value of each place stays.
+    Several recordings may share one object. It then holds the larger value of each place.
     """
 
     def __init__(self) -> None:
@@ -67,16 +72,18 @@ class Ranges:
     def see(
         self, graph: str, at: str, value: Tensor, *, layer: int | None = None, edge: bool = False
     ) -> None:
-        """Note ``value``. Raises UserError where it holds NaN or infinity: a place that is first with it is where it arises."""
+        """Note ``value``. Raises UserError if it holds NaN or infinity, so the first such place is named."""
         if not value.is_floating_point() or not value.numel():
             return
-        largest = float(value.abs().amax())  # NaN where one is among them
+        largest = float(value.abs().amax())  # NaN if there is one
         peak = Peak(graph, layer, at, largest, edge)
         if not math.isfinite(largest):
             kind = "NaN" if math.isnan(largest) else "infinity"
             raise UserError(
-                f"the checkpoint computes {kind} in float32 in {peak} | expected finite numbers for a recorded prompt "
-                "| its weights are damaged, or are not those of this model: load it with transformers, or take another copy"
+                f"the checkpoint computes {kind} in float32 in {peak} "
+                "| expected finite numbers for a recorded prompt "
+                "| its weights are damaged, or are not those of this model: load it with transformers, "
+                "or take another copy"
             )
         if peak.too_wide:
             self._too_wide.setdefault((graph, edge), peak)
@@ -88,8 +95,11 @@ class Ranges:
     def watch(
         self, graph: str, module: nn.Module, *, layer: int | None = None, cached: bool = False
     ) -> Iterator[None]:
-        """Note everything that ``module`` computes inside the block. ``layer``: which one it is; None: its modules' paths tell.
-        ``cached``: its attention reads a cache, which keeps its dtype."""
+        """Note everything that ``module`` computes inside the block.
+
+        ``layer`` is the number of the layer; None takes it from the paths of the submodules. ``cached``: the
+        module's attention reads a kv cache, which keeps its dtype.
+        """
         path: list[str] = [""]
 
         def see(what: str, value: Any, edge: bool = False) -> None:
@@ -120,11 +130,13 @@ class Ranges:
                 handle.remove()
 
     def first_too_wide(self, graph: str, *, edge: bool) -> Peak | None:
-        """What float16 may not hold at the edge of ``graph`` or inside it, where that was seen first; None: nothing."""
+        """Return the first place at the edge of ``graph``, or inside it, that float16 may not hold; None
+        without one."""
         return self._too_wide.get((graph, edge))
 
     def to_json(self) -> dict[str, list[dict[str, Any]]]:
-        """For bundle.json: by graph, a list of ``{"layer", "at", "value", "edge"}``, layers in order."""
+        """Return the entry for bundle.json: by graph, a list of ``{"layer", "at", "value", "edge"}``, layers
+        in order."""
         told: dict[str, list[dict[str, Any]]] = {}
         for peak in sorted(self._found.values(), key=lambda p: (p.graph, p.layer is None, p.layer, p.edge)):
             entry = asdict(peak)
@@ -133,7 +145,7 @@ class Ranges:
 
 
 class _Watch(TorchFunctionMode):
-    """Tells ``see`` the products of matrices and the scores of attention."""
+    """Report matrix products and attention scores to ``see``."""
 
     def __init__(self, see: Callable[..., None], cached: bool) -> None:
         super().__init__()
@@ -154,7 +166,10 @@ class _Watch(TorchFunctionMode):
 
 
 def _largest_score(query: Tensor, key: Tensor) -> Tensor:
-    """The largest scaled score of ``query [B,H,T,D]`` with ``key [B,Hkv,S,D]``, [B,H]; one head's scores at a time."""
+    """Return the largest scaled score of ``query [B,H,T,D]`` with ``key [B,Hkv,S,D]``: ``[B,H]``.
+
+    Only one head's scores are in memory at a time.
+    """
     group, scale = query.shape[1] // key.shape[1], query.shape[-1] ** -0.5
     rows = [
         ((query[:, head] * scale) @ key[:, head // group].transpose(-2, -1)).abs().amax((-2, -1))
@@ -164,6 +179,6 @@ def _largest_score(query: Tensor, key: Tensor) -> Tensor:
 
 
 def _split(path: str) -> tuple[int | None, str]:
-    """A module's path as the number of its layer and the path inside the layer."""
+    """Split a module's path into the number of its layer and the path inside the layer."""
     found = _LAYER.search(path)
     return (int(found[1]), path[found.end() :]) if found else (None, path)

@@ -1,10 +1,10 @@
-"""golden.npz: what every graph must answer, recorded by torch in float32 with the bundle's own weights.
+"""Record the reference answers (golden.npz): torch runs every graph in float32 with the bundle's own weights.
 
-The weights are those that were written (dequantized), and what a graph rounds of the products' inputs is rounded here as well: a
-replay tests the engine and not the quantization. So dialects that round differently have recordings of their own.
-Modules are filled one at a time, the decoder layer by layer, so a 7B model needs the memory of one layer.
-Inputs are rounded to float16 first, where it holds them: every dialect is fed the same numbers.
-While the modules run, ``ranges`` notes how large the numbers become.
+The weights are the written ones, dequantized. Inputs of products are rounded in the same way as in the graph,
+so a replay tests the engine and not the quantization. Dialects that round differently therefore have separate
+recordings. Modules are filled one at a time, and the decoder layer by layer, so a 7B model needs the memory
+of one layer. Inputs are first rounded to float16, if it can hold them, so every dialect is fed the same
+numbers. ``ranges`` notes the largest values.
 """
 
 from __future__ import annotations
@@ -43,24 +43,31 @@ __all__ = ["Facts", "Question", "record", "sample_size"]
 
 FORCED_TOKENS = 32
 MOST_KEPT = 32
-"""By pruners before the language model. A choice for diversity is the worse conditioned the more it has chosen: of the 576 tokens of
-`scripts/shapes`, much alike in the recorded picture, torch and ONNX Runtime keep the same 32 with `cdpruner`, of 48 no more."""
+"""The largest budget of pre-LLM pruners in the recording.
+
+Diversity methods become ill-conditioned as the kept set grows: with `cdpruner` on `scripts/shapes`, whose 576
+tokens are much alike in the recorded image, torch and ONNX Runtime agree at 32 tokens and differ at 48."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt as token ids: what stands before the picture, after it, and the user's words alone."""
+    """One prompt as token ids: the text before the image, the text after it, and the user's words alone."""
 
     before: np.ndarray
     after: np.ndarray
     words: np.ndarray
-    clip_ids: np.ndarray | None  # [S,C], for bundles with a text encoder
+    clip_ids: np.ndarray | None  # [S,C] in bundles with a text encoder, else None
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the bundle says of its stages: how a picture's tokens lie, the budgets' points by stage, whether rows are numbered
-    anew behind a cut of the decoder, and whether the pruner sees all of a picture at once."""
+    """Facts about the bundle's stages that a recording needs.
+
+    * ``layout``: layout of the image's tokens.
+    * ``budgets``: points of the budgets by stage (``Method.budgets``).
+    * ``renumbers``: position ids are renumbered after a cut of the decoder.
+    * ``whole``: the pre-LLM pruner sees all tokens of the image at once.
+    """
 
     layout: Layout
     budgets: Mapping[str, Points]
@@ -77,8 +84,10 @@ def record(
     facts: Facts,
     ranges: Ranges | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run every graph once and return the arrays of golden.npz (names: design section 5, ``runtime.check``). The sizes of all
-    that is computed go into ``ranges``. Raises UserError where NaN or infinity is computed."""
+    """Run every graph once and return the arrays of golden.npz by name (``runtime.check`` reads them).
+
+    ``ranges`` notes the size of every computed value. Raises UserError when NaN or infinity is computed.
+    """
     ranges = Ranges() if ranges is None else ranges
     arrays: dict[str, np.ndarray] = {}
     piece = facts.layout.whole if facts.whole else facts.layout.pieces[-1]
@@ -99,10 +108,10 @@ def record(
 
 
 def sample_size(settings: dict[str, Any]) -> tuple[int, int]:
-    """Width and height of the recorded picture: where sizes vary a small one, with some padding."""
+    """Return width and height of the recorded image. If sizes vary it is a small one, with some padding."""
     if settings["kind"] == "windows":
         side = settings["patch"] * settings["merge"] * settings["window"]
-        return side * 3 // 2, side  # windows that are full and windows that are not
+        return side * 3 // 2, side  # some windows are full, others are not
     if settings["kind"] == "clip":
         return settings["size"][1], settings["size"][0]
     height, width = min(settings["pinpoints"], key=lambda point: point[0] * point[1])
@@ -110,8 +119,11 @@ def sample_size(settings: dict[str, Any]) -> tuple[int, int]:
 
 
 def _visual(values: dict[str, Tensor], view: Tensor, places: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """The rows ``[1,R,D]`` that enter the language model, and which of the picture's tokens they are: of one piece of it, whose
-    tokens are at ``places``, or of its last tile where the encoder merged them."""
+    """Return the visual rows ``[1,R,D]`` that enter the language model, and the place of each in the image.
+
+    The rows come from one piece of the image, whose tokens are at ``places``, or from the last tile if the
+    vision encoder merged them. A mixture without a place has -1.
+    """
     if "tokens" not in values:
         return values["projected"].flatten(0, 1)[view.flatten()][None], places
     count = int(values["count"][-1])
@@ -120,7 +132,7 @@ def _visual(values: dict[str, Tensor], view: Tensor, places: np.ndarray) -> tupl
 
 
 def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> Chunk:
-    """What is known of the prompt's rows: text, one picture, text. Positions have ``axes``."""
+    """Describe the rows of a prompt of text, one image and text. Position ids have ``axes`` axes."""
     before, plan = len(question.before), facts.layout
     picture = Picture(np.empty(0), kept, plan.total, layout=plan)
     positions = positions_of([*question.before, picture, *question.after], 0, axes)
@@ -148,7 +160,8 @@ def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> 
 def _language(
     graphs: list[Graph], weights: Reading, rows: Tensor, chunk: Chunk, facts: Facts, ranges: Ranges
 ) -> dict[str, np.ndarray]:
-    """The segments in order, each over the prompt as it is there and the forced tokens; pruners see the prompt alone."""
+    """Run the segments in order over the prompt, as shortened so far, and the forced tokens. Pruners see only
+    the prompt."""
     arrays: dict[str, np.ndarray] = {}
     after = chunk.positions[..., -1:] + 1 + np.arange(rows.shape[1] - len(chunk))
     positions, carried, behind = np.concatenate([chunk.positions, after], axis=-1), {}, {}
@@ -183,7 +196,8 @@ def _prune(
     arrays: dict[str, np.ndarray],
     ranges: Ranges,
 ) -> dict[str, Tensor]:
-    """A pruner between two segments: its outputs by name; inputs and outputs go into ``arrays``."""
+    """Run a pruner between two segments and return its outputs by name. Inputs and outputs are added to
+    ``arrays``."""
     name = graph.spec.name
     known = chunk.feeds(facts.budgets.get(name, ()))
     values = before | {key: torch.from_numpy(value) for key, value in known.items()}
@@ -195,7 +209,10 @@ def _prune(
 
 
 def _answer(graph: Graph, weights: Reading, inputs: list[Tensor], ranges: Ranges) -> dict[str, Tensor]:
-    """The graph's outputs by name. A copy of its module runs, since the module itself may be traced once more."""
+    """Run a copy of the graph's module and return its outputs by name.
+
+    It is a copy because the module itself may be traced again.
+    """
     name, module = graph.spec.name, _ready(copy.deepcopy(graph.module), weights, graph.weight)
     for tensor, value in zip(graph.spec.inputs, inputs, strict=True):
         ranges.see(name, f"input {tensor.name}", value, edge=True)
@@ -212,8 +229,11 @@ def _answer(graph: Graph, weights: Reading, inputs: list[Tensor], ranges: Ranges
 def _ready(
     module: nn.Module, weights: Reading, weight: str | Callable[[str], str], together: int | None = None
 ) -> nn.Module:
-    """``module`` filled (``sources.fill``), its products reading what those of the graphs read. Of their rows so many are
-    computed ``together`` and each behind them alone; None: all together."""
+    """Fill ``module`` with weights and make its products round their inputs as the graphs do.
+
+    The first ``together`` rows are rounded together and every later row by itself; None rounds all rows
+    together.
+    """
     name_of = weight.__add__ if isinstance(weight, str) else weight
     for path, part in fill(module, weights, weight).named_modules():
         if isinstance(part, Linear):
@@ -232,12 +252,13 @@ def _round(rounding: Rounding, together: int | None, module: nn.Module, inputs: 
 
 
 def _half(x: Tensor) -> Tensor:
-    """Floats rounded to float16, unless it cannot hold them; integers as they are."""
+    """Round floats to float16, unless it cannot hold them. Integers stay."""
     return x.half().float() if _holds(x) else x
 
 
 def _holds(x: Tensor) -> bool:
-    """Whether these are floats that float16 holds. Where it does not, no graph in float16 is written (``write.widen``)."""
+    """Return True for floats that float16 can hold. For others no float16 graph is written
+    (``write_graphs.widen``)."""
     return x.is_floating_point() and (not x.numel() or float(x.abs().amax()) <= FLOAT16_MAX)
 
 
@@ -278,7 +299,7 @@ def _store(value: Tensor) -> np.ndarray:
 
 
 def _pixels(tensor: TensorSpec, plan: Layout) -> Tensor:
-    """As many tiles, or patches side by side, as ``plan`` has."""
+    """Return pixel values for as many tiles, or as many patches, as ``plan`` has."""
     rest = tensor.extent("opt")[1:]
     if len(rest) == 3:
         return _picture((plan.tiles, *rest))
@@ -287,7 +308,8 @@ def _pixels(tensor: TensorSpec, plan: Layout) -> Tensor:
 
 
 def _picture(shape: tuple[int, ...]) -> Tensor:
-    """A smooth random picture with edges: coarse noise, enlarged, plus one bright square. Seeded."""
+    """Return a smooth random image with edges: enlarged coarse noise and one bright square, from a fixed
+    seed."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(shape[0], shape[1], 8, 8, generator=generator)
     picture = nn.functional.interpolate(coarse, shape[2:], mode="bilinear")
@@ -299,8 +321,11 @@ def _picture(shape: tuple[int, ...]) -> Tensor:
 def _segment(
     graph: Graph, weights: Reading, rows: Tensor, positions: np.ndarray, prompt: int, ranges: Ranges
 ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
-    """Teacher-forced over prompt and forced tokens in one pass, one decoder layer in memory at a time: the outputs that
-    have a row for each (not the logits), and what is recorded."""
+    """Run a segment over the prompt and the forced tokens in one pass, with one decoder layer in memory at a
+    time.
+
+    Returns the outputs that have one row per token (not the logits), and the recorded arrays.
+    """
     module, name, length = graph.module, graph.spec.name, rows.shape[1]
     spec = module.decoder.spec if isinstance(module, Segment) else module.spec
     position_ids, start = torch.from_numpy(positions)[..., None, :], torch.zeros(1, dtype=torch.int64)

@@ -1,10 +1,9 @@
-"""Where a bundle is built: the folder that ``--out`` means is checked and locked before any work, and
-replaced at the end.
+"""The place where a bundle is built. The folder of ``--out`` is checked and locked before any work.
 
-The bundle is written into a hidden folder on the same disk, beside its final place. A build that fails or
-is killed leaves nothing under the final name; what it left beside is removed by the next one, which is the
-sign that its lock is free (``engines.locks``). Where the final folder cannot be renamed, as a mount point,
-the hidden folder stands inside it, and so does the lock (``publish``).
+The bundle is written into a hidden folder beside its final place, on the same disk. A build that fails or is
+killed leaves nothing under the final name. The next build removes what a killed one left beside it, since a
+free lock shows that no build runs (``engines.disk.locks``). If the final folder cannot be renamed, such as a
+mount point, the hidden folder and the lock are inside it (``publish``).
 """
 
 from __future__ import annotations
@@ -29,13 +28,16 @@ __all__ = ["FULL", "Place", "in_the_way", "no_room", "reserved", "unfinished_fil
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WHAT = "foveate build"
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-_FOREIGN = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}  # what file systems have at their root
+_FOREIGN = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}  # folders at the root of file systems
 
 
 @dataclass(frozen=True)
 class Place:
-    """``folder`` is the real one, behind any link; ``root`` is what the bundle is written into; ``name``
-    is the bundle's. ``inside``: ``folder`` cannot be renamed, and ``root`` is in it."""
+    """The place of a bundle that is being built.
+
+    ``name`` is the bundle's name. ``folder`` is its final folder, with links resolved. ``root`` is the hidden
+    folder that it is written into. ``inside``: ``folder`` cannot be renamed, and ``root`` is in it.
+    """
 
     name: str
     folder: Path
@@ -44,16 +46,18 @@ class Place:
 
     @property
     def beside(self) -> Path:
-        """Files that go with the bundle have this path and a suffix: on the same disk as the bundle."""
+        """Path of files that go with the bundle, to which they add a suffix. It is on the same disk as the
+        bundle."""
         return self.folder / self.name if self.inside else self.folder
 
 
 @contextlib.contextmanager
 def reserved(out: Path) -> Iterator[Place]:
-    """The place of a bundle to be built at ``out``; nobody else builds or compiles there during the block.
+    """Reserve the place of a bundle to be built at ``out``: no other process builds or compiles there during
+    the block.
 
-    At the end of the block what is left of ``root`` is removed. Raises UserError where ``out`` is
-    something else than a bundle, cannot be written to, or is in use.
+    At the end of the block the rest of ``root`` is removed. Raises UserError when ``out`` exists and is not a
+    bundle, when it cannot be written to, and when it is in use.
     """
     name, folder = Path(os.path.abspath(out)).name, _real(out)
     try:
@@ -64,8 +68,8 @@ def reserved(out: Path) -> Iterator[Place]:
         raise UserError(f"{out} is in the way | {reason} | choose another --out")
     hidden = _hidden(folder, inside)
     with contextlib.ExitStack() as stack:
-        # behind the locks: the old bundle holds one of them, and NFS and FUSE keep files that are open in
-        # their folder
+        # these run after the locks are released: the old bundle holds a lock, and NFS and FUSE keep open
+        # files in their folder
         for root in (hidden, hidden.with_name(f"{hidden.name}.old")):
             stack.callback(shutil.rmtree, root, ignore_errors=True)
         try:
@@ -77,7 +81,8 @@ def reserved(out: Path) -> Iterator[Place]:
             if error.errno in FULL:
                 raise no_room(folder.parent, error) from error
             raise UserError(
-                f"cannot write to {folder if inside else folder.parent} | {error.strerror} | choose another --out"
+                f"cannot write to {folder if inside else folder.parent} | {error.strerror} "
+                "| choose another --out"
             ) from error
         try:
             yield Place(name, folder, hidden, inside)
@@ -88,7 +93,8 @@ def reserved(out: Path) -> Iterator[Place]:
 
 
 def no_room(folder: Path, error: OSError) -> UserError:
-    """A full disk, a quota, or a file system that takes no files of such a size, in words."""
+    """Return the UserError for a full disk, a used-up quota, or a file system that cannot hold files of that
+    size."""
     if error.errno == errno.EFBIG:
         mount = mounts.of(folder)
         kind = (
@@ -97,7 +103,8 @@ def no_room(folder: Path, error: OSError) -> UserError:
             else "its file system or `ulimit -f` ends files earlier"
         )
         return UserError(
-            f"{folder} cannot hold files of that size | {kind}; FAT ends files at 4 GiB, and `ulimit -f` may limit them "
+            f"{folder} cannot hold files of that size "
+            f"| {kind}; FAT ends files at 4 GiB, and `ulimit -f` may limit them "
             "| choose another --out, or format that disk as exFAT or ext4"
         )
     what = "the quota is used up" if error.errno == errno.EDQUOT else "the disk is full"
@@ -106,8 +113,10 @@ def no_room(folder: Path, error: OSError) -> UserError:
 
 
 def in_the_way(folder: Path, name: str) -> str | None:
-    """Why no bundle called ``name`` may be put at ``folder``: something else is there; None: nothing is,
-    or a bundle, or what a build into that folder left."""
+    """Return why no bundle called ``name`` may be put at ``folder``, or None if it may.
+
+    It may if nothing is there, or a bundle, or the files of an unfinished build.
+    """
     if not os.path.lexists(folder) or (folder / "bundle.json").is_file():
         return None
     if not folder.is_dir():
@@ -117,7 +126,7 @@ def in_the_way(folder: Path, name: str) -> str | None:
         UNFINISHED,
     }
     there = {path.name for path in folder.iterdir()} - ours
-    if _cannot_be_renamed(folder):  # what is not ours stays there
+    if _cannot_be_renamed(folder):  # files of others stay there
         beside = re.compile(rf"{re.escape(name)}\.statistics\.safetensors(\.partial)?")
         there = {each for each in there - _FOREIGN if not each.startswith(".") and not beside.fullmatch(each)}
         there -= {"engines"}
@@ -127,10 +136,10 @@ def in_the_way(folder: Path, name: str) -> str | None:
 
 
 def unfinished_files(folder: Path) -> list[str]:
-    """The files of a bundle that a build was putting into ``folder`` when it was cut off, as paths in it."""
+    """Return the files of an interrupted build in ``folder``, as paths relative to it."""
     try:
         found = json.loads((folder / UNFINISHED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there is none, or it was cut short before the first file was put there
+    except (OSError, ValueError):  # no list, or one cut short before the first file was moved
         return []
     names = found if isinstance(found, list) else []
     return [name for name in names if isinstance(name, str) and name and _stays_inside(name)]
@@ -142,22 +151,26 @@ def _stays_inside(name: str) -> bool:
 
 
 def _real(out: Path) -> Path:
-    """``out`` behind its links. Raises UserError where a link leads nowhere that a folder could be made."""
+    """Resolve the links of ``out``. Raises UserError for a link to a place where no folder can be made."""
     try:
         folder = out.resolve()
     except (OSError, RuntimeError) as error:  # a loop; RuntimeError before Python 3.13
         raise UserError(f"{out} leads nowhere | its links form a loop | choose another --out") from error
     if out.is_symlink() and not folder.parent.is_dir():
         raise UserError(
-            f"{out} is a link to {folder} | there is no folder {folder.parent}, as when a disk is not mounted "
+            f"{out} is a link to {folder} "
+            f"| there is no folder {folder.parent}, as when a disk is not mounted "
             "| mount it, or choose another --out"
         )
     return folder
 
 
 def _cannot_be_renamed(folder: Path) -> bool:
-    """Whether the bundle has to be put into ``folder`` file by file: something is mounted there, its name
-    cannot be changed, it is the current folder (whose name a shell would lose), or that was begun before."""
+    """Return True if the bundle must be moved into ``folder`` file by file.
+
+    Reasons: something is mounted there, the folder cannot be renamed, it is the current folder (whose name a
+    shell would lose), or an earlier build began to do so.
+    """
     if not folder.is_dir():
         return False
     return (
@@ -169,7 +182,8 @@ def _cannot_be_renamed(folder: Path) -> bool:
 
 
 def _lock(stack: contextlib.ExitStack, folder: Path, inside: bool) -> None:
-    """Hold what keeps other builds and compilations away until ``stack`` ends. Raises UserError, OSError."""
+    """Hold the locks against other builds and compilations until ``stack`` ends. Raises UserError or
+    OSError."""
 
     def take(lock: Path) -> None:
         refused, remedy = f"{folder} is in use", "wait for its end, or choose another --out"
@@ -181,9 +195,8 @@ def _lock(stack: contextlib.ExitStack, folder: Path, inside: bool) -> None:
         try:
             take(locks.inside(folder))
         except OSError as error:
-            if (
-                inside or error.errno not in _READ_ONLY
-            ):  # nobody can compile in a folder that cannot be written to
+            # nobody can compile in a folder that is read-only, so no lock is needed there
+            if inside or error.errno not in _READ_ONLY:
                 raise
 
 
@@ -193,12 +206,12 @@ def _hidden(folder: Path, inside: bool) -> Path:
 
 
 def _remove_leftovers(folder: Path, inside: bool) -> None:
-    """Remove what killed builds left: the lock is held, so none of them runs."""
+    """Remove the leftovers of killed builds. The lock is held, so none of them still runs."""
     parent, prefix = (folder, "") if inside else (folder.parent, f".{folder.name}")
     pattern = re.compile(rf"{re.escape(prefix)}\.building-[0-9a-f]+(\.old)?")
     for path in parent.iterdir():
         if pattern.fullmatch(path.name):
-            if path.is_symlink():  # older versions moved a link away
+            if path.is_symlink():  # left by older versions, which renamed links
                 path.unlink()
             else:
                 shutil.rmtree(path, ignore_errors=True)

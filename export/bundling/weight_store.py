@@ -1,8 +1,9 @@
-"""Weights on their way from the checkpoint into external data: one tensor at a time, quantized in passing.
+"""Write weights from the checkpoint to the bundle's external data, one tensor at a time, and quantize them
+meanwhile.
 
-``Store.write`` streams every tensor that the traced graphs ask for, once, in each part that some dialect needs; equal
-bytes are shared between dialects. ``attach`` then points a graph's initializers at them. A weight's encoding is the name
-of a scheme (``calib/schemes``), or the dtype in which it is stored as it is.
+``Store.write`` writes every tensor that the traced graphs need, once, in each part that some dialect needs.
+Dialects share equal parts. ``attach`` then points a graph's initializers to them. The encoding of a weight is
+the name of a scheme (``calib/schemes``), or a dtype if the weight is not quantized.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = [
     "require_ranges",
 ]
 
-_ALIGNMENT = 4096  # a page: engines map the file instead of reading it
+_ALIGNMENT = 4096  # one page, since engines map the file into memory
 _VALUES = ("int4", "int8", "int7", "float8_e4m3fn")
 
 
@@ -49,33 +50,36 @@ class _Place:
 
 
 def packed(weights: Weights) -> Mapping[str, Callable[[], Quantized]]:
-    """The matrices that a checkpoint holds quantized already, by name: they are read as they are. Most have none."""
+    """Return the matrices that the checkpoint itself holds quantized, by name. Most checkpoints have none."""
     return getattr(weights, "packed", {})
 
 
 class Store:
-    """External data under ``root/weights``. Reads back what it wrote, so it is itself a source of Weights.
+    """External data under ``root/weights``. It reads back what it wrote, so it is itself a source of Weights.
 
-    A store whose ``source`` is a store holds other forms of the same numbers: what it did not write is the other one's.
+    A store can be layered over another store: weights that it has not written are read from the lower one.
     """
 
     def __init__(self, root: Path, source: Weights) -> None:
         self.root, self.source = root, source
         self._places: dict[tuple[str, str], _Place] = {}
-        self._asked: set[tuple[str, str]] = set()  # a weight may lack a part
+        self._asked: set[tuple[str, str]] = set()  # parts that were written or that the weight does not have
         self._files: dict[str, BinaryIO] = {}
         (root / "weights").mkdir(exist_ok=True)
 
     def missing(self, name: str, parts: Collection[str]) -> set[str]:
-        """Those of ``parts`` that nobody has asked for yet of the weight ``name``."""
+        """Return those of ``parts`` that were not requested yet for the weight ``name``."""
         left = {part for part in parts if (name, part) not in self._asked}
         return self.source.missing(name, left) if isinstance(self.source, Store) else left
 
     def write(
         self, wanted: Mapping[tuple[str, str], set[str]], progress: Callable[[str], None] = lambda name: None
     ) -> None:
-        """Write the parts of every tensor of ``wanted`` ((name, encoding) -> parts); ``progress`` is told each name when it
-        is done."""
+        """Write the parts of every tensor in ``wanted``, which maps (name, encoding) to parts.
+
+        ``progress`` is called with each name when its parts are written. Raises UserError for NaN and
+        infinity.
+        """
         try:
             for (name, encoding), names in wanted.items():
                 found = self._encode(name, encoding)
@@ -111,7 +115,7 @@ class Store:
         file.write(data.view(np.uint8).data)
 
     def tensor(self, name: str, part: str) -> ir.ExternalTensor | None:
-        """None where the weight has no such part."""
+        """Return the external tensor of a part, or None if the weight has no such part."""
         if (name, part) not in self._places:
             return self.source.tensor(name, part) if isinstance(self.source, Store) else None
         place = self._places[name, part]
@@ -129,8 +133,12 @@ class Store:
         return any(known == name for known, _ in self._places)
 
     def get(self, name: str, parts: Collection[str] = ()) -> torch.Tensor:
-        """float32, as the graphs compute with it: dequantized, widened from what was stored, or, where that is float32, the
-        file itself, mapped. Of what ``parts`` hold; without any, of the best that there is."""
+        """Return the weight in float32 as the graphs compute with it, from ``parts`` or else from the best
+        stored form.
+
+        Quantized weights are dequantized, float16 is widened, and float32 is the mapped file itself. Raises
+        KeyError for an unknown weight.
+        """
         found = {
             part: place
             for (known, part), place in self._places.items()
@@ -162,13 +170,17 @@ class Store:
 
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
-"""What a product reads of an input [..., K] that is computed at once."""
+"""A function that rounds the input [..., K] of a product as the graph does, with all rows in one call."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the graphs of a ``form`` compute with. ``encodings``: of their weights, by name. Without a form, whatever is stored, and
-    inputs as they are. ``pruning``: what pruners inside the language model compute with where that is something else."""
+    """The effective weights of the graphs of a ``form``.
+
+    ``encodings`` are those of the weights, by name. Without a form, weights are read in the best stored form
+    and inputs are not rounded. ``pruning`` holds separate weights for the in-LLM pruners, or None to use
+    these.
+    """
 
     store: Store
     form: Form | None = None
@@ -180,12 +192,13 @@ class Reading:
         return name in self.store
 
     def get(self, name: str) -> torch.Tensor:
-        """See ``Store.get``. A module may have weights that its graph does not read."""
+        """Return a weight in float32 (``Store.get``). The graph need not use the weight."""
         read = self.form is not None and name in self.encodings
         return self.store.get(name, parts_of(self.encodings[name], self.form) if read else ())
 
     def rounding(self, name: str) -> Rounding | None:
-        """What the products with the weight ``name`` make of their input; None: nothing."""
+        """Return the rounding of the inputs of products with the weight ``name``, or None if they are not
+        rounded."""
         encoding = self.encodings.get(name)
         if encoding is None or not _rounds(encoding):
             return None
@@ -194,6 +207,7 @@ class Reading:
 
     @property
     def rounds(self) -> bool:
+        """True if some graph rounds the inputs of its products."""
         return any(map(_rounds, self.encodings.values())) or (
             self.pruning is not None and self.pruning.rounds
         )
@@ -206,35 +220,39 @@ def _rounds(encoding: str) -> bool:
 def pending(
     model: ir.Model, choose: Callable[[str, tuple[int, ...]], str | None]
 ) -> Iterator[tuple[str, str]]:
-    """The (name, encoding) pairs of the traced graph's weights: the scheme that ``choose`` names, or the graph's dtype."""
+    """Yield (name, encoding) for the weights of a traced graph. The encoding is the choice of ``choose``, or
+    the dtype."""
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
             yield name, choose(name, tuple(value.shape.numpy())) or value.dtype.numpy().name
 
 
 def parts_of(encoding: str, form: Form) -> tuple[str, ...]:
-    """What a graph of that form reads of a weight in that encoding."""
+    """Return the parts that a graph of that form reads of a weight in that encoding."""
     return schemes.load(encoding).needs(form) if encoding in schemes.names() else (encoding,)
 
 
 def require_finite(name: str, stored: np.ndarray) -> None:
-    """Raise UserError when the weight ``name``, in the form in which it is stored, holds NaN or infinity."""
+    """Raise UserError if the weight ``name`` holds NaN or infinity in its ``stored`` form."""
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         raise UserError(
             f"{name} cannot be stored in {stored.dtype} | it holds NaN, infinity, or numbers beyond "
-            f"{np.finfo(stored.dtype).max:g} | with numbers that large, build with --precision fp32 --dialects ort; else the "
-            "checkpoint is damaged"
+            f"{np.finfo(stored.dtype).max:g} "
+            "| with numbers that large, build with --precision fp32 --dialects ort; "
+            "else the checkpoint is damaged"
         )
 
 
 def require_ranges(needs: Iterable[tuple[str, str]], form: Form, statistics: Statistics | None) -> None:
-    """Raise UserError when a graph of that form wants calibrated ranges that there are not."""
+    """Raise UserError if a graph of that form needs calibrated ranges that are missing."""
     for name, encoding in needs:
         if not form.dynamic and _rounds(encoding) and _inputs(statistics, name) is None:
             seen = "calibration has not seen it" if statistics else "there was no calibration"
             raise UserError(
-                f"no range is known of what {name} reads | {encoding} rounds it with a range fixed at build time, and {seen} "
-                "| calibrate the part that it is in, leave that part in the compute dtype, or build --dialects ort"
+                f"no range is known of what {name} reads "
+                f"| {encoding} rounds it with a range fixed at build time, and {seen} "
+                "| calibrate the part that it is in, leave that part in the compute dtype, "
+                "or build --dialects ort"
             )
 
 
@@ -245,15 +263,15 @@ def attach(
     form: Form,
     statistics: Statistics | None = None,
 ) -> None:
-    """Give each pending initializer its external data; schemes put theirs in its place (see ``require_ranges``)."""
+    """Give each pending initializer its external data. Schemes replace it with their own nodes
+    (``require_ranges``)."""
     graph, shared = model.graph, {}
     for name, encoding in encodings:
         value = graph.initializers[name]
         if encoding not in schemes.names():
             value.const_value = store.tensor(name, encoding)
-            if (
-                stored_as := value.const_value.dtype
-            ) != value.dtype:  # a graph that was widened, see write.widen
+            stored_as = value.const_value.dtype
+            if stored_as != value.dtype:  # a widened graph, see write_graphs.widen
                 cast_behind(graph, value, value.dtype)
                 value.type = ir.TensorType(stored_as)
             continue

@@ -1,4 +1,4 @@
-"""From assembled graphs to the files of a bundle: ONNX per dialect, shared weights, golden.npz, tables."""
+"""Write the files of a bundle from assembled graphs: ONNX per dialect, shared weights, golden.npz, tables."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ __all__ = [
 GOLDEN_TEXT = "What is in the picture, and where?"
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done and how much there is."""
+"""Function that shows progress. Arguments: the current work in words, the finished and the total amount."""
 
 
 class _WithTables:
-    """Weights plus the tables that are computed and not learnt."""
+    """Weights, and the rotary tables, which are computed and not learnt."""
 
     def __init__(self, weights: Weights, decoder: Decoder) -> None:
         self.weights = weights
@@ -83,8 +83,11 @@ class _Lowered:
 
 @dataclass
 class Written:
-    """The graphs of a bundle. ``readings``: what they compute with, by the file in which their answers are to be recorded.
-    ``index``: bundle.json's "dialects"."""
+    """The written graphs of a bundle.
+
+    ``readings`` holds the effective weights by reference file. ``index`` is the entry ``dialects`` of
+    bundle.json.
+    """
 
     readings: dict[str, Reading]
     index: dict[str, dict[str, Any]]
@@ -101,11 +104,11 @@ def write_graphs(
     progress: Progress,
     statistics: Statistics | None = None,
 ) -> Written:
-    """Write every graph in every dialect and their weights.
+    """Write every graph in every dialect, and their weights.
 
-    Where ``precision`` has another form for prefill, the language model's graphs are written once more with it, and pruners
-    between them, which see nothing but prompts, in it alone. Its integers are made of the numbers that the first form holds,
-    so both are one model.
+    If ``precision`` has a second form for prefill, the segments of the language model are written in both
+    forms. In-LLM pruners, which see only prompts, are written in the second form alone. Its integers are made
+    from the numbers of the first form, so both are the same model.
     """
     lowered: list[_Lowered] = []
     index: dict[str, dict[str, Any]] = {}
@@ -151,7 +154,8 @@ def write_graphs(
 
 
 def _reading(lowered: list[_Lowered], first: Store, statistics: Statistics | None) -> Reading:
-    """What the graphs of a dialect compute with; what is ``lowered`` with another store than the ``first`` are pruners."""
+    """Return the effective weights of a dialect's graphs. Graphs with another store than ``first`` are in-LLM
+    pruners."""
 
     def of(items: list[_Lowered]) -> Reading:
         needs = dict(pair for item in items for pair in item.needs)
@@ -165,7 +169,8 @@ def _reading(lowered: list[_Lowered], first: Store, statistics: Statistics | Non
 def _write_weights(
     store: Store, lowered: list[_Lowered], progress: Progress, known: Container[tuple[str, str]] = ()
 ) -> Container[tuple[str, str]]:
-    """Write what is needed of ``store`` and not ``known``: (weight, encoding) pairs; those that were written."""
+    """Write the (weight, encoding) pairs that the graphs of ``store`` need and that are not ``known``; return
+    them."""
     wanted: dict[tuple[str, str], set[str]] = {}
     for item in (item for item in lowered if item.store is store):
         for name, encoding in item.needs:
@@ -183,13 +188,14 @@ def _write_weights(
 
 
 def write_embeddings(root: Path, weights: Weights, precision: Precision) -> np.ndarray:
-    """``embed_tokens.npy [V,D]``, float32 in fp32 bundles and else float16; returned as the runtime reads it."""
+    """Write ``embed_tokens.npy [V,D]``, float32 in fp32 bundles and else float16. Return it mapped, as the
+    runtime does."""
     dtype = "float32" if precision.decoder == "fp32" else "float16"
     table, path = weights.get("embed_tokens"), root / "embed_tokens.npy"
     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(table.shape)}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for rows in table.split(4096):  # a second table beside the first would be gigabytes
+        for rows in table.split(4096):  # a second whole table would take gigabytes
             stored = rows.to(getattr(torch, dtype)).contiguous().numpy()
             require_finite("embed_tokens", stored)
             file.write(stored.data)
@@ -197,7 +203,8 @@ def write_embeddings(root: Path, weights: Weights, precision: Precision) -> np.n
 
 
 def write_files(root: Path, parts: Parts, graphs: list[Graph]) -> None:
-    """Licences and tokenizers: the language model's, and CLIP's where its text tower is among the ``graphs``."""
+    """Write licences and tokenizers. CLIP's tokenizer is written only if its text encoder is among the
+    ``graphs``."""
     reads_clip = any(graph.spec.name == "text_encoder" for graph in graphs)
     for name, source in parts.files.items():
         if name == "clip_tokenizer.json" and not reads_clip:
@@ -217,8 +224,11 @@ def write_golden(
     readings: Mapping[str, Reading],
     table: np.ndarray,
 ) -> Ranges:
-    """Record what each graph must answer to a fixed question (see ``golden``), in a file for each of ``readings``; how large the
-    numbers became there."""
+    """Record the reference answers to a fixed question, in one file for each of ``readings``
+    (``reference_run``).
+
+    Returns the largest values that were computed.
+    """
     ranges = Ranges()
     one_axis = parts.spec.decoder.position_axes == 1
     renumbers = method.inside is not None and method.inside.position_mode == "compact" and one_axis
@@ -235,10 +245,13 @@ _FLOAT32 = "build with --dialects ort and --precision int4, int8 or fp32, which 
 
 
 def widen(root: Path, written: Written, ranges: Ranges, say: Callable[[str], None], asked: bool) -> None:
-    """Write no graph in float16 that float16 cannot hold: it is written once more, in float32 between inputs and outputs in
-    float16 (``lower.passes.Float16Edges``), and stands under "widened" in its dialect's entry. A dialect whose inputs, outputs
-    or caches are too large is left out. ``say`` is told either. Raises UserError when no dialect is left, and instead of
-    leaving one out where the dialects were ``asked`` for by name."""
+    """Rewrite float16 graphs whose values float16 cannot hold.
+
+    Such a graph is written again in float32, with inputs and outputs in float16
+    (``common_passes.Float16Edges``), and listed under "widened" in its dialect's entry. A dialect whose
+    inputs, outputs or kv caches are too large is left out. ``say`` is told about both. Raises UserError when
+    no dialect is left, and instead of leaving one out if the dialects were ``asked`` for by name.
+    """
     index, reasons = written.index, {}
     for dialect, entry in list(index.items()):
         if entry["dtype"] != "float16":
@@ -270,7 +283,10 @@ def _too_wide(peak: Peak) -> str:
     limit = f"float16 holds numbers up to {FLOAT16_MAX:g}"
     if peak.value > FLOAT16_MAX:
         return f"{peak} reaches {peak.value:.3g}, {limit}"
-    return f"{peak} reaches {peak.value:.3g} in the one prompt that is recorded, {limit}, of which 1/{MARGIN:g} is used"
+    return (
+        f"{peak} reaches {peak.value:.3g} in the one prompt that is recorded, {limit}, "
+        f"of which 1/{MARGIN:g} is used"
+    )
 
 
 def _leave_out(root: Path, written: Written, dialect: str) -> None:
@@ -282,7 +298,8 @@ def _leave_out(root: Path, written: Written, dialect: str) -> None:
 
 
 def _write_widened(item: _Lowered, statistics: Statistics | None) -> None:
-    """The graph in float32 with inputs and outputs in float16. Weights that are stored in float16 are cast where they are read."""
+    """Write the graph in float32 with inputs and outputs in float16. Weights stored in float16 are cast in
+    the graph."""
     model = lowering.lower(trace.trace(item.graph, "float32"), item.graph.spec, item.dialect, widened=True)
     form = replace(item.form, dtype="float32")
     parts = {need: item.store.missing(need[0], parts_of(need[1], form)) for need in item.needs}

@@ -1,1 +1,1 @@
-"""Joins the modules of a model and a method to graphs (``assemble``, ``llm``) and traces them to ONNX (``trace``)."""
+"""Graphs of a model with a method: ``assemble`` and ``llm`` build them, ``trace`` exports them to ONNX."""

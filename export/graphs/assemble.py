@@ -1,4 +1,5 @@
-"""Assemble: Parts and a Method become graphs. Each graph is a module without memory and its GraphSpec."""
+"""Build the graphs of ``Parts`` pruned by a method. A graph is a module on the meta device and its
+GraphSpec."""
 
 from __future__ import annotations
 
@@ -17,15 +18,18 @@ from foveate.export.spec import ModelSpec, Parts, VisionSpec
 __all__ = ["TEXT_TAPS", "assemble", "missing", "tap_shape"]
 
 TEXT_TAPS = ("text_embeds", "clip_text")
-"""Taps that come from the question and not from the vision encoder; the runtime feeds them."""
+"""Taps that come from the question and not from the vision encoder. The runtime feeds them."""
 
 _MAX_WORDS = 512
 _MAX_SEGMENTS = 8
 
 
 def assemble(parts: Parts, method: Method | Pair, llm_parts: int = 1) -> list[Graph]:
-    """The graphs of ``parts`` pruned by ``method``, in the order in which they run; the language model in ``llm_parts``
-    at least."""
+    """Return the graphs of ``parts`` pruned by ``method``, in the order in which they run.
+
+    The language model has at least ``llm_parts`` segments. Raises UserError (code 2) when the family lacks a
+    tap that the method reads.
+    """
     if method.encoder:
         _refuse_missing(parts.spec, method.encoder)
         return [_merging_encoder(parts, method.encoder), *language_graphs(parts, None, llm_parts)]
@@ -54,13 +58,17 @@ def _refuse_missing(spec: ModelSpec, method: Method) -> None:
 
 
 def missing(spec: ModelSpec, method: Method) -> list[str]:
-    """Names of the taps that ``method`` reads and the family does not offer, sorted. Taps of the question are always there."""
+    """Return the names of the taps that ``method`` reads and the family does not offer, sorted.
+
+    Taps of the question are always available.
+    """
     offers = {tap.split(".")[0] for tap in method.taps(spec)}
     return sorted(offers - {*spec.taps, *TEXT_TAPS})
 
 
 class VisionEncoder(nn.Module):
-    """The graph ``vision_encoder``: of what the family's module gives only ``outputs``. What nobody reads is not exported."""
+    """The graph ``vision_encoder``. It returns only ``outputs``; other outputs of the family's module are not
+    exported."""
 
     def __init__(self, vision: nn.Module, outputs: tuple[str, ...]) -> None:
         super().__init__()
@@ -96,7 +104,7 @@ def _encoder_graph(spec: ModelSpec, module: nn.Module, outputs: tuple[TensorSpec
 
 
 def _survivors(spec: ModelSpec, method: Method, rows: Dim, batch: Dim, tokens: Dim) -> tuple[TensorSpec, ...]:
-    """What a pruner gives: ``rows`` of ``tokens``, and what is known of them."""
+    """Return the outputs of a pruner: tokens, kept, count and, for methods that merge, owner."""
     found = (
         TensorSpec("tokens", FLOAT, (batch, rows, spec.decoder.hidden_size)),
         TensorSpec("kept", "int64", (batch, rows)),
@@ -107,7 +115,7 @@ def _survivors(spec: ModelSpec, method: Method, rows: Dim, batch: Dim, tokens: D
 
 
 def tap_shape(spec: ModelSpec, name: str) -> tuple[Dim, ...]:
-    """The shape of ``projected`` or of a tap, as the table of design section 3 gives it."""
+    """Return the shape of ``projected`` or of a tap."""
     vision, tiles, tokens = spec.vision, spec.vision.tiles, spec.vision.tokens
     head_dim = vision.hidden_size // vision.num_heads
     joint = vision.joint_size or 0
@@ -145,10 +153,12 @@ def _text_encoder(parts: Parts) -> Graph:
 
 
 class Pruner(nn.Module):
-    """The graph ``pruner``: ``keep``, visual tokens and taps in, the surviving tokens out.
+    """The graph ``pruner`` of a pre-LLM pruner: takes ``keep``, visual tokens and taps, and returns the kept
+    tokens.
 
-    ``grid`` None: rows and columns are those of ``view``, an input behind ``keep``. ``trained`` is the method's own network;
-    what it makes of the taps joins them. ``projector`` comes last in methods that act before it.
+    * ``grid``: rows and columns of the tokens. None: those of ``view``, an input after ``keep``.
+    * ``trained``: the method's own network. Its outputs are added to the taps.
+    * ``projector``: runs last, for methods that act on the features before it.
     """
 
     def __init__(
@@ -180,14 +190,17 @@ class Pruner(nn.Module):
         rows, kept, count, *owner = self.method.reduce(tokens, values, budget, grid)
         if self.projector is not None:
             rows = self.projector(rows)
-            if not self.method.fills:  # rows behind are 0, and a projector has biases
+            if not self.method.fills:  # rows behind count must be 0, but a projector adds biases
                 valid = torch.arange(rows.shape[1], device=rows.device) < count[:, None]
                 rows = torch.where(valid[:, :, None], rows, torch.zeros_like(rows[:, :1, :1]))
         return rows, kept, count, *owner
 
 
 def _seen(view: Tensor, tile: Tensor, name: str, value: Tensor) -> Tensor:
-    """Of what the encoder gives, ``[tiles,N,...]``, the tokens of ``view [rows,columns]``, the first of them in ``tile [1]``."""
+    """Select the tokens of ``view [rows,columns]`` from an output ``[tiles,N,...]`` of the vision encoder.
+
+    ``tile [1]`` is the tile of the first token.
+    """
     offer = name.split(".")[0]
     if offer in TEXT_TAPS:
         return value
@@ -233,7 +246,11 @@ def _pruner(parts: Parts, method: Method, taps: tuple[str, ...]) -> Graph:
 
 
 def _view(vision: VisionSpec, method: Method) -> TensorSpec:
-    """Which of the encoder's tokens the pruner sees, tile after tile: a method's ``whole`` picture is one row."""
+    """Return the input with the indices of the vision encoder's tokens that the pruner sees, counted tile
+    after tile.
+
+    For a method with ``whole`` all tokens of the image are one row.
+    """
     (rows, columns), side = vision.grid, vision.longest_side
     if method.whole:
         return TensorSpec(

@@ -1,4 +1,5 @@
-"""A graph on its way to ONNX: a module without memory, its interface, and the weights that it names."""
+"""A graph before its export to ONNX: a module on the meta device, its interface and the names of its
+weights."""
 
 from __future__ import annotations
 
@@ -14,14 +15,19 @@ __all__ = ["Graph"]
 
 @dataclass(frozen=True)
 class Graph:
-    """``names`` tells the weight of a parameter: the first start of its path that fits is replaced; where none fits
-    the weight is ``<graph>.<path>``. Graphs that name the same weight share it in the bundle."""
+    """A module with its interface.
+
+    ``names`` maps prefixes of parameter paths to prefixes of weight names. The first prefix that fits is
+    replaced; without one the weight is called ``<graph>.<path>``. Graphs that name the same weight share it
+    in the bundle.
+    """
 
     spec: GraphSpec
     module: nn.Module  # on the meta device
     names: tuple[tuple[str, str], ...] = ()
 
     def weight(self, path: str) -> str:
+        """Return the name of the weight of the parameter at ``path``."""
         for start, there in self.names:
             if path.startswith(start):
                 return there + path.removeprefix(start)
@@ -29,6 +35,6 @@ class Graph:
 
     @property
     def num_named_inputs(self) -> int:
-        """How many inputs ``forward`` names before a variadic ``*rest``."""
+        """Number of inputs that ``forward`` names before a variadic ``*rest``."""
         kinds = [p.kind for p in inspect.signature(self.module.forward).parameters.values()]
         return sum(kind is not inspect.Parameter.VAR_POSITIONAL for kind in kinds)

@@ -1,9 +1,9 @@
-"""The graphs of the language model: one decoder, or its segments with the pruners that stand between them.
+"""The graphs of the language model: one decoder, or its segments with the in-LLM pruners between them.
 
-``llm`` where it is whole; else ``llm.0``, ``pruner.0``, ``llm.1``, ... Pruners are numbered by themselves: where the decoder
-is cut only to be compiled in parts, two segments stand side by side. Segments share the decoder's weights under its names,
-and a pruner those of the layer that it scores with. A segment gives out what entered that layer as ``scored``, unless it
-is the segment's own input.
+A decoder in one piece is the graph ``llm``. A decoder in segments is ``llm.0``, ``pruner.0``, ``llm.1``, ...
+Pruners are numbered separately: when the decoder is cut only to be compiled in parts, two segments follow
+each other. Segments share the decoder's weights under its names, and a pruner shares the weights of its
+scoring layer. A segment returns the input of that layer as ``scored``, unless it is the segment's own input.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ __all__ = ["language_graphs"]
 
 
 def language_graphs(parts: Parts, method: Inside | None, llm_parts: int = 1) -> list[Graph]:
-    """In the order in which they run; ``llm_parts`` segments at least, where the cuts of ``method`` make fewer."""
+    """Return the graphs in the order in which they run, with at least ``llm_parts`` segments.
+
+    Raises UserError (code 2) for cuts out of order, and for more parts than there are layers.
+    """
     decoder: Decoder = parts.decoder
     spec, cuts = decoder.spec, _cuts(method, decoder.spec) if method else ()
     bounds = _bounds(spec.num_layers, cuts, llm_parts)
@@ -52,12 +55,15 @@ def _cuts(method: Inside, spec: DecoderSpec) -> tuple[Cut, ...]:
 
 
 def _bounds(layers: int, cuts: tuple[Cut, ...], parts: int) -> list[int]:
-    """Where segments begin, and the end of the last: at the ``cuts`` and, until there are ``parts``, evenly between them, but
-    not between a layer that scores and its cut, which may leave one less."""
+    """Return the first layer of each segment, and the end of the last one.
+
+    Segments begin at the ``cuts`` and, until there are ``parts``, evenly between them. No segment begins
+    between a scoring layer and its cut, so there may be one segment less.
+    """
     if not 1 <= parts <= layers:
         raise UserError(
-            f"the language model cannot be cut into {parts} parts | expected 1 to {layers}, the number of its layers "
-            "| give another --llm-parts",
+            f"the language model cannot be cut into {parts} parts "
+            f"| expected 1 to {layers}, the number of its layers | give another --llm-parts",
             code=2,
         )
     stretches = list(pairwise((0, *(cut.layer for cut in cuts), layers)))

@@ -1,8 +1,9 @@
-"""Torch to ONNX: trace a graph's module on the meta device and tidy what the exporter leaves.
+"""Export of a graph from torch to ONNX: trace its module on the meta device, then clean up the exporter's
+model.
 
-In: a ``Graph`` (module without memory, spec). Out: an ``onnx_ir.Model`` whose initializers have names, dtypes
-and shapes but no data yet; ``weights.attach`` gives them their place in the external data. A 32-layer, 7B
-decoder traces in seconds and half a gigabyte.
+The result is an ``onnx_ir.Model`` whose initializers have names, dtypes and shapes but no data yet.
+``weight_store.attach`` points them to the external data. A 7B decoder with 32 layers traces in seconds and
+half a gigabyte.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ from foveate.export.networks.onnx_ops import OPSET, TRANSLATIONS
 __all__ = ["trace"]
 
 _TRACE_SIZE = 6
-"""Size of a dynamic dimension while tracing, plus one per symbol: above 1 (torch specialises 0 and 1), and
-different between symbols, so that no accidental equality is recorded."""
+"""Size of the first dynamic dimension while tracing; each further symbol gets one more.
+
+Sizes are above 1, since torch specialises 0 and 1. They differ between symbols, so that torch records no
+accidental equality."""
 
 
 _TRACED: WeakKeyDictionary[torch.nn.Module, dict[object, ir.Model]] = WeakKeyDictionary()
-"""A decoder is traced once, whichever methods its Parts are built with."""
+"""Traced models by module: a decoder is traced once, even if its Parts are built with several methods."""
 
 
 def trace(graph: Graph, dtype: str) -> ir.Model:
-    """The graph in compute dtype ``dtype`` ("float32", "float16") as standard ONNX of opset 24, without weights."""
+    """Return the graph in compute dtype ``dtype`` ("float32", "float16") as ONNX of opset 24, without
+    weights."""
     spec = graph.spec.typed(dtype)
     known = _TRACED.setdefault(graph.module, {})
     if (key := (spec, graph.names)) not in known:
@@ -62,7 +66,7 @@ def _trace(graph: Graph, spec: GraphSpec, dtype: str) -> ir.Model:
 
 
 def _symbols(spec: GraphSpec) -> dict[str, tuple[Symbol, int]]:
-    """Every symbol of the inputs with the size it has while tracing."""
+    """Return every symbol of the inputs with its size while tracing."""
     found: dict[str, tuple[Symbol, int]] = {}
     for tensor in spec.inputs:
         for dim in tensor.shape:
@@ -74,14 +78,15 @@ def _symbols(spec: GraphSpec) -> dict[str, tuple[Symbol, int]]:
 
 
 def _example(tensor: TensorSpec, symbols: dict[str, tuple[Symbol, int]]) -> torch.Tensor:
-    if tensor.value is not None:  # its value shapes the graph: a real number, not a meta tensor
+    if tensor.value is not None:  # a real tensor and no meta tensor, since its value determines shapes
         return torch.tensor(min(_TRACE_SIZE, tensor.value.max), dtype=getattr(torch, tensor.dtype))
     shape = tuple(d if isinstance(d, int) else symbols[d.name][1] for d in tensor.shape)
     return torch.empty(shape, dtype=getattr(torch, tensor.dtype), device="meta")
 
 
 def _dynamic_shapes(graph: Graph, symbols: dict[str, tuple[Symbol, int]]) -> tuple[object, ...]:
-    """In the nesting of ``forward``'s signature: inputs behind a ``*name`` form one inner tuple."""
+    """Return the dynamic axes of each input. Inputs that ``forward`` takes as ``*name`` form one inner
+    tuple."""
     dims = {
         name: torch.export.Dim(name, min=max(symbol.min, 1), max=symbol.max)
         for name, (symbol, _) in symbols.items()
@@ -95,7 +100,8 @@ def _dynamic_shapes(graph: Graph, symbols: dict[str, tuple[Symbol, int]]) -> tup
 
 
 def _tidy(model: ir.Model, spec: GraphSpec, graph: Graph) -> ir.Model:
-    """Fold the shape arithmetic and drop what nobody reads. Weights stay placeholders throughout."""
+    """Fold the shape arithmetic, remove unused nodes, and name weights and graph. Weights stay without
+    data."""
     _release_weights(model)
     onnxscript.optimizer.fold_constants(model, onnx_shape_inference=False)
     passes = ir.passes.Sequential(
@@ -107,11 +113,11 @@ def _tidy(model: ir.Model, spec: GraphSpec, graph: Graph) -> ir.Model:
         common.TopologicalSortPass(),
     )
     passes(model)
-    for node in model.graph.all_nodes():  # tracing leaves stack traces of this machine's paths
+    for node in model.graph.all_nodes():  # remove stack traces, which hold paths of this machine
         node.metadata_props.clear()
         node.doc_string = None
     for name, value in list(model.graph.initializers.items()):
-        if value.const_value is None:  # a weight: named as the graph names it in Weights
+        if value.const_value is None:  # a weight gets its name in Weights
             value.name = graph.weight(name)
     for value, tensor in zip(
         (*model.graph.inputs, *model.graph.outputs), (*spec.inputs, *spec.outputs), strict=True
@@ -125,7 +131,8 @@ def _tidy(model: ir.Model, spec: GraphSpec, graph: Graph) -> ir.Model:
 
 
 def _release_weights(model: ir.Model) -> None:
-    """Meta tensors cannot be read; initializers without a value are left alone by every pass."""
+    """Remove the values of weights: meta tensors cannot be read, and passes skip initializers without a
+    value."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(getattr(tensor, "raw", None), torch.Tensor) and tensor.raw.is_meta:
@@ -134,7 +141,7 @@ def _release_weights(model: ir.Model) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns about torchvision, renamed axes and weights without data; none is the user's concern."""
+    """Silence the exporter's warnings about torchvision, renamed axes and weights without data."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

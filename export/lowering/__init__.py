@@ -1,11 +1,11 @@
-"""Dialects: what each engine is given. A dialect is a module here::
+"""Dialects, the forms of a graph for different engines. A dialect is a module of this package::
 
-DTYPES: dict[str, str]      # precision -> the graph's compute dtype; a precision that is missing is refused
-REFUSES: dict[str, str]     # missing precision -> why
-DYNAMIC: bool               # activations are quantized with ranges found at run time, else with calibrated ones
+DTYPES: dict[str, str]      # compute dtype by precision; other precisions are refused
+REFUSES: dict[str, str]     # reason by refused precision
+DYNAMIC: bool               # ranges of activations are found at run time, else they are calibrated
 ZERO_POINTS: bool           # int4 weights may have zero points
-LARGEST_SORT: int | None    # the most numbers that its engines sort; None: any
-passes(spec)                # the rewrites from the canonical graph (opset 24, native operators, explicit mask)
+LARGEST_SORT: int | None    # how many numbers its engines can sort; None: any
+passes(spec)                # rewrites of the canonical graph (opset 24, native operators, explicit mask)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def names() -> list[str]:
 
 
 def require(given: Iterable[str]) -> None:
-    """Raise UserError (code 2) for a name that is no dialect's. Imports none of them."""
+    """Raise UserError (code 2) for a name that is no dialect. Imports no dialect."""
     for name in given:
         if name not in names():
             raise unknown("dialect", name, names())
@@ -46,15 +46,18 @@ def dialect(name: str) -> ModuleType:
 
 
 def form(name: str, precision: str) -> Form:
-    """What weights of a decoder in ``precision`` are attached for in the dialect ``name``."""
-    from foveate.calib.schemes.scheme import Form  # ONNX comes with it
+    """Return the form of the weights of a decoder in ``precision`` in the dialect ``name``."""
+    from foveate.calib.schemes.scheme import Form  # this imports ONNX
 
     module = dialect(name)
     return Form(module.DTYPES[precision], module.DYNAMIC, module.ZERO_POINTS)
 
 
 def lower(model: ir.Model, spec: GraphSpec, name: str, *, widened: bool = False) -> ir.Model:
-    """A copy of ``model`` in the dialect ``name``. ``widened``: it was traced in float32, and takes and gives float16."""
+    """Return a copy of ``model`` in the dialect ``name``.
+
+    ``widened``: the model was traced in float32, but its inputs and outputs become float16.
+    """
     from onnx_ir.passes import common
 
     from foveate.export.lowering.common_passes import Float16Edges
@@ -62,8 +65,8 @@ def lower(model: ir.Model, spec: GraphSpec, name: str, *, widened: bool = False)
     model = model.clone()
     if widened:
         Float16Edges(spec)(model)
-    # ONNX wants a name once, in subgraphs as well. Constants of loops go out of them: ONNX Runtime 1.23.2 writes those of a
-    # subgraph twice into the model that it optimized, and then refuses it.
+    # ONNX requires unique names, in subgraphs as well. Constants are moved out of loops, because ONNX Runtime
+    # 1.23.2 writes those of a subgraph twice into its optimized model, and then refuses that model.
     tidy = (common.LiftSubgraphInitializersToMainGraphPass(), common.NameFixPass())
     for rewrite in (*dialect(name).passes(spec), *tidy):
         rewrite(model)

@@ -1,4 +1,4 @@
-"""The rewrites that dialects are made of; each states what it requires and ensures."""
+"""Rewrites that dialects share. Each states what it requires and ensures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ _MASK, _NONPAD = 3, 6  # positions of Attention-24's attn_mask and nonpad_kv_seq
 
 
 class CausalByLength(ir.passes.InPlacePass):
-    """Explicit causal mask -> ``is_causal`` with ``nonpad_kv_seqlen``: no work over the unused part of the cache.
+    """Replace the explicit causal mask by ``is_causal`` with ``nonpad_kv_seqlen``, which skips the unused kv
+    cache.
 
-    Requires the mask of ``Decoder.causal_mask``, the new rows as the first input, ``write_index``, and an engine that
-    honours ``nonpad_kv_seqlen`` (ONNX Runtime does; TensorRT ignores it silently). Ensures that no Attention node reads
-    a mask.
+    Requires the mask of ``Decoder.causal_mask``, the new rows as the first input, ``write_index``, and an
+    engine that honours ``nonpad_kv_seqlen`` (ONNX Runtime does; TensorRT ignores it silently). Ensures that
+    no Attention node reads a mask.
     """
 
     def requires(self, model: ir.Model) -> None:
@@ -43,11 +44,12 @@ class CausalByLength(ir.passes.InPlacePass):
 
 
 class Float16Edges(ir.passes.InPlacePass):
-    """A graph in float32 takes and gives float16: its neighbours and caches stay as they are.
+    """Give a float32 graph float16 inputs and outputs, so that its neighbours and kv caches stay as they are.
 
-    Requires a graph that was traced in float32, whose caches only ``TensorScatter`` writes and only ``Attention`` reads.
-    Ensures that the inputs and outputs that ``spec`` leaves in the compute dtype are float16. Attention over a cache computes
-    in float16 as well, so that no cache is widened at every step; everything else stays float32.
+    Requires a graph traced in float32 whose kv caches are written only by ``TensorScatter`` and read only by
+    ``Attention``. Ensures that the inputs and outputs that ``spec`` leaves in the compute dtype are float16.
+    Attention over a kv cache computes in float16 as well, so that no cache is widened at every step.
+    Everything else stays float32.
     """
 
     def __init__(self, spec: GraphSpec) -> None:
@@ -84,12 +86,12 @@ class Float16Edges(ir.passes.InPlacePass):
 
 
 def _float16() -> ir.TensorType:
-    """A new one: setting a value's dtype would change that of every clone of the model."""
+    """Return a new type object: changing the dtype of a shared one would change every clone of the model."""
     return ir.TensorType(ir.DataType.FLOAT16)
 
 
 def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
-    """A node that gives ``value`` in ``dtype``."""
+    """Return a node that casts ``value`` to ``dtype``."""
     node = ir.node("Cast", [value], {"to": dtype}, name=f"{value.name}.{dtype.name.lower()}")
     (made,) = node.outputs
     made.name, made.type, made.shape = node.name, ir.TensorType(dtype), value.shape
@@ -97,7 +99,7 @@ def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
 
 
 def cast_behind(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
-    """Everybody reads ``value`` in ``dtype``."""
+    """Cast ``value`` to ``dtype`` for all nodes that read it."""
     node, producer = _cast(value, dtype), value.producer()
     value.replace_all_uses_with(node.outputs[0])
     node.replace_input_with(0, value)
@@ -105,7 +107,7 @@ def cast_behind(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
 
 
 def _cast_before(reader: ir.Node, index: int, dtype: ir.DataType) -> None:
-    """``reader`` reads its input ``index`` in ``dtype``."""
+    """Cast input ``index`` of the node ``reader`` to ``dtype``."""
     node = _cast(reader.inputs[index], dtype)
     node.name = node.outputs[0].name = f"{reader.name}.{node.name}"
     reader.graph.insert_before(reader, node)
@@ -117,7 +119,7 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
 
 
 def _cache_length(graph: ir.Graph) -> ir.Value:
-    """``write_index + number of new rows``, computed at the head of the graph: [B] int64."""
+    """Compute ``write_index`` + the number of new rows at the head of the graph: [B] int64."""
     inputs = {value.name: value for value in graph.inputs}
     shape = ir.node("Shape", [graph.inputs[0]], {"start": 1, "end": 2}, name="cache_length.new")
     add = ir.node("Add", [inputs["write_index"], shape.outputs[0]], name="cache_length")

@@ -1,6 +1,6 @@
-"""TensorRT >= 10.15 and TensorRT-RTX: the canonical graph as it is, in float16.
+"""The dialect of TensorRT >= 10.15 and TensorRT-RTX: the canonical graph without changes, in float16.
 
-The explicit mask stays: ``nonpad_kv_seqlen`` parses and builds there, and is silently ignored.
+The explicit mask stays, because TensorRT parses and builds ``nonpad_kv_seqlen`` but silently ignores it.
 """
 
 from __future__ import annotations

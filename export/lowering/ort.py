@@ -1,4 +1,5 @@
-"""ONNX Runtime, CPU and CUDA: native operators; attention stops at the used part of the cache."""
+"""The dialect of ONNX Runtime on CPU and CUDA: native operators, attention over the used part of the kv cache
+only."""
 
 from __future__ import annotations
 

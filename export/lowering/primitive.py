@@ -1,8 +1,10 @@
-"""TensorRT before 10.15 (JetPack 6.2 has 10.3) and ONNX Runtime before 1.28: operators of opset 20, in float16.
+"""The dialect of TensorRT before 10.15 (JetPack 6.2 has 10.3) and ONNX Runtime before 1.28: opset 20, in
+float16.
 
-Attention, RMSNorm and rotary embedding are spelt out, and the cache is never written in the graph: ``present.*`` are
-the new rows, which the engine copies behind the old ones (``GraphSpec.appending``). Weights in int4 make it opset 21,
-where ONNX got that type; TensorRT 10.3 documents opsets up to 20, and int4.
+Attention, RMSNorm and rotary embedding are written with older operators. The graph never writes the kv cache:
+``present.*`` are the new rows, which the engine appends to the old ones (``GraphSpec.appending``). Graphs
+with int4 weights have opset 21, which introduced that type. TensorRT 10.3 documents opsets up to 20, and
+int4.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ OPSET, IR_VERSION = 20, 10  # IR 10: int4
 OPERATORS: dict[str, dict[str, str]] = json.loads(
     Path(__file__).with_name("tensorrt_10_3.json").read_text(encoding="utf-8")
 )["operators"]
-"""What TensorRT 10.3's parser documents: the types that an operator takes, and its restrictions."""
+"""The documentation of TensorRT 10.3's parser: the types that each operator takes, and its restrictions."""
 
 
 def passes(spec: GraphSpec) -> list[ir.passes.InPlacePass]:

@@ -1,6 +1,7 @@
-"""The rewrites of the dialect ``primitive``: operators that came after opset 20 become older ones.
+"""The rewrites of the dialect ``primitive``: operators introduced after opset 20 are replaced by older ones.
 
-Each stands for the operator's definition in ONNX, and for what TensorRT 10.3's parser documents (``tensorrt_10_3.json``).
+Each rewrite follows the operator's definition in ONNX and the documentation of TensorRT 10.3's parser
+(``tensorrt_10_3.json``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _ALL = np.iinfo(np.int64).max  # Slice's end
 
 
 class _Before:
-    """Makes nodes in front of ``node``; ``before("MatMul", a, b)`` is the new node's output."""
+    """Inserts nodes before ``node``. ``before("MatMul", a, b)`` returns the new node's output."""
 
     def __init__(self, model: ir.Model, node: ir.Node) -> None:
         self._model, self._node, self._made = model, node, 0
@@ -35,7 +36,7 @@ class _Before:
         return list(made.outputs)
 
     def constant(self, value: object, dtype: str = "int64") -> ir.Value:
-        name, known = f"{dtype} {value}", self._model.graph.initializers  # a loop sees this scope as well
+        name, known = f"{dtype} {value}", self._model.graph.initializers  # loops can read this scope, too
         if name not in known:
             tensor = ir.tensor(np.asarray(value, dtype))
             kind = ir.TensorType(tensor.dtype)
@@ -48,7 +49,7 @@ class _Before:
         return made
 
     def length(self, value: ir.Value, axis: int) -> ir.Value:
-        """The size of an axis: [1] int64."""
+        """Return the size of an axis: [1] int64."""
         return self("Shape", value, start=axis, end=axis + 1)
 
     def range(self, length: ir.Value) -> ir.Value:
@@ -56,9 +57,9 @@ class _Before:
         return self("Range", zero, self("Squeeze", length, self.constant([0])), one)
 
     def replaces(self, value: ir.Value) -> None:
-        """``value`` is what the node gave."""
+        """Replace the node and its output by ``value``."""
         (old,) = self._node.outputs
-        value.name, value.type, value.shape = old.name, old.type, old.shape  # type None: tracing named none
+        value.name, value.type, value.shape = old.name, old.type, old.shape  # tracing leaves some types None
         old.replace_all_uses_with(value, replace_graph_outputs=True)
         self._node.graph.remove(self._node, safe=True)
 
@@ -68,7 +69,7 @@ class _Before:
 
 
 class _Rewrite(ir.passes.InPlacePass):
-    """Replaces every node that ``takes`` names by what ``write`` makes of it. Ensures that none is left."""
+    """Replaces every node that ``takes`` accepts by the output of ``write``. Ensures that none is left."""
 
     kinds: tuple[str, ...]
 
@@ -94,7 +95,8 @@ class _Rewrite(ir.passes.InPlacePass):
 
 
 class Normalize(_Rewrite):
-    """RMSNormalization-23 over the last axis: ``x / sqrt(mean(x^2) + eps)`` in float32, times the weight in x's dtype."""
+    """RMSNormalization-23 over the last axis: ``x / sqrt(mean(x^2) + eps)`` in float32, then the weight in
+    x's dtype."""
 
     kinds = ("RMSNormalization",)
 
@@ -108,7 +110,7 @@ class Normalize(_Rewrite):
 
 
 class Rotate(_Rewrite):
-    """RotaryEmbedding-23 of ``x [B,H,T,D]``, half-split, with rows of the tables picked by ``position_ids``."""
+    """RotaryEmbedding-23 of ``x [B,H,T,D]``, half-split. ``position_ids`` select the rows of the tables."""
 
     kinds = ("RotaryEmbedding",)
 
@@ -125,7 +127,7 @@ class Rotate(_Rewrite):
 
 
 class Attend(_Rewrite):
-    """Attention-24 without a cache: products and a softmax in x's dtype, as the operator defines it."""
+    """Attention-24 without a kv cache: products and a softmax in x's dtype, as the operator defines it."""
 
     kinds = ("Attention",)
 
@@ -140,11 +142,13 @@ class Attend(_Rewrite):
 
 
 class AppendRows(_Rewrite):
-    """TensorScatter into a cache and Attention over it: the cache is only read, and the new rows are given out.
+    """TensorScatter into a kv cache and Attention over it: the cache is only read, and the new rows are
+    outputs.
 
-    The query meets the rows of the cache and the new rows apart; their scores are joined for the softmax. Of the cache
-    count the rows before ``write_index``, of the new rows those up to the query's own. Requires the mask of
-    ``Decoder.causal_mask``. Ensures that ``present.<i>.key|value`` hold the new rows ``[B,Hkv,T,Dh]`` alone.
+    Scores with the cache's rows and with the new rows are computed separately and joined for the softmax. A
+    query attends to the cache's rows before ``write_index`` and to the new rows up to its own. Requires the
+    mask of ``Decoder.causal_mask``. Ensures that ``present.<i>.key|value`` hold only the new rows
+    ``[B,Hkv,T,Dh]``.
     """
 
     kinds = ("Attention",)
@@ -179,7 +183,7 @@ class AppendRows(_Rewrite):
 
     @staticmethod
     def _seen(before: _Before, cache: ir.Value, rows: ir.Value, write_index: ir.Value) -> ir.Value:
-        """[T,S+T] bool; alike in every layer, of which one is left."""
+        """Return the mask [T,S+T] bool. It is the same in every layer; a later pass keeps one copy."""
         written = before("Less", before.range(cache), write_index)
         past = before("Expand", written, before("Concat", rows, cache, axis=0))
         index = before.range(rows)
@@ -193,7 +197,10 @@ def _scatter(value: ir.Value | None) -> ir.Node | None:
 
 
 def _scaled(before: _Before, attention: ir.Node) -> ir.Value:
-    """The query times the scale. In float32: rounded to float16, a scale that is no power of two would bend every score."""
+    """Return the query times the scale, computed in float32.
+
+    A scale that is no power of two, rounded to float16, would distort every score.
+    """
     query = attention.inputs[0]
     given = attention.attributes.get("scale")
     scale = given.as_float() if given is not None else query.shape[3] ** -0.5
@@ -202,24 +209,25 @@ def _scaled(before: _Before, attention: ir.Node) -> ir.Value:
 
 
 def _scores(before: _Before, scaled: ir.Value, query: ir.Value, keys: ir.Value) -> ir.Value:
-    """[B,H,T,S]. Query heads that share keys stand as rows of one product, so that keys are never repeated."""
+    """Return the scores [B,H,T,S]. Query heads that share keys are rows of one product, so keys are never
+    repeated."""
     columns = before("Transpose", keys, perm=(0, 1, 3, 2))
     product = before("MatMul", _grouped(before, scaled, query, keys), columns)
     return _heads(before, product, query, keys)
 
 
 def _grouped(before: _Before, x: ir.Value, query: ir.Value, keys: ir.Value) -> ir.Value:
-    """``x [B,H,T,W]``, with the heads of ``query``, as [B,Hkv,H/Hkv*T,W]."""
+    """Reshape ``x [B,H,T,W]``, with the heads of ``query``, to [B,Hkv,H/Hkv*T,W]."""
     return _rows_of(before, x, keys.shape[1]) if query.shape[1] != keys.shape[1] else x
 
 
 def _heads(before: _Before, x: ir.Value, query: ir.Value, keys: ir.Value) -> ir.Value:
-    """``_grouped`` undone."""
+    """Undo ``_grouped``."""
     return _rows_of(before, x, query.shape[1]) if query.shape[1] != keys.shape[1] else x
 
 
 def _rows_of(before: _Before, x: ir.Value, heads: int) -> ir.Value:
-    return before("Reshape", x, before.constant([0, heads, -1, 0]))  # 0: as it is
+    return before("Reshape", x, before.constant([0, heads, -1, 0]))  # 0: the axis stays
 
 
 def _masked(before: _Before, scores: ir.Value, seen: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -229,17 +237,17 @@ def _masked(before: _Before, scores: ir.Value, seen: ir.Value, dtype: ir.DataTyp
 def _mixed(
     before: _Before, parts: list[tuple[ir.Value, ir.Value]], query: ir.Value, values: ir.Value
 ) -> ir.Value:
-    """The sum of weights times values, [B,H,T,Dh]."""
+    """Return the sum of weights times values: [B,H,T,Dh]."""
     products = [before("MatMul", _grouped(before, weights, query, values), rows) for weights, rows in parts]
     total = products[0] if len(products) == 1 else before("Add", *products)
     return _heads(before, total, query, values)
 
 
 class DocumentedTypes(_Rewrite):
-    """Clip and CumSum of integers and Equal of booleans, which TensorRT 10.3 documents for other types alone.
+    """Clip and CumSum of integers and Equal of booleans, which TensorRT 10.3 documents only for other types.
 
-    Clip becomes Max and Min, Equal a Not of Xor. CumSum counts in float32: exact below 2^24, and no graph counts more
-    than its rows.
+    Clip becomes Max and Min. Equal becomes Not of Xor. CumSum counts in float32, which is exact below 2^24;
+    no graph counts more than its rows.
     """
 
     kinds = ("Clip", "CumSum", "Equal")
@@ -265,7 +273,7 @@ class DocumentedTypes(_Rewrite):
 
 
 def _is_truth(value: ir.Value) -> bool:
-    """Whether it is boolean. Tracing names no type of what it compares in between."""
+    """Return True if ``value`` is boolean. Tracing leaves out the types of intermediate comparisons."""
     producer = value.producer()
     return value.dtype == ir.DataType.BOOL or (producer is not None and producer.op_type in _TRUTHS)
 
@@ -276,7 +284,8 @@ _TRUTHS = frozenset(
 
 
 class Older(ir.passes.InPlacePass):
-    """Says opset ``version`` instead of 24. Raises UserError for a node that is not among the ``operators``."""
+    """Declare opset ``version`` instead of 24. Raises UserError for a node that is not among the
+    ``operators``."""
 
     def __init__(self, version: int, ir_version: int, operators: Container[str]) -> None:
         self._version, self._ir_version, self._operators = version, ir_version, operators
@@ -285,8 +294,9 @@ class Older(ir.passes.InPlacePass):
         for node in model.graph.all_nodes():
             if node.op_type not in self._operators:
                 raise UserError(
-                    f"{model.graph.name} has no form in the dialect primitive | {node.op_type} {node.name} is not among "
-                    "the operators of TensorRT 10.3 | build --dialects ort,native, or take another method"
+                    f"{model.graph.name} has no form in the dialect primitive "
+                    f"| {node.op_type} {node.name} is not among the operators of TensorRT 10.3 "
+                    "| build --dialects ort,native, or take another method"
                 )
         model.opset_imports[""], model.ir_version = self._version, self._ir_version
         return ir.passes.PassResult(model, modified=True)

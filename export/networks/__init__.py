@@ -1,1 +1,2 @@
-"""Torch modules that are traced to graphs: vision encoders, text encoder, decoder, and the ONNX operators that torch lacks."""
+"""Torch modules that are traced to graphs: vision encoders, text encoder, decoder, and ONNX operators for
+torch."""

@@ -1,8 +1,8 @@
-"""CLIP: the vision tower with taps, joined to a projector, and the text tower of the joint space.
+"""CLIP: the vision encoder with taps and a projector, and the text encoder of the joint image-text space.
 
-Layers follow the CLIP of Hugging Face transformers; weight matrices are stored ``[in, out]`` (``decoder.Linear``).
-Fused attention runs in every layer. A tap recomputes only what it shows, from the queries and keys of its layer,
-with a softmax in float32.
+Layers follow CLIP in Hugging Face transformers. Weight matrices are stored ``[in, out]``
+(``decoder.Linear``). Every layer uses fused attention. A tap computes its value again from the queries and
+keys of its layer, with a softmax in float32.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
-"""By the names of Hugging Face's configs."""
+"""Activation functions by their names in Hugging Face's configs."""
 
 TAPS = (
     "features",
@@ -40,7 +40,8 @@ TAPS = (
     "hidden",
     "clip_image",
 )
-"""What a CLIP tower offers; all but ``features``, ``cls_feature`` and ``clip_image`` carry a layer's number."""
+"""Taps of CLIP's vision encoder. All but ``features``, ``cls_feature`` and ``clip_image`` have a layer
+number."""
 
 
 class Attention(nn.Module):
@@ -53,7 +54,8 @@ class Attention(nn.Module):
         self.out_proj = Linear(width, width, bias=True)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B,T,W] -> mixed [B,T,W], queries and keys [B,H,T,W/H] (biased, unscaled)."""
+        """Map x [B,T,W] to the mixed rows [B,T,W]; also return queries and keys [B,H,T,W/H] (with bias,
+        unscaled)."""
         batch, length, width = x.shape
 
         def split(y: Tensor) -> Tensor:
@@ -86,8 +88,11 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, merge: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``mask`` as in ``scaled_dot_product_attention``. ``merge`` is given the rows behind the attention and their keys,
-        and gives fewer rows."""
+        """Return the rows, queries and keys of the layer.
+
+        ``mask`` as in ``scaled_dot_product_attention``. ``merge`` gets the rows after the attention and their
+        keys, and returns fewer rows.
+        """
         mixed, query, key = self.self_attn(self.layer_norm1(x), mask)
         x = x + mixed
         if merge is not None:
@@ -104,14 +109,14 @@ class PatchEmbeddings(nn.Module):
         self.position_embedding = nn.Parameter(torch.empty(spec.num_tokens + 1, width), requires_grad=False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """[B,3,H,W] -> [B,N+1,Dv], the class token first."""
+        """Map pixels [B,3,H,W] to rows [B,N+1,Dv], the class token first."""
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(patches.shape[0], 1, -1)
         return torch.cat([first, patches], dim=1) + self.position_embedding
 
 
 class Tower(nn.Module):
-    """The layers that run: ``spec.depth`` of them, whatever the checkpoint has."""
+    """The first ``spec.depth`` layers of the checkpoint, which are those that run."""
 
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
@@ -125,7 +130,7 @@ class Tower(nn.Module):
 
 
 class Projector(nn.Module):
-    """Two linear layers from the tower's width to the decoder's."""
+    """Two linear layers from the vision encoder's width to the decoder's."""
 
     def __init__(self, inputs: int, outputs: int, activation: str, bias: bool = True) -> None:
         super().__init__()
@@ -138,7 +143,7 @@ class Projector(nn.Module):
 
 
 class JointHead(nn.Module):
-    """From the tower's features to the joint image-text space."""
+    """The map from the vision encoder's features to the joint image-text space."""
 
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
@@ -151,10 +156,10 @@ class JointHead(nn.Module):
 
 
 class Vision(nn.Module):
-    """The graph ``vision_encoder``: tower and projector, with the taps that were asked for and no others.
+    """The graph ``vision_encoder``: layers, projector and the requested ``taps``.
 
-    Raises UserError (code 2) for a tap that a CLIP tower does not offer or a layer that does not run. With ``merging``
-    there are no taps, and the outputs are those of a pruner.
+    Raises UserError (code 2) for a tap that CLIP does not offer, or a layer that does not run. With
+    ``merging`` there are no taps, and the outputs are those of a pruner.
     """
 
     def __init__(
@@ -174,7 +179,7 @@ class Vision(nn.Module):
         self.joint = JointHead(spec) if "clip_image" in taps else None
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """pixel_values [B,3,H,W] -> ``projected [B,N,D]`` and then the taps in the order asked."""
+        """Map pixel_values [B,3,H,W] to ``projected [B,N,D]`` and the taps, in the order of ``self.taps``."""
         hidden = self.tower.pre_layernorm(self.tower.embeddings(pixel_values))
         if self.merging is not None:
             return self._merged(hidden)
@@ -215,7 +220,7 @@ def _check(tap: str, spec: VisionSpec) -> None:
 
 
 def _attention_tap(offer: str, query: Tensor, key: Tensor) -> Tensor:
-    """query, key [B,H,N+1,dk], the class token first -> the tap without the class token."""
+    """Compute a tap, without the class token, from query and key [B,H,N+1,dk], class token first."""
     if offer == "keys":
         return key[:, :, 1:].mean(1)
     rows = query if offer == "received_attention" else query[:, :, :1]
@@ -232,7 +237,7 @@ def _attention_tap(offer: str, query: Tensor, key: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """CLIP's text tower in numbers. ``eos_id`` 2 is the mark of old configs: there the highest id ends a text."""
+    """Sizes of CLIP's text encoder. ``eos_id`` 2 marks an old config, in which the highest id ends a text."""
 
     hidden_size: int
     intermediate_size: int
@@ -260,7 +265,7 @@ class TextEmbeddings(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """The graph ``text_encoder``: every text becomes one point of the joint space."""
+    """The graph ``text_encoder``, which maps every text to one point of the joint space."""
 
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
@@ -284,7 +289,7 @@ class TextEncoder(nn.Module):
         return self.spec.context_length
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """input_ids [S,C] int64, each row with an end token -> clip_text [1,S,J], not normalised."""
+        """Map input_ids [S,C] int64, each row with an end token, to clip_text [1,S,J], not normalised."""
         order = torch.arange(self.context_length, device=input_ids.device)
         mask = order[None, :] <= order[:, None]  # [C,C]
         hidden = self.embeddings(input_ids)
@@ -295,7 +300,7 @@ class TextEncoder(nn.Module):
         return self.text_projection(self.final_layer_norm(pooled))[None]
 
     def _end(self, input_ids: Tensor, order: Tensor) -> Tensor:
-        """[S]: place of the first end token. A minimum over places: no engine has to break the ties of an ArgMax."""
+        """Return the place of the first end token: [S]. A minimum over places avoids an ArgMax with ties."""
         last = input_ids.amax(1, keepdim=True) if self.spec.eos_id == 2 else self.spec.eos_id
         return torch.where(input_ids == last, order, self.context_length).amin(1)
 

@@ -1,7 +1,7 @@
-"""The language model: a LLaMA-style decoder that reads embeddings and writes its cache in place.
+"""The language model: a LLaMA-style decoder that reads embeddings and writes its kv cache in place.
 
-Module paths follow Hugging Face's (``layers.3.self_attn.q_proj.weight``); weight matrices are stored
-``[in, out]``, as ONNX's MatMul reads them, so the exported graph holds no Transpose.
+Module paths follow Hugging Face's (``layers.3.self_attn.q_proj.weight``). Weight matrices are stored ``[in,
+out]``, as ONNX's MatMul reads them, so the exported graph needs no Transpose.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class RMSNorm(nn.Module):
 
 
 def rope_tables(spec: DecoderSpec) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position, ``[max_positions, head_dim / 2]`` float32 (Su et al. 2021, Eq. 34)."""
+    """Return cos and sin of every position, ``[max_positions, head_dim / 2]`` float32 (Su et al. 2021, Eq.
+    34)."""
     exponents = torch.arange(0, spec.head_dim, 2, dtype=torch.float32, device="cpu") / spec.head_dim
     positions = torch.arange(spec.max_positions, dtype=torch.float32, device="cpu")
     angles = positions[:, None] / spec.rope_theta**exponents
@@ -53,10 +54,11 @@ def rope_tables(spec: DecoderSpec) -> tuple[Tensor, Tensor]:
 def rope_of(
     spec: DecoderSpec, cos: Tensor, sin: Tensor, position_ids: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``rotary_embedding`` takes besides the rows: the tables and ``position_ids [B,T]``.
+    """Return the arguments of ``rotary_embedding`` besides the rows: the tables and ``position_ids [B,T]``.
 
-    With M-RoPE (Qwen2-VL, arXiv 2409.12191, section 2.1) ``position_ids [3,1,T]`` are time, height and width, and each
-    section of frequencies turns with one of them: a row of the tables is made for each of the T.
+    With M-RoPE (Qwen2-VL, arXiv 2409.12191, section 2.1) ``position_ids [3,1,T]`` are time, height and width,
+    and each section of frequencies uses one of them. The returned tables then have one row for each of the T
+    positions.
     """
     if spec.rope_sections is None:
         return cos, sin, position_ids
@@ -139,7 +141,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """``forward`` is the graph ``llm`` of design section 3; one graph serves prefill and decode."""
+    """The decoder. ``forward`` is the graph ``llm``, which serves both prefill and decode."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
@@ -154,8 +156,11 @@ class Decoder(nn.Module):
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, write_index: Tensor, last: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
-        """inputs_embeds [B,T,D], position_ids [B,T] (M-RoPE: [3,B,T]), write_index [B], last [B], past key, value of each layer
-        [B,Hkv,S,Dh] -> logits [B,1,V] of row ``last``, then the caches with the new rows in place."""
+        """Return logits [B,1,V] of row ``last``, then the kv caches with the new rows written in place.
+
+        inputs_embeds [B,T,D]; position_ids [B,T] (M-RoPE: [3,B,T]); write_index [B]; last [B]; past: key and
+        value of each layer, [B,Hkv,S,Dh].
+        """
         hidden, _, present = self.run(self.layers, inputs_embeds, position_ids, write_index, past)
         return self.logits(hidden, last), *present
 
@@ -167,7 +172,7 @@ class Decoder(nn.Module):
         write_index: Tensor,
         past: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """``hidden`` after ``layers``, what entered each of them, and their caches."""
+        """Return ``hidden`` after ``layers``, the input of each layer, and the kv caches."""
         rope = rope_of(self.spec, self.rope_cos, self.rope_sin, position_ids)
         mask = self.causal_mask(hidden.shape[1], past[0].shape[2], write_index)
         entering, present = [], []
@@ -180,7 +185,8 @@ class Decoder(nn.Module):
 
     @staticmethod
     def causal_mask(length: int, cache: int, write_index: Tensor) -> Tensor:
-        """[B,1,T,S] bool: a query sees the keys at its own cache row and before; rows beyond are unwritten."""
+        """Return the mask [B,1,T,S] bool: a query sees the keys up to its own cache row; later rows are
+        unwritten."""
         keys = torch.arange(cache, device=write_index.device)
         queries = write_index[:, None] + torch.arange(length, device=write_index.device)  # [B,T]
         return (keys <= queries[..., None])[:, None]
@@ -192,9 +198,9 @@ class Decoder(nn.Module):
 class Segment(nn.Module):
     """The graph ``llm.<i>``: layers ``first`` to ``end`` (exclusive) of a decoder that is cut.
 
-    hidden [B,T,D], position_ids [B,T], write_index [B], and in the last segment last [B]; past as in ``Decoder`` ->
-    hidden [B,T,D] behind them, in the last segment logits [B,1,V]; what entered layer ``scored`` [B,T,D], where a pruner
-    asks for it; the caches.
+    Inputs: hidden [B,T,D], position_ids [B,T], write_index [B], in the last segment last [B], and past as in
+    ``Decoder``. Outputs: hidden [B,T,D] after the layers, or logits [B,1,V] in the last segment; the input of
+    layer ``scored`` [B,T,D] if a pruner reads it; the kv caches.
     """
 
     def __init__(self, decoder: Decoder, first: int, end: int, scored: int | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Operators that ONNX has and torch lacks: eager mathematics for torch, one standard ONNX node each for export.
+"""Operators that ONNX has and torch lacks: torch functions that export to one standard ONNX node each.
 
-``TRANSLATIONS`` goes to ``torch.onnx.export(custom_translation_table=...)``. The eager form is the reference
-that ONNX Runtime's result is compared with, so it is written from the definition, not from the other form.
+``TRANSLATIONS`` goes to ``torch.onnx.export(custom_translation_table=...)``. The torch functions are written
+from the operators' definitions, since they are the reference for ONNX Runtime's results.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @torch.library.custom_op("foveate::rotary_embedding", mutates_args=())
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor) -> Tensor:
-    """Rotate ``x [B,H,T,D]``, half-split as in LLaMA, by rows of ``cos``, ``sin [P,D/2]`` (RotaryEmbedding-23)."""
+    """Rotate ``x [B,H,T,D]``, half-split as in LLaMA, by rows of ``cos``, ``sin [P,D/2]``
+    (RotaryEmbedding-23)."""
     c, s = cos[position_ids][:, None], sin[position_ids][:, None]  # [B,1,T,D/2]
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * c - second * s, second * c + first * s], dim=-1)
@@ -43,7 +44,7 @@ def _(x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor) -> Tensor:
 
 @torch.library.custom_op("foveate::put", mutates_args=())
 def put(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """``x [B,K,N]`` with ``rows [R,N]`` written at ``index [R,2]`` int64, distinct (ScatterND-18)."""
+    """Write ``rows [R,N]`` into ``x [B,K,N]`` at the distinct ``index [R,2]`` int64 (ScatterND-18)."""
     return x.index_put(tuple(index.unbind(1)), rows)
 
 
@@ -54,7 +55,8 @@ def _(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 
 @torch.library.custom_op("foveate::tensor_scatter", mutates_args=())
 def tensor_scatter(past: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
-    """``past [B,H,S,D]`` with ``update [B,H,T,D]`` written from row ``write_index [B]`` on (TensorScatter-24)."""
+    """Write ``update [B,H,T,D]`` into ``past [B,H,S,D]`` from row ``write_index [B]`` on
+    (TensorScatter-24)."""
     present = past.clone()
     for row, start in enumerate(write_index.tolist()):
         present[row, :, start : start + update.shape[2]] = update[row]

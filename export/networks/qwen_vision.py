@@ -1,11 +1,12 @@
-"""The vision encoder of Qwen2.5-VL: one graph for pictures of every size.
+"""The vision encoder of Qwen2.5-VL: one graph for images of every size.
 
-Four patches that become one token stay together throughout, and tokens come in the order of the windows that they are
-in, so that most of the work is on plain rows. What differs from picture to picture is index tensors made on the host
-(``runtime.layout``): a token's row and column for the rotary embedding, and the windows of 4 x 4 tokens, in which all layers
-but a few attend. Windows are a batch, those at the picture's edges padded; no mask has a number per pair of patches.
+The four patches of a token stay together throughout, and tokens are ordered by window, so most of the work is
+on plain rows. The host makes index tensors for each image (``runtime.images.token_layout``): the row and
+column of each token for the rotary embedding, and the windows of 4 x 4 tokens. All layers but a few attend
+within windows. Windows form a batch, and windows at the image's edges are padded. No mask has a number per
+pair of patches of the whole image.
 
-Layers follow Hugging Face transformers. Fused attention runs in every layer; a tap recomputes what it shows.
+Layers follow Hugging Face transformers. Every layer uses fused attention. A tap computes its value again.
 """
 
 from __future__ import annotations
@@ -27,20 +28,25 @@ from foveate.export.pruning import selection
 __all__ = ["TAPS", "Merger", "Vision", "WindowSpec"]
 
 TAPS = ("features", "received_attention", "hidden")
-"""``features`` are four patches each, side by side behind the last norm; the others carry a layer's number and are means of
-the four. ``received_attention`` is that of layers that attend to the whole picture."""
+"""Taps of the vision encoder.
+
+``features`` are the four patches of a token side by side, after the last norm. The others have a layer number
+and are means of the four patches. ``received_attention`` exists in layers that attend to the whole image."""
 
 _GROUP = 4  # patches of a token: 2 x 2
 _EPS = 1e-6
-_QUERIES = (
-    32  # tokens whose attention is looked at together; a block of scores is 4 * 32 by the patches, per head
-)
+# tokens whose attention is computed together; a block of scores is 4 * 32 by the number of patches, per head
+_QUERIES = 32
 
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """The encoder in numbers (``parts.VisionSpec`` says which other encoders have). ``window``: its side in tokens; ``full``: the
-    layers that attend to the whole picture; ``frames`` of a patch, which is ``patch_size`` pixels wide."""
+    """Sizes of the vision encoder, in the place of ``export.spec.VisionSpec``.
+
+    * ``full``: the layers that attend to the whole image.
+    * ``window``: side of a window in tokens.
+    * ``patch_size``: side of a patch in pixels. ``frames``: number of video frames in a patch.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -81,12 +87,13 @@ class WindowSpec:
 
     @property
     def patch_values(self) -> int:
-        """Numbers of a patch."""
+        """Number of values in a patch."""
         return 3 * self.frames * self.patch_size**2
 
     @property
     def max_windows(self) -> int:
-        """A strip of one token's height has the most, one in ``window`` tokens."""
+        """Largest number of windows. A strip of one token's height has it, one window per ``window``
+        tokens."""
         return -(-self.max_tokens // self.window)
 
     @property
@@ -112,7 +119,7 @@ class WindowSpec:
 
     @property
     def longest_side(self) -> int:
-        """Of a strip; sides that long do not meet."""
+        """Upper bound of either grid side, reached by a 1 x N strip. Both sides never reach it together."""
         return self.max_tokens
 
     @property
@@ -125,22 +132,26 @@ class WindowSpec:
 
 
 class Windows:
-    """Where tokens lie: ``slots [W,S]`` the token in each slot of each window, -1 for none; ``back [T]`` the slot of each token."""
+    """The windows of an image's tokens.
+
+    ``slots [W,S]`` is the token in each slot of each window, -1 for none. ``back [T]`` is the slot of each
+    token.
+    """
 
     def __init__(self, slots: Tensor, back: Tensor) -> None:
         self.shape = slots.shape
         self.slots, self.back = slots.clamp(min=0).reshape(-1), back
         patches = (slots >= 0)[:, :, None].expand(-1, -1, _GROUP).reshape(slots.shape[0], -1)  # [W,4S]
-        # engines want a number for every pair of a window
+        # expanded, since engines want a number for every pair of patches in a window
         self.mask = patches[:, None, None, :].expand(-1, 1, patches.shape[1], -1)
 
     def apart(self, rows: Tensor) -> Tensor:
-        """``[T,4,C]`` -> ``[W,4S,C]``, padding included."""
+        """Arrange rows by windows, with padding: ``[T,4,C]`` -> ``[W,4S,C]``."""
         found = rows.index_select(0, self.slots)
         return found.reshape(self.shape[0], self.shape[1] * _GROUP, rows.shape[2])
 
     def together(self, rows: Tensor) -> Tensor:
-        """``[W,4S,C]`` -> ``[T,4,C]``."""
+        """Undo ``apart``: ``[W,4S,C]`` -> ``[T,4,C]``."""
         width = rows.shape[2]
         return rows.reshape(self.shape[0] * self.shape[1], _GROUP, width).index_select(0, self.back)
 
@@ -153,7 +164,7 @@ class Attention(nn.Module):
         self.proj = Linear(width, width, bias=True)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], windows: Windows | None) -> Tensor:
-        """x ``[T,4,W]`` -> the same; None: every patch sees every other."""
+        """Map x ``[T,4,W]`` to the same shape. With ``windows`` None every patch attends to every patch."""
         query, key, value = self.heads_of(x, rope)
         if windows is None:
             mixed = F.scaled_dot_product_attention(
@@ -165,7 +176,7 @@ class Attention(nn.Module):
         return self.proj(windows.together(self._joined(mixed)))
 
     def heads_of(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values: ``[T,4,W]`` each."""
+        """Return rotated queries, rotated keys, and values: ``[T,4,W]`` each."""
         query, key, value = self.qkv(x).chunk(3, dim=-1)
         cos, sin = rope
         index = torch.arange(cos.shape[0], device=x.device)[None]
@@ -177,16 +188,19 @@ class Attention(nn.Module):
         return turned(query), turned(key), value
 
     def _split(self, y: Tensor) -> Tensor:
-        """``[B,n,W]`` -> ``[B,H,n,dk]``."""
+        """Split rows into heads: ``[B,n,W]`` -> ``[B,H,n,dk]``."""
         return y.reshape(y.shape[0], y.shape[1], self.heads, y.shape[2] // self.heads).transpose(1, 2)
 
     def _joined(self, y: Tensor) -> Tensor:
-        """``[B,H,n,dk]`` -> ``[B,n,W]``."""
+        """Join heads: ``[B,H,n,dk]`` -> ``[B,n,W]``."""
         return y.transpose(1, 2).reshape(y.shape[0], y.shape[2], y.shape[1] * y.shape[3])
 
     def received(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """The attention that each token receives where every patch sees every other: mean over heads, over the patches that
-        look and over the token's four. ``[T]``; a block of queries at a time."""
+        """Return the attention that each token receives when every patch attends to every patch: ``[T]``.
+
+        It is the mean over heads, over attending patches and over the token's four patches. A loop takes a
+        block of queries at a time.
+        """
         query, key, _ = self.heads_of(x, rope)
         size = query.shape[0]
         keys = self._split(key.reshape(1, -1, x.shape[2])).transpose(-1, -2)  # [1,H,dk,4T]
@@ -211,7 +225,7 @@ class Attention(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A convolution whose windows do not overlap, on patches that are apart already."""
+    """A convolution without overlap, applied to patches that are cut out already."""
 
     def __init__(self, spec: WindowSpec) -> None:
         super().__init__()
@@ -247,7 +261,7 @@ class Block(nn.Module):
 
 
 class Merger(nn.Module):
-    """The projector: two layers on four patches side by side."""
+    """The projector: two layers on the four patches of a token side by side."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -259,8 +273,12 @@ class Merger(nn.Module):
 
 
 class Vision(nn.Module):
-    """The graph ``vision_encoder``: ``WindowSpec.inputs`` to ``projected [1,T,D]`` and the taps that were asked for, in the
-    order of the windows. Raises UserError (code 2) for a tap that it does not offer or a layer that does not run."""
+    """The graph ``vision_encoder``: maps ``WindowSpec.inputs`` to ``projected [1,T,D]`` and the requested
+    ``taps``.
+
+    Tokens are in the order of the windows. Raises UserError (code 2) for a tap that is not offered, or a
+    layer that does not run.
+    """
 
     def __init__(self, spec: WindowSpec, projector: Merger, taps: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -287,7 +305,10 @@ class Vision(nn.Module):
         return {name: found[name] for name in ("projected", *self.taps)}
 
     def _rope(self, place: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin for every patch, ``[4T,dk/2]``: half of the frequencies turn with its row, half with its column."""
+        """Return cos and sin for every patch, ``[4T,dk/2]``.
+
+        Half of the frequencies use the patch's row, half its column.
+        """
         quarter = self.spec.hidden_size // self.spec.num_heads // 4
         steps = torch.arange(quarter, device=place.device).float() / quarter
         order = torch.arange(_GROUP, device=place.device)
@@ -305,8 +326,8 @@ def _check(tap: str, spec: WindowSpec) -> None:
     fits = not dot if offer == "features" else number.isdecimal() and int(number) < spec.depth
     if fits and offer == "received_attention" and int(number) not in spec.full:
         raise UserError(
-            f"no tap {tap} | of the layers 0..{spec.depth - 1} only {', '.join(map(str, spec.full))} attend to the "
-            "whole picture | name one of these",
+            f"no tap {tap} | of the layers 0..{spec.depth - 1} only {', '.join(map(str, spec.full))} "
+            "attend to the whole image | name one of these",
             code=2,
         )
     if not fits:

@@ -84,7 +84,7 @@ def test_dialects_whose_engines_cannot_sort_so_many_tokens_are_left_out():
     assert precision.dialects(int4, None, False, sorts=3840) == (["native", "ort", "primitive"], {})
     found, left_out = precision.dialects(int4, None, False, sorts=3841)
     assert found == ["ort"] and "sort at most 3840" in left_out["native"]
-    with pytest.raises(UserError, match=r"cannot have the dialect native \| a picture may have 3841 tokens"):
+    with pytest.raises(UserError, match=r"cannot have the dialect native \| an image may have 3841 tokens"):
         precision.dialects(int4, ["native"], False, sorts=3841)
 
 
@@ -184,5 +184,5 @@ def test_an_image_processor_of_another_kind_is_refused():
 def test_qwen_takes_no_clip_and_no_layer_that_sees_windows():
     with pytest.raises(UserError, match="takes no CLIP"):
         qwen2_5_vl.load(Dummy("here", {}), clip="openai/clip")
-    with pytest.raises(UserError, match="only 1 attend to the whole picture"):
+    with pytest.raises(UserError, match="only 1 attend to the whole image"):
         assemble(qwen2_5_vl.tiny(), methods.load("hiprune", {"layer": "0"}))
