@@ -1,7 +1,9 @@
-"""What calibration looks at while a decoder layer runs: ranges of its inputs and cache, and rows to try factors on.
+"""Watch a decoder layer during calibration: ranges of its inputs and kv cache, and rows on which factors are
+tried.
 
-``LayerWatch`` hooks into a torch layer whose modules have the paths of ``equivalent.GROUPS``; samples then pass through the
-layer, and ``finish`` gives the tensors of ``statistics``. Memory does not grow with the samples.
+``LayerWatch`` hooks into a torch layer whose modules have the paths of ``fold.GROUPS``. Samples then pass
+through the layer, and ``finish`` returns the tensors of ``statistics``. Memory does not grow with the
+samples.
 """
 
 from __future__ import annotations
@@ -19,17 +21,20 @@ from foveate.calib.smoothing.fold import GROUPS, Group
 __all__ = ["ROWS", "InputWatch", "LayerWatch"]
 
 ROWS = 256
-"""Rows of each input that are kept, from all samples together."""
+"""Number of rows of each input that are kept, from all samples together."""
 
-_SHIFT = 19  # |x| are counted by exponent and 4 bits of the mantissa of a float32: the bits above these
-_CLIPS = 2.0 ** (-torch.arange(64, dtype=torch.float64) / 8)  # of the peak: to 1/256, where int8 sees it as 0
+_SHIFT = 19  # dropped low bits of a float32: |x| are counted by exponent and 4 bits of the mantissa
+_CLIPS = 2.0 ** (
+    -torch.arange(64, dtype=torch.float64) / 8
+)  # tried clips as shares of the peak, down to 1/256
 
 
 class InputWatch:
-    """Of the rows [n, in] that it is shown: maxima and means per channel, counts by size, and of every prompt ``each`` rows at
-    even distances.
+    """Collects maxima and means per channel, counts by size, and ``each`` rows of every prompt, from rows [n,
+    in].
 
-    The first row is among them: the largest activations of trained models stand there (Sun et al., arXiv 2402.17762).
+    The rows are at even distances, from the first row on, which has the largest activations of trained models
+    (Sun et al., arXiv 2402.17762).
     """
 
     def __init__(self, each: int) -> None:
@@ -63,10 +68,11 @@ class InputWatch:
         return torch.cat(self._rows)
 
     def clip(self) -> float:
-        """The clip for which symmetric int8 is nearest to x in the mean of squared errors; sizes are known to 1/16.
+        """Return the clip with the least mean squared error of symmetric int8. Sizes are known to 1/16.
 
-        Squares weigh the few activations of the first token, hundreds of times as large as others, as what they are; a
-        percentile cuts them off, and with them the attention that they hold.
+        The first token has a few activations that are hundreds of times larger than others. Squared errors
+        give them their weight. A percentile would cut them off, and with them the attention that depends on
+        them.
         """
         peak = float(self._peak.max())
         if peak == 0:
@@ -81,7 +87,7 @@ class InputWatch:
         return float(clips[(error * counts).sum(1).argmin(), 0])
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
-        """As ``statistics`` names them."""
+        """Return the statistics of the matrix ``name``, by the names in ``statistics``."""
         return {
             f"{name}.absmax": self.absmax.numpy(),
             f"{name}.mean_abs": self.mean_abs.numpy(),
@@ -90,7 +96,7 @@ class InputWatch:
 
 
 class LayerWatch:
-    """``prompts``: how many will pass. ``close`` takes the hooks out."""
+    """Hooks on a decoder layer, through which ``prompts`` prompts will pass. ``close`` removes the hooks."""
 
     def __init__(self, layer: nn.Module, prompts: int) -> None:
         each = max(2, -(-ROWS // prompts))
@@ -107,14 +113,16 @@ class LayerWatch:
             hook.remove()
 
     def see_cache(self, keys: Tensor, values: Tensor) -> None:
-        """``[1, Hkv, T, Dh]`` each."""
+        """Note the largest values of the kv cache; ``keys`` and ``values`` are ``[1, Hkv, T, Dh]``."""
         peaks = [each[0].abs().amax(1) for each in (keys, values)]
         before = self._cache or peaks
         self._cache = [torch.maximum(old, new) for old, new in zip(before, peaks, strict=True)]
 
     def finish(self, prefix: str, pinned: Container[str] = ()) -> dict[str, np.ndarray]:
-        """The tensors of the layer whose weights' names begin with ``prefix``. No factor touches the outputs of the modules
-        whose weights are ``pinned``: somebody else reads them."""
+        """Return the tensors of the layer, by names that begin with ``prefix``.
+
+        Modules whose weights are ``pinned`` get no factors, because a pruner also reads their outputs.
+        """
         found: dict[str, np.ndarray] = {}
         for each, peak in zip("kv", self._cache, strict=True):
             found[f"{prefix}self_attn.{each}_proj.weight.cache"] = peak.numpy()
@@ -127,7 +135,11 @@ class LayerWatch:
         return found
 
     def _foldable(self, group: Group) -> bool:
-        """Query heads that share a key head read the same values: o has more inputs than v has outputs."""
+        """Return True if the group's factors can be folded: as many outputs of the maker as inputs of the
+        matrices.
+
+        With grouped-query attention o has more inputs than v has outputs, since query heads share values.
+        """
         made, reads = (self._layer.get_submodule(path).weight for path in (group.maker, group.name))
         return made.shape[-1] == reads.shape[0]
 

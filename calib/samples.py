@@ -1,9 +1,12 @@
-"""Calibration samples: a folder, a JSONL file or the built-in scenes go in; pictures with prompts and one hash come out.
+"""Calibration samples: images with prompts, and their hash, from a folder, a JSONL file or the built-in
+scenes.
 
-* A folder holds pictures; the prompt of ``bus.jpg`` is in ``bus.txt``, else it is one of ``PROMPTS`` in turn.
-* A line of a JSONL file is ``{"image": "bus.jpg", "prompt": "What is left of the bus?"}``; paths are relative to the file.
-* ``scenes`` are synthetic (``scenes``), from seeds that neither training nor accuracy draws. They need no files; pictures like
-  those that the model will see are better.
+* A folder holds images. The prompt of ``bus.jpg`` is in ``bus.txt``; without that file it is one of
+  ``PROMPTS`` in turn.
+* A line of a JSONL file is ``{"image": "bus.jpg", "prompt": "What is left of the bus?"}``. Paths are relative
+  to the file.
+* ``scenes`` are synthetic images (``calib.scenes``), from seeds that neither training nor accuracy runs use.
+  They need no files, but images like those that the model will see are better.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """``digest``: SHA-256 over pictures and prompts in their order."""
+    """Samples with their ``digest``: SHA-256 over images and prompts in their order."""
 
     items: tuple[Sample, ...]
     digest: str
@@ -55,9 +58,11 @@ class Samples:
 
 
 def load(source: str, count: int = COUNT) -> Samples:
-    """At most ``count`` samples of ``source`` (a folder, a ``.jsonl`` file or "scenes"), at even distances of all there are.
+    """Return at most ``count`` samples of ``source`` (a folder, a ``.jsonl`` file or "scenes"), at even
+    distances.
 
-    Every picture is opened once. Raises UserError for whatever is missing, damaged or empty.
+    Every image is opened once. Raises UserError for sources, images and prompts that are missing, damaged or
+    empty.
     """
     if count < 1:
         raise UserError(f"wrong calibration-count | got {count}, expected 1 or more", code=2)
@@ -71,8 +76,8 @@ def load(source: str, count: int = COUNT) -> Samples:
         samples = (_of_line(path, number, line) for number, line in _spread(_lines(path), count))
     else:
         raise UserError(
-            f"no calibration samples at {source!r} | got no such path, expected a folder of pictures, a .jsonl file or "
-            f"{SCENES} | --calibrate {SCENES} needs no files"
+            f"no calibration samples at {source!r} | got no such path, "
+            f"expected a folder of images, a .jsonl file or {SCENES} | --calibrate {SCENES} needs no files"
         )
     return _hashed(samples)
 
@@ -101,7 +106,7 @@ def _folder(path: Path) -> list[Path]:
     found = sorted(each for each in path.iterdir() if each.suffix.lower() in _PICTURES and each.is_file())
     if not found:
         raise UserError(
-            f"no pictures in {path} | expected files that end in {', '.join(sorted(_PICTURES))} "
+            f"no images in {path} | expected files that end in {', '.join(sorted(_PICTURES))} "
             "| give the folder that they are in, not one above it"
         )
     return found
@@ -122,7 +127,7 @@ def _of_folder(image: Path, number: int) -> Sample:
 def _lines(path: Path) -> list[tuple[int, str]]:
     if path.suffix.lower() in _PICTURES:
         raise UserError(
-            f"{path} is one picture | expected a folder of pictures, or a .jsonl file | give the folder it is in"
+            f"{path} is one image | expected a folder of images, or a .jsonl file | give the folder it is in"
         )
     lines = [(n, line) for n, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
     if not lines:
@@ -148,7 +153,8 @@ def _of_line(path: Path, number: int, line: str) -> Sample:
 
 def _bad_line(path: Path, number: int, got: str) -> UserError:
     return UserError(
-        f'wrong line {number} of {path} | {got}, expected {{"image": PATH, "prompt": TEXT}} | correct the line'
+        f"wrong line {number} of {path} "
+        f'| {got}, expected {{"image": PATH, "prompt": TEXT}} | correct the line'
     )
 
 

@@ -1,14 +1,18 @@
-"""What calibration found out about a model's activations: a small safetensors file, bound to model, method and samples.
+"""Statistics of a model's activations, in a small safetensors file that belongs to one model, method and set
+of samples.
 
-Tensors go by the name of the weight that reads the activation, float32, ``in`` being the rows of that matrix::
+Tensors are float32 and named after the weight that reads the activation; ``in`` is the number of rows of that
+matrix::
 
-    llm.layers.3.self_attn.q_proj.weight.absmax      [in]       largest |x| of each channel, over all rows of all samples
-    llm.layers.3.self_attn.q_proj.weight.mean_abs    [in]       mean |x| of each channel
-    llm.layers.3.self_attn.q_proj.weight.range       []         where static int8 clips |x| (``collect.InputWatch.clip``)
-    llm.layers.3.self_attn.q_proj.weight.awq         [in]       factors (``equivalent``); likewise ``smoothquant``
-    llm.layers.3.self_attn.k_proj.weight.cache       [Hkv,Dh]   largest |k| of the cache (rotated); v_proj likewise
+    llm.layers.3.self_attn.q_proj.weight.absmax    [in]      largest |x| of each channel, over all rows
+    llm.layers.3.self_attn.q_proj.weight.mean_abs  [in]      mean |x| of each channel
+    llm.layers.3.self_attn.q_proj.weight.range     []        |x| at which static int8 clips
+    (``InputWatch.clip``) llm.layers.3.self_attn.q_proj.weight.awq       [in]      factors
+    (``smoothing.fold``); also ``smoothquant`` llm.layers.3.self_attn.k_proj.weight.cache     [Hkv,Dh]
+    largest |k| of the kv cache (rotated); also v_proj
 
-q, k and v have one input, which is kept under q; gate and up have theirs under gate. ``inputs`` knows that.
+q, k and v have the same input, which is stored under q. The input of gate and up is stored under gate.
+``inputs`` resolves these names.
 """
 
 from __future__ import annotations
@@ -35,8 +39,11 @@ _FORMAT = "foveate.statistics.1"
 
 
 class InputStatistics(NamedTuple):
-    """Of the input of a matrix ``[in, out]``: ``absmax`` and ``mean_abs`` float32 [in]; ``range``: |x| from which on static int8
-    clips, so that a step is range / 127. fp8 gains nothing by clipping: its scale comes from ``absmax.max()``."""
+    """Statistics of the input of a matrix ``[in, out]``.
+
+    ``absmax`` and ``mean_abs`` are float32 [in]. ``range`` is the |x| from which on static int8 clips, so a
+    step is range / 127. fp8 gains nothing by clipping and takes its scale from ``absmax.max()``.
+    """
 
     absmax: np.ndarray
     mean_abs: np.ndarray
@@ -45,14 +52,15 @@ class InputStatistics(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistics:
-    """``tensors`` as above. ``identity``: JSON values under "model", "method" and "samples"."""
+    """The statistics of a model: ``tensors`` as above, and ``identity``, JSON values of "model", "method" and
+    "samples"."""
 
     tensors: Mapping[str, np.ndarray]
     identity: Mapping[str, Any]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
-        """Raises UserError when ``path`` is no such file."""
+        """Read the file ``path``. Raises UserError if it is missing, damaged, or of another format."""
         if not Path(path).is_file():
             raise UserError(
                 f"no statistics at {path} | got no such file | collect them with foveate build --calibrate"
@@ -62,25 +70,27 @@ class Statistics:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise UserError(
-                        f"{path} holds no statistics of this foveate | got format {metadata.get('format')}, expected "
-                        f"{_FORMAT} | delete it and collect them again with foveate build --calibrate"
+                        f"{path} holds no statistics of this foveate "
+                        f"| got format {metadata.get('format')}, expected {_FORMAT} "
+                        "| delete it and collect them again with foveate build --calibrate"
                     )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
         except safetensors.SafetensorError as error:
             raise UserError(
-                f"cannot read the statistics {path} | {error} | delete it and collect them again with foveate build "
-                "--calibrate"
+                f"cannot read the statistics {path} | {error} "
+                "| delete it and collect them again with foveate build --calibrate"
             ) from error
         return cls(tensors, json.loads(metadata["identity"]))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file ``path``; a killed run leaves what was there."""
+        """Write the file ``path`` in one step: a killed run leaves the old file."""
         arrays = {name: np.asarray(array, np.float32, order="C") for name, array in self.tensors.items()}
         with atomic_file(path) as part:
             save_file(arrays, part, {"format": _FORMAT, "identity": json.dumps(dict(self.identity))})
 
     def require(self, identity: Mapping[str, Any], label: str | os.PathLike[str]) -> None:
-        """Raises UserError where one of the entries of ``identity`` is another than ours; ``label`` names the file."""
+        """Raise UserError if an entry of ``identity`` differs from these statistics. ``label`` is the file's
+        name."""
         for what, expected in identity.items():
             if (got := self.identity.get(what)) != expected:
                 raise UserError(
@@ -89,20 +99,22 @@ class Statistics:
                 )
 
     def inputs(self, weight: str) -> InputStatistics:
-        """Of what the matrix ``weight`` reads. Raises KeyError where nothing was collected."""
+        """Return the statistics of the input of the matrix ``weight``. Raises KeyError if there are none."""
         name = _input(weight)
         absmax, mean, clip = (self.tensors[f"{name}.{each}"] for each in ("absmax", "mean_abs", "range"))
         return InputStatistics(absmax, mean, float(clip))
 
     def cache(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """Largest |k| (rotated) and |v| in the cache of a layer, float32 [Hkv, Dh] each: by head and channel."""
+        """Return the largest |k| (rotated) and |v| in the kv cache of a layer by head and channel: float32
+        [Hkv, Dh]."""
         keys, values = (
             self.tensors[f"llm.layers.{layer}.self_attn.{each}_proj.weight.cache"] for each in "kv"
         )
         return keys, values
 
     def factors(self, kind: str) -> dict[str, np.ndarray]:
-        """For ``equivalent.Smoothed``: float32 [in] of every matrix that has factors of this ``kind`` ("awq", "smoothquant")."""
+        """Return the factors of ``kind`` ("awq" or "smoothquant") for ``fold.Smoothed``: float32 [in] by
+        matrix."""
         assert kind in KINDS, kind
         found = {}
         for name, value in self.tensors.items():
@@ -114,10 +126,11 @@ class Statistics:
         return found
 
     def folded(self, kind: str) -> Statistics:
-        """Of the model that ``Smoothed(weights, factors(kind))`` is.
+        """Return the statistics of the model ``Smoothed(weights, factors(kind))``.
 
-        Where factors have evened the channels out, the range is the maximum, as SmoothQuant has it: what is largest then
-        counts as much as all else, and clipping it was worse in every measurement (docs/measurements.md).
+        After smoothing the range is the maximum, as in SmoothQuant: the channels are then even, so the
+        largest values count as much as others, and clipping them was worse in every measurement
+        (docs/measurements.md).
         """
         tensors = {name: value for name, value in self.tensors.items() if not name.endswith(KINDS)}
         for name, factor in self.factors(kind).items():

@@ -1,7 +1,7 @@
-"""The pictures of synthetic scenes: a seed goes in, a picture and the things in it come out.
+"""Synthetic scenes: an image and a list of the things in it, both made from a seed.
 
-Coloured shapes and at most one lettered sign on plain or cluttered grounds. Most of a picture is ground, some things are
-two or three patches wide, some touch. `scenes.py` puts questions to them.
+Scenes have coloured shapes and at most one lettered sign on plain or cluttered grounds. Most of an image is
+ground, some things are two or three patches wide, and some touch. `questions.py` asks questions about them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ GLYPHS = {
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape or a sign: `radius` and the centre (`x`, `y`) in pixels; a sign has a `glyph` and the colour white."""
+    """A shape or a sign: `radius` and the centre (`x`, `y`) in pixels; a sign has a `glyph` and the colour
+    white."""
 
     shape: str
     colour: str
@@ -62,13 +63,14 @@ class Thing:
 
     @property
     def cell(self) -> str:
-        """Which of the 4 x 4 cells holds the centre."""
+        """The name of the cell, of 4 x 4 cells, that holds the centre."""
         return "abcd"[self.x * 4 // SIDE] + "1234"[self.y * 4 // SIDE]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """`picture` (RGB, SIDE x SIDE), its `things`, and `owner` [SIDE, SIDE]: index of the thing at a pixel + 1, else 0."""
+    """`picture` (RGB, SIDE x SIDE), its `things`, and `owner` [SIDE, SIDE]: index of the thing at a pixel +
+    1, else 0."""
 
     picture: Image.Image
     things: tuple[Thing, ...]
@@ -82,7 +84,8 @@ class Scene:
 def make_scene(
     seed: int, *, things: tuple[int, int] = (1, 6), sign: float = 0.5, clutter: float = 0.7
 ) -> Scene:
-    """The scene of a seed: `things` (fewest, most) shapes, a sign and a cluttered ground with the given chances."""
+    """Make the scene of a seed: `things` (minimum, maximum) shapes, a sign and a cluttered ground by the
+    given chances."""
     rng = np.random.default_rng(seed)
     pixels = _ground(rng, clutter)
     placed = _place(rng, int(rng.integers(things[0], things[1] + 1)), rng.random() < sign)
@@ -93,7 +96,8 @@ def make_scene(
 
 
 def _ground(rng: np.random.Generator, clutter: float) -> np.ndarray:
-    """A dull ground, [SIDE, SIDE, 3] float: plain, or any of gradient, stripes, grain, lines and grey specks."""
+    """Make a dull ground, [SIDE, SIDE, 3] float: plain, or any of gradient, stripes, grain, lines and grey
+    specks."""
     base = rng.uniform(15, 120) + rng.uniform(-12, 12, 3)
     pixels = np.empty((SIDE, SIDE, 3), np.float32)
     pixels[:] = base
@@ -130,7 +134,8 @@ def _grey(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _place(rng: np.random.Generator, count: int, sign: bool) -> list[Thing]:
-    """Non-overlapping things. A theme (a shape or a colour that most share) makes counts above one common."""
+    """Place things without overlap. A theme (a shape or colour that most things share) makes counts above one
+    common."""
     colours, placed = list(COLOURS), []
     theme_shape, theme_colour = rng.integers(len(SHAPES)), rng.integers(len(colours))
     themed = rng.choice(3, p=(0.5, 0.3, 0.2))  # 1: the shape is shared, 2: the colour
@@ -153,7 +158,7 @@ def _place(rng: np.random.Generator, count: int, sign: bool) -> list[Thing]:
 
 
 def _spot(rng: np.random.Generator, radius: int, placed: Sequence[Thing]) -> tuple[int, int] | None:
-    """A free centre for a thing of this radius; one in four touches a thing that is already there."""
+    """Find a free centre for a thing of this radius. One in four touches a thing that is already there."""
     touching = bool(placed) and rng.random() < 0.25
     for _ in range(40):
         if touching:
@@ -183,7 +188,8 @@ def _paint(pixels: np.ndarray, owner: np.ndarray, thing: Thing, label: int, rng:
 
 
 def _silhouette(thing: Thing) -> np.ndarray:
-    """How much of each pixel of its box a thing covers, [side, side] in 0..1, drawn at four times the size."""
+    """Return the share of each pixel of its box that a thing covers, [side, side] in 0..1, drawn at four
+    times the size."""
     side, r = 2 * thing.radius + 1, 4.0 * thing.radius
     c = 2.0 * side - 0.5
     image = Image.new("L", (4 * side, 4 * side))
@@ -203,7 +209,7 @@ def _silhouette(thing: Thing) -> np.ndarray:
 
 
 def _strokes(thing: Thing) -> np.ndarray:
-    """Where the glyph of a sign is inked, [side, side] bool; a dot of its bitmap is 3 or 4 pixels wide."""
+    """Return the mask of a sign's glyph, [side, side] bool. A dot of its bitmap is 3 or 4 pixels wide."""
     side, dot = 2 * thing.radius + 1, 4 if thing.radius > 15 else 3
     rows = bytes.fromhex(GLYPHS[thing.glyph])
     bits = (

@@ -1,4 +1,4 @@
-"""Quantization schemes, one file each; what a scheme is stands in ``base``."""
+"""Quantization schemes, one file each. ``scheme`` describes what a scheme's module has."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""fp8 (E4M3) weights and activations: one scale per output column, one per activation tensor, ranges calibrated.
+"""fp8 (E4M3) weights and activations, with one scale per output column and one calibrated scale per
+activation tensor.
 
-A ``QuantizeLinear`` and ``DequantizeLinear`` pair on each side of a product is what TensorRT makes an fp8 product of, on
-GPUs from compute capability 8.9 on (Ada, Hopper, Blackwell; no Orin).
+TensorRT makes an fp8 product of a product with a ``QuantizeLinear`` and ``DequantizeLinear`` pair on each
+side, on GPUs with compute capability 8.9 or higher (Ada, Hopper, Blackwell; no Orin).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["ROUNDS_ACTIVATIONS", "needs", "place", "quantize", "rounded", "takes
 ROUNDS_ACTIVATIONS = True
 _DTYPE = ml_dtypes.float8_e4m3fn
 _LIMIT = float(ml_dtypes.finfo(_DTYPE).max)  # 448
-_TINY = 1e-6  # the least scale; float16 holds it with 4 bits
+_TINY = 1e-6  # the smallest scale; float16 holds it with 4 bits
 
 
 def takes(inputs: int, outputs: int) -> bool:
@@ -27,7 +28,7 @@ def takes(inputs: int, outputs: int) -> bool:
 
 
 def quantize(weight: np.ndarray) -> Quantized:
-    """``weight [K,N]`` float. Scales are rounded to float16 first, as in ``int4``."""
+    """Quantize ``weight [K,N]`` float. Scales are rounded to float16 first, as in ``int4``."""
     weight = weight.astype(np.float32, copy=False)
     peak = np.maximum(weight.max(axis=0), -weight.min(axis=0))
     scales = np.maximum(peak / _LIMIT, _TINY).astype(np.float16).astype(np.float32)
@@ -53,5 +54,6 @@ def rounded(x: Tensor, form: Form, seen: InputStatistics | None) -> Tensor:
 
 
 def _step(seen: InputStatistics) -> float:
-    """Its steps grow with the value: nothing is gained by clipping."""
+    """Return the scale of an activation. It does not clip: fp8's steps grow with the value, so clipping gains
+    nothing."""
     return seen.absmax.max() / _LIMIT

@@ -1,12 +1,13 @@
-"""int4 weights: symmetric, round to nearest, one scale per block of 128 inputs and output column.
+"""int4 weights: symmetric, rounded to nearest, one scale per block of 128 inputs and output column.
 
-The stored form is what ONNX's blocked ``DequantizeLinear`` reads, so that ONNX Runtime fuses it into its int4 kernels and
-TensorRT packs it as it is. Weights that a checkpoint brings quantized may have zero points and an order of their inputs
-(``export/checkpoints/prequantized.py``). Engines that take no zero points (TensorRT) compute
+The weights are stored for ONNX's blocked ``DequantizeLinear``. ONNX Runtime fuses it into its int4 kernels,
+and TensorRT packs it without conversion. Weights of a quantized checkpoint may have zero points and an order
+of their inputs (``export/checkpoints/prequantized.py``). For engines without zero points (TensorRT) the graph
+computes
 
     x @ (s (q - z)) = x @ (s q) + sums(x) @ (-s z),    sums(x) [G] over the blocks of x
 
-which is exact: docs/decisions/0011.
+which is exact (docs/decisions/0011).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _LIMIT = 7  # symmetric: -8 is left unused
 
 
 def block_size(inputs: int) -> int | None:
-    """The largest block of 128, 64 or 32 that divides the input width; None: too narrow to quantize."""
+    """Return the largest block of 128, 64 or 32 that divides the number of inputs, or None if none does."""
     return next((size for size in (BLOCK, 64, 32) if inputs % size == 0), None)
 
 
@@ -33,9 +34,10 @@ def takes(inputs: int, outputs: int) -> bool:
 
 
 def quantize(weight: np.ndarray) -> Quantized:
-    """``weight [K,N]`` float, K a multiple of 32.
+    """Quantize ``weight [K,N]`` float, K a multiple of 32. Raises ValueError for other shapes.
 
-    Scales are rounded to float16 first, so that the float32 and float16 graphs dequantize to the same weights.
+    Scales are rounded to float16 first, so that the float32 and float16 graphs dequantize to the same
+    weights.
     """
     inputs, outputs = weight.shape
     block = block_size(inputs)
@@ -62,7 +64,7 @@ def needs(form: Form) -> tuple[str, ...]:
 
 def place(site: Site) -> None:
     opsets = site.graph.opset_imports
-    opsets[""] = max(opsets[""], 21)  # where ONNX got int4 and blocks
+    opsets[""] = max(opsets[""], 21)  # the opset that introduced int4 and blocks
     values, scale, zeros, order = map(site.stored, needs(site.form))
     block = site.weight.shape[0] // scale.shape[0]
     given = [values, scale, *([zeros] if zeros is not None and site.form.zero_points else [])]
@@ -87,7 +89,7 @@ def _ordered(site: Site, source: ir.Value, order: ir.Value) -> ir.Value:
 
 
 def _sums(site: Site, source: ir.Value, block: int) -> ir.Value:
-    """[..., K] -> [..., G]"""
+    """Sum the input over blocks: [..., K] -> [..., G]."""
 
     def make() -> ir.Value:
         name = f"{site.weight.name}.input"

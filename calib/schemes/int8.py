@@ -1,11 +1,12 @@
-"""int8 weights and activations: symmetric, round to nearest, one scale per output column.
+"""int8 weights and activations: symmetric, rounded to nearest, one scale per output column.
 
-Where ranges are found at run time (dialect ``ort``), activations have one per row: rows are divided by their largest value
-first, since a token that is a thousand times larger than the others, as decoders have them, would else round those to 0.
-Then follow ``DynamicQuantizeLinear``, ``MatMulInteger`` and a scale, in float32, which ONNX Runtime fuses. Weights have 7 bits
-there: CPUs with AVX2 and without VNNI add pairs of products in 16 bits, which would overflow without a word, and their
-products with uint8 weights take a third longer (docs/decisions/0012). Elsewhere inputs and weights are rounded by
-``QuantizeLinear`` and ``DequantizeLinear`` pairs with calibrated ranges, one per activation tensor.
+In the dialect ``ort`` ranges are found at run time, one per row of an activation. Rows are first divided by
+their largest value: decoders have tokens that are a thousand times larger than others, which would otherwise
+be rounded to 0. Then follow ``DynamicQuantizeLinear``, ``MatMulInteger`` and a scale in float32, which ONNX
+Runtime fuses. Weights have 7 bits there. CPUs with AVX2 and without VNNI add pairs of products in 16 bits,
+which would overflow silently, and their products with uint8 weights take a third longer
+(docs/decisions/0012). In other dialects inputs and weights are rounded by ``QuantizeLinear`` and
+``DequantizeLinear`` pairs with calibrated ranges, one per activation tensor.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ __all__ = ["ROUNDS_ACTIVATIONS", "needs", "place", "quantize", "rounded", "takes
 
 ROUNDS_ACTIVATIONS = True
 _LIMIT = 127  # symmetric: -128 is left unused
-_NARROW = 64  # 2 products with uint8 are at most 32,640, which 16 bits hold
-_TINY = 1e-6  # the least scale; float16 holds it with 4 bits
+_NARROW = 64  # the sum of 2 products with uint8 is at most 32,640, which fits in 16 bits
+_TINY = 1e-6  # the smallest scale; float16 holds it with 4 bits
 
 
 def takes(inputs: int, outputs: int) -> bool:
@@ -33,7 +34,7 @@ def takes(inputs: int, outputs: int) -> bool:
 
 
 def quantize(weight: np.ndarray) -> Quantized:
-    """``weight [K,N]`` float. Scales are rounded to float16 first, as in ``int4``."""
+    """Quantize ``weight [K,N]`` float. Scales are rounded to float16 first, as in ``int4``."""
     weight = weight.astype(np.float32, copy=False)
     return replace(_round(weight, _LIMIT), narrow=partial(_round, weight, _NARROW))
 
@@ -94,7 +95,10 @@ def _dynamic(site: Site, product: ir.Node) -> None:
 
 
 def _peaks(site: Site, source: ir.Value) -> ir.Value:
-    """The largest absolute value of each row [..., 1], not 0. By maximum and minimum: no array of absolute values is made."""
+    """Return the largest absolute value of each row [..., 1], never 0.
+
+    It takes maximum and minimum, which needs no array of absolute values.
+    """
     name, axes = f"{site.weight.name}.input", [site.constant("axes.last", np.array([-1]))]
     least = site.insert(source, "ReduceMin", [source, *axes], f"{name}.least", keepdims=1)
     most = site.insert(source, "ReduceMax", [source, *axes], f"{name}.most", keepdims=1)

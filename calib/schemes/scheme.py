@@ -1,13 +1,13 @@
-"""What a quantization scheme is: integers (or 8-bit floats) with scales, and the place in a graph that reads them.
+"""The parts of a quantization scheme: quantized matrices, and the places in a graph where they are read.
 
 A scheme is a module of this package::
 
-    ROUNDS_ACTIVATIONS: bool                          # whether the inputs of the products are rounded, too
-    takes(inputs, outputs) -> bool                    # whether a matrix of that shape can be encoded
+    ROUNDS_ACTIVATIONS: bool            # the inputs of products are rounded, too
+    takes(inputs, outputs) -> bool      # a matrix of that shape can be quantized
     quantize(weight [K,N] float) -> Quantized
-    needs(form) -> tuple[str, ...]                    # the parts that graphs of this form read, see Quantized.part
-    place(site) -> None                               # puts them where the site's weight was
-    rounded(x, form, seen) -> Tensor                  # where it rounds: the input x [..., K], computed at once, as products read it
+    needs(form) -> tuple[str, ...]      # the parts that graphs of this form read, see Quantized.part
+    place(site) -> None                 # puts them in the place of the site's weight
+    rounded(x, form, seen) -> Tensor    # if it rounds: the input x [..., K] of one call as products read it
 
 Everything written is standard ONNX (``QuantizeLinear``, ``DequantizeLinear``, ``MatMulInteger``).
 """
@@ -28,22 +28,26 @@ __all__ = ["Form", "Part", "Quantized", "Site", "unpack"]
 
 @dataclass(frozen=True)
 class Form:
-    """What a dialect's engines take. ``dtype``: of all that is not quantized. ``dynamic``: the ranges of activations are
-    found at run time (``DynamicQuantizeLinear``), not calibrated. ``zero_points``: 4-bit weights may have them."""
+    """The form of quantized weights that a dialect's engines read.
+
+    ``dtype`` is the dtype of everything that is not quantized. ``dynamic``: ranges of activations are found
+    at run time (``DynamicQuantizeLinear``) instead of calibrated. ``zero_points``: 4-bit weights may have
+    zero points.
+    """
 
     dtype: str
     dynamic: bool
     zero_points: bool
 
     def step(self, size: float) -> np.floating:
-        """The scale of an activation whose ``size`` is to be one step."""
+        """Return the scale for a step of ``size``, at least the dtype's smallest normal number."""
         dtype = np.dtype(self.dtype)
         return np.maximum(size, np.finfo(dtype).smallest_normal).astype(dtype)
 
 
 @dataclass(frozen=True)
 class Part:
-    """An array on its way into external data: its bytes, and how ONNX calls them."""
+    """An array for external data: its bytes, its ONNX dtype and its shape."""
 
     data: np.ndarray
     dtype: ir.DataType
@@ -54,9 +58,12 @@ class Part:
 class Quantized:
     """The matrix ``w[order[k], n] = scales[k // block, n] * (values[k, n] - zeros[k // block, n])``.
 
-    ``values [K,N]``: int8 (4-bit ones too) or float8_e4m3fn. ``scales [G,N]`` float32 that float16 holds as well, so that
-    graphs of both dtypes compute with the same weights; block is K / G. ``zeros [G,N]`` int8, None: 0. ``order [K]`` int64:
-    the input that row k belongs to, None: k. ``narrow`` gives the same matrix in 7 bits, where a scheme has such a form.
+    * ``values [K,N]``: int8 (also for 4-bit values) or float8_e4m3fn.
+    * ``scales [G,N]``: float32 numbers that float16 can hold, so that graphs of both dtypes compute with the
+      same weights. ``block`` is K / G.
+    * ``zeros [G,N]``: int8; None is 0.
+    * ``order [K]``: int64, the input that row k belongs to; None is k.
+    * ``narrow``: returns the same matrix in 7 bits, in schemes with such a form.
     """
 
     values: np.ndarray
@@ -70,7 +77,7 @@ class Quantized:
         return len(self.values) // len(self.scales)
 
     def dequantize(self) -> np.ndarray:
-        """The float32 weights [K,N] that a graph holding these computes with."""
+        """Return the float32 weights [K,N] that a graph with these values computes with."""
         values = self.values.astype(np.float32).reshape(len(self.scales), self.block, -1)
         if self.zeros is not None:
             values -= self.zeros[:, None]
@@ -82,10 +89,15 @@ class Quantized:
         return restored
 
     def part(self, name: str) -> Part | None:
-        """``int4``, ``int8``, ``float8_e4m3fn``: the values so stored. ``scale.<dtype>`` [G,N], or ``channel.<dtype>`` [N]
-        where G is 1. ``int7`` and ``channel7.<dtype>``: values (in int8) and scales of ``narrow``. ``zero.int4`` [G,N];
-        ``shift.<dtype>`` [G,N]: -scales * zeros, what zeros add per sum of a block's inputs; ``order.int64`` [K]. None for
-        zeros and order that there are not."""
+        """Return the part ``name``, or None for zeros or an order that the matrix does not have.
+
+        * ``int4``, ``int8``, ``float8_e4m3fn``: the values in that dtype.
+        * ``scale.<dtype>`` [G,N], or ``channel.<dtype>`` [N] if G is 1: the scales.
+        * ``int7``, ``channel7.<dtype>``: values (in int8) and scales of ``narrow``.
+        * ``zero.int4`` [G,N]: the zeros.
+        * ``shift.<dtype>`` [G,N]: -scales * zeros, which the zeros add per sum of a block's inputs.
+        * ``order.int64`` [K]: the order.
+        """
         kind, _, dtype = name.partition(".")
         if kind in ("int7", "channel7"):
             return self._narrowed.part(name.replace("7", "8" if kind == "int7" else "", 1))
@@ -113,13 +125,13 @@ def _plain(array: np.ndarray) -> Part:
 
 
 def _packed(values: np.ndarray) -> Part:
-    """Two 4-bit values a byte, low nibble first, as ONNX and TensorRT read them."""
+    """Pack two 4-bit values into a byte, low nibble first, as ONNX and TensorRT read them."""
     nibbles = np.ascontiguousarray(values).reshape(-1, 2).view(np.uint8)
     return Part((nibbles[:, 0] & 0xF) | (nibbles[:, 1] << 4), ir.DataType.INT4, values.shape)
 
 
 def unpack(raw: np.ndarray, dtype: ir.DataType, shape: tuple[int, ...]) -> np.ndarray:
-    """Bytes of a part back to the array: 4-bit values come as int8."""
+    """Turn the bytes of a part back into its array. 4-bit values become int8."""
     if dtype == ir.DataType.INT4:
         nibbles = np.empty((raw.size, 2), np.int8)
         nibbles[:, 0], nibbles[:, 1] = raw & 0xF, raw >> 4
@@ -129,11 +141,12 @@ def unpack(raw: np.ndarray, dtype: ir.DataType, shape: tuple[int, ...]) -> np.nd
 
 @dataclass
 class Site:
-    """A weight's place in a graph: ``weight [K,N]`` is read by products and goes away when a scheme's ``place`` is done.
+    """A weight's place in a graph: products read ``weight [K,N]``, and a scheme's ``place`` replaces it.
 
-    ``stored(part)`` is the initializer that holds a part, None where there is none. ``inputs`` is what calibration saw at the
-    products' input; None without calibration, which forms with ranges fixed at build time cannot do without. ``shared`` is
-    the graph's memory of what was made of inputs, so that products of one input read one form of it.
+    * ``stored(part)``: returns the initializer of a part, None if the weight has no such part.
+    * ``inputs``: calibrated statistics of the products' input. None without calibration; forms with ranges
+      fixed at build time need them.
+    * ``shared``: values already made from inputs in this graph, so that products of one input share them.
     """
 
     graph: ir.Graph
@@ -160,8 +173,11 @@ class Site:
         outputs: int = 1,
         **attributes: object,
     ) -> ir.Value:
-        """A node right behind the one that computes ``behind``, at the head of the graph where none does; its first output,
-        the others are named ``name.<i>``."""
+        """Insert a node right after the one that computes ``behind``, or at the head of the graph, and return
+        its output.
+
+        Of several outputs it returns the first. The others are named ``name.<i>``.
+        """
         node = ir.node(operator, inputs, attributes, num_outputs=outputs, name=name)
         for index, output in enumerate(node.outputs):
             output.name = f"{name}.{index}" if index else name
@@ -172,7 +188,7 @@ class Site:
         return node.outputs[0]
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """A small initializer that stands in the file itself; one per name."""
+        """Return a small initializer, stored in the ONNX file itself; one per name."""
         if name not in self.graph.initializers:
             tensor = ir.Tensor(np.asarray(array), name=name)
             value = ir.Value(
@@ -182,13 +198,14 @@ class Site:
         return self.graph.initializers[name]
 
     def once(self, source: ir.Value, what: object, make: Callable[[], ir.Value]) -> ir.Value:
-        """What ``make`` makes of ``source``, or what it made before for another weight of this graph."""
+        """Return the value that ``make`` makes from ``source``, or the one made earlier for another weight of
+        this graph."""
         if (source, what) not in self.shared:
             self.shared[source, what] = make()
         return self.shared[source, what]
 
     def replace(self, product: ir.Node, value: ir.Value) -> None:
-        """Everybody reads ``value`` where they read the product's output, whose name it takes."""
+        """Replace the product's output by ``value`` in all nodes that read it. ``value`` takes its name."""
         old = product.outputs[0]
         value.shape, value.dtype = old.shape, old.dtype
         readers = [(use.node, use.idx) for use in old.uses() if use.node is not value.producer()]
@@ -202,7 +219,8 @@ class Site:
             self.graph.remove(product, safe=True)
 
     def rounded(self, product: ir.Node, step: float, zero: np.generic) -> ir.Value:
-        """The product's input through ``QuantizeLinear`` to ``zero``'s dtype and back, one ``step`` for all of it."""
+        """Round the product's input by ``QuantizeLinear`` to ``zero``'s dtype and back, with one ``step`` for
+        all values."""
         scale, source = self.form.step(step), product.inputs[0]
 
         def make() -> ir.Value:
@@ -219,7 +237,7 @@ class Site:
         return self.once(source, (zero.dtype.name, float(scale)), make)
 
     def dequantized(self, inputs: list[ir.Value], **attributes: object) -> ir.Value:
-        """The weight as ``DequantizeLinear`` of ``inputs``, at the head of the graph."""
+        """Return the weight as ``DequantizeLinear`` of ``inputs``, at the head of the graph."""
         name = f"{self.weight.name}.value"
         value = self.insert(self.weight, "DequantizeLinear", inputs, name, **attributes)
         value.shape, value.dtype = self.weight.shape, self.weight.dtype

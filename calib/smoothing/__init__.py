@@ -1,1 +1,2 @@
-"""Makes weights easier to quantize: AWQ, SmoothQuant, and folding their factors into neighbouring layers."""
+"""Factors that make a model easier to quantize: AWQ, SmoothQuant, and folding them into neighbouring
+layers."""

@@ -1,11 +1,13 @@
-"""AWQ: factors that make the weights which matter most large, so that rounding to int4 hurts them least.
+"""AWQ: factors that enlarge the most important weights, so that rounding to int4 changes them least.
 
-Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", arXiv 2306.00978. Eq. 5:
-s = s_X^alpha with s_X the mean |x| of each input channel, and alpha the one of a grid over [0, 1] for which the error of
-eq. 4, |Q(diag(s) W) diag(s)^-1 x - W x|^2, is least over rows of true activations, summed over the matrices that read x.
-alpha 0 is rounding to nearest, so on these rows nothing gets worse. As the authors' code has it: 20 steps, and s divided by
-sqrt(max s * min s). Not here: the search for clipped weights, which needs a number per block and column to be kept (100 MB
-at 7B) where factors need one per row; and errors behind the attention and the MLP, which need whole prompts in place of rows.
+Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", arXiv
+2306.00978. Eq. 5: s = s_X^alpha, where s_X is the mean |x| of each input channel. alpha is taken from a grid
+over [0, 1] so that the error of eq. 4, |Q(diag(s) W) diag(s)^-1 x - W x|^2, is least over rows of real
+activations, summed over the matrices that read x. alpha 0 is rounding to nearest, so on these rows the error
+never grows. As in the authors' code, there are 20 steps, and s is divided by sqrt(max s * min s). Two things
+of that code are left out. The search for clipped weights needs one stored number per block and column (100 MB
+at 7B), while factors need one per row. Errors after the attention and the MLP need whole prompts instead of
+rows.
 """
 
 from __future__ import annotations
@@ -21,14 +23,16 @@ __all__ = ["STEPS", "factors", "rounded"]
 
 STEPS = 20
 _LEAST = 1e-4
-_COLUMNS = 256  # of a matrix at once: what is rounded stays in the processor's cache
+_COLUMNS = 256  # columns of a matrix at a time, so that the rounded part stays in the processor's cache
 _LIMIT = 7
 
 
 def factors(rows: Tensor, mean_abs: Tensor, weights: Sequence[Tensor]) -> Tensor | None:
-    """``rows`` [n, in] of activations, ``mean_abs`` [in] over all of them, ``weights`` [in, out] each -> float32 [in], above 0.
+    """Return the factors of an input, float32 [in], above 0; None if these matrices cannot be quantized to
+    int4.
 
-    None where these matrices are not quantized to int4.
+    ``rows`` [n, in] are some activations, ``mean_abs`` [in] is the mean over all of them, ``weights`` [in,
+    out] are the matrices that read them.
     """
     block = int4.block_size(rows.shape[1])
     if block is None:
@@ -45,7 +49,7 @@ def factors(rows: Tensor, mean_abs: Tensor, weights: Sequence[Tensor]) -> Tensor
 
 
 def rounded(weight: Tensor, block: int) -> Tensor:
-    """``weight`` [in, out] as ``schemes.int4`` gives it back: float32."""
+    """Round ``weight`` [in, out] like ``schemes.int4``: float32."""
     blocks = weight.reshape(-1, block, weight.shape[1])
     scale = (blocks.abs().amax(1, keepdim=True) / _LIMIT).clamp(min=torch.finfo(torch.float16).tiny)
     scale = scale.half().float()

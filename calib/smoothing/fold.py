@@ -1,9 +1,10 @@
-"""Factors folded into a decoder's weights: another model with the same outputs, whose tensors are easier to quantize.
+"""Fold factors into a decoder's weights. The outputs stay the same, and the tensors are easier to quantize.
 
-Division of an input's channels by positive factors f, and multiplication of the matrices that read it by the same, changes
-nothing: x W = (x / f) (f W), with W ``[in, out]``. The division goes into what makes x: the norm before q, k and v, or before
-gate and up; the columns of v where o reads what attention mixes of them; the columns of up where down reads silu(gate) * up.
-So neither AWQ (arXiv 2306.00978) nor SmoothQuant (arXiv 2211.10438) adds an operator to a graph.
+Dividing the channels of an input by positive factors f and multiplying the matrices that read it by f changes
+nothing: x W = (x / f) (f W), with W ``[in, out]``. The division goes into the module that makes x: the norm
+before q, k and v, or before gate and up; the columns of v, since o reads a mixture of them; the columns of
+up, since down reads silu(gate) * up. AWQ (arXiv 2306.00978) and SmoothQuant (arXiv 2211.10438) therefore add
+no operator to a graph.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ __all__ = ["GROUPS", "Group", "Smoothed", "of_layer"]
 
 @dataclass(frozen=True)
 class Group:
-    """Matrices of a decoder layer that read one input, and the module that makes it; paths in the layer."""
+    """The matrices of a decoder layer that read one input, and the module that makes it, as paths in the
+    layer."""
 
     reads: tuple[str, ...]
     maker: str
 
     @property
     def name(self) -> str:
-        """The matrix under whose name the input is kept."""
+        """The matrix under whose name the input's statistics are stored."""
         return self.reads[0]
 
 
@@ -39,7 +41,8 @@ GROUPS = (
 
 
 def of_layer(name: str) -> tuple[str, str] | None:
-    """``llm.layers.3.mlp.up_proj.weight`` -> ``llm.layers.3.`` and ``mlp.up_proj``; None for what is in no layer."""
+    """Split ``llm.layers.3.mlp.up_proj.weight`` into ``llm.layers.3.`` and ``mlp.up_proj``; None outside the
+    layers."""
     parts = name.split(".")
     if parts[:2] != ["llm", "layers"] or len(parts) < 5:
         return None
@@ -47,10 +50,10 @@ def of_layer(name: str) -> tuple[str, str] | None:
 
 
 class Smoothed:
-    """``weights`` (``export.parts.Weights``) with ``factors`` folded in; whatever no factor touches comes as it is.
+    """Weights (``export.spec.Weights``) with ``factors`` folded in. Other weights stay as they are.
 
-    ``factors``: float32 [in] by the weight's name; the matrices of a group have the same. Factors of ``o_proj`` need as
-    many key heads as query heads.
+    ``factors`` are float32 [in] by the weight's name, the same for all matrices of a group. Factors of
+    ``o_proj`` need as many key heads as query heads.
     """
 
     def __init__(self, weights: Any, factors: Mapping[str, np.ndarray]) -> None:

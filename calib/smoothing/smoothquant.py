@@ -1,9 +1,10 @@
-"""SmoothQuant: factors that move the outliers of an activation into the weights, so that both fit into 8 bits.
+"""SmoothQuant: factors that move an activation's outliers into the weights, so that both fit into 8 bits.
 
-Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", arXiv 2211.10438.
-Eq. 4: s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), j an input channel; activations are divided by s, rows of W multiplied.
-alpha 0.5 is the paper's for most models. Our reading: W_j are row j of all matrices that read X, and a channel that was
-never active, or that no matrix reads, keeps 1. The paper smooths behind norms; we do so before o and down too (``equivalent``).
+Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", arXiv
+2211.10438. Eq. 4: s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) for input channel j. Activations are divided by
+s, and rows of W are multiplied by it. The paper uses alpha 0.5 for most models. Our reading: W_j are rows j
+of all matrices that read X, and a channel that was never active, or that no matrix reads, keeps 1. The paper
+smooths after norms; we also smooth before o and down (``fold``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _LEAST = 1e-5
 
 
 def factors(absmax: Tensor, weights: Sequence[Tensor], alpha: float = ALPHA) -> Tensor:
-    """``absmax`` [in] of the activations, ``weights`` [in, out] each -> float32 [in], all above 0."""
+    """Return the factors float32 [in], all above 0, from ``absmax`` [in] of the activations and ``weights``
+    [in, out]."""
     reads = torch.stack([weight.abs().amax(1) for weight in weights]).amax(0)
     found = absmax.clamp(min=_LEAST) ** alpha / reads.clamp(min=_LEAST) ** (1 - alpha)
     return torch.where((absmax > 0) & (reads > 0), found.clamp(min=_LEAST), 1.0)

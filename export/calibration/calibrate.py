@@ -1,7 +1,8 @@
-"""Calibration: samples pass through the model as it will run, one streamed decoder layer at a time; statistics come out.
+"""Calibration: run samples through the model as it will be built, and collect statistics of its activations.
 
-Memory is that of one layer in float32, of every prompt's rows, and of the search for factors; vision encoder and pruners run
-in ONNX Runtime before. After each layer everything is saved beside the statistics: a run that was killed goes on there.
+The decoder is read layer by layer. Memory holds one layer in float32, the rows of all prompts, and the search
+for factors. The vision encoder and pre-LLM pruners run in ONNX Runtime before. After each layer everything is
+saved beside the statistics, so a killed run continues from there.
 """
 
 from __future__ import annotations
@@ -39,13 +40,17 @@ from foveate.export.spec import Parts, Weights
 __all__ = ["Calibration", "calibrated"]
 
 _FOLDED = {"int4": "awq", "int8": "smoothquant"}
-"""Which factors go into the weights of a decoder of this precision."""
+"""Kind of factors that are folded into the decoder's weights, by precision."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a user asks for: ``source`` of ``count`` samples (``calib.samples.load``), None: those of the file ``statistics``.
-    That file is read where it fits, else written; None: beside the bundle."""
+    """The user's request for calibration.
+
+    ``source`` and ``count`` name the samples (``calib.samples.load``). Without ``source`` the statistics of
+    the file ``statistics`` are used. With ``source`` that file is read if it fits, else written; None puts it
+    beside the bundle.
+    """
 
     source: str | None = None
     count: int = samples.COUNT
@@ -66,10 +71,11 @@ def calibrated(
     beside: Path,
     progress: Progress,
 ) -> tuple[Parts, Statistics]:
-    """``parts`` with the factors for ``precision`` folded into its weights, and the statistics of that model.
+    """Return ``parts`` with the factors for ``precision`` folded into the weights, and the statistics of that
+    model.
 
-    ``manifest`` are the values of bundle.json, ``root`` is the folder that the bundle is built in, ``beside`` where it will be.
-    Raises UserError where samples or statistics do not serve.
+    ``manifest`` holds the values of bundle.json. ``root`` is the folder in which the bundle is built,
+    ``beside`` its final place. Raises UserError when samples or statistics cannot be used.
     """
     identity = {
         "name": parts.source.get("model"),
@@ -91,14 +97,17 @@ def calibrated(
             statistics = _collect(parts, method, stages, chosen, identity, path, progress)
             shutil.rmtree(folder)
     fold = _FOLDED.get(precision.decoder)
-    if fold is None or packed(parts.weights):  # what a checkpoint holds quantized stays as it is
+    if fold is None or packed(parts.weights):  # weights of a quantized checkpoint stay as they are
         return parts, statistics
     smoothed = Smoothed(parts.weights, statistics.factors(fold))
     return replace(parts, weights=smoothed), statistics.folded(fold)
 
 
 def _known(path: Path, identity: dict[str, Any], named: bool) -> Statistics | None:
-    """The statistics at ``path``, where there are any of this ``identity``; a file that the user named is never replaced."""
+    """Return the statistics at ``path`` if they have this ``identity``, else None.
+
+    Raises UserError for other statistics in a file that the user ``named``, since it is never replaced.
+    """
     if not path.is_file():
         return None
     found = Statistics.load(path)
@@ -108,7 +117,7 @@ def _known(path: Path, identity: dict[str, Any], named: bool) -> Statistics | No
 
 
 def _require_room(path: Path) -> None:
-    """Raises UserError where ``path`` could not be written at the end of what may take hours."""
+    """Raise UserError now if ``path`` cannot be written, since calibration may take hours."""
     if path.is_dir():
         got = "it is a folder"
     elif not path.parent.is_dir():
@@ -118,8 +127,8 @@ def _require_room(path: Path) -> None:
     else:
         return
     raise UserError(
-        f"statistics cannot be kept at {path} | {got}, expected a file in a folder that can be written to | name another "
-        "with --statistics"
+        f"statistics cannot be kept at {path} | {got}, expected a file in a folder that can be written to "
+        "| name another with --statistics"
     )
 
 
@@ -162,7 +171,8 @@ def _collect(
 def _through(
     parts: Parts, index: int, prompts: Sequence[Prompt], pinned: set[str]
 ) -> tuple[list[Prompt], dict[str, np.ndarray]]:
-    """Every prompt behind layer ``index``, and what the layer's statistics are."""
+    """Run every prompt through layer ``index``. Return the prompts after it, and the statistics of the
+    layer."""
     spec, prefix, passed = parts.spec.decoder, f"llm.layers.{index}.", []
     with torch.device("meta"):
         layer = DecoderLayer(spec)
@@ -182,7 +192,7 @@ def _through(
 
 @torch.inference_mode()
 def _head(parts: Parts, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-    """Of what the head reads: the text rows, since no word is ever said behind a visual one."""
+    """Return input statistics of lm_head, from text rows only: no token is sampled after a visual row."""
     spec = parts.spec.decoder
     with torch.device("meta"):
         norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
@@ -194,8 +204,11 @@ def _head(parts: Parts, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
 
 
 def _fingerprint(weights: Weights, num_layers: int) -> str:
-    """SHA-256 over matrices that every kind of fine-tuning touches, in the first, a middle and the last layer: a 7B model has too
-    many bytes to read them all once more."""
+    """Return SHA-256 over some weights of the first, a middle and the last layer.
+
+    Every kind of fine-tuning changes one of these weights. Reading all weights of a 7B model again would take
+    too long.
+    """
     digest = hashlib.sha256()
     for layer in sorted({0, num_layers // 2, num_layers - 1}):
         for path in ("input_layernorm", "self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"):

@@ -1,8 +1,10 @@
-"""Calibration's prompts: samples go through everything but the decoder's layers, in ONNX Runtime as on a device.
+"""The prompts of calibration: samples run through everything but the decoder's layers, in ONNX Runtime as on
+a device.
 
-``Stages`` writes the graphs before and between the language model's segments in float32 and runs them through ``runtime``'s
-own code: picture, question, budget, chat format, positions and what a cut leaves are those of a bundle. The layers
-themselves are the caller's, so that all prompts can pass one layer before the next is read.
+``Stages`` writes the graphs before and between the language model's segments in float32 and runs them with
+the code of ``runtime``. Image, question, budget, chat template, position ids and the rows after a cut are
+therefore those of a bundle. The caller runs the layers, so that all prompts can pass one layer before the
+next one is read.
 """
 
 from __future__ import annotations
@@ -45,8 +47,12 @@ _DIALECT, _TARGET = "ort", "onnxruntime"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One sample before a layer: ``hidden`` [1,T,D], what is known of its rows; where a cut is still ahead, the rows that
-    entered the segment and the scoring layer; and what the last cut carries on, [1,T] each."""
+    """One sample before a layer.
+
+    ``hidden`` [1,T,D] are its rows and ``chunk`` describes them. ``entering`` and ``scored`` are the rows
+    that entered the segment and the scoring layer, if a cut is still ahead. ``carried`` holds the last cut's
+    carried values, [1,T] each.
+    """
 
     hidden: Tensor
     chunk: Chunk
@@ -57,13 +63,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class _Interface:
-    """A segment where only its interface is asked for."""
+    """A stand-in for a segment of which only the interface is used."""
 
     spec: GraphSpec
 
 
 class Stages:
-    """``folder`` is empty and takes the files; ``manifest`` are the values of the ``bundle.json`` to be."""
+    """The stages around the decoder's layers. ``folder`` is an empty folder for files; ``manifest`` are
+    bundle.json's values."""
 
     def __init__(
         self,
@@ -99,7 +106,10 @@ class Stages:
         return module.load(folder, spec, options)
 
     def pinned(self) -> set[str]:
-        """Weights whose module's output a pruner reads as it is: the graph holds them and none of the matrices behind them."""
+        """Return the weights whose module's output a pruner reads directly.
+
+        A pruner's graph holds such a weight, and none of the matrices that read the module's output.
+        """
         found = set()
         for layer in range(self._layers):
             for group in GROUPS:
@@ -109,13 +119,14 @@ class Stages:
         return found
 
     def begin(self, samples: Sequence[Sample], progress: write_graphs.Progress) -> list[Prompt]:
-        """What enters the first layer. Raises UserError when a prompt is too long. The engines end with this call."""
+        """Return the prompts before the first layer. Raises UserError when one is too long. The engines live
+        in this call."""
         engines = {name: self._engine(name) for name in self._before}
         tokenizer = ChatTokenizer(self._bundle.file("tokenizer.json"), self._bundle.manifest.prompt)
         vision = VisionStages(self._bundle, engines, tokenizer, self._table)
         found = []
         for number, sample in enumerate(samples):
-            progress("calibrating: pictures", number, len(samples))
+            progress("calibrating: images", number, len(samples))
             found.append(self._begin(sample, vision, tokenizer))
         return found
 
@@ -134,7 +145,8 @@ class Stages:
         return Prompt(hidden, decoder.describe(items), hidden if self._cuts else None)
 
     def cut(self, number: int, prompt: Prompt) -> Prompt:
-        """The prompt behind pruner ``number``: rows that it drops are dropped, and positions are the next segment's."""
+        """Return the prompt after pruner ``number``: only the rows that stay, with the next segment's
+        position ids."""
         outputs = {"hidden": prompt.hidden.numpy()}
         if prompt.scored is not None:
             outputs["scored"] = prompt.scored.numpy()
@@ -151,7 +163,8 @@ class Stages:
 def save_prompts(
     path: Path, prompts: Sequence[Prompt], found: dict[str, np.ndarray], facts: dict[str, Any]
 ) -> None:
-    """All prompts with what was ``found`` so far and JSON ``facts``, in one file that is replaced as a whole."""
+    """Save all prompts, the tensors ``found`` so far and the JSON ``facts`` in one file, which is replaced as
+    a whole."""
     first = prompts[0]
     arrays = {f"found.{name}": value for name, value in found.items()}
     arrays["length"] = np.array([prompt.hidden.shape[1] for prompt in prompts])
@@ -169,7 +182,7 @@ def save_prompts(
 
 
 def load_prompts(path: Path) -> tuple[list[Prompt], dict[str, np.ndarray], dict[str, Any]] | None:
-    """What ``save_prompts`` was given; None where there is no such file, or none that this version can read."""
+    """Return the arguments of ``save_prompts``, or None if there is no file that this version can read."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             facts = json.loads((file.metadata() or {})["facts"])
