@@ -1,10 +1,12 @@
-"""Synthetic scenes with true questions and answers: what the checkpoint `shapes` learns from and is measured on.
+"""Questions with true answers about synthetic scenes. The checkpoint `shapes` is trained and measured on
+them.
 
-    scene = make_scene(HELD_OUT + 7)                                  # a picture and the things in it, by seed
-    for question in questions(scene, np.random.default_rng(7)):       # kind, text, answer, boxes of what it is about
+    scene = make_scene(HELD_OUT + 7)                             # an image and the things in it, by seed
+    for question in questions(scene, np.random.default_rng(7)):  # kind, text, answer, boxes
         print(question.text, question.answer)
 
-The answers are true by construction. Training draws from seeds below `HELD_OUT`; accuracy and calibration from it on.
+The answers are true by construction. Training uses seeds below `HELD_OUT`; accuracy and calibration use seeds
+from it on.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ T = TypeVar("T")
 
 
 class Question(NamedTuple):
-    """What a user would type, its only right answer, and the boxes of the things one has to look at."""
+    """A question as a user would type it, its only right answer, and the boxes of the things that it
+    needs."""
 
     kind: str
     text: str
@@ -49,7 +52,8 @@ class Question(NamedTuple):
 
 
 def questions(scene: Scene, rng: np.random.Generator, count: int = 7) -> list[Question]:
-    """`count` questions, the kinds in turn in random order; kinds that the scene has no question for are passed over."""
+    """Return `count` questions, whose kinds take turns in random order. Kinds without a question here are
+    skipped."""
     asked: list[Question] = []
     while len(asked) < count:
         for kind in rng.permutation(KINDS):
@@ -60,12 +64,12 @@ def questions(scene: Scene, rng: np.random.Generator, count: int = 7) -> list[Qu
 
 
 def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
-    """A question of this kind about the scene, or None where it has no question with a single right answer."""
+    """Return a question of this kind about the scene, or None if there is none with a single right answer."""
     return _ASKERS[kind](scene, rng)
 
 
 def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str]:
-    """Sentences naming the things of a scene: all of them in random order, at most five."""
+    """Return sentences that name the things of a scene, in random order, at most five things."""
     sentences = []
     for _ in range(count):
         chosen = [scene.things[i] for i in rng.permutation(len(scene.things))[:5]]
@@ -87,7 +91,7 @@ def _name(thing: Thing, rng: np.random.Generator) -> str:
 
 
 def _only(scene: Scene, thing: Thing, rng: np.random.Generator) -> str | None:
-    """Words that single a thing out ("red circle", "small red circle", "sign"), or None."""
+    """Return words that identify one thing ("red circle", "small red circle", "sign"), or None."""
     if thing.glyph is not None:
         return "sign"
     twins = [t for t in scene.shapes if (t.colour, t.shape) == (thing.colour, thing.shape)]
@@ -98,7 +102,10 @@ def _only(scene: Scene, thing: Thing, rng: np.random.Generator) -> str | None:
 
 
 def _existence(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Yes and no in equal parts; half of the no's name a colour and a shape that are there, but not together."""
+    """Ask whether a thing is there: yes and no in equal parts.
+
+    Half of the no's name a colour and a shape that are both there, but not together.
+    """
     shapes = scene.shapes
     if not shapes:
         return None
@@ -134,7 +141,8 @@ def _shape(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Every number that some question of this scene has as its answer is equally likely."""
+    """Ask for a number. Every number that is the answer to some question about this scene is equally
+    likely."""
     counted: dict[int, list[tuple[str, list[Thing]]]] = {}
     wanted = [(f"{s}s", [t for t in scene.shapes if t.shape == s]) for s in SHAPES]
     wanted += [(f"{c} shapes", [t for t in scene.shapes if t.colour == c]) for c in COLOURS]
@@ -148,7 +156,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """On which side of `b` is `a`: pairs that stand clearly beside or clearly above one another."""
+    """Ask on which side of `b` is `a`, for pairs that are clearly beside or clearly above one another."""
     for _ in range(8):
         if len(scene.things) < 2:
             return None
@@ -163,7 +171,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _location(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """The cell of a centre that lies at least 4 pixels inside it."""
+    """Ask for the cell of a thing whose centre is at least 4 pixels inside the cell."""
     step = SIDE // 4
     clear = [t for t in scene.things if all(4 <= v % step < step - 4 for v in (t.x, t.y))]
     named = [(name, t) for t in clear if (name := _only(scene, t, rng))]
