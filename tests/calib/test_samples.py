@@ -82,7 +82,7 @@ def test_what_is_no_source_is_refused(folder, tmp_path_factory):
     (folder / "latin.jsonl").write_bytes(b"\xe4")
     for source, words in (
         (folder / "none", "no calibration samples"),
-        (folder / "c.png", "one picture"),
+        (folder / "c.png", "one image"),
         (folder, "prompt in .*b.txt is empty"),
         (folder / "latin.jsonl", "not text in UTF-8"),
         (empty, "broken.png"),
@@ -90,7 +90,7 @@ def test_what_is_no_source_is_refused(folder, tmp_path_factory):
         with pytest.raises(UserError, match=words):
             samples.load(str(source))
     (empty / "broken.png").unlink()
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         samples.load(str(empty))
     with pytest.raises(UserError, match="calibration-count"):
         samples.load("scenes", 0)
