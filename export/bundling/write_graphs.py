@@ -261,8 +261,8 @@ def widen(root: Path, written: Written, ranges: Ranges, say: Callable[[str], Non
             reasons[dialect] = _too_wide(peak)
             if asked:
                 raise UserError(
-                    f"the dialect {dialect} cannot hold what the model computes | {reasons[dialect]} | {_FLOAT32}, or leave "
-                    "--dialects out: the bundle then has the dialects that can"
+                    f"the dialect {dialect} cannot hold what the model computes | {reasons[dialect]} "
+                    f"| {_FLOAT32}, or leave --dialects out: the bundle then has the dialects that can"
                 )
             _leave_out(root, written, dialect)
             say(f"the dialect {dialect} is left out: {reasons[dialect]}")
@@ -275,7 +275,8 @@ def widen(root: Path, written: Written, ranges: Ranges, say: Callable[[str], Non
                 say(f"{name} of {dialect} is written in float32: {_too_wide(peak)}")
     if not index:
         raise UserError(
-            f"no dialect of this bundle can hold what the model computes | {next(iter(reasons.values()))} | {_FLOAT32}"
+            "no dialect of this bundle can hold what the model computes "
+            f"| {next(iter(reasons.values()))} | {_FLOAT32}"
         )
 
 
