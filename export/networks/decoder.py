@@ -20,7 +20,7 @@ __all__ = ["Decoder", "DecoderLayer", "Linear", "RMSNorm", "Segment", "rope_of",
 
 
 class Linear(nn.Module):
-    """``x @ weight + bias`` with ``weight [in, out]``."""
+    """A linear layer, ``x @ weight + bias`` with ``weight [in, out]``."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__()

@@ -137,15 +137,15 @@ class Scoring(nn.Module):
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
     def queries(self, normed: Tensor) -> Tensor:
-        """``[1,T,D]`` -> ``[1,H,T,Dh]``, not rotated."""
+        """Return the queries of ``normed [1,T,D]``, not rotated: ``[1,H,T,Dh]``."""
         return self._split(self.self_attn.q_proj(normed), self.heads)
 
     def keys(self, normed: Tensor) -> Tensor:
-        """``[1,T,D]`` -> ``[1,Hkv,T,Dh]``, not rotated."""
+        """Return the keys of ``normed [1,T,D]``, not rotated: ``[1,Hkv,T,Dh]``."""
         return self._split(self.self_attn.k_proj(normed), self.kv_heads)
 
     def values(self, normed: Tensor) -> Tensor:
-        """``[1,T,D]`` -> ``[1,Hkv,T,Dh]``."""
+        """Return the values of ``normed [1,T,D]``: ``[1,Hkv,T,Dh]``."""
         return self._split(self.self_attn.v_proj(normed), self.kv_heads)
 
     def _split(self, y: Tensor, heads: int) -> Tensor:
