@@ -42,7 +42,7 @@ from foveate.engines.errors import UserError
 from foveate.export import models
 from foveate.export.checkpoints.directory import Directory
 from foveate.export.checkpoints.files import SETTINGS
-from foveate.export.keys import checkpoint_keys, config_keys, processor_keys
+from foveate.export.keys import checkpoint_keys, config_keys, processor_keys, settings_types
 from foveate.export.keys.key_table import Key
 from foveate.export.models import qwen2_5_vl
 from foveate.export.settings import hf_config
@@ -207,7 +207,8 @@ def reading(monkeypatch):
 
         monkeypatch.setattr(Directory, "json", noting)
         monkeypatch.setattr(hf_config.Config, "get", noting_get)
-        monkeypatch.setattr(checkpoint_keys, "check", lambda *_: None)
+        for each in (checkpoint_keys, settings_types):  # both look at keys without using them
+            monkeypatch.setattr(each, "check", lambda *_: None)
         models.load(str(path))
         return read
 
