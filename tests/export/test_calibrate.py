@@ -214,10 +214,11 @@ def test_the_verb_takes_samples_and_statistics(folder, collected, save_checkpoin
         (["--statistics", str(kept)], "of another model"),
         (["--statistics", str(folder / "none")], "no such file"),
         (["--calibrate", str(folder / "nowhere")], "no calibration samples"),
-        (["--calibrate", ""], "no calibration samples"),
     ):
         assert main([*command, *more]) == 1
         assert words in capsys.readouterr().err
+    assert main([*command, "--calibrate", ""]) == 2
+    assert "empty" in capsys.readouterr().err
     assert main([*command, "--calibrate", "scenes", "--precision", "fp32"]) == 2
     assert "nothing to calibrate" in capsys.readouterr().err
     assert not (folder / "cli").exists()
