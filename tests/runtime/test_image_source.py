@@ -133,7 +133,7 @@ def test_run_takes_a_pipe_and_a_socket(bundle, png, picture, tmp_path):
         ('$F run "$B" "Why?" --image - <&-', "standard input"),
         ('$F run "$B" "Why?" --image - </dev/null', "image standard input | the file is empty"),
         ('$F run "$B" "Why?" --image - --image /dev/stdin < x.png', "the standard input holds one image"),
-        ('$F run "$B" "Why?" --image ""', "the name is empty"),
+        ('$F run "$B" "Why?" --image ""', "the value is empty"),
         ('printf "/image\\nWhy?\\n" | $F chat "$B"', "the name is empty"),
         ('echo "Why?" | $F chat "$B" --image -', "chat reads the questions there"),
         ('printf "/image -\\nWhy?\\n" | $F chat "$B"', "chat reads the questions there"),

@@ -175,5 +175,5 @@ def test_recorded_answers_hold_no_programs(copy: Path) -> None:
     np.savez(copy / "golden.npz", **arrays)
     write_manifest(copy, json.loads((copy / "bundle.json").read_text()))
     loaded = load(copy)
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(UserError, match="allow_pickle"):
         list(replay(loaded, choose(loaded)))

@@ -63,7 +63,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
         [{"question_id": 1, "image": "x.jpg", "text": "?", "label": "no"}],
         lines=True,
     )
-    with pytest.raises(UserError, match=r"picture x\.jpg is missing"):
+    with pytest.raises(UserError, match=r"image x\.jpg is missing"):
         list(benchmark("pope").load(tmp_path))
     with pytest.raises(UserError, match="did you mean pope"):
         benchmark("popes")
