@@ -38,7 +38,7 @@ _SHARING = {"test_chain.py": "bundles of methods", "test_graphs.py": "bundles of
 
 
 def pytest_collection_modifyitems(items):
-    """For ``--dist loadgroup``: tests of a file run in one process, and files that trace the same graphs do, too."""
+    """Group tests for ``--dist loadgroup``: tests of a file run in one process, and files that trace the same graphs do, too."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_SHARING.get(item.path.name, str(item.path))))
 

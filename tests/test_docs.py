@@ -1,4 +1,4 @@
-"""What README and docs/ say exists: commands, flags, links, methods, pictures; decisions are numbered."""
+"""Things that README and docs/ name exist: commands, flags, links, methods, images; decisions are numbered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows from the code is as the code says: README's tables, pages and data files."""
+"""Generated files are as the code says: README's tables, pages and data files."""
 
 from __future__ import annotations
 

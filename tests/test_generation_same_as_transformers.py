@@ -67,7 +67,7 @@ class Case:
         return Pipeline(Bundle(old.path, manifest), self.pipe._engines)
 
     def batch(self, turns: list[Turn]) -> dict[str, torch.Tensor]:
-        """What transformers is given."""
+        """The inputs that transformers is given."""
         raise NotImplementedError
 
     def theirs(self, turns: list[Turn], **asked: Any) -> list[int]:
@@ -218,7 +218,7 @@ def test_an_option_overrides_the_bundle(case, plain) -> None:
 
 
 def test_stop_strings_end_it_at_the_same_token(case) -> None:
-    """Of answers in ASCII: transformers looks for them in tokens, which may hold parts of a character."""
+    """Answers in ASCII: transformers looks for them in tokens, which may hold parts of a character."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(case.checkpoint / "tokenizer.json"))
     others = [number for number in range(len(tokenizer)) if not tokenizer.decode([number]).isascii()]
     setting = {"eos_token_id": None, "suppress_tokens": others}

@@ -52,7 +52,7 @@ def manifest(bundle: Path) -> dict:
 
 
 def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Those of its nodes, and theirs."""
+    """Yield the subgraphs of its nodes, and those inside them."""
     for attribute in (attribute for node in graph.node for attribute in node.attribute):
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
@@ -60,7 +60,7 @@ def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def names_in(graph: onnx.GraphProto) -> Iterator[str]:
-    """Of everything that is given or computed."""
+    """Yield the name of every value that is given or computed."""
     for each in (graph, *subgraphs(graph)):
         yield from (value.name for value in (*each.input, *each.initializer))
         yield from (name for node in each.node for name in node.output if name)

@@ -156,7 +156,7 @@ def test_same_logits_and_greedy_tokens(both, shape):
 
 @pytest.mark.parametrize(("number", "interval"), [(4, 0.5), (5, 0.5), (6, 8.0)])
 def test_videos(both, number, interval):
-    """Of an odd number of frames the last is shown twice; frames far apart reach beyond the question's end in time."""
+    """An odd number of frames: the last is shown twice; frames far apart reach beyond the question's end in time."""
     model, processor, pipe = both
     video = Video(tuple(pictures([(24, 40)] * number)), interval)
     compare(pipe, model, of_video(processor, video.frames, interval), [video])

@@ -1,4 +1,4 @@
-"""What README promises of bundles: no plugin and no custom operator, in any dialect and precision."""
+"""README's promise of bundles: no plugin and no custom operator, in any dialect and precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRECISIONS = [*map(Precision, choices()), Precision("int4", head="int8", vision=
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Those of its subgraphs as well."""
+    """All nodes, those of subgraphs as well."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:

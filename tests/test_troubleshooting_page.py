@@ -33,7 +33,7 @@ def strings(source: str) -> list[str]:
 
 
 def says(message: str, texts: list[str]) -> bool:
-    """Whether some text has the fixed words of ``message``, in order."""
+    """Tell whether some text has the fixed words of ``message``, in order."""
     pattern = re.compile(".*".join(map(re.escape, re.split(" *… *", message))), flags=re.DOTALL)
     return any(pattern.search(text) for text in texts)
 

@@ -1,4 +1,4 @@
-"""What a scheme says that products read of their inputs, against the graph that it writes, in ONNX Runtime."""
+"""Rounding of products' inputs as a scheme states it, against the graph that it writes, in ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def link(folder: Path) -> Path:
 
 
 def python(code: str, cwd: Path, *places: Path) -> str:
-    """What is said by a Python that was started in ``cwd`` and has ``places`` for its site-packages."""
+    """Return what a Python says that was started in ``cwd`` and has ``places`` for its site-packages."""
     start = f"import sys; sys.path[1:1] = {[str(p) for p in places]!r}; "
     done = subprocess.run(
         [sys.executable, "-c", start + code], cwd=cwd, capture_output=True, text=True, check=False
@@ -47,7 +47,7 @@ def test_a_clone_that_hides_an_installed_one_says_so(tmp_path, name):
 
 
 def test_it_says_so_of_one_that_is_installed_for_editing(tmp_path):
-    """As this environment has it: a finder of setuptools in place of a folder."""
+    """An editable install is a finder of setuptools, not a folder."""
     clone = link(tmp_path / "work")
     said = python("import foveate.runtime", tmp_path / "work")
     assert f"taken from {clone}, which hides the one that is installed in {ROOT}" in said

@@ -83,7 +83,7 @@ def faults(path: Path, root: Path = ROOT) -> Iterator[str]:
 
 
 def unsafe(text: str) -> bool:
-    """Whether code in ``text`` imports onnxruntime before anything of ours, and without the variable."""
+    """Tell whether code in ``text`` imports onnxruntime before anything of ours, and without the variable."""
     found = IN_TEXT.search(text)
     before = text[: found.end()] if found else ""
     return bool(found) and not OURS.search(before) and NO_TELEMETRY not in before

@@ -124,7 +124,7 @@ def test_too_little_memory_on_the_gpu(
 
 
 class TestMachine:
-    """What a plan is bound to."""
+    """Facts that a plan is bound to."""
 
     def seen(self, monkeypatch: pytest.MonkeyPatch, sm: int) -> None:
         monkeypatch.setattr(trt, "find_gpu", lambda: trt_cuda.Gpu("some", sm, 8 << 30))

@@ -1,4 +1,4 @@
-"""What TensorRT for RTX's builder is given, which needs no GPU, and what becomes of its answer."""
+"""Input and output of TensorRT for RTX's builder, which needs no GPU."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_no_plan(
     monkeypatch: pytest.MonkeyPatch,
     streams: bool,
 ) -> None:
-    """Whether the builder streams the plan, or gives it as a whole as older ones do."""
+    """Tell whether the builder streams the plan, or gives it as a whole as older ones do."""
     module, plan = rtx.trt if streams else older(rtx.trt), tmp_path / "negation.plan"
     facts = trt_build.build(module, *negation, OPTIONS, plan)
     content = plan.read_bytes()

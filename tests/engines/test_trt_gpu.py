@@ -77,7 +77,7 @@ def test_the_same_logits_as_onnx_runtime(root: Path, plan: compiled.Plan, cuda_g
 def test_the_same_answer_with_device_sampling(
     root: Path, plan: compiled.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one engine gives it whose candidates nobody looks at; the self-test did."""
+    """The output of one engine whose candidates nobody looks at; the self-test did."""
     own = shutil.copytree(root, tmp_path / "own")
     options = {"max_context": 128, "device_sampling": True}
     folder = compile_bundle(own, plan.target, dialect=plan.dialect, options=options, force=True)

@@ -73,7 +73,7 @@ def same_tensors(ours, path, merged) -> None:
 
 
 def entries_of(path) -> dict[str, Entry]:
-    """What the family asks its source for."""
+    """Return the tensors that the family asks its source for."""
     seen = {}
 
     class Spy(Directory):

@@ -119,7 +119,7 @@ def small_qwen() -> dict:
 
 
 def test_a_build_by_name_without_a_checkpoint(tmp_path, monkeypatch, capsys):
-    """As the command does it, with a small config in place of the true one."""
+    """Build as the command does, with a small config in place of the true one."""
     config, _ = llava.tiny_configs(image_size=28, max_positions=512)
     config |= {"model_type": "llava_next", "image_grid_pinpoints": [[28, 56], [56, 28]]}
     monkeypatch.setitem(llava_next.CONFIGS, "llava-v1.6-vicuna-7b", config)

@@ -216,7 +216,7 @@ def reading(monkeypatch):
 
 
 def listed(file, path, family):
-    """What the tables say of a key."""
+    """Return what the tables say of a key."""
     if file == "config.json":
         keys = models.family(family).KEYS
         text = config_keys.TEXT[keys.text]

@@ -170,7 +170,7 @@ def test_tensorrt_rtx_compiles_the_primitive_dialect(tmp_path, precision):
 
 
 def round_inputs(reference: Decoder, precision: str, dialect: str) -> None:
-    """What the schemes do to the inputs of the layers' products, from their definitions."""
+    """Rounding of the inputs of the layers' products, from their definitions."""
 
     def dynamic(
         x,
@@ -197,7 +197,7 @@ def round_inputs(reference: Decoder, precision: str, dialect: str) -> None:
 
 @pytest.mark.parametrize(("precision", "dialect"), [("int8", "ort"), ("int8", "native"), ("fp8", "native")])
 def test_activations_are_rounded_as_the_scheme_says(tmp_path, monkeypatch, precision, dialect):
-    """In float32, for one of three prompts at least: a value on the edge of a rounding falls to either side, and what follows
+    """Answers agree in float32, for one of three prompts at least: a value on the edge of a rounding falls to either side, and what follows
     amplifies that. The ``native`` form is taken as it is written: ONNX Runtime's own fusion of it overflows on CPUs without
     VNNI, which ``ort`` avoids."""
     monkeypatch.setitem(lowering.dialect(dialect).DTYPES, precision, "float32")

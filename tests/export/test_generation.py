@@ -1,4 +1,4 @@
-"""What a checkpoint says of its answers, held to transformers' own reading of the same files."""
+"""A checkpoint's generation settings, held to transformers' own reading of the same files."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_wrong_values_are_named(said, key: str, value: Any) -> None:
 
 
 class Drawing(GenerationMixin):
-    """What ``_get_logits_processor`` asks of a model that samples."""
+    """A stand-in with what ``_get_logits_processor`` asks of a model that samples."""
 
     def warpers(self, **keys: Any) -> LogitsProcessorList:
         config = GenerationConfig(do_sample=True, **({"top_k": 50, "temperature": 1.0} | keys))
@@ -179,7 +179,7 @@ class Drawing(GenerationMixin):
 def test_what_cannot_be_drawn_with_is_refused_by_sample_alone(
     said, key: str, value: Any, option: str
 ) -> None:
-    """As by transformers, whose greedy answers do not read it."""
+    """The build takes the value, as transformers does: greedy answers do not read it."""
     found = said(**{key: value})
     (note,) = generation.notes([2], found)
     assert "--sample will be refused" in note and option in note and str(value) in note

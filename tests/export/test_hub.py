@@ -50,7 +50,7 @@ def refusal(path, *args, **options) -> str:
 
 
 def test_no_network_and_no_cache(tmp_path):
-    """In a process of its own, as users start it: huggingface_hub reads its environment when it is imported."""
+    """Run in a process of its own, as users do: huggingface_hub reads its environment when it is imported."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
     run = subprocess.run(
         [sys.executable, "-c", LOAD, "llava-1.5-7b"],

@@ -58,7 +58,7 @@ def pictures(count: int) -> list[Image.Image]:
 
 @torch.no_grad()
 def logits(decoder, pipe: Pipeline, chat: Chat, tokens: list[int]) -> torch.Tensor:
-    """Of the token behind ``tokens``, which stand behind the conversation's first prompt: everything computed anew,
+    """Logits of the token behind ``tokens``, which stand behind the conversation's first prompt: everything computed anew,
     without a cache, by a decoder that drops rows before the layers of the bundle's cuts."""
     table = torch.from_numpy(np.array(pipe.bundle.embeddings()))
     items = chat._decoder.items[: chat_prompt(chat)]
@@ -90,7 +90,7 @@ def logits(decoder, pipe: Pipeline, chat: Chat, tokens: list[int]) -> torch.Tens
 
 
 def chat_prompt(chat: Chat) -> int:
-    """How many items of the conversation belong to its first prompt."""
+    """Number of items of the conversation that belong to its first prompt."""
     turns, chat.turns = chat.turns, chat.turns[:1]
     try:
         segments = chat._pipe.tokenizer.encode_turns(chat.turns)

@@ -29,7 +29,7 @@ def rewritten(
     *rewrites: object,
     **attributes: object,
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """What one node answers, what the rewrites make of it answer, and the latter's operators. ``output``: dtype, rank."""
+    """Return the answer of one node, the answer of its rewritten form, and the latter's operators. ``output``: dtype, rank."""
     given = {name: array for name, array in inputs.items() if array is not None}
     names = [name if array is not None else "" for name, array in inputs.items()]
     out = helper.make_tensor_value_info("y", output[0], [None] * output[1])

@@ -1,4 +1,4 @@
-"""Which part is computed in what: what is chosen, what is refused and why, and that the bundle answers as torch says."""
+"""The precision of each part: what is chosen, what is refused and why, and that the bundle answers as torch says."""
 
 from __future__ import annotations
 

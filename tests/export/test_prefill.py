@@ -45,7 +45,7 @@ def feeds(engine, rows: int, seed: int = 0, start: int = 0):
 
 
 def places(model: onnx.ModelProto) -> dict[str, list[tuple[str, str]]]:
-    """Where each initializer is stored."""
+    """The place where each initializer is stored."""
     return {
         t.name: [(e.key, e.value) for e in t.external_data]
         for t in model.graph.initializer

@@ -164,7 +164,7 @@ def test_offline_llava_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_the_bundle_holds_the_file_given(tmp_path, published):
-    """What the pruner's graph keeps is what the given network keeps, on the features of golden.npz."""
+    """The pruner's graph keeps what the given network keeps, on the features of golden.npz."""
     torch.save(published, tmp_path / "weights.pth")
     out = tmp_path / "bundle"
     given = str(tmp_path / "weights.pth")

@@ -115,7 +115,7 @@ def test_a_dialect_that_was_asked_for_by_name_is_not_left_out(scaled, tmp_path, 
 
 
 def test_no_dialect_is_left(scaled, tmp_path, capsys):
-    """In fp16, all of them compute in float16."""
+    """All dialects compute in float16 with fp16."""
     arguments = ["--method", "none", "--no-compile", "--precision", "fp16", "--out", str(tmp_path / "none")]
     assert main(["build", "--model", str(scaled(**{KEYS: 5e3})), *arguments]) == 1
     said = capsys.readouterr().err
@@ -124,7 +124,7 @@ def test_no_dialect_is_left(scaled, tmp_path, capsys):
 
 
 def test_what_a_graph_in_float16_would_have_done_is_explained(scaled, tmp_path, capsys, monkeypatch):
-    """As bundles of earlier builds are: their self-test named neither place nor cause."""
+    """A bundle as earlier builds made it: its self-test named neither place nor cause."""
     monkeypatch.setattr(ranges_module, "MARGIN", 0.0)
     assert build(scaled(**{DOWN: 3e4}), tmp_path / "b") == 0
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Where a bundle is put: mount points, links, disks of other kinds, bundles in use, and what killed builds
+"""Places of a bundle: mount points, links, disks of other kinds, bundles in use, and what killed builds
 left."""
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def write(bundle: Bundle, root: Path) -> None:
 
 
 def names(folder: Path) -> set[str]:
-    """What is in a folder but locks, which stay."""
+    """The names in a folder but locks, which stay."""
     return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
 
 
@@ -134,14 +134,14 @@ def test_a_full_disk_and_a_read_only_one(source: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a file system were mounted at every folder."""
+    """Pretend that a file system is mounted at every folder."""
     monkeypatch.setattr(staging, "_cannot_be_renamed", lambda folder: folder.is_dir())
 
 
 def test_a_program_goes_on_with_the_files_that_were_replaced(
     source: Path, other: Path, tmp_path: Path
 ) -> None:
-    """In a folder that is exchanged, and in one whose files are."""
+    """Tried where the folder is exchanged as a whole, and where its files are exchanged one by one."""
     for number, rename in enumerate((True, False)):
         out = tmp_path / f"b{number}"
         put(source, out)

@@ -21,7 +21,7 @@ ROWS = 320  # of the embedding; its tokenizer has as many tokens
 
 
 def add(path, *tokens):
-    """As hiyouga/LlamaFactory#8803: added with transformers, and the model left as it was."""
+    """Tokens as in hiyouga/LlamaFactory#8803: added with transformers, and the model left as it was."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.add_tokens([AddedToken(token) for token in tokens])
     tokenizer.save_pretrained(path)

@@ -23,7 +23,7 @@ CORPUS = [
 
 
 def llama(prefix: str) -> Tokenizer:
-    """As LLaMA's: BPE with byte fallback; ``prefix`` says who puts the leading blank ("normalizer" or a Metaspace scheme)."""
+    """A tokenizer like LLaMA's: BPE with byte fallback; ``prefix`` says who puts the leading blank ("normalizer" or a Metaspace scheme)."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     if prefix == "normalizer":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

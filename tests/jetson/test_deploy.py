@@ -272,7 +272,7 @@ class Recorded(Remote):
 
 
 def recorded(bundle: Path, wheels: Path, *more: str) -> list[tuple[str, ...]]:
-    """What a device is told by ``foveate deploy`` with these arguments."""
+    """Return what a device is told by ``foveate deploy`` with these arguments."""
     Recorded.commands = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deploying, "Remote", Recorded)

@@ -18,7 +18,7 @@ DESKTOP = {"/etc/systemd/system/default.target": "/usr/lib/systemd/system/graphi
 
 
 def findings(machine: System, **needs) -> dict[str, str]:
-    """What it says, by kind and what, with the command."""
+    """Return what doctor says, by kind and subject, with the command."""
     return {f"{f.kind}: {f.what}": f.fix for f in examine(look(machine, Path(".")), **needs)}
 
 

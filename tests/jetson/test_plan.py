@@ -314,7 +314,7 @@ def test_wrong_usage(extra, message):
 
 
 def test_a_bundle_plans_itself(make_bundle, capsys):
-    """Of any model: by the sizes in its bundle.json. One that was built before they were there is refused."""
+    """A plan of any model by the sizes in its bundle.json. One that was built before they were there is refused."""
     root = make_bundle()
     arguments = [str(root), "--device", "orin-nano-8gb", "--keep", "4", "--json"]
     with pytest.raises(UserError, match="does not tell the sizes of its vision encoder"):
@@ -331,7 +331,7 @@ def test_a_bundle_plans_itself(make_bundle, capsys):
 
 
 def test_an_encoder_tells_its_sizes():
-    """Those of the published towers are the table's, however they are written: a bundle is planned as its model is."""
+    """Sizes of the published towers are the table's, however they are written: a bundle is planned as its model is."""
     table = json.loads((ROOT / "jetson" / "data" / "models.json").read_text())["models"]
     clip = VisionSpec(336, 14, 1024, 4096, 16, depth=23, activation="quick_gelu", layer_norm_eps=1e-5)
     assert clip.sizes == table["llava-1.5-7b"]["vision"]

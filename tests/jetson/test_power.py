@@ -24,7 +24,7 @@ def test_the_whole_module_is_vdd_in(recorded):
 
 
 def test_elsewhere_it_is_the_sum_of_the_rails(recorded):
-    """As the AGX Orin has it; NC is not connected and the sum of the shunts is no rail."""
+    """The monitors of an AGX Orin; NC is not connected and the sum of the shunts is no rail."""
     watts = Rails(recorded("agx").root)()
     assert set(watts) == {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO", "total"}
     assert watts["VDD_GPU_SOC"] == pytest.approx(5.134, abs=0.01)

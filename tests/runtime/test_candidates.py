@@ -45,7 +45,7 @@ class Watched(Logits):
 
 
 def picked(random: np.random.Generator, logits: np.ndarray) -> Logits:
-    """As an engine picks that takes and orders equal ones as it likes."""
+    """Pick like an engine that takes and orders equal ones as it likes."""
     order = np.lexsort((random.permutation(len(logits)), -logits))[: topk_logits.MOST]
     return Watched(logits[None, None], (logits[order][None, None], order.astype(np.int32)[None, None]))
 

@@ -128,7 +128,7 @@ def test_published_sppruner():
 
 
 def ocvtp_flops(tokens: int, slots: int) -> float:
-    """Of OC-VTP's slot pruner: input projection, keys and values, three rounds of attention, GRU and MLP."""
+    """FLOPs of OC-VTP's slot pruner: input projection, keys and values, three rounds of attention, GRU and MLP."""
     wide, d = 1024, 512
     once = tokens * (wide * 2048 + 2048 * d + 2 * d * d)
     each = slots * (d * d + 6 * d * d + 2 * d * 2048) + 2 * slots * tokens * d
@@ -179,7 +179,7 @@ def test_schedule_of_a_pruner_before_the_decoder(bundle, plain_bundle):
 
 
 def test_two_stages_never_grow(llava):
-    """What one stage dropped the next cannot bring back, whatever it is told to keep."""
+    """A stage cannot bring back what the one before dropped, whatever it is told to keep."""
     both = replace(llava, stages=("pruner", *llava.stages), budgets={"pruner": [[0.1, 0.05], [1.0, 0.5]]})
     assert costs.schedule(both, "100%") == ((8, 288), (8, 288), (16, 288))
 

@@ -88,7 +88,7 @@ def test_logits_of_minus_infinity_are_tokens_that_are_never_said(bundle: Path, p
 def test_features(
     bundle: Path, picture: np.ndarray, bad: str, graph: str, output: str, on_host: bool
 ) -> None:
-    """On a device they are looked at when the logits show that something is wrong; a pruner that sees them is on a device."""
+    """Features on a device are looked at when the logits show that something is wrong; a pruner that sees them is on a device."""
     pipe = faulty(bundle, graph, output, BAD[bad], on_host=on_host)
     if graph == "vision_encoder" and not on_host:
         pruner, run = pipe._engines["pruner"], pipe._engines["pruner"].run

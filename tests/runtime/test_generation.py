@@ -1,4 +1,4 @@
-"""What is asked of an answer, over what the bundle says of answers."""
+"""Options of an answer and the bundle's defaults."""
 
 from __future__ import annotations
 

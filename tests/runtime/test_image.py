@@ -94,7 +94,7 @@ PICTURES = pictures()
 
 @pytest.fixture(scope="module")
 def processor(tmp_path_factory):
-    """What AutoImageProcessor makes of a LLaVA-1.5 directory."""
+    """Return what AutoImageProcessor makes of a LLaVA-1.5 directory."""
     folder = tmp_path_factory.mktemp("processor")
     (folder / "preprocessor_config.json").write_text(json.dumps(CONFIG))
     return AutoImageProcessor.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Which tokens a picture has: against LLaVA-NeXT's processor, and what pruners are shown of them."""
+"""The tokens of an image: against LLaVA-NeXT's processor, and what pruners are shown of them."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def namespaces(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a command did: exit code, output, names asked for, packets sent, files left outside of the bundle."""
+    """The effects of a command: exit code, output, names asked for, packets sent, files left outside of the bundle."""
 
     exit: int
     out: str

@@ -1,4 +1,4 @@
-"""Which versions of ONNX Runtime serve, and what is said of one that is half removed or hidden by a folder of its name."""
+"""Versions of ONNX Runtime that serve, and what is said of one that is half removed or hidden by a folder of its name."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def old(monkeypatch):
 
 
 def test_an_engine_of_the_dialect_ort_is_not_loaded_by_an_older_one(method_bundle, tmp_path, monkeypatch):
-    """Of a foveate that still compiled it: the engine fits the machine, and would answer wrongly."""
+    """An engine of a foveate that still compiled it: it fits the machine, and would answer wrongly."""
     bundle = shutil.copytree(method_bundle("none"), tmp_path / "copy")
     compile_bundle(bundle, dialect="ort")
     plan = choose(load(bundle), "onnxruntime")

@@ -68,7 +68,7 @@ QWEN = {
 
 
 def byte_level() -> Tokenizer:
-    """As Qwen's: byte-level BPE, no BOS."""
+    """A tokenizer like Qwen's: byte-level BPE, no BOS."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -251,7 +251,7 @@ def test_the_stream_window_stays_small(pair):
 
 
 def test_auto_tokenizer_of_a_llama_directory_agrees(tmp_path):
-    """What AutoTokenizer makes of a LLaMA directory (it rebuilds the prefix rule from ``legacy``)."""
+    """Return what AutoTokenizer makes of a LLaMA directory (it rebuilds the prefix rule from ``legacy``)."""
     for legacy, prefix in ((False, "first"), (True, "always")):
         folder = tmp_path / prefix
         folder.mkdir()

@@ -49,7 +49,7 @@ def test_a_verb_cleans_up_and_says_143() -> None:
 
 
 def test_so_does_process_1_of_a_container() -> None:
-    """For which Linux ignores SIGTERM, unless it is handled."""
+    """Process 1, for which Linux ignores SIGTERM unless it is handled."""
     prefix = ["unshare", "--pid", "--fork", "--mount-proc"]
     probe = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
     if probe.returncode:

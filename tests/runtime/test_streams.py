@@ -80,7 +80,7 @@ def test_work_that_was_done_counts(where, shell, bundle, tmp_path):
 
 
 def test_no_file_takes_the_place_of_a_closed_stream(shell, bundle):
-    """With 1 closed, what is opened next would get the number 1 and with it whatever a library prints."""
+    """A closed descriptor 1: what is opened next would get the number 1 and with it whatever a library prints."""
     code = (
         "import os, sys; from foveate.runtime import cli\n"
         "def verb(argv):\n"
@@ -123,7 +123,7 @@ def test_questions_that_cannot_be_read(stdin, says, shell):
 
 @pytest.mark.parametrize("encoding", ("utf-8", "ascii", "latin-1"))
 def test_bytes_that_are_no_utf8_cost_one_turn(encoding, shell, bundle, tmp_path):
-    """In Latin-1 they are text; a question in UTF-8 is understood where the terminal claims to be ASCII."""
+    """The bytes are text in Latin-1; a question in UTF-8 is understood where the terminal claims to be ASCII."""
     (tmp_path / "q").write_bytes(b"Jos\xe9?\n/image \xe9.png\nWhy?\nJos\xc3\xa9?\n")
     shutil.copy(
         tmp_path / "x.png",

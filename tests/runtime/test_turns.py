@@ -137,7 +137,7 @@ def test_a_conversation_has_the_date_of_its_start(bundle: Path, monkeypatch):
 
 
 def test_reasoning_is_cut_out_of_earlier_answers(bundle: Path, monkeypatch):
-    """What is in the cache of it is not used for the next turn, which is that of a fresh prompt without it."""
+    """Cached reasoning is not reused: the next turn equals a fresh prompt without it."""
     pipe = Pipeline.load(bundle)
     (shown,) = images(1)
     chat = pipe.chat()

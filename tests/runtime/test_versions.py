@@ -18,7 +18,7 @@ QUESTIONS = ("What letter is on the sign?", "What colour is the triangle?")
 
 
 def pinned(python: str, *, oldest: bool, extra: str | None = None) -> list[str]:
-    """What pip gets for the requirements that apply to ``python`` ("3.11"): the least version of each, or the newest."""
+    """The requirements for pip that apply to ``python`` ("3.11"): the least version of each, or the newest."""
     declared = [*PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] if extra else ())]
     found = []
     for text in declared:
@@ -78,7 +78,7 @@ def environment(folder: Path, python: str, requirements: list[str]) -> Path:
 
 
 def answers(place: Path, bundle: Path, copy: Path) -> list[str]:
-    """What two turns of a chat answer, after ``compile`` and ``check``."""
+    """Answers of two turns of a chat, after ``compile`` and ``check``."""
     shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("engines"))
     foveate = place / "foveate"
     run([foveate, "compile", copy])
@@ -89,7 +89,7 @@ def answers(place: Path, bundle: Path, copy: Path) -> list[str]:
 
 
 def interpreters() -> list[str]:
-    """Of the versions that foveate declares something special for: this one, and Python 3.10 (JetPack 6) where it is."""
+    """The Python versions that foveate declares something for: this one, and Python 3.10 (JetPack 6) where it is."""
     return [f"{sys.version_info[0]}.{sys.version_info[1]}", "3.10"]
 
 

@@ -1,4 +1,4 @@
-"""What the pruner is fed, the language model's chunks, and a cache whose length the engine settled."""
+"""Inputs of the pruner, the language model's chunks, and a cache whose length the engine settled."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_positions_of_merged_rows(make_bundle) -> None:
 
 
 def test_prefill_in_chunks_is_prefill_at_once(bundle: Path) -> None:
-    """For engines whose profile is shorter than the prompt."""
+    """A prompt is run in pieces where an engine's profile is shorter."""
     items = np.random.default_rng(0).integers(0, 256, 50).tolist()
     decoders = [Pipeline.load(bundle).decoder() for _ in range(2)]
     decoders[1]._most = 7

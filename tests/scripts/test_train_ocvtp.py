@@ -105,7 +105,7 @@ def test_the_learning_rate():
 
 
 def test_gradients_take_the_bi_level_path():
-    """To the start of the slots as through the last turn alone; to the tokens' projection too."""
+    """Gradients reach the start of the slots as through the last turn alone; to the tokens' projection too."""
     torch.manual_seed(0)
     pruner = SlotPruner(16).reset()
     features, noise = torch.randn(1, 9, 16), torch.randn(1, 4, 8)

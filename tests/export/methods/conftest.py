@@ -1,4 +1,4 @@
-"""What method tests share: a small model in numbers, random inputs for any method, its graph in ONNX."""
+"""Shared by method tests: a small model in numbers, random inputs for any method, its graph in ONNX."""
 
 from __future__ import annotations
 

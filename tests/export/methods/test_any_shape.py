@@ -1,4 +1,4 @@
-"""Where pictures are of any size a pruner is traced once, and its graph serves every shape as torch does."""
+"""One traced pruner for images of any size: its graph serves every shape as torch does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every method in the folder must do: the contract of ``reduce``, in torch, ONNX Runtime and TensorRT-RTX."""
+"""Every method in the folder holds the contract of ``reduce``, in torch, ONNX Runtime and TensorRT-RTX."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Case:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """Those of all cases, as the network holds them, and the noise from which the case's slots start."""
+        """The weights that all cases share, as the network holds them, and this case's noise, from which its slots start."""
         found = {name: value.T.contiguous() if value.ndim == 2 else value for name, value in WEIGHTS.items()}
         start = torch.from_numpy(self.arrays["slots_init"])
         noise = torch.zeros(self.bench.size + 1, start.shape[2])

@@ -128,7 +128,7 @@ def test_equals_the_transcription(keep, steps):
 
 
 def test_equal_patches_weigh_as_much_as_before():
-    """Of patches that are all the same, any mixture is the same, and log(size) makes up for their number."""
+    """Patches that are all the same give the same mixture in any case, and log(size) makes up for their number."""
     parts = llava.tiny(vision_layers=5)
     merging, whole = build(parts, 16), fill(parts.vision(()), parts.weights, "vision_encoder.")
     for vision in (merging, whole):
@@ -166,7 +166,7 @@ def test_what_the_layers_cannot_come_to_is_refused(keep):
 
 
 def possible(steps: tuple[int, ...], size: int) -> bool:
-    """Whether every layer has two patches for each that it merges."""
+    """Tell whether every layer has two patches for each that it merges."""
     return all(2 * step <= size - sum(steps[:i]) for i, step in enumerate(steps))
 
 

@@ -1,4 +1,4 @@
-"""What tests of methods inside the language model share: prompts in numbers, and a pruner's graph in torch and ONNX."""
+"""Shared by tests of in-LLM methods: prompts in numbers, and a pruner's graph in torch and ONNX."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Model:
         return floats | {name: value[None] for name, value in numbers.items()}
 
     def weight(self, name: str) -> np.ndarray:
-        """In float64; matrices ``[in, out]``."""
+        """Return a weight of the language model in float64; matrices are ``[in, out]``."""
         return self.parts.weights.get(f"llm.{name}").double().numpy()
 
     def rms(self, x: np.ndarray, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What holds for every method here: how many rows stay, in torch and, exported, in ONNX Runtime; nothing overflows in half
+"""The contract of every in-LLM method: how many rows stay, in torch and, exported, in ONNX Runtime; nothing overflows in half
 precision. (``tests/test_graphs.py`` compiles all of them with TensorRT-RTX.)"""
 
 from __future__ import annotations

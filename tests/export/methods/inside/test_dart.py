@@ -67,7 +67,7 @@ def test_equals_the_transcription(model, options, layout):
 
 
 def test_the_published_numbers(model):
-    """What is published as M tokens: 4 pivots and 8 times M // 8, by the published loop."""
+    """M tokens, as published, are 4 pivots and 8 times M // 8, by the published loop."""
     method = methods.load("dart")
     here = model(method)
     for seed, published in enumerate((8, 24, 44)):

@@ -20,7 +20,7 @@ from foveate.runtime.pipeline import Pipeline
 
 
 class Margin:
-    """How near the closest decision was, as a share of the values compared."""
+    """The margin of the closest decision, as a share of the values compared."""
 
     def __init__(self) -> None:
         self.least = np.inf

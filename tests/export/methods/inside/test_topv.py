@@ -95,7 +95,7 @@ def test_equals_the_transcription(model, options, layout):
 
 
 def test_every_fourth_comes_back_at_half(model):
-    """As in the independent implementation: at half of the tokens, the dropped ones 0, 4, 8, and so on."""
+    """The independent implementation agrees: at half of the tokens, the dropped ones 0, 4, 8, and so on."""
     here = model(methods.load("topv"))
     feeds = here.prompt(0, keep=40)  # 32 by importance, 8 of the other 32
     only = model(methods.load("topv", {"recovered": "0"}))
