@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from qwen import SPECIAL
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
+from qwen_checkpoint import IMAGE_ID, save_checkpoint
+from transformers import Qwen2VLImageProcessorPil
 
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.export.checkpoints.random_weights import byte_tokenizer
 from foveate.runtime.answer import Clock
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.images.processor import preprocess
@@ -24,14 +23,6 @@ from foveate.runtime.video.video_file import Video
 
 NEW_TOKENS = 32
 TEXT = "what is in the picture, and où?"
-IMAGE_ID = 5
-TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
-    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
-    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 SHAPES = {
     "square": [(48, 48)],
     "1:4": [(80, 20)],
@@ -48,52 +39,11 @@ SHAPES = {
 def both(request, tmp_path_factory):
     """transformers' model and its image processor, and the pipeline of its bundle."""
     tied, path = request.param, tmp_path_factory.mktemp("qwen")
-    text = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 320,
-        "max_position_embeddings": 512,
-        "rms_norm_eps": 1e-6,
-        "initializer_range": 0.3,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-        "tie_word_embeddings": tied,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-    }
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "depth": 3,
-        "num_heads": 2,
-        "patch_size": 4,
-        "window_size": 16,
-        "fullatt_block_indexes": [1],
-        "out_hidden_size": 64,
-        "initializer_range": 0.2,
-    }
-    config = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=IMAGE_ID,
-        video_token_id=6,
-        tie_word_embeddings=tied,
-    )
-    torch.manual_seed(3)
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
-    for parameter in model.parameters():
-        parameter.data.add_(0.02 * torch.randn_like(parameter))
-    model.save_pretrained(path / "checkpoint")
-    processor = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 256, "longest_edge": 64 * 64})
-    processor.save_pretrained(path / "checkpoint")
-    special = {name: number for number, name in enumerate(SPECIAL)}
-    (path / "checkpoint/tokenizer.json").write_bytes(byte_tokenizer(320, special))
-    (path / "checkpoint/chat_template.jinja").write_text(TEMPLATE)
+    model = save_checkpoint(path / "checkpoint", tied=tied, noise=0.02)
     (path / "checkpoint/video_preprocessor_config.json").write_text(
         '{"size": {"shortest_edge": 256, "longest_edge": 1024}, "fps": 2}'
     )
+    processor = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 256, "longest_edge": 64 * 64})
     parts = models.load(str(path / "checkpoint"))
     build(parts, methods.load("none"), path / "bundle", precision="fp32", dialects=["ort"])
     compile_bundle(path / "bundle")

@@ -21,7 +21,7 @@ from foveate.export.bundling.weight_store import packed
 from foveate.export.checkpoints import hub, licence
 from foveate.export.checkpoints.directory import Entry
 from foveate.export.checkpoints.random_weights import DummyWeights
-from foveate.export.checkpoints.tensor_files import Folder
+from foveate.export.checkpoints.tensor_files import Folder, some
 from foveate.export.pruning.combined import Pair
 from foveate.export.pruning.method import Method
 from foveate.export.spec import ModelSpec, Parts, Weights
@@ -151,7 +151,7 @@ def _fitting(found: dict[str, Tensor], network: nn.Module, label: str) -> dict[s
     missing = [name for name in wanted if name not in found]
     if missing:
         raise UserError(
-            f"{label}: tensors of the pruner are missing | {_some(missing)} "
+            f"{label}: tensors of the pruner are missing | {some(missing)} "
             "| give the file that its training wrote"
         )
     misfits = [
@@ -161,7 +161,7 @@ def _fitting(found: dict[str, Tensor], network: nn.Module, label: str) -> dict[s
     ]
     if misfits:
         raise UserError(
-            f"{label}: the pruner was trained for a vision tower of another width | {_some(misfits, '; ')} "
+            f"{label}: the pruner was trained for a vision tower of another width | {some(misfits, '; ')} "
             f"| {_TRAIN}"
         )
     fitting = {
@@ -205,8 +205,3 @@ def _find(parts: Parts, method: Method, pruner: str | None) -> tuple[Path, str]:
 def _is_published_for(spec: ModelSpec) -> bool:
     vision = spec.vision
     return (vision.hidden_size, vision.num_tokens, vision.depth) == _HUB_FITS
-
-
-def _some(items: list[str], joint: str = ", ") -> str:
-    shown = joint.join(items[:3])
-    return shown if len(items) <= 3 else f"{shown} and {len(items) - 3} more"

@@ -10,6 +10,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 
 from foveate.export.checkpoints.random_weights import byte_tokenizer
 
+IMAGE_ID = 5
 TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
     "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
@@ -44,11 +45,24 @@ VISION = {
 }
 
 
-def save_checkpoint(path: Path) -> Qwen2_5_VLForConditionalGeneration:
-    """A random checkpoint of Qwen2.5-VL's form, with tokenizer, chat template and image processor; its model."""
-    config = Qwen2_5_VLConfig(text_config=TEXT, vision_config=VISION, image_token_id=5, video_token_id=6)
+def save_checkpoint(
+    path: Path, *, tied: bool = False, noise: float = 0.0
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Save a random checkpoint of Qwen2.5-VL's form, with tokenizer, chat template and image processor; return its model.
+
+    ``noise`` is added to every parameter, so that biases and norms are not those of a fresh model.
+    """
+    config = Qwen2_5_VLConfig(
+        text_config=TEXT | {"tie_word_embeddings": tied},
+        vision_config=VISION,
+        image_token_id=IMAGE_ID,
+        video_token_id=6,
+        tie_word_embeddings=tied,
+    )
     torch.manual_seed(3)
     model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    for parameter in model.parameters() if noise else ():
+        parameter.data.add_(noise * torch.randn_like(parameter))
     model.save_pretrained(path)
     size = {"shortest_edge": 256, "longest_edge": 64 * 64}
     Qwen2VLImageProcessorPil(patch_size=4, size=size).save_pretrained(path)
