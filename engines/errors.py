@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UserError", "unknown"]
+__all__ = ["UserError", "install_extra", "unknown"]
 
 
 class UserError(Exception):
@@ -17,6 +17,11 @@ class UserError(Exception):
     def __init__(self, message: str, *, code: int = 1) -> None:
         super().__init__(message)
         self.code = code
+
+
+def install_extra(name: str) -> str:
+    """Return the command that installs an extra. foveate is on no package index, so its name alone is not given."""
+    return f"in a clone of foveate: pip install --editable '.[{name}]'"
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -141,7 +141,8 @@ def _explained(repo: str, instead: str = INSTEAD) -> Iterator[None]:
     except hub.LocalEntryNotFoundError as error:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise UserError(
-            f"cannot get {repo} | {reason}, and the cache does not hold all of it "
+            f"cannot get {repo} | there is no directory of that name here, {reason}, "
+            "and the cache does not hold all of it "
             f"| connect and run again, or {instead}"
         ) from error
     except (hub.HTTPError, OSError) as error:

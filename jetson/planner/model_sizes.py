@@ -156,8 +156,8 @@ def model(
 ) -> Model:
     """Return the sizes of a model.
 
-    ``name`` is a known model, the path of a ``config.json``, or a bundle's folder, which sets method and
-    precision itself. ``visual_tokens`` is the number per image, for models whose images differ in it. Raises
+    ``name`` is a known model, a ``config.json`` or the folder of one, or a bundle's folder, which sets method
+    and precision itself. ``visual_tokens`` is the number per image, for models whose images differ in it. Raises
     UserError.
     """
     if precision not in _BYTES:
@@ -167,6 +167,7 @@ def model(
         manifest = _of_bundle(path)
         any_size = manifest.image["kind"] != "clip"
     else:
+        path = path / "config.json" if path.is_dir() else path
         row = _of_config(path) if path.is_file() else _row(name)
         manifest, any_size = _unbuilt(row, method, precision), row["any_size"]
     return Model(_shown(manifest, visual_tokens, any_size) if visual_tokens else manifest)

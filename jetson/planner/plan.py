@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--model",
-        help="Model to plan: the path of a config.json in Hugging Face's format, or one of "
+        help="Model to plan: a config.json in Hugging Face's format, its folder, or one of "
         f"{', '.join(model_sizes.known())}.",
     )
     parser.add_argument(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.engines.engine import Engine
-from foveate.engines.errors import UserError, unknown
+from foveate.engines.errors import UserError, install_extra, unknown
 from foveate.engines.prefill_switch import ByRows
 from foveate.runtime.bundle import stamps
 from foveate.runtime.bundle.loading import Bundle
@@ -49,7 +49,7 @@ TARGETS = {
         "tensorrt",
         "JetPack brings it; on a PC: pip install tensorrt",
     ),
-    "tensorrt-rtx": ("foveate.engines.trt.backend", "tensorrt_rtx", "pip install 'foveate[rtx]'"),
+    "tensorrt-rtx": ("foveate.engines.trt.backend", "tensorrt_rtx", install_extra("rtx")),
     "onnxruntime": ("foveate.engines.ort.backend", "onnxruntime", "pip install onnxruntime"),
 }
 """Target -> module, the library that the module imports, and how to get that library.

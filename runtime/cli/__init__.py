@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from foveate.engines.errors import UserError, unknown
+from foveate.engines.errors import UserError, install_extra, unknown
 from foveate.runtime.cli.signals import terminable
 from foveate.runtime.cli.streams import Output, guarded
 
@@ -71,22 +71,19 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, lambda text: Path(_filled(text)))
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} | {self.usage_line()} | {self.prog} --help", code=2)
+        raise UserError(f"{message} | {self.prog} --help lists the options", code=2)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         found, extra = self.parse_known_args(args, namespace)
         if wrong := [each.split("=")[0] for each in extra if each.startswith("-")]:
             known = {each.strip("-"): each for each in self._option_string_actions}
             near = difflib.get_close_matches(wrong[0].strip("-"), known, n=1, cutoff=0.5)
-            hint = f"did you mean {known[near[0]]}?" if near else self.usage_line()
-            raise UserError(f"unknown option {wrong[0]} | {hint} | {self.prog} --help", code=2)
+            hint = f"did you mean {known[near[0]]}? | " if near else ""
+            raise UserError(f"unknown option {wrong[0]} | {hint}{self.prog} --help lists the options", code=2)
         if extra:
             got = f"got {len(extra)} more than expected: {' '.join(extra)}"
             raise UserError(f"too many arguments | {got} | put quotes around text with blanks", code=2)
         return found
-
-    def usage_line(self) -> str:
-        return " ".join(self.format_usage().split())
 
 
 def _filled(text: str) -> str:
@@ -163,7 +160,7 @@ def _dispatch(argv: list[str]) -> int:
             raise
         raise UserError(
             f"`foveate build` needs the export extra | {missing} is not installed "
-            "| pip install 'foveate[export]' (Python 3.11 or newer)"
+            f"| {install_extra('export')} (Python 3.11 or newer)"
         ) from error
 
 

@@ -47,12 +47,14 @@ def main(argv: list[str]) -> int:
         command, _, rest = line.partition(" ")
         if command == "/quit":
             break
-        if command == "/image":
+        if command == "/help":
+            options.say(_HELP)
+        elif command == "/image":
             images.append(rest.strip())
         elif command == "/reprune":
             reprune = True
         elif command.startswith("/"):
-            options.say(f"no such command: {command} ({_HELP})")
+            options.say(f"no such command: {command} | {_HELP}")
         else:
             try:
                 shown = [_image(each, args.allow_url) for each in images]

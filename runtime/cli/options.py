@@ -143,7 +143,7 @@ def timing_lines(answer: Answer) -> list[str]:
         *(f"{name:<12}{seconds * 1e3:10.1f} ms" for name, seconds in stages),
         f"{'first token':<12}{t.first_token * 1e3:10.1f} ms",
         f"{'total':<12}{t.total * 1e3:10.1f} ms",
-        f"{'decoding':<12}{t.tokens_per_second:10.1f} tokens/s, {len(answer.tokens)} tokens",
+        f"{'decoding':<12}{t.tokens_per_second:10.1f} tokens/s, {len(answer.tokens)} token(s)",
         f"{'prompt':<12}{t.prompt_rows:10} rows, {t.reused_rows} of them cached",
         f"{'cache':<12}{t.cache_bytes_allocated / 1e6:10.1f} MB, {t.cache_bytes_used / 1e6:.1f} MB used",
     ]

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from foveate.engines.errors import UserError
+from foveate.engines.errors import UserError, install_extra
 from foveate.runtime.cli import Parser, options
 from foveate.runtime.cli.run import to_json
 from foveate.runtime.cli.signals import handled_elsewhere
@@ -98,7 +98,7 @@ def _video(kind: str, where: str) -> Source:
         if error.name != "cv2":
             raise
         raise UserError(
-            "`foveate watch` needs the video extra | OpenCV is not installed | pip install 'foveate[video]'"
+            f"`foveate watch` needs the video extra | OpenCV is not installed | {install_extra('video')}"
         ) from error
 
 

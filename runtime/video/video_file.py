@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foveate.engines.errors import UserError
+from foveate.engines.errors import UserError, install_extra
 from foveate.runtime.images.image_source import short
 from foveate.runtime.input_file import PIPE, fault
 
@@ -54,7 +54,7 @@ def load_video(path: str | PathLike[str], settings: dict[str, Any]) -> Video:
         if error.name != "cv2":
             raise
         raise UserError(
-            "videos are read with OpenCV | it is not installed | pip install 'foveate[video]'"
+            f"videos are read with OpenCV | it is not installed | {install_extra('video')}"
         ) from error
     if got := fault(path):
         got += ", expected a file, since it may be read twice" if got == PIPE else ""

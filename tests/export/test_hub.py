@@ -63,7 +63,7 @@ def test_no_network_and_no_cache(tmp_path):
     dummy, message = run.stdout.splitlines()
     assert dummy == "dummy"  # needs no network
     assert message.startswith(
-        "cannot get llava-hf/llava-1.5-7b-hf | the hub cannot be reached, and the cache does not hold all of it |"
+        "cannot get llava-hf/llava-1.5-7b-hf | there is no directory of that name here, the hub cannot be reached, and the cache does not hold all of it |"
     )
     assert "--load-format dummy" in message
     assert "Traceback" not in run.stderr
@@ -256,7 +256,7 @@ def test_the_clip_of_the_tower_is_fetched_when_a_method_asks_for_it(hub, monkeyp
 
 def test_offline_and_no_cache(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    said = "cannot get some/model | HF_HUB_OFFLINE is set, and the cache does not hold all of it |"
+    said = "cannot get some/model | there is no directory of that name here, HF_HUB_OFFLINE is set, and the cache does not hold all of it |"
     assert refusal("some/model").startswith(said)
 
 

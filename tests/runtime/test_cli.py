@@ -216,6 +216,7 @@ def test_chat(
         "/reprune",
         "Why?",
         "/nonsense",
+        "/help",
         "/image nowhere.png",
         "Who?",
         "/quit",
@@ -226,6 +227,7 @@ def test_chat(
     printed = capsys.readouterr()
     assert printed.err.count("first token") == 2
     assert "no such command: /nonsense" in printed.err
+    assert "\n/image FILE shows an image with the next question" in printed.err, "/help"
     assert "cannot read the image nowhere.png" in printed.err
 
 
@@ -266,7 +268,10 @@ def test_build_says_that_it_needs_the_export_extra() -> None:
     code = "import sys; sys.modules['torch'] = None; from foveate.runtime.cli import main; sys.exit(main(['build', '--model', '.', '--method', 'none']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "needs the export extra | torch is not installed | pip install 'foveate[export]'" in done.stderr
+    assert (
+        "needs the export extra | torch is not installed | in a clone of foveate: pip install --editable '.[export]'"
+        in done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1
 
 

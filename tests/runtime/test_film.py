@@ -172,7 +172,7 @@ def test_what_is_no_video_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="it is no video"):
         load_video(text, FLAT)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(UserError, match=r"pip install 'foveate\[video\]'"):
+    with pytest.raises(UserError, match=r"pip install --editable '\.\[video\]'"):
         load_video(text, FLAT)
 
 

@@ -174,7 +174,7 @@ def test_a_terminal(bundle, picture):
         (["run", "B", "x", "-image", "x.png"], "unknown option -image | did you mean --image?"),
         (["run", "B", "x", "--max-tokens=3"], "unknown option --max-tokens | did you mean --max-new-tokens?"),
         (["run", "B", "What", "is", "this"], "too many arguments | got 2 more than expected: is this"),
-        (["inspect", "B", "--zzz"], "unknown option --zzz | usage: foveate inspect"),
+        (["inspect", "B", "--zzz"], "unknown option --zzz | foveate inspect --help"),
     ),
 )
 def test_typos(argv, says, capsys):
