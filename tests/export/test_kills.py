@@ -58,6 +58,12 @@ def container(tmp_path: Path):
     return start
 
 
+def build_command(checkpoint: Path, out: str) -> list[str]:
+    """Return the command that builds without a pruner and does not compile."""
+    command = [*FOVEATE, "build", "--model", str(checkpoint), "--method", "none", "--dialects", "ort"]
+    return [*command, "--out", out, "--precision", "fp32", "--no-compile"]
+
+
 def moments(whole: float, seed: int) -> list[tuple[float, int]]:
     """Seconds after the start, from the first to the last tenth of a run, with SIGKILL and SIGTERM in
     turn."""
@@ -97,19 +103,7 @@ def test_a_build_that_is_killed_loses_nothing(
 ) -> None:
     out = "out" if place == "a mount point" else "out/b"
     disk = tmp_path / ("disk" if out == "out" else "disk/b")
-    command = [
-        *FOVEATE,
-        "build",
-        "--model",
-        str(checkpoint),
-        "--method",
-        "none",
-        "--dialects",
-        "ort",
-        "--out",
-        out,
-    ]
-    command += ["--no-compile", "--precision", "fp32"]
+    command = build_command(checkpoint, out)
     whole = timed(container, command)
     outcomes = {"whole": 0, "unfinished": 0}
     for seconds, number in moments(whole, seed=14):
@@ -136,21 +130,10 @@ def test_a_build_that_is_killed_loses_nothing(
 
 
 def test_a_compilation_that_is_killed_loses_nothing(container, checkpoint: Path, tmp_path: Path) -> None:
-    build = [
-        *FOVEATE,
-        "build",
-        "--model",
-        str(checkpoint),
-        "--method",
-        "none",
-        "--dialects",
-        "ort",
-        "--out",
-        "out",
-    ]
-    timed(container, [*build, "--precision", "fp32"])
+    timed(container, build_command(checkpoint, "out"))
     disk = tmp_path / "disk"
     command = [*FOVEATE, "compile", "out", "--force"]
+    compile_bundle(disk)
     whole = timed(container, command)
     for seconds, number in moments(whole, seed=41):
         killed(container, command, seconds, number)
@@ -162,8 +145,7 @@ def test_a_compilation_that_is_killed_loses_nothing(container, checkpoint: Path,
 
 def test_two_containers_build_into_one_volume(container, checkpoint: Path, tmp_path: Path) -> None:
     """The second one is refused at its start and names the first; the first one's bundle is whole."""
-    command = [*FOVEATE, "build", "--model", str(checkpoint), "--method", "none", "--dialects", "ort"]
-    command += ["--out", "out", "--no-compile", "--precision", "fp32"]
+    command = build_command(checkpoint, "out")
     first, _ = container(*command)
     while not list((tmp_path / "disk").glob(".building-*")):
         assert first.poll() is None, (tmp_path / "said").read_text()
