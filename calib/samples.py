@@ -30,14 +30,14 @@ __all__ = ["COUNT", "PROMPTS", "SCENES", "Sample", "Samples", "load"]
 COUNT = 32
 SCENES = "scenes"
 PROMPTS = (
-    "Describe the picture.",
-    "What is in the picture, and where?",
-    "What is the main thing in the picture doing?",
+    "Describe the image.",
+    "What is in the image, and where?",
+    "What is the main thing in the image doing?",
     "Which colors do you see?",
-    "Is there any text in the picture? What does it say?",
+    "Is there any text in the image? What does it say?",
 )
 _FIRST_SCENE = HELD_OUT + 500_000_000
-_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,14 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
 
 def _scene(seed: int) -> Sample:
     scene = make_scene(seed)
-    return Sample(scene.picture, questions(scene, np.random.default_rng(seed), 1)[0].text)
+    return Sample(scene.image, questions(scene, np.random.default_rng(seed), 1)[0].text)
 
 
 def _folder(path: Path) -> list[Path]:
-    found = sorted(each for each in path.iterdir() if each.suffix.lower() in _PICTURES and each.is_file())
+    found = sorted(each for each in path.iterdir() if each.suffix.lower() in _IMAGES and each.is_file())
     if not found:
         raise UserError(
-            f"no images in {path} | expected files that end in {', '.join(sorted(_PICTURES))} "
+            f"no images in {path} | expected files that end in {', '.join(sorted(_IMAGES))} "
             "| give the folder that they are in, not one above it"
         )
     return found
@@ -125,7 +125,7 @@ def _of_folder(image: Path, number: int) -> Sample:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    if path.suffix.lower() in _PICTURES:
+    if path.suffix.lower() in _IMAGES:
         raise UserError(
             f"{path} is one image | expected a folder of images, or a .jsonl file | give the folder it is in"
         )

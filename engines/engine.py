@@ -16,7 +16,7 @@ several targets has a function ``backend(target)`` that returns the backend inst
 and optionally::
 
     cannot_run() -> str | None                    # why this machine can compile but not execute
-    remedies: tuple[Remedy, ...]                  # workarounds, in the order in which to try them
+    workarounds: tuple[Workaround, ...]                  # workarounds, in the order in which to try them
     refused_dialect(name) -> str | None           # why a dialect is not accepted | what to do
     describe(folder, graph) -> dict[str, Any]     # facts about a compiled graph for ``foveate inspect``
     refusal(kinds, machine) -> str | None         # why weights of these precisions cannot run there

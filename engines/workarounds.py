@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["FLAGS_VARIABLE", "REMEDIES", "Remedy", "applicable"]
+__all__ = ["FLAGS_VARIABLE", "WORKAROUNDS", "Workaround", "applicable"]
 
 FLAGS_VARIABLE = "__LUNOWUD"
 
 
 @dataclass(frozen=True)
-class Remedy:
+class Workaround:
     """A workaround for ``targets`` whose version is at least ``since`` and below ``until``.
 
     It gives either ``flags`` or ``options`` for the graph that answers wrongly, or another ``dialect`` for
@@ -37,29 +37,29 @@ class Remedy:
     dialect: str | None = None
 
 
-REMEDIES = (
-    Remedy(
+WORKAROUNDS = (
+    Workaround(
         "int4 products in float32",
         "accuracy level 4 rounds activations to int8, which some models amplify: "
         "seen on random ones of 64 channels",
         targets=("onnxruntime",),
         options={"accuracy_level": 1},
     ),
-    Remedy(
+    Workaround(
         "no horizontal fusion of linear layers",
         "NVIDIA/TensorRT-Edge-LLM #151: gate and up projections fused wrongly at batch 1, from 10.13 on",
         targets=("tensorrt",),
         since=(10, 13),
         flags="-peep:fc_h_fusion=off",
     ),
-    Remedy(
+    Workaround(
         "no matching of two products",
         "NVIDIA/TensorRT-Edge-LLM, applyMyelinCompileWorkarounds: 10.13 and 10.14, and 11 on SM12x",
         targets=("tensorrt",),
         since=(10, 13),
         flags="-peep:match_dual_gemm=off",
     ),
-    Remedy(
+    Workaround(
         "operators spelt out",
         "NVIDIA/TensorRT-Model-Connect #955: the cache's own operator fails in Myelin on SM120 and SM121",
         targets=("tensorrt", "tensorrt-rtx"),
@@ -68,7 +68,7 @@ REMEDIES = (
 )
 
 
-def applicable(target: str, version: str) -> tuple[Remedy, ...]:
+def applicable(target: str, version: str) -> tuple[Workaround, ...]:
     """Return the workarounds for this ``version`` of ``target``, in the order in which to try them."""
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    return tuple(r for r in REMEDIES if target in r.targets and r.since <= numbers < r.until)
+    return tuple(r for r in WORKAROUNDS if target in r.targets and r.since <= numbers < r.until)

@@ -102,7 +102,7 @@ class VisionSpec:
         return self.grid[0] * self.grid[1]
 
     @property
-    def picture_tokens(self) -> int:
+    def image_tokens(self) -> int:
         """Largest number of visual tokens of an image, without the newlines between their rows."""
         return self.num_tokens * self.max_tiles
 

@@ -15,7 +15,7 @@ from foveate.runtime.finite import refuse
 from foveate.runtime.images.image_source import ImageSource, read_once
 from foveate.runtime.images.token_layout import Layout
 from foveate.runtime.llm.budget import Keep
-from foveate.runtime.llm.decoder import Picture, prompt_ids, prompt_items
+from foveate.runtime.llm.decoder import VisualTokens, prompt_ids, prompt_items
 from foveate.runtime.llm.generation import MAX_NEW_TOKENS, Generation, Options
 from foveate.runtime.llm.logits import Logits, NotFiniteError
 from foveate.runtime.llm.penalties import Penalties
@@ -41,7 +41,7 @@ class _Shown:
 
     seen: Seen
     keep: int
-    picture: Picture
+    visual: VisualTokens
 
 
 @dataclass(frozen=True)
@@ -138,16 +138,14 @@ class Chat:
             )
         )
 
-    def _room(
-        self, segments: Sequence[Segment], pictures: Sequence[tuple[Layout, int]], reprune: bool
-    ) -> int:
+    def _room(self, segments: Sequence[Segment], budgets: Sequence[tuple[Layout, int]], reprune: bool) -> int:
         """Return how many tokens the answer may have if every image leaves as many rows as it may."""
         decoder = self._decoder
-        known = [] if reprune else [shown.picture for shown in self._shown]
+        known = [] if reprune else [shown.visual for shown in self._shown]
         most = self._pipe.vision.most_rows
         blank = [
-            Picture(None, np.zeros(most(keep, plan.total)), plan.total, layout=plan)
-            for plan, keep in pictures[len(known) :]
+            VisualTokens(None, np.zeros(most(keep, plan.total)), plan.total, layout=plan)
+            for plan, keep in budgets[len(known) :]
         ]
         items = prompt_items(segments, [*known, *blank])
         rows, positions = sum(map(decoder.rows, items)), sum(map(decoder.span, items))
@@ -181,7 +179,7 @@ class Chat:
     def _answer(self, request: _Request) -> Generator[str, None, Answer]:
         clock, decoder = Clock(), self._decoder
         shown = self._look(request, clock)
-        items = prompt_items(request.segments, [s.picture for s in shown])
+        items = prompt_items(request.segments, [s.visual for s in shown])
         reused = decoder.reuse(items)
         penalties = Penalties(request.generation, request.ids, self._pipe.tokenizer.stop_ids)
         sampler = Sampler(request.generation.sampling, penalties)
@@ -205,10 +203,10 @@ class Chat:
             cache_bytes_allocated=decoder.allocated,
             cache_bytes_used=decoder.used,
         )
-        pictures = [s.picture for s in shown]
-        kept = [p.patches(-1) if p.left else p.kept for p in pictures]
-        stages = [self._survivors(picture) for picture in pictures]
-        owners, layouts = [p.owner for p in pictures], [s.seen.layout for s in shown]
+        visuals = [s.visual for s in shown]
+        kept = [p.patches(-1) if p.left else p.kept for p in visuals]
+        stages = [self._survivors(visual) for visual in visuals]
+        owners, layouts = [p.owner for p in visuals], [s.seen.layout for s in shown]
         finish = "length" if stop is None else "stop"
         views = [s.seen.view for s in shown]
         return Answer(text, tokens, kept, finish, timings, stages, owners, layouts, views, stop)
@@ -219,10 +217,10 @@ class Chat:
         text = stop if isinstance(stop, str) else None
         return without_special(tokenizer.detokenizer(), tokens, text, tokenizer.special)
 
-    def _survivors(self, picture: Picture) -> dict[str, np.ndarray]:
+    def _survivors(self, visual: VisualTokens) -> dict[str, np.ndarray]:
         """Return the visual tokens of an image that are left after each stage that prunes."""
-        before = {"pruner": picture.kept} if self._pipe.vision.prunes else {}
-        return before | {f"pruner.{cut}": picture.patches(cut) for cut in range(len(picture.left))}
+        before = {"pruner": visual.kept} if self._pipe.vision.prunes else {}
+        return before | {f"pruner.{cut}": visual.patches(cut) for cut in range(len(visual.left))}
 
     def _decode(
         self, token: int, sampler: Sampler, request: _Request, clock: Clock
@@ -260,7 +258,7 @@ class Chat:
         except NotFiniteError as error:
             decoder, self._decoder = self._decoder, self._pipe.decoder()  # the old cache is spoilt as well
             for image in shown:
-                if fault := self._pipe.vision.fault(image.seen, image.picture):
+                if fault := self._pipe.vision.fault(image.seen, image.visual):
                     raise fault from error
             after = f"{len(answer)} tokens of the answer" if answer else "the prompt"
             what = f"logits after {after}"

@@ -38,8 +38,8 @@ import importlib.metadata as m, json, pathlib, sys
 from foveate.runtime import Pipeline
 pipe, folder = Pipeline.load(sys.argv[1]), pathlib.Path(sys.argv[2])
 answers = []
-for picture, prompt, keep in json.loads((folder / "questions.json").read_text()):
-    answer = pipe.generate(folder / picture, prompt, keep=keep, max_new_tokens=24)
+for image, prompt, keep in json.loads((folder / "questions.json").read_text()):
+    answer = pipe.generate(folder / image, prompt, keep=keep, max_new_tokens=24)
     answers.append([answer.text, answer.tokens, [kept.tolist() for kept in answer.kept]])
 names = "onnxruntime", "numpy", "pillow", "tokenizers"
 print(json.dumps({"answers": answers, "packages": {n: m.version(n) for n in names}}))
@@ -93,7 +93,7 @@ def ask_here(bundle: Path, folder: Path, scenes: int) -> dict[str, Any]:
     asked = []
     for number in range(scenes):
         scene = make_scene(HELD_OUT + number)
-        Image.fromarray(np.asarray(scene.picture)).save(folder / f"{number}.png")
+        Image.fromarray(np.asarray(scene.image)).save(folder / f"{number}.png")
         for question, keep in zip(
             questions(scene, np.random.default_rng(number), 2), (None, "22.2%"), strict=True
         ):

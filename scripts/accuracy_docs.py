@@ -27,7 +27,7 @@ Written by `scripts/accuracy.py`; do not edit. {date}, {machine}:
 published defaults. Intervals are Wilson's, 95 %; they are of one case: two methods answered the same questions, so a
 difference between them is surer than their intervals say.
 
-The scenes are kinder to a pruner than photographs: things cover a tenth of the picture, and the checkpoint's tower was taught
+The scenes are kinder to a pruner than photographs: things cover a tenth of the image, and the checkpoint's tower was taught
 which patches belong to a thing ([its card](../scripts/shapes/README.md)). The decoder has {layers} layers, so methods that prune
 inside it have fewer places to choose from than in a model of 32.
 
@@ -52,7 +52,7 @@ Tokens are means over the questions, in each part of the decoder between its cut
 """
 
 _CLOCK = (
-    "Time is from the encoded picture to the first token, one thread: medians of prompts that the unpruned model answered in\n"
+    "Time is from the encoded image to the first token, one thread: medians of prompts that the unpruned model answered in\n"
     "the same round, and their ratios to it.\n\n![accuracy against time](accuracy-time.png)"
 )
 

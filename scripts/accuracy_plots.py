@@ -37,7 +37,7 @@ AXES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
     "tokens": ("visual tokens, mean over the language model's layers", lambda row: row["tokens"]),
     "flops": ("GFLOPs of the prefill", lambda row: row["flops"] / 1e9),
     "time": (
-        "time from encoded picture to first token, % of the unpruned model's",
+        "time from encoded image to first token, % of the unpruned model's",
         lambda row: 100 * row["prefill"]["share"] if row["prefill"] else None,
     ),
 }

@@ -118,7 +118,7 @@ def answer(plan: Plan, variant: str, tell: Callable[[int], Any] = lambda count: 
         cases = [(keep, index, question) for keep in keeps for index, question in asked.questions]
         missing = [case for case in cases if log.get(asked.seed, case[1], case[0]) is None]
         if missing:
-            seen = pipe.see(asked.scene.picture)
+            seen = pipe.see(asked.scene.image)
             log.add(_record(pipe, seen, asked.seed, *case) for case in missing)
         known += [log.get(asked.seed, index, keep) for keep, index, _ in cases]
         tell(len(cases))
@@ -176,7 +176,7 @@ def _rounds(
     """Yield the seconds of one prompt: with the unpruned model, then at each of ``keeps``."""
     for asked in held_out(plan.questions, plan.first_seed, plan.kinds):
         _, question = asked.questions[0]
-        both = whole.see(asked.scene.picture), pipe.see(asked.scene.picture)
+        both = whole.see(asked.scene.image), pipe.see(asked.scene.image)
         answers = [whole.generate(both[0], question.text, max_new_tokens=1)]
         answers += [pipe.generate(both[1], question.text, keep=keep, max_new_tokens=1) for keep in keeps]
         yield [said.timings.prune + said.timings.prefill for said in answers]

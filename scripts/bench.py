@@ -52,15 +52,15 @@ def startup(bundle: Path, times: int) -> dict[str, dict[str, list[Any]]]:
     """Return for each start the seconds to the first output, and the peak memory in bytes."""
     found: dict[str, dict[str, list[Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder, "noise.png")
+        image = Path(folder, "noise.png")
         noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-        Image.fromarray(noise).save(picture)
+        Image.fromarray(noise).save(image)
         for kind in ("cold", "warm"):
             found[kind] = {"first_word": [], "peak": []}
             for _ in range(times):
                 if kind == "cold":
                     forget(bundle)
-                seconds, peak = first_word(bundle, picture)
+                seconds, peak = first_word(bundle, image)
                 found[kind]["first_word"].append(seconds)
                 found[kind]["peak"].append(peak)
     return found
@@ -75,11 +75,11 @@ def forget(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def first_word(bundle: Path, picture: Path) -> tuple[float, int]:
+def first_word(bundle: Path, image: Path) -> tuple[float, int]:
     command = [sys.executable, "-m", "foveate.runtime.cli", "run", str(bundle), "What is this?"]
     start = time.perf_counter()
     process = subprocess.Popen(
-        [*command, "--image", str(picture), "--max-new-tokens", "4"], stdout=subprocess.PIPE
+        [*command, "--image", str(image), "--max-new-tokens", "4"], stdout=subprocess.PIPE
     )
     process.stdout.read(1)
     seconds = time.perf_counter() - start

@@ -35,17 +35,17 @@ LLAMA = "llama.cpp-q4_0"
 _SIDES = 480, 640, 3
 
 
-def ours(bundle: str, picture: Image.Image, args: argparse.Namespace) -> Callable[[str], int]:
+def ours(bundle: str, image: Image.Image, args: argparse.Namespace) -> Callable[[str], int]:
     pipe = Pipeline.load(bundle, threads=args.threads)
     text = question(pipe, args.text_tokens)
 
     def answer(keep: str) -> int:
-        return pipe.generate(picture, text, keep=keep, max_new_tokens=1).timings.prompt_rows
+        return pipe.generate(image, text, keep=keep, max_new_tokens=1).timings.prompt_rows
 
     return answer
 
 
-def llama(picture: Image.Image, args: argparse.Namespace) -> Callable[[str], int]:
+def llama(image: Image.Image, args: argparse.Namespace) -> Callable[[str], int]:
     from llama_cpp import Llama
     from llama_cpp.llama_chat_format import Llava15ChatHandler
 
@@ -61,7 +61,7 @@ def llama(picture: Image.Image, args: argparse.Namespace) -> Callable[[str], int
         verbose=False,
     )
     packed = io.BytesIO()
-    picture.save(packed, "BMP")  # almost no time to decode
+    image.save(packed, "BMP")  # almost no time to decode
     url = "data:image/bmp;base64," + base64.b64encode(packed.getvalue()).decode()
     text = ""
 
@@ -71,16 +71,16 @@ def llama(picture: Image.Image, args: argparse.Namespace) -> Callable[[str], int
         done = model.create_chat_completion(messages=messages, max_tokens=1, temperature=0)
         return done["usage"]["prompt_tokens"]
 
-    pictured = 576
-    while (rows := answer("all") - pictured) < args.text_tokens:  # every byte is one token of its vocabulary
+    imaged = 576
+    while (rows := answer("all") - imaged) < args.text_tokens:  # every byte is one token of its vocabulary
         text += "?" * (args.text_tokens - rows)
     return answer
 
 
 def serve(name: str, args: argparse.Namespace) -> None:
     """Run a contender's process: answer each budget on stdin with a line of JSON."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, _SIDES, np.uint8))
-    answer = llama(picture, args) if name == LLAMA else ours(name, picture, args)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, _SIDES, np.uint8))
+    answer = llama(image, args) if name == LLAMA else ours(name, image, args)
     print("{}", flush=True)
     for line in sys.stdin:
         begin = time.perf_counter()

@@ -179,8 +179,8 @@ def prompt(tokens: int, keep: int) -> Chunk:
     rows, columns = GRIDS[tokens]
     seen, text = np.ones(tokens, np.int64), np.ones(TEXT, np.int64)
 
-    def both(picture: Any, words: int) -> np.ndarray:
-        return np.concatenate([seen * picture, text * words])
+    def both(image: Any, words: int) -> np.ndarray:
+        return np.concatenate([seen * image, text * words])
 
     place = both(np.arange(tokens), -1)
     return Chunk(

@@ -85,8 +85,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--questions", type=int, default=2000, help="Number of questions (default: 2000).")
     parser.add_argument(
-        "--pictures", type=int, default=200, help="Number of images for bias and ocvtp (default: 200)."
+        "--images", type=int, default=200, help="Number of images for bias and ocvtp (default: 200)."
     )
+    old_name = {"type": int, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    parser.add_argument("--pictures", dest="images", **old_name)
     parser.add_argument(
         "--first-seed", type=int, default=HELD_OUT, help=f"Seed of the first scene (default: {HELD_OUT})."
     )
@@ -209,8 +211,8 @@ def bias(plan: Plan, args: argparse.Namespace) -> list[dict[str, Any]]:
     Things are evenly spread in these scenes.
     """
     variants = ("fastv:layer=1", "fastv:layer=1,rope=false", "fastv", "fastv:rope=false")
-    rows = [row for variant in variants for row in _removed(plan, variant, args.pictures)]
-    print("\n### FastV: share of the tokens removed from each quarter of the picture, %\n")
+    rows = [row for variant in variants for row in _removed(plan, variant, args.images)]
+    print("\n### FastV: share of the tokens removed from each quarter of the image, %\n")
     print(
         "| variant | tokens asked for | top | upper middle | lower middle | bottom |\n"
         "|---|---|---|---|---|---|"
@@ -221,20 +223,20 @@ def bias(plan: Plan, args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _removed(plan: Plan, variant: str, pictures: int) -> list[dict[str, Any]]:
+def _removed(plan: Plan, variant: str, images: int) -> list[dict[str, Any]]:
     pipe = Pipeline.load(ready_bundle(plan.model, variant, plan.folder), threads=1)
     rows, columns = pipe.manifest.grid
     keeps = plan.keeps(variant, pipe.manifest)
     stays = np.zeros((len(keeps), QUARTERS))
-    scenes = held_out(pictures, plan.first_seed, ("location",))  # some have two such questions
+    scenes = held_out(images, plan.first_seed, ("location",))  # some have two such questions
     for asked in track(scenes, variant, transient=True):
-        seen = pipe.see(asked.scene.picture)
+        seen = pipe.see(asked.scene.image)
         for at, keep in enumerate(keeps):
             said = pipe.generate(seen, asked.questions[0][1].text, keep=keep, max_new_tokens=1)
             stays[at] += quarters(said.stages[0]["pruner.0"], rows, columns)
     each = len(scenes) * quarters(np.arange(rows * columns), rows, columns)
     return [
-        {"variant": variant, "keep": keep, "removed": (1 - kept / each).tolist(), "pictures": len(scenes)}
+        {"variant": variant, "keep": keep, "removed": (1 - kept / each).tolist(), "images": len(scenes)}
         for keep, kept in zip(keeps, stays, strict=True)
     ]
 
@@ -252,14 +254,14 @@ def ocvtp(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     import ocvtp_decoder
     from ocvtp_features import encode
 
-    scenes = held_out(args.pictures * PER_SCENE, plan.first_seed, KINDS)
-    features = encode(plan.model, (asked.scene.picture for asked in scenes))
+    scenes = held_out(args.images * PER_SCENE, plan.first_seed, KINDS)
+    features = encode(plan.model, (asked.scene.image for asked in scenes))
     pruner, decoder = ocvtp_decoder.load(Path(plan.model))
     rows = []
     for variant in ("ocvtp", "uniform", "random", "divprune"):
         pipe = Pipeline.load(ready_bundle(plan.model, variant, plan.folder), threads=1)
         for keep in plan.keeps(variant, pipe.manifest):
-            kept = _kept(pipe, [asked.scene.picture for asked in scenes], keep)
+            kept = _kept(pipe, [asked.scene.image for asked in scenes], keep)
             row = {
                 "selection": variant,
                 "keep": keep,
@@ -268,7 +270,7 @@ def ocvtp(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
             if variant == "ocvtp":
                 row["slot_share"] = ocvtp_decoder.slot_share(pruner, features, keep)
             rows.append(row)
-    print(f"\n### OC-VTP: what its tokens tell of the others, {len(scenes)} pictures\n")
+    print(f"\n### OC-VTP: what its tokens tell of the others, {len(scenes)} images\n")
     print(
         "| tokens | selection | error of the nearest kept token | of its tokens, from slots |\n"
         "|---|---|---|---|"
@@ -289,11 +291,11 @@ def ocvtp(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     return {"selections": rows, "decoder": told}
 
 
-def _kept(pipe: Pipeline, pictures: Sequence[Any], keep: int) -> Any:
+def _kept(pipe: Pipeline, images: Sequence[Any], keep: int) -> Any:
     """Return the positions [P,keep] that the bundle keeps of each image. These methods read no question."""
     import torch
 
-    answers = (pipe.generate(picture, "?", keep=keep, max_new_tokens=1) for picture in pictures)
+    answers = (pipe.generate(image, "?", keep=keep, max_new_tokens=1) for image in images)
     return torch.from_numpy(np.stack([said.kept[0] for said in answers]))
 
 

@@ -89,7 +89,7 @@ class Panel:
     name: str
     tokens: str
     answer: str
-    picture: Image.Image
+    image: Image.Image
 
 
 def panel(args: argparse.Namespace, name: str) -> Panel:
@@ -97,9 +97,9 @@ def panel(args: argparse.Namespace, name: str) -> Panel:
     pipe = Pipeline.load(bundle(args, name))
     keep = None if name == "none" else args.keep
     answer = pipe.generate(args.image, args.question, keep=keep, max_new_tokens=16)
-    picture = faded(args.image, answer, pipe.manifest)
+    image = faded(args.image, answer, pipe.manifest)
     plan = costs.measured(pipe.manifest, answer.stages[0])
-    return Panel(name, tokens(plan), answer.text.strip(), picture)
+    return Panel(name, tokens(plan), answer.text.strip(), image)
 
 
 def bundle(args: argparse.Namespace, name: str) -> Path:
@@ -131,8 +131,8 @@ def sheet(panels: list[Panel], columns: int, width: int, title: str) -> Image.Im
     """Arrange the panels in reading order, ``width`` pixels each. Answers unlike the first one are marked."""
     columns = min(columns, len(panels))
     large, small, gap = round(width / 15), round(width / 19), round(width / 14)
-    picture = panels[0].picture
-    height = round(width * picture.height / picture.width)
+    image = panels[0].image
+    height = round(width * image.height / image.width)
     step, head = height + round(3.6 * large), 4 * large
     rows = -(-len(panels) // columns)
     canvas = Image.new("RGB", (columns * (width + gap) + gap, head + rows * step + 3 * small), PAPER)
@@ -144,7 +144,7 @@ def sheet(panels: list[Panel], columns: int, width: int, title: str) -> Image.Im
     write(gap, head / 2, title, round(1.4 * large), INK, "lm")
     for number, each in enumerate(panels):
         left, top = gap + number % columns * (width + gap), head + number // columns * step
-        canvas.paste(each.picture.resize((width, height), Image.Resampling.LANCZOS), (left, top))
+        canvas.paste(each.image.resize((width, height), Image.Resampling.LANCZOS), (left, top))
         line = top + height + large
         write(left, line, each.name, large, INK, "lm")
         ink = INK if each.answer == panels[0].answer else WRONG

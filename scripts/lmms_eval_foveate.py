@@ -72,10 +72,10 @@ class Foveate(lmms):
         answers = []
         for request in tqdm(requests, disable=self.rank != 0, desc="foveate"):
             context, settings, doc_to_visual, doc_id, task, split = request.args
-            pictures = [
-                self._shown(picture) for picture in doc_to_visual(self.task_dict[task][split][doc_id]) or []
+            images = [
+                self._shown(image) for image in doc_to_visual(self.task_dict[task][split][doc_id]) or []
             ]
-            answers.append(self._answer(context, pictures, settings))
+            answers.append(self._answer(context, images, settings))
             self.cache_hook.add_partial("generate_until", (context, settings), answers[-1])
         return answers
 
@@ -88,7 +88,7 @@ class Foveate(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise NotImplementedError("tasks of several rounds are not asked of foveate yet: use those of one")
 
-    def _answer(self, context: str, pictures: list[Image.Image], settings: Mapping[str, Any]) -> str:
+    def _answer(self, context: str, images: list[Image.Image], settings: Mapping[str, Any]) -> str:
         if settings.get("num_beams") not in (None, 1):
             raise UserError(
                 "foveate has no beam search "
@@ -96,21 +96,21 @@ class Foveate(lmms):
             )
         stream = self._pipe.chat(self._system).stream(
             context.replace("<image>", "").strip(),
-            pictures or None,
+            images or None,
             keep=self._keep,
             options=_options(settings),
         )
         return stream.finish().text.strip()
 
-    def _shown(self, picture: Any) -> Image.Image:
-        if not isinstance(picture, Image.Image):
+    def _shown(self, image: Any) -> Image.Image:
+        if not isinstance(image, Image.Image):
             raise UserError(
-                f"foveate looks at pictures | the task shows {type(picture).__name__} | choose an image task",
+                f"foveate looks at images | the task shows {type(image).__name__} | choose an image task",
                 code=2,
             )
-        picture = load_image(picture)
+        image = load_image(image)
         mean = self._pipe.manifest.image.get("mean", (0.5, 0.5, 0.5))
-        return picture if self._as_is else padded(picture, mean)[0]
+        return image if self._as_is else padded(image, mean)[0]
 
 
 def _options(settings: Mapping[str, Any]) -> Options:

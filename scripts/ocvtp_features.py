@@ -37,7 +37,7 @@ The trained network also accepts other sizes, since it has no position embedding
 """
 
 NOTED = 200  # images after which progress is noted for a run that is killed
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def collect(
@@ -57,10 +57,10 @@ def collect(
     """
     parts = models.load(model)
     layer = vision_layer(parts.spec, layer)
-    read, names = _pictures(folder, count)
+    read, names = _images(folder, count)
     grid = token_grid(parts, side)
     which = hashlib.sha256("\n".join(names).encode()).hexdigest() if names else f"scenes from {FIRST_SCENE}"
-    described = {"model": model, "layer": layer, "pictures": which, "count": len(names) or count}
+    described = {"model": model, "layer": layer, "images": which, "count": len(names) or count}
     if parts.image["kind"] == "windows":
         described["grid"] = list(grid)
     shape = (len(names) or count, math.prod(grid), parts.spec.vision.hidden_size)
@@ -98,15 +98,15 @@ def _done(file: Path, log: Path, described: dict[str, Any]) -> int | None:
     return done
 
 
-def _pictures(folder: Path | None, count: int) -> tuple[Callable[[int], Image.Image], list[str]]:
+def _images(folder: Path | None, count: int) -> tuple[Callable[[int], Image.Image], list[str]]:
     """Return the function that opens image number i, and the images' names; scenes have none."""
     if folder is None:
         assert FIRST_SCENE + count < HELD_OUT
-        return (lambda number: make_scene(FIRST_SCENE + number).picture), []
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES)[:count]
+        return (lambda number: make_scene(FIRST_SCENE + number).image), []
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES)[:count]
     if not found:
         raise UserError(
-            f"no images in {folder} | expected {', '.join(_PICTURES)} | give another --pictures", code=2
+            f"no images in {folder} | expected {', '.join(_IMAGES)} | give another --images", code=2
         )
     return (lambda number: load_image(found[number])), [str(path.relative_to(folder)) for path in found]
 
@@ -153,9 +153,9 @@ class Encoder:
         self.tower = tower.eval().to(self.device)
 
     @torch.inference_mode()
-    def __call__(self, picture: Image.Image) -> np.ndarray:
+    def __call__(self, image: Image.Image) -> np.ndarray:
         """Return the features [N,D] float32 in raster order."""
-        square = picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
+        square = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
         pixels, plan = preprocess(square, self.settings), single(self.grid)
         if self.any_size:
             plan = layout(square.size, self.settings, self.grid)
@@ -165,11 +165,11 @@ class Encoder:
         return self.tower(*inputs)[self.tap][0].cpu().numpy()[plan.order]
 
 
-def encode(model: str, pictures: Iterable[Image.Image], layer: int | None = None) -> torch.Tensor:
+def encode(model: str, images: Iterable[Image.Image], layer: int | None = None) -> torch.Tensor:
     """Return the features [P,N,D] float32 of a few images at the layer that the pruner reads."""
     parts = models.load(model)
     encoder = Encoder(parts, vision_layer(parts.spec, layer), token_grid(parts))
-    return torch.from_numpy(np.stack([encoder(picture) for picture in pictures]))
+    return torch.from_numpy(np.stack([encoder(image) for image in images]))
 
 
 def _fill(

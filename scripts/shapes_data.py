@@ -128,7 +128,7 @@ class TowerBatches(_Stream):
         number = {thing.box: i + 1 for i, thing in enumerate(scene.things)}
         about = [np.isin(owner[kept], [number[box] for box in question.boxes]) for question in asked]
         return {
-            "pixels": np.asarray(scene.picture),
+            "pixels": np.asarray(scene.image),
             "kept": kept,
             "labels": labels[kept],
             "caption": self.encode(captions(scene, rng)[0]),
@@ -161,7 +161,7 @@ class TurnBatches(_Stream):
         asked = questions(scene, rng, self.turns)
         turns = [self.encode(question.text, question.answer) for question in asked]
         return {
-            "pixels": np.asarray(scene.picture),
+            "pixels": np.asarray(scene.image),
             "turns": np.stack([turn for turn, _ in turns]),
             "target": np.stack([target for _, target in turns]),
             "kind": np.array([KINDS.index(question.kind) for question in asked]),

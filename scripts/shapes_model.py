@@ -240,7 +240,7 @@ def accuracy(folder: Path, count: int, first: int = HELD_OUT) -> dict[str, dict[
         if asked == count:
             break
         text = PROMPT.format(question=question.text)
-        inputs = processor(images=scene.picture, text=text, return_tensors="pt")
+        inputs = processor(images=scene.image, text=text, return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=4, do_sample=False)[
             0, inputs["input_ids"].shape[1] :
         ]

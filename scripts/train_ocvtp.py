@@ -1,6 +1,6 @@
 """Train OC-VTP's pruner for a vision encoder with the published recipe. The model itself is not changed.
 
-    python scripts/train_ocvtp.py --model CHECKPOINT --pictures path/to/coco/train2017 --out CHECKPOINT
+    python scripts/train_ocvtp.py --model CHECKPOINT --images path/to/coco/train2017 --out CHECKPOINT
     python scripts/train_ocvtp.py --model scripts/shapes --out build/ocvtp       # synthetic scenes
     python scripts/train_ocvtp.py --model qwen2.5-vl-7b --count 20000 --out build/qwen
 
@@ -60,10 +60,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="Name, hub id or folder, as in foveate build (default: scripts/shapes).",
     )
     add(
-        "--pictures",
+        "--images",
         type=Path,
         help="Folder of images, with subfolders (default: synthetic scenes).",
     )
+    add("--pictures", dest="images", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # old name
     add(
         "--count",
         type=int,
@@ -145,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     for folder in (args.work, args.out):
         folder.mkdir(parents=True, exist_ok=True)
     features, grid = collect(
-        args.model, args.pictures, args.count, args.layer, args.work, deadline=args.deadline, side=args.side
+        args.model, args.images, args.count, args.layer, args.work, deadline=args.deadline, side=args.side
     )
     if features is None or not Training(args, features, grid).run():
         print("stopped in time, state saved; the same command goes on", flush=True)
@@ -230,8 +231,8 @@ class Training:
             where = f"epoch {epoch + 1}/{args.epochs}  step {place + 1}/{self.per_epoch}"
             print(f"{where}  {self.progress.seconds:.0f}s  loss {loss.item():.4f}", flush=True)
 
-    def batch(self, pictures: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.features[np.sort(pictures)].astype(np.float32)).to(self.device)
+    def batch(self, images: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.features[np.sort(images)].astype(np.float32)).to(self.device)
 
     def rebuild(self, features: Tensor, count: int, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Return the decoder's prediction of all tokens, and the attention of `count` slots."""
@@ -281,7 +282,7 @@ class Training:
         recipe = {
             name: str(value)
             for name, value in vars(self.args).items()
-            if name not in ("work", "out", "pictures", "threads", "minutes", "deadline")
+            if name not in ("work", "out", "images", "threads", "minutes", "deadline")
         }
         recipe |= {"epoch": str(self.progress.epoch), "held_out_error": f"{self.progress.best:.6f}"}
         dtype = getattr(torch, self.args.dtype)
@@ -314,7 +315,7 @@ class Training:
         }
         for count, row in table.items():
             print(f"{count:4d}  " + "  ".join(f"{name} {value:.4f}" for name, value in row.items()))
-        summary = {"pictures": len(self.features), "steps": self.progress.step, "by_budget": table}
+        summary = {"images": len(self.features), "steps": self.progress.step, "by_budget": table}
         summary |= {"seconds": round(self.progress.seconds), "losses": self.progress.losses}
         (self.args.out / "ocvtp.json").write_text(json.dumps(summary, indent=2) + "\n")
 

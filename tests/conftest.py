@@ -79,7 +79,7 @@ def _save_checkpoint(
     special = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     raw.train_from_iterator(
-        ["USER: what is in the picture ASSISTANT:"],
+        ["USER: what is in the image ASSISTANT:"],
         trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet),
     )
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])

@@ -37,12 +37,12 @@ def test_greedy_tokens_with_an_adapter(tmp_path, save_checkpoint):
     compile_bundle(tmp_path / "bundle")
     pipe = Pipeline.load(tmp_path / "bundle")
     assert pipe.bundle.manifest.source["adapter"] == str(tmp_path / "adapter")
-    answer = pipe.generate([image], "what is in the picture?", max_new_tokens=WORDS)
+    answer = pipe.generate([image], "what is in the image?", max_new_tokens=WORDS)
     assert answer.tokens == expected
 
 
 def transformers_tokens(model, processor, image) -> list[int]:
-    content = [{"type": "image"}, {"type": "text", "text": "what is in the picture?"}]
+    content = [{"type": "image"}, {"type": "text", "text": "what is in the image?"}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     batch = processor(images=[image], text=prompt, return_tensors="pt")
     with torch.no_grad():

@@ -67,7 +67,7 @@ def pipes(tmp_path_factory):
     return get
 
 
-def picture(size: tuple[int, int]) -> Image.Image:
+def drawn(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.random.default_rng(5).integers(0, 256, (size[1], size[0], 3), np.uint8))
 
 
@@ -76,7 +76,7 @@ def test_budgets(pipes, name, method):
     pipe, whole, chosen = pipes(name, method), pipes(name, "none"), methods.load(method)
     fixed = bool(options(name, method))
     for size in SIZES:
-        image = picture(size)
+        image = drawn(size)
         every = whole.generate(image, QUESTION, max_new_tokens=6)
         total = every.layouts[0].total
         answer = pipe.generate(image, QUESTION, keep=None if fixed else total, max_new_tokens=6)

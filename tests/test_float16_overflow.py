@@ -40,13 +40,13 @@ def overflowing(request, tmp_path, save_checkpoint, monkeypatch) -> tuple[str, P
 
 def test_an_error_names_the_stage_and_its_remedy_works(overflowing) -> None:
     graph, bundle = overflowing
-    picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (60, 80, 3), np.uint8))
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (60, 80, 3), np.uint8))
     compile_bundle(bundle, dialect="primitive", self_test=False)
     pipe = Pipeline.load(bundle)
     for asked in ({}, {"temperature": 1.0}):
         with pytest.raises(UserError, match=f"{graph} computed NaN or infinity.* in float16") as error:
-            pipe.generate(picture, "what is it?", max_new_tokens=8, **asked)
+            pipe.generate(image, "what is it?", max_new_tokens=8, **asked)
     (command,) = re.findall("`foveate (.*)`", str(error.value))
     assert cli.main([*shlex.split(command), "--no-self-test"]) == 0
-    answer = Pipeline.load(bundle).generate(picture, "what is it?", max_new_tokens=8)
+    answer = Pipeline.load(bundle).generate(image, "what is it?", max_new_tokens=8)
     assert len(answer.tokens) == 8 and any(answer.tokens)

@@ -38,7 +38,7 @@ from foveate.runtime.text.chat_prompt import ImageSlot
 from foveate.runtime.text.turns import Turn
 from foveate.runtime.video.video_file import Video
 
-TEXT = "what is in the picture, and où?"
+TEXT = "what is in the image, and où?"
 LENGTH = 24
 
 

@@ -22,7 +22,7 @@ from foveate.runtime.text.chat_prompt import ImageSlot, Turn
 from foveate.runtime.video.video_file import Video
 
 NEW_TOKENS = 32
-TEXT = "what is in the picture, and où?"
+TEXT = "what is in the image, and où?"
 SHAPES = {
     "square": [(48, 48)],
     "1:4": [(80, 20)],
@@ -50,12 +50,12 @@ def both(request, tmp_path_factory):
     return model, processor, Pipeline.load(path / "bundle")
 
 
-def pictures(sizes) -> list[Image.Image]:
+def drawn(sizes) -> list[Image.Image]:
     rng = np.random.default_rng(4)
     return [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
 
 
-def of_pictures(processor, images) -> dict[str, torch.Tensor]:
+def of_images(processor, images) -> dict[str, torch.Tensor]:
     return dict(processor(images, return_tensors="pt"))
 
 
@@ -100,15 +100,15 @@ def hf_answer(model, given, segments) -> tuple[list[int], np.ndarray]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_same_logits_and_greedy_tokens(both, shape):
     model, processor, pipe = both
-    images = pictures(SHAPES[shape])
-    compare(pipe, model, of_pictures(processor, images), images)
+    images = drawn(SHAPES[shape])
+    compare(pipe, model, of_images(processor, images), images)
 
 
 @pytest.mark.parametrize(("number", "interval"), [(4, 0.5), (5, 0.5), (6, 8.0)])
 def test_videos(both, number, interval):
     """An odd number of frames: the last is shown twice; frames far apart reach beyond the question's end in time."""
     model, processor, pipe = both
-    video = Video(tuple(pictures([(24, 40)] * number)), interval)
+    video = Video(tuple(drawn([(24, 40)] * number)), interval)
     compare(pipe, model, of_video(processor, video.frames, interval), [video])
 
 
@@ -140,7 +140,7 @@ def test_pixels_with_another_maximum_are_the_processors(both, most):
                 layout((width, height), settings, (1, 1))
             continue
         assert layout((width, height), settings, (1, 1)).total == theirs, (width, height)
-    for image in pictures([(60, 50), (20, 80), (5, 7), (300, 277), (43, 61)]):
+    for image in drawn([(60, 50), (20, 80), (5, 7), (300, 277), (43, 61)]):
         expected = processor(image, return_tensors="np")["pixel_values"]
         got = preprocess(image, settings)[layout(image.size, settings, (1, 1)).order]
         np.testing.assert_allclose(got.reshape(expected.shape), expected, atol=1e-5)
@@ -153,7 +153,7 @@ def test_pixels_and_token_counts_are_the_processors(both):
     for height, width in [*sizes, *(size for shape in SHAPES.values() for size in shape)]:
         plan = layout((width, height), settings, (1, 1))
         assert 4 * plan.total == processor.get_number_of_image_patches(height, width), (width, height)
-    for image in pictures([size for shape in SHAPES.values() for size in shape]):
+    for image in drawn([size for shape in SHAPES.values() for size in shape]):
         expected = processor(image, return_tensors="np")["pixel_values"]
         plan = layout(image.size, settings, (1, 1))
         got = preprocess(image, settings)[plan.order].reshape(expected.shape)

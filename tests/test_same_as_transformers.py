@@ -25,11 +25,11 @@ CHECKPOINTS = {
 }
 
 
-def hf_answer(model, processor, pictures, text):
+def hf_answer(model, processor, images, text):
     """transformers' own greedy tokens and the logits that led to each."""
-    content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": text}]
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    batch = processor(images=pictures, text=prompt, return_tensors="pt")
+    batch = processor(images=images, text=prompt, return_tensors="pt")
     model.generation_config.eos_token_id = None  # 32 tokens, whatever they are
     with torch.no_grad():
         out = model.generate(
@@ -48,11 +48,11 @@ def test_same_logits_and_greedy_tokens(tmp_path, name, capsys, save_checkpoint):
     model, processor = save_checkpoint(tmp_path / "checkpoint", **case)
     pipe = built(tmp_path)
     rng = np.random.default_rng(3)
-    pictures = [
+    images = [
         Image.fromarray(rng.integers(0, 256, (60 + 9 * i, 80, 3), np.uint8)) for i in range(case["images"])
     ]
     with capsys.disabled():
-        print(*(f"\n{name}: {tie}" for tie in compare(pipe, model, processor, pictures)), end="")
+        print(*(f"\n{name}: {tie}" for tie in compare(pipe, model, processor, images)), end="")
 
 
 def test_a_tower_whose_side_is_no_multiple_of_its_patch(tmp_path, capsys, save_checkpoint):
@@ -61,13 +61,13 @@ def test_a_tower_whose_side_is_no_multiple_of_its_patch(tmp_path, capsys, save_c
     pipe = built(tmp_path)
     assert model.config.vision_config.image_size == 60 and pipe.manifest.num_visual_tokens == 16
     rng = np.random.default_rng(5)
-    pictures = [Image.fromarray(rng.integers(0, 256, size, np.uint8)) for size in ((60, 60, 3), (47, 90, 3))]
+    images = [Image.fromarray(rng.integers(0, 256, size, np.uint8)) for size in ((60, 60, 3), (47, 90, 3))]
     with capsys.disabled():
-        print(*(f"\n{tie}" for tie in compare(pipe, model, processor, pictures)), end="")
+        print(*(f"\n{tie}" for tie in compare(pipe, model, processor, images)), end="")
 
 
 @pytest.mark.parametrize("decoder", [pytest.param("llama", marks=pytest.mark.slow), "mistral"])
-def test_pictures_of_every_shape_in_tiles(tmp_path, decoder, capsys, save_checkpoint):
+def test_images_of_every_shape_in_tiles(tmp_path, decoder, capsys, save_checkpoint):
     model, processor = save_checkpoint(
         tmp_path / "checkpoint", kv_heads=2, tiles=True, mistral=decoder == "mistral"
     )
@@ -84,9 +84,9 @@ def test_pictures_of_every_shape_in_tiles(tmp_path, decoder, capsys, save_checkp
         "three": [(50, 90), (112, 56), (20, 20)],
     }
     for name, sizes in shapes.items():
-        pictures = [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
+        images = [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
         with capsys.disabled():
-            print(*(f"\n{name}: {tie}" for tie in compare(pipe, model, processor, pictures)), end="")
+            print(*(f"\n{name}: {tie}" for tie in compare(pipe, model, processor, images)), end="")
 
 
 def built(root):
@@ -101,13 +101,13 @@ def built(root):
     return Pipeline.load(root / "bundle")
 
 
-def compare(pipe, model, processor, pictures) -> list[str]:
+def compare(pipe, model, processor, images) -> list[str]:
     """Logits and greedy tokens of one prompt against transformers'; the near-ties."""
-    text = "what is in the picture, and où?"
-    tokens, expected = hf_answer(model, processor, pictures, text)
-    segments = pipe.tokenizer.encode_turns([Turn("user", text, len(pictures))])
+    text = "what is in the image, and où?"
+    tokens, expected = hf_answer(model, processor, images, text)
+    segments = pipe.tokenizer.encode_turns([Turn("user", text, len(images))])
     clock = Clock()
-    shown = [pipe.vision.prune(pipe.vision.see(picture, clock), {}, 16, clock) for picture in pictures]
+    shown = [pipe.vision.prune(pipe.vision.see(image, clock), {}, 16, clock) for image in images]
     decoder = pipe.decoder()
     logits = [decoder.prefill(prompt_items(segments, shown), NEW_TOKENS)]
     logits += [decoder.step(token) for token in tokens[:-1]]
@@ -119,7 +119,7 @@ def compare(pipe, model, processor, pictures) -> list[str]:
     ties = near_ties(ours, expected, error)
     stop_ids = pipe.tokenizer.stop_ids
     until_stop = next((step for step, token in enumerate(tokens) if token in stop_ids), NEW_TOKENS)
-    answer = pipe.generate(pictures, text, max_new_tokens=NEW_TOKENS)
+    answer = pipe.generate(images, text, max_new_tokens=NEW_TOKENS)
     assert ties or answer.tokens == tokens[:until_stop]
     return ties
 

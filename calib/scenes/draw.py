@@ -69,10 +69,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """`picture` (RGB, SIDE x SIDE), its `things`, and `owner` [SIDE, SIDE]: index of the thing at a pixel +
+    """`image` (RGB, SIDE x SIDE), its `things`, and `owner` [SIDE, SIDE]: index of the thing at a pixel +
     1, else 0."""
 
-    picture: Image.Image
+    image: Image.Image
     things: tuple[Thing, ...]
     owner: np.ndarray
 

@@ -60,7 +60,7 @@ __all__ = [
     "load",
     "machine",
     "refused_dialect",
-    "remedies",
+    "workarounds",
 ]
 
 TARGET = "onnxruntime"
@@ -68,7 +68,7 @@ onnxruntime = library.load()
 VERSION = onnxruntime.__version__
 DIALECTS = ("ort", "primitive") if library.refused_dialect("ort", VERSION) is None else ("primitive",)
 
-remedies = applicable(TARGET, VERSION)
+workarounds = applicable(TARGET, VERSION)
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

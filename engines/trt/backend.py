@@ -39,7 +39,7 @@ from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import builder
 from foveate.engines.trt.cuda import Gpu, find_gpu
-from foveate.engines.workarounds import FLAGS_VARIABLE, REMEDIES, Remedy, applicable
+from foveate.engines.workarounds import FLAGS_VARIABLE, WORKAROUNDS, Workaround, applicable
 
 __all__ = ["TensorRT", "backend", "capabilities", "compile_plan"]
 
@@ -95,7 +95,7 @@ class TensorRT:
         return ("primitive",) if old else ("native", "primitive")
 
     @property
-    def remedies(self) -> tuple[Remedy, ...]:
+    def workarounds(self) -> tuple[Workaround, ...]:
         return applicable(self.target, self.version)
 
     def machine(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class TensorRT:
     ) -> list[str]:
         """Write ``folder/<graph>.plan`` and its facts. Return notes for the user.
 
-        ``options["remedies"]`` names the workarounds that apply to this graph. The builder runs in a process
+        ``options["workarounds"]`` names the workarounds that apply to this graph. The builder runs in a process
         of its own, so that all its memory is freed. Raises UserError.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ class TensorRT:
             "plan": str(plan),
             "cache": str(cache) if (cache := self.timings(folder, options)) else None,
         }
-        facts = self._build_apart(source, job, _environment(options.get("remedies", ())))
+        facts = self._build_apart(source, job, _environment(options.get("workarounds", ())))
         plan.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return facts["notes"]
 
@@ -228,7 +228,9 @@ class TensorRT:
         return load(self, folder / f"{spec.name}.plan", builder.compiled(spec, options), options)
 
 
-def _environment(remedies: tuple[str, ...] | list[str]) -> dict[str, str]:
-    flags = [remedy.flags for remedy in REMEDIES if remedy.name in remedies and remedy.flags]
+def _environment(workarounds: tuple[str, ...] | list[str]) -> dict[str, str]:
+    flags = [
+        workaround.flags for workaround in WORKAROUNDS if workaround.name in workarounds and workaround.flags
+    ]
     given = os.environ.get(FLAGS_VARIABLE)
     return {FLAGS_VARIABLE: " ".join(filter(None, (given, *flags)))} if flags else {}

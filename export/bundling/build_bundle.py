@@ -156,7 +156,7 @@ def manifest(
 
     ``dialects`` is the index that ``write_graphs`` returns.
     """
-    decoder, total = parts.spec.decoder, parts.spec.vision.picture_tokens
+    decoder, total = parts.spec.decoder, parts.spec.vision.image_tokens
     fields = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size")
     fields += ("vocab_size", "max_positions")
     return {
@@ -192,7 +192,7 @@ def manifest(
 
 def most_sorted(parts: Parts, method: Method | Pair) -> int:
     """Return the largest number of tokens that a pruner ranks at once."""
-    return 0 if method.name == "none" else parts.spec.vision.picture_tokens
+    return 0 if method.name == "none" else parts.spec.vision.image_tokens
 
 
 def _position_mode(method: Any, decoder: DecoderSpec) -> str | None:

@@ -35,7 +35,7 @@ from foveate.export.networks.decoder import (
 )
 from foveate.runtime.images.token_layout import Layout
 from foveate.runtime.llm.budget import Points
-from foveate.runtime.llm.decoder import Picture, axes_of, positions_of
+from foveate.runtime.llm.decoder import VisualTokens, axes_of, positions_of
 from foveate.runtime.llm.segment import Chunk
 from foveate.runtime.overflow import FLOAT16_MAX
 
@@ -134,8 +134,8 @@ def _visual(values: dict[str, Tensor], view: Tensor, places: np.ndarray) -> tupl
 def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> Chunk:
     """Describe the rows of a prompt of text, one image and text. Position ids have ``axes`` axes."""
     before, plan = len(question.before), facts.layout
-    picture = Picture(np.empty(0), kept, plan.total, layout=plan)
-    positions = positions_of([*question.before, picture, *question.after], 0, axes)
+    image = VisualTokens(np.empty(0), kept, plan.total, layout=plan)
+    positions = positions_of([*question.before, image, *question.after], 0, axes)
     size = positions.shape[-1]
 
     def visual(value: np.ndarray | int, text: int) -> np.ndarray:
@@ -143,9 +143,9 @@ def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> 
         column[before : before + len(kept)] = value
         return column
 
-    patch, rows, columns = picture.places
+    patch, rows, columns = image.places
     return Chunk(
-        picture=visual(0, -1),
+        image=visual(0, -1),
         source=visual(np.arange(len(kept)), -1),
         patch=visual(patch, -1),
         rows=visual(rows, 1),
@@ -302,20 +302,20 @@ def _pixels(tensor: TensorSpec, plan: Layout) -> Tensor:
     """Return pixel values for as many tiles, or as many patches, as ``plan`` has."""
     rest = tensor.extent("opt")[1:]
     if len(rest) == 3:
-        return _picture((plan.tiles, *rest))
+        return _image((plan.tiles, *rest))
     generator = torch.Generator().manual_seed(0)
     return torch.randn(plan.total, *rest, generator=generator)
 
 
-def _picture(shape: tuple[int, ...]) -> Tensor:
+def _image(shape: tuple[int, ...]) -> Tensor:
     """Return a smooth random image with edges: enlarged coarse noise and one bright square, from a fixed
     seed."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(shape[0], shape[1], 8, 8, generator=generator)
-    picture = nn.functional.interpolate(coarse, shape[2:], mode="bilinear")
+    image = nn.functional.interpolate(coarse, shape[2:], mode="bilinear")
     height, width = shape[2] // 4, shape[3] // 4
-    picture[..., height : 2 * height, width : 2 * width] += 2
-    return picture
+    image[..., height : 2 * height, width : 2 * width] += 2
+    return image
 
 
 def _segment(

@@ -49,7 +49,7 @@ __all__ = [
     "write_graphs",
 ]
 
-GOLDEN_TEXT = "What is in the picture, and where?"
+GOLDEN_TEXT = "What is in the image, and where?"
 
 Progress = Callable[[str, int, int], None]
 """Function that shows progress. Arguments: the current work in words, the finished and the total amount."""

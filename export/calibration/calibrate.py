@@ -199,7 +199,7 @@ def _head(parts: Parts, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
     fill(norm, parts.weights, "llm.norm.")
     watch = InputWatch(max(2, -(-ROWS // len(prompts))))
     for prompt in prompts:
-        watch.see(norm(prompt.hidden[0, torch.from_numpy(prompt.chunk.picture) < 0]))
+        watch.see(norm(prompt.hidden[0, torch.from_numpy(prompt.chunk.image) < 0]))
     return watch.tensors("llm.lm_head.weight")
 
 

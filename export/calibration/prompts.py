@@ -133,8 +133,8 @@ class Stages:
     def _begin(self, sample: Sample, vision: VisionStages, tokenizer: ChatTokenizer) -> Prompt:
         decoder, clock = self._decoder, Clock()
         seen, question = vision.see(sample.image, clock), vision.question(sample.prompt, clock)
-        picture = vision.prune(seen, question, vision.budget(None, vision.layout(seen)), clock)
-        items = prompt_items(tokenizer.encode_turns([Turn("user", sample.prompt, 1)]), [picture])
+        image = vision.prune(seen, question, vision.budget(None, vision.layout(seen)), clock)
+        items = prompt_items(tokenizer.encode_turns([Turn("user", sample.prompt, 1)]), [image])
         rows, positions = sum(map(decoder.rows, items)), sum(map(decoder.span, items))
         if (room := decoder.room(rows, positions)) < 0:
             raise UserError(

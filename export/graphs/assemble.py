@@ -213,7 +213,7 @@ def _seen(view: Tensor, tile: Tensor, name: str, value: Tensor) -> Tensor:
 
 def _pruner(parts: Parts, method: Method, taps: tuple[str, ...]) -> Graph:
     spec, vision = parts.spec, parts.spec.vision
-    tokens = vision.picture_tokens if method.whole else vision.num_tokens
+    tokens = vision.image_tokens if method.whole else vision.num_tokens
     budget = Symbol("keep", 1, max(1, tokens * 2 // 9), tokens)
     wanted = tuple(dict.fromkeys((method.source, *taps)))
     with torch.device("meta"):
@@ -254,6 +254,6 @@ def _view(vision: VisionSpec, method: Method) -> TensorSpec:
     (rows, columns), side = vision.grid, vision.longest_side
     if method.whole:
         return TensorSpec(
-            "view", "int64", (1, Symbol("columns", 1, vision.picture_tokens, vision.picture_tokens))
+            "view", "int64", (1, Symbol("columns", 1, vision.image_tokens, vision.image_tokens))
         )
     return TensorSpec("view", "int64", (Symbol("rows", 1, rows, side), Symbol("columns", 1, columns, side)))

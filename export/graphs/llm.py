@@ -124,7 +124,7 @@ def _pruner(parts: Parts, method: Inside, stage: int, cut: Cut) -> Graph:
         TensorSpec("hidden", FLOAT, rows),
         TensorSpec("scored", FLOAT, rows),
         TensorSpec("inputs_embeds", FLOAT, rows),
-        TensorSpec("picture", "int64", each),
+        TensorSpec("image", "int64", each),
         TensorSpec("patch", "int64", each),
         TensorSpec("rows", "int64", each),
         TensorSpec("columns", "int64", each),
@@ -132,7 +132,7 @@ def _pruner(parts: Parts, method: Inside, stage: int, cut: Cut) -> Graph:
         TensorSpec("position_ids", "int64", _positions(spec, length)),
         TensorSpec("keep", "int64", each),
     ]
-    wanted = {"hidden", "picture", "keep", *method.reads(stage)}
+    wanted = {"hidden", "image", "keep", *method.reads(stage)}
     if cut.scored < cut.layer:
         wanted.add("scored")
     inputs = (

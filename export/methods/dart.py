@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from foveate.export.pruning import method, selection
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image
 from foveate.export.spec import DecoderSpec
 
 __all__ = ["Method"]
@@ -78,7 +78,7 @@ class Method(Inside):
             near = similar.gather(2, pivot[:, :, None])[..., 0]
             share = torch.where(number < each, rest // each + (number < rest % each), 0)
             free = torch.where(seeds | (claimed > 0), -4.0, -near)
-            return number + 1, torch.maximum(claimed, best_of_picture(free, rows, share).float())
+            return number + 1, torch.maximum(claimed, best_of_image(free, rows, share).float())
 
         start = torch.zeros((), dtype=torch.int64, device=similar.device)
         nothing = torch.zeros(1, similar.shape[1], device=similar.device)
@@ -90,7 +90,7 @@ class Method(Inside):
         size = rows.keys(rotated=True).float().abs().sum((1, 3))
         index = torch.arange(size.shape[1], device=size.device)
         text = index > torch.where(rows.visual, index, -1).amax(1, keepdim=True)
-        place = selection.place_within(size, torch.where(text, -2, rows.picture)[0])
+        place = selection.place_within(size, torch.where(text, -2, rows.image)[0])
         return (
             rows.visual & (place < rows.keep.clamp(max=self.image_pivots)),
             text & (place < self.text_pivots),

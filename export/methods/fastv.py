@@ -24,7 +24,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from foveate.export.pruning import method
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image
 from foveate.export.spec import DecoderSpec
 
 __all__ = ["Method"]
@@ -47,4 +47,4 @@ class Method(Inside):
         return ("position_ids",) if self.rope else ()
 
     def stays(self, stage: int, rows: Rows) -> Tensor:
-        return best_of_picture(rows.last_attention(rotated=self.rope), rows, rows.keep)
+        return best_of_image(rows.last_attention(rotated=self.rope), rows, rows.keep)

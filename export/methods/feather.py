@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from foveate.export.pruning import method
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture, in_proportion, share_of
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image, in_proportion, share_of
 from foveate.export.spec import DecoderSpec, ModelSpec
 
 __all__ = ["Method"]
@@ -58,7 +58,7 @@ class Method(Inside):
     def leaves(self, spec: ModelSpec, keep: int, entered: int) -> dict[str, int]:
         """Return upper bounds, which assume that no token of the grid is among the best-scored ones."""
         rows, columns = spec.vision.grid
-        tiles = spec.vision.picture_tokens // spec.vision.num_tokens
+        tiles = spec.vision.image_tokens // spec.vision.num_tokens
         grid = -(-rows // self.stride) * -(-columns // self.stride) * tiles if self.stride else 0
         left = [min(keep + grid, entered)]
         for _ in self.cuts(spec.decoder)[1:]:
@@ -70,12 +70,12 @@ class Method(Inside):
         return *own, *(("position_ids",) if self.rope else ())
 
     def stays(self, stage: int, rows: Rows) -> Tensor:
-        score = rows.picture_attention(rotated=self.rope)
+        score = rows.image_attention(rotated=self.rope)
         if stage == 0:
-            return best_of_picture(score, rows, rows.keep) | self._grid(rows)
+            return best_of_image(score, rows, rows.keep) | self._grid(rows)
         twice, entered = 2 * rows.keep + 1, 2 * rows.entered
         left = share_of(rows) * twice * twice // (entered * entered).clamp(min=1)
-        return best_of_picture(score, rows, left.clamp(min=1))
+        return best_of_image(score, rows, left.clamp(min=1))
 
     def _grid(self, rows: Rows) -> Tensor:
         """Mark the tokens of the grid: ``[1,T]`` bool."""

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from foveate.export.pruning import method, selection
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image
 from foveate.export.spec import DecoderSpec
 
 __all__ = ["Method"]
@@ -53,11 +53,11 @@ class Method(Inside):
 
     def stays(self, stage: int, rows: Rows) -> Tensor:
         similar = selection.cosines(rows.hidden)
-        place = selection.place_within(similar[:, -1], rows.picture[0])
+        place = selection.place_within(similar[:, -1], rows.image[0])
         same = (rows.same & rows.visual[:, None, :]).float()
         rivals = same * (similar > self.tau).float()
         picked = _pick(torch.where(rows.visual, place, -1.0), same, rivals, rows.keep)
-        return best_of_picture(torch.where(picked, similar.shape[1] - place, -place), rows, rows.keep)
+        return best_of_image(torch.where(picked, similar.shape[1] - place, -place), rows, rows.keep)
 
 
 def _pick(place: Tensor, same: Tensor, rivals: Tensor, keep: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from foveate.export.pruning import method
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture, in_proportion
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image, in_proportion
 from foveate.export.spec import DecoderSpec, ModelSpec
 
 __all__ = ["Method"]
@@ -57,4 +57,4 @@ class Method(Inside):
         return ("position_ids",)
 
     def stays(self, stage: int, rows: Rows) -> Tensor:
-        return best_of_picture(rows.last_attention(rotated=True), rows, rows.keep)
+        return best_of_image(rows.last_attention(rotated=True), rows, rows.keep)

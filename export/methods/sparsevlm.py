@@ -53,7 +53,7 @@ from foveate.engines.errors import UserError
 from foveate.export.networks.decoder import rope_of
 from foveate.export.networks.onnx_ops import put
 from foveate.export.pruning import method, selection
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture, in_proportion, packed
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image, in_proportion, packed
 from foveate.export.spec import DecoderSpec, ModelSpec
 from foveate.runtime.llm.budget import stage_keep
 
@@ -129,13 +129,13 @@ class Method(Inside):
         return (_raters(rows).to(rows.hidden.dtype),)
 
     def stays(self, stage: int, rows: Rows) -> Tensor:
-        return best_of_picture(self._score(rows), rows, rows.keep)
+        return best_of_image(self._score(rows), rows, rows.keep)
 
     def shorten(self, stage: int, rows: Rows) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
         if self.version == "2":
             return super().shorten(stage, rows)
         score = self._score(rows)
-        stays = best_of_picture(score, rows, rows.keep)
+        stays = best_of_image(score, rows, rows.keep)
         number, peak, hidden = _recycled(rows, score, rows.visual & ~stays)
         order, count = _inserted(rows, ~rows.visual | stays, peak, number)
         index = torch.arange(order.shape[1], device=order.device)
@@ -161,7 +161,7 @@ def _raters(rows: Rows) -> Tensor:
     """Mark the raters: ``[1,T]`` bool."""
     if rows.carried["raters"] is not None:
         return rows.carried["raters"] > 0.5
-    index = torch.arange(rows.picture.shape[1], device=rows.picture.device)
+    index = torch.arange(rows.image.shape[1], device=rows.image.device)
     text = index > torch.where(rows.visual, index, -1).amax(1, keepdim=True)
     embeds = rows.inputs_embeds.float()
     likeness = torch.where(text[:, None], torch.matmul(embeds, embeds.transpose(1, 2)), -_FAR)
@@ -225,8 +225,8 @@ def _recycled(rows: Rows, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tenso
     order, count = packed(among)
     index = torch.arange(score.shape[1] // 2 + 1, device=score.device)
     some, there = order[:, index], index < count[:, None]
-    picture, clusters = rows.picture.gather(1, some), _clusters(lost.gather(1, some))
-    same = picture[:, None] == picture[:, :, None]
+    image, clusters = rows.image.gather(1, some), _clusters(lost.gather(1, some))
+    same = image[:, None] == image[:, :, None]
     pairs = same & there[:, :, None] & there[:, None]
     before = method.gather(rows.hidden, some)
     distance = torch.where(pairs, _distances(before.float(), there), _FAR)

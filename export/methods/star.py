@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from foveate.export.pruning import method
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture, in_proportion, share_of
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image, in_proportion, share_of
 from foveate.export.spec import DecoderSpec, ModelSpec
 
 __all__ = ["Method"]
@@ -90,4 +90,4 @@ class _CrossAttention(Inside):
         received = weight / torch.matmul(weight, rows.same.float()).clamp(min=1e-30)
         number = words.float().sum(1).clamp(min=1)
         fine = received.sum(1) / number * share_of(rows).float() * _FINE
-        return best_of_picture(fine.round(), rows, rows.keep)
+        return best_of_image(fine.round(), rows, rows.keep)

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from foveate.export.pruning import method
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_picture, share_of
+from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image, share_of
 from foveate.export.spec import DecoderSpec
 
 __all__ = ["Method"]
@@ -78,7 +78,7 @@ class Method(Inside):
         among = rows.same & rows.visual[:, None]
         importance = self._given(self._kernel(rows, among), size.float())
         back = rows.keep * round(self.recovered * 10**6) // 10**6
-        top = best_of_picture((importance * _FINE).round(), rows, rows.keep - back)
+        top = best_of_image((importance * _FINE).round(), rows, rows.keep - back)
         return top | _evenly(rows.visual & ~top, among, back)
 
     def _kernel(self, rows: Rows, among: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class WindowSpec:
         return self.max_tokens
 
     @property
-    def picture_tokens(self) -> int:
+    def image_tokens(self) -> int:
         return self.max_tokens
 
 

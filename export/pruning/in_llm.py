@@ -6,7 +6,7 @@ embedding. The graph ``pruner.<i>`` moves the rows that stay to the front. Segme
 these rows.
 
 The rules in ``pruning/method.py`` apply here too. No shape depends on data: a pruner returns as many rows as
-it gets. Rows are selected for each image on its own; ``picture`` holds the image's number for every row.
+it gets. Rows are selected for each image on its own; ``image`` holds the image's number for every row.
 Methods see only the rows of the current chunk: keys of earlier turns, which are in the kv cache, take no part
 in a softmax.
 """
@@ -32,7 +32,7 @@ __all__ = [
     "PrunerInside",
     "Rows",
     "Scoring",
-    "best_of_picture",
+    "best_of_image",
     "causal",
     "in_proportion",
     "packed",
@@ -71,7 +71,7 @@ class Inside(base.Method):
         raise NotImplementedError
 
     def reads(self, stage: int) -> tuple[Extra, ...]:
-        """Name the inputs of ``stage``'s graph besides ``hidden``, ``scored``, ``picture`` and ``keep``.
+        """Name the inputs of ``stage``'s graph besides ``hidden``, ``scored``, ``image`` and ``keep``.
 
         Name only what the method uses: TensorRT refuses a graph with an unused input. ``inputs_embeds``
         exists only at the first cut.
@@ -160,7 +160,7 @@ class Rows:
 
     * ``hidden [1,T,D]``: hidden states at the cut.
     * ``scored [1,T,D]``: hidden states that enter the scoring layer.
-    * ``picture [1,T]`` int64: number of the row's image, -1 for text.
+    * ``image [1,T]`` int64: number of the row's image, -1 for text.
     * ``keep [1,T]`` int64: this cut's budget for the row's image, 0 for text. Images may have different
       budgets.
     * ``layer``: the scoring layer. ``norm``: the final norm of the decoder.
@@ -178,7 +178,7 @@ class Rows:
 
     hidden: Tensor
     scored: Tensor
-    picture: Tensor
+    image: Tensor
     keep: Tensor
     layer: Scoring
     norm: RMSNorm
@@ -194,12 +194,12 @@ class Rows:
     @property
     def visual(self) -> Tensor:
         """Mask of the visual rows: ``[1,T]`` bool."""
-        return self.picture >= 0
+        return self.image >= 0
 
     @property
     def same(self) -> Tensor:
         """Mask of the pairs of rows that belong to one image or are both text: ``[1,T,T]`` bool."""
-        return self.picture[:, None, :] == self.picture[:, :, None]
+        return self.image[:, None, :] == self.image[:, :, None]
 
     def normed(self) -> Tensor:
         """Return ``scored`` after the input norm of the scoring layer: ``[1,T,D]``."""
@@ -252,17 +252,17 @@ class Rows:
         """Return the attention of the last token to every row, mean over heads: ``[1,T]`` float32."""
         return self.last_scores(rotated).softmax(-1).mean(1)
 
-    def picture_attention(self, rotated: bool) -> Tensor:
+    def image_attention(self, rotated: bool) -> Tensor:
         """Return ``last_attention`` with the softmax taken over the rows of each image alone: ``[1,T]``
         float32."""
         scores = self.last_scores(rotated)
         scores = torch.where(self.visual[:, None], scores, -1e30)
         weight = (scores - scores.amax(-1, keepdim=True)).exp()
-        same = (self.picture[:, None, :] == self.picture[:, :, None]).float()  # [1,T,T]
+        same = (self.image[:, None, :] == self.image[:, :, None]).float()  # [1,T,T]
         return (weight / torch.matmul(weight, same).clamp(min=1e-30)).mean(1)
 
 
-def best_of_picture(score: Tensor, rows: Rows, most: Tensor) -> Tensor:
+def best_of_image(score: Tensor, rows: Rows, most: Tensor) -> Tensor:
     """Mark the ``most`` visual rows of each image with the highest ``score [1,T]``: ``[1,T]`` bool.
 
     The first of equal scores wins. ``most [1,T]`` int64 is the same for all rows of an image, e.g.
@@ -271,14 +271,14 @@ def best_of_picture(score: Tensor, rows: Rows, most: Tensor) -> Tensor:
     index = torch.arange(score.shape[1], device=score.device)
     mine, other = score[:, :, None], score[:, None, :]
     ahead = (other > mine) | ((other == mine) & (index < index[:, None]))
-    same = rows.picture[:, None, :] == rows.picture[:, :, None]
+    same = rows.image[:, None, :] == rows.image[:, :, None]
     place = (ahead & same).float().sum(-1)
     return rows.visual & (place < most)
 
 
 def share_of(rows: Rows) -> Tensor:
     """Count the rows that each row's image has now: ``[1,T]`` int64, exact below 2^24."""
-    return (rows.picture[:, None, :] == rows.picture[:, :, None]).float().sum(-1).to(torch.int64)
+    return (rows.image[:, None, :] == rows.image[:, :, None]).float().sum(-1).to(torch.int64)
 
 
 def causal(length: int, like: Tensor) -> Tensor:

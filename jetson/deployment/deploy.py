@@ -44,7 +44,7 @@ _PROBE = (
     "'release': open(sys.argv[2]).read() if os.path.exists(sys.argv[2]) else ''}))"
 )
 _RELEASE = "/etc/nv_tegra_release"
-_PROMPT = "What is in the picture?"
+_PROMPT = "What is in the image?"
 # size of compiled engines relative to the bundle (measured: 10.6 GB for 6.2 GB)
 _ENGINES = 1.8
 
@@ -267,9 +267,9 @@ def _suffix(image: Path | None) -> str:
 
 def _draw() -> Image.Image:
     """Return an image of a red disc on a blue background."""
-    picture = Image.new("RGB", (336, 336), (30, 60, 160))
-    ImageDraw.Draw(picture).ellipse((90, 90, 246, 246), fill=(210, 30, 30))
-    return picture
+    drawn = Image.new("RGB", (336, 336), (30, 60, 160))
+    ImageDraw.Draw(drawn).ellipse((90, 90, 246, 246), fill=(210, 30, 30))
+    return drawn
 
 
 def _doctor(

@@ -4,7 +4,7 @@
 
     {"target": "onnxruntime", "machine": {...},       # what the engine depends on, as its backend reports it
      "dialect": "ort", "options": {...}, "sources": {"llm.ort.onnx": sha256, "weights/llm.data": sha256, ...},
-     "remedies": {"llm": [...], ...},                  # what the compilation of a graph needed or reported,
+     "workarounds": {"llm": [...], ...},                  # what the compilation of a graph needed or reported,
      in words "self_test": {"ok": true, "findings": [...]},     # or {"not_run": why}; see compiling.compile
      "files": {"llm.onnx": {"size": ..., "sha256": ...}, ...}}
 
@@ -85,7 +85,7 @@ class Plan:
     dialect: str
     options: dict[str, Any]
     sources: dict[str, str]
-    remedies: dict[str, list[str]]
+    workarounds: dict[str, list[str]]
     files: dict[str, dict[str, Any]]
     self_test: dict[str, Any] = field(default_factory=dict)
 

@@ -28,7 +28,7 @@ from foveate.runtime.bundle.inside import require_external_data, require_names, 
 
 __all__ = ["FORMAT", "UNFINISHED", "Bundle", "Manifest", "load", "stored_files", "write_manifest"]
 
-FORMAT = 1
+FORMAT = 2
 
 _MANIFEST = "bundle.json"
 UNFINISHED = ".unfinished"
@@ -213,10 +213,15 @@ def _read_manifest(root: Path) -> Manifest:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         version = data["format"]
+        if isinstance(version, int) and version < FORMAT:
+            raise UserError(
+                f"{root} was made by an older foveate "
+                f"| its format is {version}, this foveate reads {FORMAT} | {_rebuild(data)}"
+            )
         if isinstance(version, int) and version > FORMAT:
             raise UserError(
                 f"{root} was made by a newer foveate "
-                f"| its format is {version}, this foveate reads up to {FORMAT} "
+                f"| its format is {version}, this foveate reads {FORMAT} "
                 "| upgrade foveate on this machine"
             )
         manifest = Manifest.from_json(data)
@@ -226,6 +231,13 @@ def _read_manifest(root: Path) -> Manifest:
     graphs = {name: spec.name for name, spec in manifest.graphs.items()}
     require_names(file, manifest.name, graphs, manifest.stages, manifest.dialects, manifest.files)
     return manifest
+
+
+def _rebuild(data: Mapping[str, Any]) -> str:
+    """Return what to do with a bundle of an older format."""
+    return (
+        f"build it again: foveate build --model {data['source']['model']} --method {data['method']['name']}"
+    )
 
 
 def _verify(bundle: Bundle, full: bool, progress: Callable[[str], None] | None) -> None:

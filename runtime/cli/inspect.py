@@ -162,7 +162,7 @@ def _engine(bundle: Bundle, plan: Plan) -> dict[str, Any]:
         "options": plan.options,
         "bytes": sum(entry["size"] for entry in plan.files.values()),
         "fault": fault,
-        "remedies": plan.remedies,
+        "workarounds": plan.workarounds,
         "self_test": plan.self_test,
         "graphs": _compiled(plan),
     }
@@ -192,11 +192,13 @@ def _engine_lines(engine: dict[str, Any]) -> list[str]:
         memory = facts.get("device_bytes")
         needs = f", {memory / 1e6:.1f} MB on the GPU besides" if memory is not None else ""
         lines.append(f"  {graph:<16}{facts['bytes'] / 1e6:.1f} MB{needs}, layers: {types}")
-    lines += [f"  {graph:<16}{remedy}" for graph, found in engine["remedies"].items() for remedy in found]
+    lines += [
+        f"  {graph:<16}{workaround}" for graph, found in engine["workarounds"].items() for workaround in found
+    ]
     return lines
 
 
-def _picture(facts: dict[str, Any]) -> str:
+def _image(facts: dict[str, Any]) -> str:
     number, (rows, columns) = facts["visual_tokens"], facts["grid"]
     if facts["image"] == "anyres":
         return f"up to {number} visual tokens in tiles of {rows} x {columns}, and newlines"
@@ -217,7 +219,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         *(f"{'licence':<12}{line}" for line in licence.lines(facts["licence"])),
         f"{'method':<12}{method['name']} ({chosen}), positions {method['position_mode']}{fixed}",
         f"{'precision':<12}{', '.join(f'{part} {kind}' for part, kind in facts['precision'].items())}",
-        f"{'image':<12}{_picture(facts)}",
+        f"{'image':<12}{_image(facts)}",
         f"{'decoder':<12}{', '.join(f'{name} {value}' for name, value in facts['decoder'].items())}",
         *_answer_lines(facts["answers"]),
     ]

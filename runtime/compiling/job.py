@@ -13,7 +13,7 @@ from typing import Any
 
 from foveate.engines.disk.files import sha256
 from foveate.engines.errors import UserError
-from foveate.engines.workarounds import Remedy
+from foveate.engines.workarounds import Workaround
 from foveate.runtime.bundle.compiled import Plan, cannot_run, sources
 from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.compiling import self_test as check
@@ -38,14 +38,14 @@ class Job:
     work: Path
     dialect: str
     progress: Progress
-    applied: dict[str, list[Remedy]] = field(default_factory=dict)
+    applied: dict[str, list[Workaround]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
 
     def compile(self, graphs: tuple[str, ...]) -> None:
         manifest = self.bundle.manifest
         self.bundle.require_own_weights(self.dialect)
         for name in graphs:
-            options, remedies = self._options(name)
+            options, workarounds = self._options(name)
             for spec, file in manifest.forms(name, self.dialect):
                 start = time.perf_counter()
                 try:
@@ -53,7 +53,7 @@ class Job:
                 except UserError as error:
                     method = manifest.method["name"]
                     raise UserError(f"{spec.name} of {method}: {error}", code=error.code) from error
-                self.notes[spec.name] = [*remedies, *notes]
+                self.notes[spec.name] = [*workarounds, *notes]
                 size = sum(file.stat().st_size for file in self.work.iterdir() if file.stem == spec.name)
                 seconds, told = time.perf_counter() - start, self._told(spec.name)
                 self.progress(f"{spec.name:<16}{seconds:7.1f} s {size / 1e6:9.1f} MB{told}")
@@ -70,10 +70,10 @@ class Job:
     def _options(self, graph: str) -> tuple[dict[str, Any], list[str]]:
         """Return the options for this graph's compilation, and the names of the workarounds among them."""
         options, names = dict(self.options), []
-        for remedy in self.applied.get(graph, ()):
-            options |= remedy.options
-            names.append(remedy.name)
-        return {**options, "remedies": names} if names else options, names
+        for workaround in self.applied.get(graph, ()):
+            options |= workaround.options
+            names.append(workaround.name)
+        return {**options, "workarounds": names} if names else options, names
 
     def write(self, self_test: dict[str, Any]) -> Plan:
         files = {
@@ -108,15 +108,15 @@ class Job:
             if error := check.not_finite(self.bundle, self.dialect, wrong):
                 raise error
             self.progress(f"{wrong.graph} is wrong: {check.seen(wrong)}")
-            remedy = self._remedy(wrong.graph)
-            if remedy is None:
+            workaround = self._workaround(wrong.graph)
+            if workaround is None:
                 tried = sum(map(len, self.applied.values())) or "no"
                 raise UserError(
                     f"the graph {wrong.graph} is wrong on this machine "
                     f"| {check.seen(wrong)}, after {tried} workarounds "
                     "| nothing was written; compile for another target, or report it with `foveate doctor`"
                 )
-            self._apply(remedy, wrong.graph)
+            self._apply(workaround, wrong.graph)
 
     def _untestable(self) -> str | None:
         recorded = self.bundle.golden(self.dialect)
@@ -134,16 +134,19 @@ class Job:
         self.write({"ok": True, "findings": [asdict(finding) for finding in findings]})
         return None
 
-    def _remedy(self, graph: str) -> Remedy | None:
+    def _workaround(self, graph: str) -> Workaround | None:
         """Return the first workaround that was not tried on this graph and that would change something."""
         tried = self.applied.get(graph, ())
-        known = getattr(self.module, "remedies", ())
-        return next((remedy for remedy in known if remedy not in tried and self._changes(remedy)), None)
+        known = getattr(self.module, "workarounds", ())
+        return next(
+            (workaround for workaround in known if workaround not in tried and self._changes(workaround)),
+            None,
+        )
 
-    def _changes(self, remedy: Remedy) -> bool:
-        if remedy.dialect:
-            return self._takes(remedy.dialect)
-        return bool(remedy.flags) or not remedy.options.items() <= self.options.items()
+    def _changes(self, workaround: Workaround) -> bool:
+        if workaround.dialect:
+            return self._takes(workaround.dialect)
+        return bool(workaround.flags) or not workaround.options.items() <= self.options.items()
 
     def _takes(self, dialect: str) -> bool:
         return (
@@ -152,12 +155,12 @@ class Job:
             and dialect in self.bundle.manifest.dialects
         )
 
-    def _apply(self, remedy: Remedy, graph: str) -> None:
-        self.progress(f"trying: {remedy.name} ({remedy.source})")
-        if remedy.dialect:
-            self.dialect = remedy.dialect
-            self.applied = {name: [remedy] for name in self.bundle.manifest.stages}
+    def _apply(self, workaround: Workaround, graph: str) -> None:
+        self.progress(f"trying: {workaround.name} ({workaround.source})")
+        if workaround.dialect:
+            self.dialect = workaround.dialect
+            self.applied = {name: [workaround] for name in self.bundle.manifest.stages}
             self.compile(self.bundle.manifest.stages)
         else:
-            self.applied.setdefault(graph, []).append(remedy)
+            self.applied.setdefault(graph, []).append(workaround)
             self.compile((graph,))

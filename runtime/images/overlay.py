@@ -53,9 +53,9 @@ def draw_overlay(
     ``owner`` int64 [N] is the row of ``kept`` that each patch went into, -1 if none. ``settings`` are those
     of ``images.processor``. Raises UserError if ``image`` cannot be read.
     """
-    picture = load_image(image)
-    canvas = picture.resize(_canvas(picture.size, largest), Image.Resampling.LANCZOS)
-    boxes = patch_boxes(picture.size, settings, grid) * np.tile(np.divide(canvas.size, picture.size), 2)
+    opened = load_image(image)
+    canvas = opened.resize(_canvas(opened.size, largest), Image.Resampling.LANCZOS)
+    boxes = patch_boxes(opened.size, settings, grid) * np.tile(np.divide(canvas.size, opened.size), 2)
     mask = _coverage(canvas.size, boxes, _chosen(kept, grid))
     result = _dimmed(canvas)
     if owner is not None and len(merged := _absorbed(kept, owner)):

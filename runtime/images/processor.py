@@ -58,16 +58,16 @@ def preprocess(image: ImageSource, settings: dict[str, Any]) -> np.ndarray:
     if settings["kind"] == "anyres":
         return np.concatenate([_normalized(tile, settings) for tile in _tiles(load_image(image), settings)])
     _check_kind(settings)
-    picture = _resize_and_crop(load_image(image), settings)
+    image = _resize_and_crop(load_image(image), settings)
     height, width = settings["size"]
-    if picture.size != (width, height):
+    if image.size != (width, height):
         raise ValueError(
-            f"the settings give {picture.height} x {picture.width} pixels, not size {height} x {width}"
+            f"the settings give {image.height} x {image.width} pixels, not size {height} x {width}"
         )
-    return _normalized(picture, settings)
+    return _normalized(image, settings)
 
 
-def _normalized(picture: Image.Image, settings: dict[str, Any]) -> np.ndarray:
+def _normalized(image: Image.Image, settings: dict[str, Any]) -> np.ndarray:
     """Return rescaled and normalized pixels, float32 [1, 3, H, W]."""
     # A table with one value per grey level and channel gives the same float32 results as computing
     # each pixel, without large temporaries.
@@ -75,7 +75,7 @@ def _normalized(picture: Image.Image, settings: dict[str, Any]) -> np.ndarray:
     table = (table * settings.get("rescale", 1.0)).astype(np.float32)
     if "mean" in settings:
         table = (table - np.float32(settings["mean"])) / np.float32(settings["std"])
-    pixels = np.asarray(picture)  # [H, W, 3]
+    pixels = np.asarray(image)  # [H, W, 3]
     return np.stack([table[:, c][pixels[:, :, c]] for c in range(3)])[None]
 
 

@@ -21,7 +21,7 @@ from foveate.runtime.llm.logits import Logits
 from foveate.runtime.llm.segment import Chunk, Segment
 from foveate.runtime.text import chat_prompt
 
-__all__ = ["Decoder", "Item", "Picture", "axes_of", "positions_of", "prompt_ids", "prompt_items"]
+__all__ = ["Decoder", "Item", "VisualTokens", "axes_of", "positions_of", "prompt_ids", "prompt_items"]
 
 _MOST_ROWS = 1024
 """Largest number of rows that are computed together.
@@ -32,7 +32,7 @@ sixth less for 2,880 tokens, and a third less for 4,000 (docs/measurements.md).
 
 
 @dataclass(eq=False)  # two images are the same item only if they are the same object
-class Picture:
+class VisualTokens:
     """An image before the language model.
 
     ``tokens`` [R,D], or None if only their number is needed. ``kept`` [R] int64: the image's visual tokens
@@ -71,15 +71,15 @@ class Picture:
         return np.where(rows < 0, -1, self.kept[rows])
 
 
-Item = int | Picture
+Item = int | VisualTokens
 
 
-def prompt_items(segments: Sequence[chat_prompt.Segment], pictures: Sequence[Picture]) -> list[Item]:
+def prompt_items(segments: Sequence[chat_prompt.Segment], images: Sequence[VisualTokens]) -> list[Item]:
     """Return the prompt of ``ChatTokenizer.encode_turns`` with the conversation's images in their places."""
     items: list[Item] = []
     for segment in segments:
         if isinstance(segment, chat_prompt.ImageSlot):
-            items.append(pictures[segment.index])
+            items.append(images[segment.index])
         else:
             items += segment.tolist()
     return items
@@ -181,7 +181,9 @@ class Decoder:
             self.items.clear()
         same = 0
         for old, new in zip(self.items, items[:-1], strict=False):
-            if old is not new and (isinstance(old, Picture) or isinstance(new, Picture) or old != new):
+            if old is not new and (
+                isinstance(old, VisualTokens) or isinstance(new, VisualTokens) or old != new
+            ):
                 break
             same += 1
         del self.items[same:]
@@ -197,9 +199,9 @@ class Decoder:
         """
         rest = items[len(self.items) :]
         embeds = self.embed(rest)
-        pictures = [item for item in rest if isinstance(item, Picture)]
-        if pictures and any(segment.pruner is not None for segment in self.segments):
-            logits = self._shorten(embeds, rest, pictures, new_tokens)
+        images = [item for item in rest if isinstance(item, VisualTokens)]
+        if images and any(segment.pruner is not None for segment in self.segments):
+            logits = self._shorten(embeds, rest, images, new_tokens)
         else:
             for segment in self.segments:
                 segment.cache.reserve(segment.cache.length + len(embeds) + new_tokens)
@@ -227,15 +229,15 @@ class Decoder:
         return Logits.of(outputs)
 
     def _shorten(
-        self, embeds: Rows, items: Sequence[Item], pictures: Sequence[Picture], new_tokens: int
+        self, embeds: Rows, items: Sequence[Item], images: Sequence[VisualTokens], new_tokens: int
     ) -> Logits:
         """Compute as ``_run`` does, with the pruners between the segments.
 
-        Sets ``left`` of the ``pictures``.
+        Sets ``left`` of the ``images``.
         """
         chunk, carried = self.describe(items), {}
         rows = entering = self.segments[0].gather(embeds)
-        left: list[list[np.ndarray]] = [[] for _ in pictures]
+        left: list[list[np.ndarray]] = [[] for _ in images]
         for segment in self.segments:
             segment.cache.reserve(segment.cache.length + len(chunk) + new_tokens)
             chunk = replace(chunk, positions=segment.places(chunk.positions))
@@ -246,9 +248,9 @@ class Decoder:
             given = {"scored": rows, "inputs_embeds": entering, **outputs}
             rows, chunk, carried = segment.prune(given, chunk, carried)
             for number, found in enumerate(left):
-                found.append(chunk.source[chunk.picture == number])
-        for picture, found in zip(pictures, left, strict=True):
-            picture.left = found
+                found.append(chunk.source[chunk.image == number])
+        for image, found in zip(images, left, strict=True):
+            image.left = found
         return Logits.of(outputs)
 
     def describe(self, items: Sequence[Item]) -> Chunk:
@@ -258,7 +260,7 @@ class Decoder:
         """
         number, parts = 0, []
         for item in items:
-            if isinstance(item, Picture):
+            if isinstance(item, VisualTokens):
                 rows = len(item.kept)
                 facts = np.repeat([[number], [rows], [item.total], [item.keep]], rows, axis=1)
                 parts.append(np.stack([facts[0], np.arange(rows), *item.places, *facts[1:]]))
@@ -270,7 +272,7 @@ class Decoder:
     def embed(self, items: Sequence[Item]) -> Rows:
         """Return the rows [T,D] of ``items``."""
         return Rows.join(
-            [run.tokens if isinstance(run, Picture) else self._table.take(run) for run in _runs(items)]
+            [run.tokens if isinstance(run, VisualTokens) else self._table.take(run) for run in _runs(items)]
         )
 
     def _positions(self, items: Sequence[Item]) -> np.ndarray:
@@ -294,7 +296,7 @@ def positions_of(items: Sequence[Item], start: int, axes: int = 1, mode: str = "
     """
     parts = []
     for item in items:
-        if isinstance(item, Picture) and (axes > 1 or mode == "keep"):
+        if isinstance(item, VisualTokens) and (axes > 1 or mode == "keep"):
             # a merged row (-1) gets the position of the kept token before it
             own = np.where(item.kept < 0, np.maximum.accumulate(item.kept), item.kept).clip(min=0)
             own = own if axes == 1 else item.layout.positions[:, own]
@@ -306,20 +308,20 @@ def positions_of(items: Sequence[Item], start: int, axes: int = 1, mode: str = "
 
 
 def _rows(item: Item, depth: int = 0) -> int:
-    return item.rows(depth) if isinstance(item, Picture) else 1
+    return item.rows(depth) if isinstance(item, VisualTokens) else 1
 
 
 def _span(item: Item, axes: int, mode: str) -> int:
-    if not isinstance(item, Picture) or (axes == 1 and mode == "compact"):
+    if not isinstance(item, VisualTokens) or (axes == 1 and mode == "compact"):
         return _rows(item)
     return item.total if axes == 1 else item.layout.span
 
 
-def _runs(items: Sequence[Item]) -> list[list[int] | Picture]:
+def _runs(items: Sequence[Item]) -> list[list[int] | VisualTokens]:
     """Join neighbouring tokens, so that their embeddings are gathered at once."""
-    runs: list[list[int] | Picture] = []
+    runs: list[list[int] | VisualTokens] = []
     for item in items:
-        if isinstance(item, Picture):
+        if isinstance(item, VisualTokens):
             runs.append(item)
         elif runs and isinstance(runs[-1], list):
             runs[-1].append(item)

@@ -24,14 +24,14 @@ __all__ = ["Chunk", "Segment"]
 class Chunk:
     """Facts about ``T`` rows that are computed together, each int64 [T].
 
-    ``picture``: number of the row's image among the images of the chunk, -1 for text. ``source``: index of
+    ``image``: number of the row's image among the images of the chunk, -1 for text. ``source``: index of
     the row among its image's rows, -1 for text and mixtures. ``patch``: place of the row in its grid, -1 for
     text, mixtures and newlines. ``rows``, ``columns``: size of that grid, 1 for rows without one.
     ``entered``, ``total``, ``keep``: the image's number of rows on entering, its number of visual tokens, and
     its budget; 0 for text. ``positions``: position ids, with M-RoPE [3, T].
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     source: np.ndarray
     patch: np.ndarray
     rows: np.ndarray
@@ -42,7 +42,7 @@ class Chunk:
     positions: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.picture)
+        return len(self.image)
 
     def feeds(self, points: Points) -> dict[str, np.ndarray]:
         """Return the inputs that a pruner may read, [1,T] each (position ids of M-RoPE [3,1,T]).
@@ -52,7 +52,7 @@ class Chunk:
         asked = list(zip(self.keep.tolist(), self.total.tolist(), strict=True))
         given = {pair: stage_keep(points, *pair) for pair in set(asked)}
         columns = {
-            "picture": self.picture,
+            "image": self.image,
             "patch": self.patch,
             "rows": self.rows,
             "columns": self.columns,

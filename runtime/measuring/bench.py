@@ -9,6 +9,7 @@ machine, from the question to the end of the answer, and the share of decoding p
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import math
@@ -39,7 +40,7 @@ __all__ = ["STAGES", "environment", "main", "measure", "question", "resident_byt
 
 STAGES = ("preprocess", "vision", "prune", "prefill", "first_token")
 _BUDGETS = ("100%", "33.3%", "22.2%", "11.1%")
-_PICTURE = 640, 480
+_IMAGE_SIZE = 640, 480
 _JOULES = {"joules": "J per answer", "joules_per_token": "J per token"}
 
 Energy = tuple[float | None, float | None]
@@ -71,14 +72,16 @@ def run(argv: list[str]) -> dict[str, Any]:
         help="Use a prompt with this many text tokens, those of the chat template included (default: 40).",
     )
     parser.add_argument(
-        "--picture",
+        "--image-size",
         type=int,
         nargs=2,
-        default=_PICTURE,
+        default=_IMAGE_SIZE,
         metavar=("WIDTH", "HEIGHT"),
         help="Use an image of this size in pixels; some models make more visual tokens of larger images "
         "(default: 640 480).",
     )
+    old_name = {"type": int, "nargs": 2, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    parser.add_argument("--picture", dest="image_size", **old_name)
     parser.add_argument(
         "--new-tokens",
         type=int,
@@ -100,16 +103,16 @@ def run(argv: list[str]) -> dict[str, Any]:
                 f"wrong {wrong} | got {getattr(args, name)}, expected 1 or more | leave it out", code=2
             )
     largest = Image.MAX_IMAGE_PIXELS or math.inf
-    if min(args.picture) < 1 or math.prod(args.picture) > largest:
+    if min(args.image_size) < 1 or math.prod(args.image_size) > largest:
         raise UserError(
-            f"wrong picture | got {args.picture}, "
+            f"wrong image size | got {args.image_size}, "
             f"expected width and height of at most {largest:g} pixels in all | leave it out",
             code=2,
         )
     found = measure(
         args.bundle,
         args.keep,
-        picture=args.picture,
+        image_size=args.image_size,
         text_tokens=args.text_tokens,
         new_tokens=args.new_tokens,
         rounds=args.rounds,
@@ -124,7 +127,7 @@ def measure(
     path: str | os.PathLike[str],
     keep: Sequence[Keep] | None = None,
     *,
-    picture: Sequence[int] = _PICTURE,
+    image_size: Sequence[int] = _IMAGE_SIZE,
     text_tokens: int = 40,
     new_tokens: int = 16,
     rounds: int = 5,
@@ -133,7 +136,7 @@ def measure(
 ) -> dict[str, Any]:
     """Measure the bundle at ``path``: times in seconds, sizes in bytes, and FLOPs of the prefill (``costs``).
 
-    ``picture`` is the width and height of the image in pixels. There is one row per budget of ``keep``; None
+    ``image_size`` is the width and height of the image in pixels. There is one row per budget of ``keep``; None
     stands for the usual budgets, or for the only one if the bundle leaves no choice. Each time is [median,
     fastest, slowest], and so are joules, which are None if there is no power monitor.
 
@@ -151,7 +154,7 @@ def measure(
         )
     plan = choose(pipe.bundle, engine)
     budgets = keep or _choice(pipe.manifest)
-    width, height = picture
+    width, height = image_size
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
     text = question(pipe, text_tokens)
     answers: list[list[Answer]] = [[] for _ in budgets]
@@ -174,7 +177,7 @@ def measure(
         "bundle_bytes": sum(entry["size"] for entry in pipe.manifest.files.values()),
         "engine_bytes": sum(entry["size"] for entry in plan.files.values()),
         "resident": resident_bytes(),
-        "picture": [width, height],
+        "image_size": [width, height],
         "text_tokens": _text_tokens(pipe, text),
         "rounds": rounds,
         "rows": [

@@ -21,7 +21,7 @@ from foveate.runtime.images.processor import film_steps, preprocess
 from foveate.runtime.images.token_layout import Layout, film, layout, single, split
 from foveate.runtime.images.view import View, view_of
 from foveate.runtime.llm.budget import Keep, resolve_keep, stage_keep
-from foveate.runtime.llm.decoder import Picture
+from foveate.runtime.llm.decoder import VisualTokens
 from foveate.runtime.text.chat_prompt import ChatTokenizer, clip_segments, load_tokenizer
 from foveate.runtime.video.video_file import Video
 
@@ -138,7 +138,7 @@ class VisionStages:
                 feeds["clip_text"] = self._clip_text(text)
             return feeds
 
-    def prune(self, seen: Seen, question: Mapping[str, Feed], keep: int, clock: Clock) -> Picture:
+    def prune(self, seen: Seen, question: Mapping[str, Feed], keep: int, clock: Clock) -> VisualTokens:
         """Return the image with its kept tokens, or with all if there is no pre-LLM pruner."""
         plan = seen.layout
         with clock.measure("prune"):
@@ -146,7 +146,7 @@ class VisionStages:
                 pieces = self._merged(seen)
             elif self._pruner is None:
                 rows = self._read(_rows(seen.outputs["projected"]), plan.order)
-                return Picture(rows, np.arange(plan.total), plan.total, keep, layout=plan)
+                return VisualTokens(rows, np.arange(plan.total), plan.total, keep, layout=plan)
             else:
                 pieces = self._pruned(seen, question, self.most_rows(keep, plan.total))
             return self._joined(pieces, plan, keep)
@@ -186,7 +186,7 @@ class VisionStages:
             found.append(piece.take(piece.kept >= 0))
         return found
 
-    def _joined(self, pieces: list[_Piece], plan: Layout, keep: int) -> Picture:
+    def _joined(self, pieces: list[_Piece], plan: Layout, keep: int) -> VisualTokens:
         """Join the pieces into one image. Rows are in the order of the image's visual tokens.
 
         Mixtures without a place among the tokens come last.
@@ -206,7 +206,7 @@ class VisionStages:
                     mine, rows = piece.owner
                     owner[mine] = row[first + rows]
                 first += len(piece.kept)
-        return Picture(tokens.take(rank), kept[rank], plan.total, keep, owner, layout=plan)
+        return VisualTokens(tokens.take(rank), kept[rank], plan.total, keep, owner, layout=plan)
 
     def _read(self, rows: Rows, order: np.ndarray) -> Rows:
         """Return visual tokens [T,D] out of the vision encoder's ``rows`` [N,D].
@@ -252,14 +252,14 @@ class VisionStages:
             raise refuse(self._bundle, engine.spec.name, outputs[wrong].dtype, wrong)
         return outputs
 
-    def fault(self, seen: Seen, picture: Picture) -> UserError | None:
+    def fault(self, seen: Seen, visual: VisualTokens) -> UserError | None:
         """Return the error for an image whose features hold NaN or infinity, on host or device.
 
         None if all are finite.
         """
         if wrong := first_wrong(seen.outputs):
             return refuse(self._bundle, "vision_encoder", self._dtype(self._encoder), wrong)
-        if self._pruner is not None and first_wrong({"tokens": picture.tokens}):
+        if self._pruner is not None and first_wrong({"tokens": visual.tokens}):
             return refuse(self._bundle, "pruner", self._dtype(self._pruner), "tokens")
         return None
 

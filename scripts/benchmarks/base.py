@@ -14,7 +14,7 @@ from PIL import Image
 
 from foveate.engines.errors import UserError
 
-__all__ = ["LETTER", "SHORT", "VICUNA", "Sample", "find", "locate", "mean", "padded", "picture", "read"]
+__all__ = ["LETTER", "SHORT", "VICUNA", "Sample", "find", "image_of", "locate", "mean", "padded", "read"]
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -82,7 +82,7 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def picture(value: Any, *folders: Path) -> Path | bytes:
+def image_of(value: Any, *folders: Path) -> Path | bytes:
     """Return the path or the bytes of an image.
 
     ``value`` is Hugging Face's {"bytes", "path"}, the bytes themselves, or a file name in one of ``folders``.

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base import SHORT, Sample, find, locate, mean, picture, read
+from benchmarks.base import SHORT, Sample, find, image_of, locate, mean, read
 
 NEW_TOKENS = 128
 
@@ -26,14 +26,14 @@ def load(path: Path) -> Iterator[Sample]:
             folders = [files[0].parent / "images", files[0].parent.parent / "images", files[0].parent]
             yield _sample(name, row, locate(f"{row['imageId']}.jpg", *folders))
         return
-    pictures, questions = {}, []
+    images, questions = {}, []
     for row in (row for file in files for row in read(file)):
         if "question" in row:
             questions.append(row)
         else:
-            pictures[row["id"]] = picture(row["image"])
+            images[row["id"]] = image_of(row["image"])
     for row in questions:
-        yield _sample(row["id"], row, pictures[row["imageId"]])
+        yield _sample(row["id"], row, images[row["imageId"]])
 
 
 def _sample(name: str, row: dict[str, Any], image: Path | bytes) -> Sample:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base import LETTER, Sample, find, mean, picture, read
+from benchmarks.base import LETTER, Sample, find, image_of, mean, read
 from benchmarks.sheet import write_sheet
 
 NEW_TOKENS = 128
@@ -45,20 +45,20 @@ _AROUND += [(":", ","), (":", "."), (":", ")"), (":", ").")]
 def load(path: Path) -> Iterator[Sample]:
     for file in find(path, "*.tsv", "*.parquet"):
         turned = any(int(row["index"]) >= _TURN for row in read(file))
-        pictures: dict[int, bytes | Path] = {}
+        images: dict[int, bytes | Path] = {}
         for row in read(file):
             number = int(row["index"]) % _TURN
             if _there(row.get("image")):  # a row may name another row whose image it shares
-                pictures[number] = _image(row["image"], pictures)
+                images[number] = _image(row["image"], images)
             options = [row[letter] for letter in _LETTERS if _there(row.get(letter))]
             for turn in range(1 if turned else len(options)):
-                yield _sample(row, options[turn:] + options[:turn], turn, pictures[number])
+                yield _sample(row, options[turn:] + options[:turn], turn, images[number])
 
 
-def _image(value: Any, pictures: dict[int, bytes | Path]) -> bytes | Path:
+def _image(value: Any, images: dict[int, bytes | Path]) -> bytes | Path:
     if not isinstance(value, str):
-        return picture(value)
-    return pictures[int(value)] if value.isdigit() else base64.b64decode(value)
+        return image_of(value)
+    return images[int(value)] if value.isdigit() else base64.b64decode(value)
 
 
 def _there(value: Any) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base import SHORT, Sample, find, locate, mean, picture, read
+from benchmarks.base import SHORT, Sample, find, image_of, locate, mean, read
 
 NEW_TOKENS = 128
 
@@ -40,7 +40,7 @@ def load(path: Path) -> Iterator[Sample]:
     if files[0].suffix == ".parquet":
         for row in (row for file in files for row in read(file)):
             yield _sample(
-                row["category"], row["question_id"], row["question"], row["answer"], picture(row["image"])
+                row["category"], row["question_id"], row["question"], row["answer"], image_of(row["image"])
             )
         return
     for task in PERCEPTION + COGNITION:
@@ -59,7 +59,7 @@ def _beside(file: Path) -> Path:
 
 def _sample(task: str, shown: str, question: str, answer: str, image: Path | bytes) -> Sample:
     asked = question.replace(_THEIRS, "").strip()
-    meta = {"task": task, "picture": f"{task}/{shown}", "answer": answer.strip().strip(".").lower()}
+    meta = {"task": task, "image": f"{task}/{shown}", "answer": answer.strip().strip(".").lower()}
     return Sample(f"{task}/{shown}/{asked}", image, asked + SHORT, meta)
 
 
@@ -70,11 +70,11 @@ def said(text: str) -> str:
 
 
 def score(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, Any]:
-    pictures: dict[str, dict[str, list[bool]]] = {}
+    images: dict[str, dict[str, list[bool]]] = {}
     for sample, text in zip(samples, answers, strict=True):
-        of_task = pictures.setdefault(sample.meta["task"], {})
-        of_task.setdefault(sample.meta["picture"], []).append(said(text) == sample.meta["answer"])
-    tasks = {task: _of_task(list(of_task.values())) for task, of_task in pictures.items()}
+        of_task = images.setdefault(sample.meta["task"], {})
+        of_task.setdefault(sample.meta["image"], []).append(said(text) == sample.meta["answer"])
+    tasks = {task: _of_task(list(of_task.values())) for task, of_task in images.items()}
     total = {name: sum(tasks[t]["score"] for t in group if t in tasks) for name, group in _GROUPS.items()}
     return {**total, "tasks": tasks}
 
@@ -82,7 +82,7 @@ def score(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, Any]:
 _GROUPS = {"perception": PERCEPTION, "cognition": COGNITION}
 
 
-def _of_task(pictures: Sequence[Sequence[bool]]) -> dict[str, float]:
-    accuracy = 100 * mean(hit for hits in pictures for hit in hits)
-    plus = 100 * mean(all(hits) for hits in pictures)
-    return {"score": accuracy + plus, "accuracy": accuracy, "accuracy_plus": plus, "pictures": len(pictures)}
+def _of_task(images: Sequence[Sequence[bool]]) -> dict[str, float]:
+    accuracy = 100 * mean(hit for hits in images for hit in hits)
+    plus = 100 * mean(all(hits) for hits in images)
+    return {"score": accuracy + plus, "accuracy": accuracy, "accuracy_plus": plus, "images": len(images)}

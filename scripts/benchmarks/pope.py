@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base import SHORT, Sample, find, mean, picture, read
+from benchmarks.base import SHORT, Sample, find, image_of, mean, read
 
 NEW_TOKENS = 128
 
@@ -26,7 +26,7 @@ def load(path: Path) -> Iterator[Sample]:
         for row in read(file):
             category = row.get("category") or file.stem.removeprefix("coco_pope_")
             question, label = row.get("question") or row["text"], row.get("answer") or row["label"]
-            image = picture(row["image"], *folders)
+            image = image_of(row["image"], *folders)
             meta = {"category": category, "label": label.strip().lower()}
             yield Sample(f"{category}/{row['question_id']}", image, question.strip() + SHORT, meta)
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base import Sample, find, mean, picture, read
+from benchmarks.base import Sample, find, image_of, mean, read
 
 NEW_TOKENS = 128
 
@@ -30,7 +30,7 @@ def load(path: Path) -> Iterator[Sample]:
     for file in find(path, "*.jsonl", "*.parquet", "*.json"):
         folders = [place / name for place in (path, file.parent) for name in ("", "train2014", "images")]
         for number, row in enumerate(read(file)):
-            image = picture(row.get("image") or row["img_path"], *folders)
+            image = image_of(row.get("image") or row["img_path"], *folders)
             for index, words in enumerate(_expressions(row)):
                 yield Sample(f"{file.stem}/{number}/{index}", image, _prompt(words), {"box": _box(row, file)})
 

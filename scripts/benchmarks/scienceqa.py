@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base import LETTER, Sample, find, locate, mean, picture, read
+from benchmarks.base import LETTER, Sample, find, image_of, locate, mean, read
 
 NEW_TOKENS = 128
 
@@ -30,7 +30,7 @@ def load(path: Path, split: str = "test") -> Iterator[Sample]:
     if files[0].suffix == ".parquet":
         rows = (row for file in files for row in read(file))
         for number, row in enumerate(rows):
-            yield _sample(str(number), row, row["image"] and picture(row["image"]), _prompt(row), "plain")
+            yield _sample(str(number), row, row["image"] and image_of(row["image"]), _prompt(row), "plain")
         return
     problems, folder = json.loads(files[0].read_text(encoding="utf-8")), files[0].parent
     theirs = folder / _LLAVA

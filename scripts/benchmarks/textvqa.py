@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base import SHORT, Sample, find, locate, mean, picture, read
+from benchmarks.base import SHORT, Sample, find, image_of, locate, mean, read
 
 NEW_TOKENS = 128
 
@@ -30,7 +30,7 @@ def load(path: Path) -> Iterator[Sample]:
     files = find(path, "TextVQA_*_val.json", "*.parquet")
     if files[0].suffix == ".parquet":
         for row in (row for file in files for row in read(file)):
-            yield _sample(row, picture(row["image"]), _prompt(row["question"]), "plain")
+            yield _sample(row, image_of(row["image"]), _prompt(row["question"]), "plain")
         return
     rows = json.loads(files[0].read_text(encoding="utf-8"))["data"]
     folders = [

@@ -17,11 +17,11 @@ def folder(tmp_path):
     for index, name in enumerate(("c.png", "a.PNG", "b.jpg")):
         Image.new("RGB", (8 + index, 8), (40 * index, 9, 9)).save(tmp_path / name)
     (tmp_path / "b.txt").write_text("What is it?\n")
-    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "notes.md").write_text("no image")
     return tmp_path
 
 
-def test_a_folder_gives_pictures_in_order_with_the_prompts_beside_them(folder):
+def test_a_folder_gives_images_in_order_with_the_prompts_beside_them(folder):
     found = samples.load(str(folder))
     assert [each.image.name for each in found.items] == ["a.PNG", "b.jpg", "c.png"]
     assert [each.prompt for each in found.items] == [samples.PROMPTS[0], "What is it?", samples.PROMPTS[2]]
@@ -32,7 +32,7 @@ def test_fewer_than_there_are_come_at_even_distances(folder):
     assert len(samples.load(str(folder), 99)) == 3
 
 
-def test_lines_of_a_file_name_pictures_relative_to_it(folder):
+def test_lines_of_a_file_name_images_relative_to_it(folder):
     lines = [{"image": "c.png", "prompt": "one"}, {"image": str(folder / "b.jpg"), "prompt": "two"}]
     (folder / "s.jsonl").write_text("\n\n".join(map(json.dumps, lines)) + "\n")
     found = samples.load(str(folder / "s.jsonl"))
@@ -50,7 +50,7 @@ def test_scenes_need_no_files_and_are_not_those_of_accuracy():
     assert samples._FIRST_SCENE > HELD_OUT + 10**8
 
 
-def test_the_digest_follows_pictures_and_prompts(folder):
+def test_the_digest_follows_images_and_prompts(folder):
     before = samples.load(str(folder)).digest
     (folder / "b.txt").write_text("What is that?")
     asked = samples.load(str(folder)).digest

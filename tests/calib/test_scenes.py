@@ -41,17 +41,17 @@ def asked(scenes) -> list[tuple[Scene, Question]]:
 def test_a_seed_is_a_scene():
     first, again, other = make_scene(5), make_scene(5), make_scene(6)
     assert first.things == again.things != other.things
-    assert first.picture.tobytes() == again.picture.tobytes() != other.picture.tobytes()
+    assert first.image.tobytes() == again.image.tobytes() != other.image.tobytes()
     assert (first.owner == again.owner).all()
     assert questions(first, np.random.default_rng(1)) == questions(again, np.random.default_rng(1))
     assert captions(first, np.random.default_rng(1)) == captions(again, np.random.default_rng(1))
 
 
-def test_pictures_show_what_the_things_say(scenes):
+def test_images_show_what_the_things_say(scenes):
     """The mean colour of the pixels a shape owns is nearest to the colour it is called by."""
     palette = np.array(list(COLOURS.values()), float)
     for scene in scenes:
-        pixels = np.asarray(scene.picture, float)
+        pixels = np.asarray(scene.image, float)
         assert pixels.shape == (SIDE, SIDE, 3)
         for index, thing in enumerate(scene.things):
             mine = scene.owner == index + 1
@@ -161,7 +161,7 @@ def test_options_of_a_scene():
     for seed in range(20):
         scene = make_scene(seed, things=(3, 3), sign=1.0, clutter=0.0)
         assert len(scene.shapes) <= 3 and sum(t.glyph is not None for t in scene.things) <= 1
-        ground = np.asarray(scene.picture)[scene.owner == 0]
+        ground = np.asarray(scene.image)[scene.owner == 0]
         commonest = Counter(map(tuple, ground.tolist())).most_common(1)[0][1]
         assert commonest > 0.9 * len(ground)
 

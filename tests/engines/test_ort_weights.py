@@ -53,11 +53,11 @@ def test_prepacked_weights_stand_where_their_kernels_read_them(
 ) -> None:
     """ONNX Runtime 1.31.1 answers garbage when it maps the small ones; 1.32.0 places them right."""
     spec, weights = int4_stack(tmp_path / "stack.onnx", rows, columns)
-    remedies = ort.compile_graph(tmp_path / "stack.onnx", tmp_path / "out", spec, {})
-    assert remedies in ([], ["small weights are prepacked at load"])
+    workarounds = ort.compile_graph(tmp_path / "stack.onnx", tmp_path / "out", spec, {})
+    assert workarounds in ([], ["small weights are prepacked at load"])
     assert not ort._misplaced(tmp_path / "out" / "stack.onnx")
     prepacked = b"prepacked_0" in (tmp_path / "out" / "stack.onnx").read_bytes()
-    assert prepacked is not bool(remedies)
+    assert prepacked is not bool(workarounds)
     engine = ort.load(tmp_path / "out", spec, {})
     x = np.random.default_rng(4).standard_normal((5, rows)).astype(np.float32)
     outputs = engine.run({"x": x})
@@ -72,8 +72,8 @@ def test_misplaced_weights_are_left_to_be_prepacked_at_load(
     spec, weights = int4_stack(tmp_path / "stack.onnx", 1024, [2048, 2048])
     found = iter([True, True, False])
     monkeypatch.setattr(ort, "_misplaced", lambda model: next(found))
-    remedies = ort.compile_graph(tmp_path / "stack.onnx", tmp_path / "out", spec, {})
-    assert remedies == ["weights are prepacked at load"]
+    workarounds = ort.compile_graph(tmp_path / "stack.onnx", tmp_path / "out", spec, {})
+    assert workarounds == ["weights are prepacked at load"]
     assert b"prepacked_0" not in (tmp_path / "out" / "stack.onnx").read_bytes()
     x = np.random.default_rng(4).standard_normal((5, 1024)).astype(np.float32)
     outputs = ort.load(tmp_path / "out", spec, {}).run({"x": x})

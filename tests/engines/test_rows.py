@@ -44,8 +44,8 @@ def test_joins_and_picks(seed: int, rest: tuple[int, ...]) -> None:
 
 
 def test_a_newline_is_the_last_row() -> None:
-    picture, newline = np.arange(12.0).reshape(2, 3, 2), np.array([9.0, 9.0])
-    rows = Rows.join([Rows(picture), Rows(newline[None, None])]).take(np.array([5, -1, 0, 1, -1]))
+    image, newline = np.arange(12.0).reshape(2, 3, 2), np.array([9.0, 9.0])
+    rows = Rows.join([Rows(image), Rows(newline[None, None])]).take(np.array([5, -1, 0, 1, -1]))
     assert rows.numpy().tolist() == [[10, 11], [9, 9], [0, 1], [2, 3], [9, 9]]
     assert [(number, index.tolist()) for number, index in rows.parts()] == [
         (0, [5]),

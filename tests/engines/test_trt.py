@@ -16,7 +16,7 @@ from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import backend as trt
 from foveate.engines.trt import builder, plan_file, runner
 from foveate.engines.trt import cuda as trt_cuda
-from foveate.engines.workarounds import FLAGS_VARIABLE, REMEDIES, applicable
+from foveate.engines.workarounds import FLAGS_VARIABLE, WORKAROUNDS, applicable
 
 OPTIONS = {"max_context": 64}
 
@@ -177,19 +177,21 @@ class TestMachine:
         assert dialects == rtx.DIALECTS
 
 
-def test_remedies_are_those_of_target_and_version() -> None:
+def test_workarounds_are_those_of_target_and_version() -> None:
     names = {version: [r.flags for r in applicable("tensorrt", version)] for version in ("10.3.0", "10.13.3")}
     assert names == {
         "10.3.0": [None],
         "10.13.3": ["-peep:fc_h_fusion=off", "-peep:match_dual_gemm=off", None],
     }
-    assert [remedy.dialect for remedy in applicable("tensorrt-rtx", "1.7.1.116")] == ["primitive"]
-    assert [remedy.options for remedy in applicable("onnxruntime", "1.32.0")] == [{"accuracy_level": 1}]
-    assert all(remedy.source for remedy in REMEDIES)
+    assert [workaround.dialect for workaround in applicable("tensorrt-rtx", "1.7.1.116")] == ["primitive"]
+    assert [workaround.options for workaround in applicable("onnxruntime", "1.32.0")] == [
+        {"accuracy_level": 1}
+    ]
+    assert all(workaround.source for workaround in WORKAROUNDS)
 
 
-def test_a_remedy_reaches_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workaround_reaches_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FLAGS_VARIABLE, "-given")
-    first = next(remedy for remedy in REMEDIES if remedy.flags)
+    first = next(workaround for workaround in WORKAROUNDS if workaround.flags)
     assert trt._environment([first.name]) == {FLAGS_VARIABLE: f"-given {first.flags}"}
     assert trt._environment([]) == {}

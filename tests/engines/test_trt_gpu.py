@@ -51,9 +51,9 @@ def plan(root: Path, request: pytest.FixtureRequest) -> compiled.Plan:
     return compiled.choose(load(root), folder.name)
 
 
-def test_the_self_test_passes_without_a_remedy(plan: compiled.Plan) -> None:
+def test_the_self_test_passes_without_a_workaround(plan: compiled.Plan) -> None:
     assert plan.self_test["ok"]
-    assert not any(plan.remedies.values())
+    assert not any(plan.workarounds.values())
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
@@ -83,14 +83,14 @@ def test_the_same_answer_with_device_sampling(
     folder = compile_bundle(own, plan.target, dialect=plan.dialect, options=options, force=True)
     made = compiled.choose(load(own), folder.name)
     assert any(finding["answer"] == "top_values" for finding in made.self_test["findings"])
-    pipe, picture = (
+    pipe, image = (
         Pipeline.load(own, made.key),
         np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8),
     )
 
     def answers() -> list[list[int]]:
         settings = ({}, {"temperature": 1.2, "top_k": 40, "seed": 5}, {"temperature": 1.2, "seed": 5})
-        return [pipe.generate(picture, "What is it?", max_new_tokens=16, **each).tokens for each in settings]
+        return [pipe.generate(image, "What is it?", max_new_tokens=16, **each).tokens for each in settings]
 
     found = answers()
     monkeypatch.setattr(Logits, "of", lambda outputs: Logits(outputs["logits"]))

@@ -20,7 +20,7 @@ from foveate.engines.trt.cuda import Device, TrtBuffer
 from foveate.engines.trt.runner import TrtEngine
 from foveate.runtime.answer import Clock
 from foveate.runtime.images.token_layout import layout, single
-from foveate.runtime.llm.decoder import Picture
+from foveate.runtime.llm.decoder import VisualTokens
 from foveate.runtime.llm.logits import Logits
 from foveate.runtime.llm.sampling import Sampler, Sampling
 from foveate.runtime.vision.stages import Seen, VisionStages
@@ -334,8 +334,10 @@ class Pruner:
         return {name: self.place(each) for name, each in found.items()}
 
 
-def after_vision(kind: str, place: Place, gather: Gather, folder: Path) -> tuple[list[Picture], list[Any]]:
-    """Two pictures in tiles, with newlines, or of ``kind`` "steps" encoded in two; and what the pruner was fed."""
+def after_vision(
+    kind: str, place: Place, gather: Gather, folder: Path
+) -> tuple[list[VisualTokens], list[Any]]:
+    """Two images in tiles, with newlines, or of ``kind`` "steps" encoded in two; and what the pruner was fed."""
     random, method = np.random.default_rng(2), {"fixed_keep": 5} if kind == "merged" else {}
     np.save(folder / "image_newline.npy", random.standard_normal(WIDTH).astype("float16"))
     settings = {"kind": "anyres", "tile": 4, "pinpoints": [[4, 8], [8, 4], [8, 8]]}

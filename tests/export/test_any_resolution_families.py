@@ -67,11 +67,11 @@ def test_qwen_in_its_true_size(name, width, layers, kv_heads, tied):
     assert vscan == ("received_attention.7", "received_attention.31")
 
 
-def test_the_largest_picture_is_one_that_every_engine_sorts_unless_asked_otherwise():
+def test_the_largest_image_is_one_that_every_engine_sorts_unless_asked_otherwise():
     usual = models.load("qwen2.5-vl-7b", load_format="dummy")
-    assert usual.image["max_pixels"] == 3840 * 28**2 and usual.spec.vision.picture_tokens == 3840
+    assert usual.image["max_pixels"] == 3840 * 28**2 and usual.spec.vision.image_tokens == 3840
     largest = models.load("qwen2.5-vl-7b", load_format="dummy", max_pixels=12845056)
-    assert largest.image["max_pixels"] == 12845056 and largest.spec.vision.picture_tokens == 16384
+    assert largest.image["max_pixels"] == 12845056 and largest.spec.vision.image_tokens == 16384
     for wrong in (0, 1567, 12845057):
         with pytest.raises(UserError, match=f"got {wrong}, expected 3136 to 12845056"):
             models.load("qwen2.5-vl-7b", load_format="dummy", max_pixels=wrong)
@@ -90,7 +90,7 @@ def test_dialects_whose_engines_cannot_sort_so_many_tokens_are_left_out():
 
 @pytest.mark.slow
 def test_max_pixels_of_the_command(tmp_path, monkeypatch):
-    """A picture above it is scaled down; the graphs take no larger one."""
+    """An image above it is scaled down; the graphs take no larger one."""
     monkeypatch.setattr(qwen2_5_vl, "CONFIGS", {"qwen2.5-vl-3b": small_qwen()})
     command = "--model qwen2.5-vl-3b --method sppruner --load-format dummy --no-compile --dialects ort"
     assert main([*command.split(), "--max-pixels", "78400", "--out", str(tmp_path / "b")]) == 0

@@ -122,7 +122,7 @@ def test_a_killed_run_goes_on_at_its_layer(folder, monkeypatch):
     partial = folder / "killed.statistics.safetensors.partial"
     assert partial.is_file()
     shutil.rmtree(folder / "killed.building")
-    monkeypatch.setattr(Stages, "begin", None)  # the pictures are not looked at again
+    monkeypatch.setattr(Stages, "begin", None)  # the images are not looked at again
     again = collect(
         parts, method, folder / "killed", graphs, progress=lambda what, done, total: seen.append(what)
     )[1]

@@ -35,7 +35,7 @@ def vision_of(parts, taps):
 
 @pytest.fixture(scope="module")
 def oracle(llava_checkpoint):
-    """Our Parts and what transformers' eager tower makes of two pictures: attentions, hidden states, keys."""
+    """Our Parts and what transformers' eager tower makes of two images: attentions, hidden states, keys."""
     path, model = llava_checkpoint()
     tower, keys = model.model.vision_tower, []
     hooks = [
@@ -107,7 +107,7 @@ def test_half_precision_stays_near(tap):
 
 @pytest.mark.parametrize("eos", [2, 299])
 def test_joint_space_equals_transformers(llava_checkpoint, clip_checkpoint, eos):
-    """The text as CLIP sees it; of the picture, what CLIP makes of the patches where it takes the class token."""
+    """The text as CLIP sees it; of the image, what CLIP makes of the patches where it takes the class token."""
     path, _ = llava_checkpoint()
     clip_path, clip = clip_checkpoint(eos)
     parts = models.load(str(path), clip=str(clip_path))
@@ -224,7 +224,7 @@ def test_towers_trace_without_memory():
     assert parts.text_encoder.context_length == 77
 
 
-def test_a_constant_picture_has_finite_taps():
+def test_a_constant_image_has_finite_taps():
     taps = tuple(f"{offer}.1" for offer in LAYERED)
     answer = vision_of(llava.tiny(), taps)(torch.zeros(1, 3, 56, 56))
     assert all(np.isfinite(value.numpy()).all() for value in answer.values())

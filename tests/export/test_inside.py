@@ -51,7 +51,7 @@ def decoder():
     return fill(parts.decoder, parts.weights, "llm.").eval()
 
 
-def pictures(count: int) -> list[Image.Image]:
+def images(count: int) -> list[Image.Image]:
     random = np.random.default_rng(count)
     return [Image.fromarray(random.integers(0, 256, (70, 90, 3), np.uint8)) for _ in range(count)]
 
@@ -62,7 +62,7 @@ def logits(decoder, pipe: Pipeline, chat: Chat, tokens: list[int]) -> torch.Tens
     without a cache, by a decoder that drops rows before the layers of the bundle's cuts."""
     table = torch.from_numpy(np.array(pipe.bundle.embeddings()))
     items = chat._decoder.items[: chat_prompt(chat)]
-    embeds, source = [], []  # per row: what it is, and (picture, row in it), None for text
+    embeds, source = [], []  # per row: what it is, and (image, row in it), None for text
     for item in items:
         if isinstance(item, int):
             embeds.append(table[item])
@@ -104,7 +104,7 @@ def chat_prompt(chat: Chat) -> int:
 def test_segments_answer_as_one_decoder_that_drops_rows(pipes, decoder, name, count):
     pipe = pipes(name)
     chat = pipe.chat()
-    answer = chat.ask(QUESTION, pictures(count), keep=20, max_new_tokens=12)
+    answer = chat.ask(QUESTION, images(count), keep=20, max_new_tokens=12)
     assert len(answer.stages) == count and answer.finish == "length"
     for number, token in enumerate(answer.tokens):
         assert int(logits(decoder, pipe, chat, answer.tokens[:number]).argmax()) == token, number
@@ -115,7 +115,7 @@ def test_later_turns_go_on_behind_what_is_left(pipes, decoder, name):
     """The second turn is text: it runs through every segment, behind a cache of another length in each."""
     pipe = pipes(name)
     chat = pipe.chat()
-    chat.ask(QUESTION, pictures(1), keep=10, max_new_tokens=5)
+    chat.ask(QUESTION, images(1), keep=10, max_new_tokens=5)
     prompt = chat_prompt(chat)
     answer = chat.ask(MORE, max_new_tokens=6)
     assert answer.timings.reused_rows > 0
@@ -128,10 +128,10 @@ def test_later_turns_go_on_behind_what_is_left(pipes, decoder, name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_picture_in_a_later_turn_is_pruned_too(pipes, name):
+def test_an_image_in_a_later_turn_is_pruned_too(pipes, name):
     chat = pipes(name).chat()
-    first = chat.ask(QUESTION, pictures(1), keep=10, max_new_tokens=3)
-    second = chat.ask(MORE, pictures(1), keep=6, max_new_tokens=3)
+    first = chat.ask(QUESTION, images(1), keep=10, max_new_tokens=3)
+    second = chat.ask(MORE, images(1), keep=6, max_new_tokens=3)
     assert [stage.tolist() for stage in second.stages[0].values()] == [
         stage.tolist() for stage in first.stages[0].values()
     ]
@@ -153,7 +153,7 @@ def test_pruners_are_told_the_positions_that_their_segment_uses(pipes, name, mon
             monkeypatch.setattr(
                 segment.pruner, "run", lambda feeds, prune=prune: fed.append(feeds) or prune(feeds)
             )
-    answer = chat.ask(QUESTION, pictures(1), keep=10, max_new_tokens=1)
+    answer = chat.ask(QUESTION, images(1), keep=10, max_new_tokens=1)
     positions = [feeds["position_ids"][0] for feeds in fed if "position_ids" in feeds]
     whole = np.arange(answer.timings.prompt_rows)
     if name == "feather":  # its score is without rotary embedding: the three segments alone are told
@@ -167,17 +167,17 @@ def test_pruners_are_told_the_positions_that_their_segment_uses(pipes, name, mon
 
 
 def test_numbers_left_behind_every_cut(pipes):
-    picture = pictures(1)
+    image = images(1)
     for keep in (1, 7, 64):
-        fast = pipes("fastv").generate(picture, QUESTION, keep=keep, max_new_tokens=1)
+        fast = pipes("fastv").generate(image, QUESTION, keep=keep, max_new_tokens=1)
         assert len(fast.kept[0]) == len(fast.stages[0]["pruner.0"]) == keep
-        drop = pipes("pyramiddrop").generate(picture, QUESTION, keep=keep, max_new_tokens=1).stages[0]
+        drop = pipes("pyramiddrop").generate(image, QUESTION, keep=keep, max_new_tokens=1).stages[0]
         assert [len(drop[f"pruner.{i}"]) for i in range(2)] == [round((64 * keep) ** 0.5), keep]
-        both = pipes("uniform+pyramiddrop").generate(picture, QUESTION, keep=keep, max_new_tokens=1).stages[0]
+        both = pipes("uniform+pyramiddrop").generate(image, QUESTION, keep=keep, max_new_tokens=1).stages[0]
         assert len(both["pruner"]) == min(64, max(1, int(1.5 * keep + 0.5)))
         assert len(both["pruner.0"]) == max(1, int(0.5 * keep + 0.5))
         assert set(both["pruner.0"]) <= set(both["pruner"])
-    feather = pipes("feather").generate(picture, QUESTION, keep=20, max_new_tokens=1).stages[0]
+    feather = pipes("feather").generate(image, QUESTION, keep=20, max_new_tokens=1).stages[0]
     grid = {row * 8 + column for row in range(0, 8, 3) for column in range(0, 8, 3)}
     assert grid <= set(feather["pruner.0"].tolist()) and 20 <= len(feather["pruner.0"]) <= 29
     assert set(feather["pruner.1"]) <= set(feather["pruner.0"])
@@ -186,7 +186,7 @@ def test_numbers_left_behind_every_cut(pipes):
 
 def test_caches_are_as_long_as_what_they_hold(pipes):
     pipe = pipes("fastv")
-    answer = pipe.generate(pictures(1), QUESTION, keep=8, max_new_tokens=4)
+    answer = pipe.generate(images(1), QUESTION, keep=8, max_new_tokens=4)
     row = 2 * 2 * 32 * 4  # bytes of a layer's keys and values, of two heads
     rows = answer.timings.prompt_rows
     assert answer.timings.cache_bytes_allocated == 2 * row * (rows + 4) + 2 * row * (rows - 64 + 8 + 4)

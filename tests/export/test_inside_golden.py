@@ -93,7 +93,7 @@ def feeds(arrays: dict[str, np.ndarray], stage: int, patches: np.ndarray, keep: 
     return {
         "hidden": hidden,
         "scored": hidden,
-        "picture": np.where(visual, 0, -1),
+        "image": np.where(visual, 0, -1),
         "patch": patch,
         "columns": np.where(visual, int(arrays["grid_w"]), 1),
         "entered": np.where(visual, int(arrays["image_len"]), 0),
@@ -115,9 +115,9 @@ def test_same_as_published(case):
         rows = kept[0, : int(count[0])]
         np.testing.assert_array_equal(tokens[0, : len(rows)], given["hidden"][0, rows])
         assert (kept[0, len(rows) :] == -1).all()
-        text = np.flatnonzero(given["picture"][0] < 0)
+        text = np.flatnonzero(given["image"][0] < 0)
         np.testing.assert_array_equal(np.intersect1d(rows, text), text)
-        patches = given["patch"][0, rows][given["picture"][0, rows] >= 0]
+        patches = given["patch"][0, rows][given["image"][0, rows] >= 0]
         expected = arrays.get(f"expected_kept_stage{stage + 1}", arrays["expected_kept"])
         assert patches.tolist() == expected[0].tolist(), stage
     assert patches.tolist() == arrays["expected_kept"][0].tolist()

@@ -74,7 +74,7 @@ def test_dummies_have_the_true_size(name, hidden, inner, layers):
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_picture_and_text_give_the_logits_of_transformers(llava_checkpoint, options):
+def test_image_and_text_give_the_logits_of_transformers(llava_checkpoint, options):
     path, model = llava_checkpoint(**options)
     parts = models.load(str(path))
     ids = torch.randint(5, 300, (1, 9), generator=torch.Generator().manual_seed(1))

@@ -65,13 +65,13 @@ def test_the_same_tokens_and_the_same_choice(name: str, tmp_path: Path) -> None:
 
 
 def talk(root: Path) -> list[object]:
-    """Two turns with a picture in each: tokens, and what is left of the pictures behind every pruner."""
+    """Two turns with an image in each: tokens, and what is left of the images behind every pruner."""
     random = np.random.default_rng(0)
-    pictures = [Image.fromarray(random.integers(0, 256, (70, 90, 3), np.uint8)) for _ in range(2)]
+    images = [Image.fromarray(random.integers(0, 256, (70, 90, 3), np.uint8)) for _ in range(2)]
     pipe, said = Pipeline.load(root), []
     chat, keep = pipe.chat(), None if pipe.manifest.method["name"] == "none" else 20
-    for picture, question in zip(pictures, ("What is left of the bus?", "And right?"), strict=True):
-        answer = chat.ask(question, [picture], keep=keep, max_new_tokens=8)
+    for image, question in zip(images, ("What is left of the bus?", "And right?"), strict=True):
+        answer = chat.ask(question, [image], keep=keep, max_new_tokens=8)
         assert len(answer.tokens) == 8
         said += [answer.tokens, [{k: v.tolist() for k, v in stage.items()} for stage in answer.stages]]
     return said

@@ -15,7 +15,7 @@ from foveate.runtime.text.chat_prompt import ChatTokenizer, ImageSlot, Turn
 
 
 @pytest.mark.parametrize("size", [(56, 56), (80, 61), (41, 200)])
-def test_pictures_equal_those_of_transformers(copy, size):
+def test_images_equal_those_of_transformers(copy, size):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8))
     theirs = AutoProcessor.from_pretrained(copy).image_processor(image, return_tensors="np")["pixel_values"]
     assert np.abs(preprocess(image, models.load(str(copy)).image) - theirs).max() < 1e-5

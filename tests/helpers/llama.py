@@ -14,7 +14,7 @@ from tokenizers import (
 )
 
 CORPUS = [
-    "USER: What is shown in this picture? ASSISTANT: A red circle and a blue square.",
+    "USER: What is shown in this image? ASSISTANT: A red circle and a blue square.",
     "Where is the star? It is left of the triangle, in cell b3.",
     "How many circles are there? There are 4 circles and 12 squares; one sign reads K7.",
     "Straße, naïve café, Größe, señor, façade, œuvre",

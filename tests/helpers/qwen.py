@@ -1,4 +1,4 @@
-"""Qwen's tokens for templates and pictures, which random tokenizers of the tests have, too."""
+"""Qwen's tokens for templates and images, which random tokenizers of the tests have, too."""
 
 SPECIAL = (
     "<|endoftext|>",

@@ -341,7 +341,7 @@ def test_an_encoder_tells_its_sizes():
 
 
 def test_tiles_are_encoded_one_by_one():
-    """Five tiles cost five times one: pictures of LLaVA-NeXT."""
+    """Five tiles cost five times one: images of LLaVA-NeXT."""
     m = model_sizes.model("llava-1.5-7b")
     five = model_sizes.Model(replace(m.manifest, num_visual_tokens=5 * 576))
     assert five.vision_flops == 5 * m.vision_flops and five.vision_bytes == m.vision_bytes

@@ -320,6 +320,6 @@ def plain_bundle(make_bundle: MakeBundle) -> Path:
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def pixels() -> np.ndarray:
     """uint8 [8, 8, 3]."""
     return np.random.default_rng(5).integers(0, 256, (SIDE, SIDE, 3), np.uint8)

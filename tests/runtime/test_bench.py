@@ -51,8 +51,8 @@ def test_memory_is_told_apart():
     ("arguments", "words"),
     [
         (["--rounds", "0"], "wrong rounds"),
-        (["--picture", "0", "480"], "wrong picture"),
-        (["--picture", "1000000", "1000000"], "wrong picture"),
+        (["--image-size", "0", "480"], "wrong image size"),
+        (["--image-size", "1000000", "1000000"], "wrong image size"),
         (["--text-tokens", "100000000"], "wrong text-tokens"),
         (["--new-tokens", "-1"], "wrong new-tokens"),
         (["--keep", "99"], "wrong keep"),

@@ -32,7 +32,7 @@ def test_manifest_is_read_as_written(copy: Path) -> None:
     data = json.loads((copy / "bundle.json").read_text())
     manifest = load(copy).manifest
     assert json.loads(json.dumps(manifest.to_json())) == data
-    assert data["format"] == 1
+    assert data["format"] == 2
     assert set(data["files"]) == {
         "embed_tokens.npy",
         "golden.npz",
@@ -88,12 +88,20 @@ def test_a_cut_file_is_found(copy: Path) -> None:
 
 
 def test_newer_format(copy: Path) -> None:
-    edit(copy, lambda data: data.update(format=2, stages=None))
-    with pytest.raises(UserError, match=r"newer foveate \| its format is 2, this foveate reads up to 1"):
+    edit(copy, lambda data: data.update(format=3, stages=None))
+    with pytest.raises(UserError, match=r"newer foveate \| its format is 3, this foveate reads 2"):
         load(copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}', '{"format": "x"}'])
+def test_older_format(copy: Path) -> None:
+    edit(copy, lambda data: data.update(format=1, stages=None))
+    with pytest.raises(
+        UserError, match=r"older foveate \| .* build it again: foveate build --model \S+ --method \S+"
+    ):
+        load(copy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 2}', '{"format": "x"}'])
 def test_damaged_manifest(copy: Path, text: str) -> None:
     (copy / "bundle.json").write_text(text)
     with pytest.raises(UserError, match=r"bundle.json is damaged"):

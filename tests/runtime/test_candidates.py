@@ -103,18 +103,16 @@ def picking(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return make
 
 
-def test_the_same_answers(
-    bundle: Path, picture: np.ndarray, picking, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_answers(bundle: Path, pixels: np.ndarray, picking, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Pipeline.load(bundle, threads=1)
     pipe = Pipeline(plain.bundle, picking())
     monkeypatch.setattr("foveate.runtime.llm.decoder.Logits", Watched)
     for setting in ({}, {"temperature": 1.3, "top_k": 50}, {"temperature": 0.7, "top_k": 9, "top_p": 0.8}):
         Watched.copies = 0
         asked = {"max_new_tokens": 12, "seed": 3, **setting}
-        answer = pipe.generate(picture, PROMPT, **asked)
+        answer = pipe.generate(pixels, PROMPT, **asked)
         assert Watched.copies == 0
-        assert answer.tokens == plain.generate(picture, PROMPT, **asked).tokens
+        assert answer.tokens == plain.generate(pixels, PROMPT, **asked).tokens
         assert Watched.copies > 0
     assert len(set(answer.tokens)) > 1
 

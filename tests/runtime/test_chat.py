@@ -19,7 +19,7 @@ def pipe(bundle: Path) -> Pipeline:
     return Pipeline.load(bundle)
 
 
-def pictures(count: int) -> list[np.ndarray]:
+def images(count: int) -> list[np.ndarray]:
     random = np.random.default_rng(8)
     return [random.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(count)]
 
@@ -27,7 +27,7 @@ def pictures(count: int) -> list[np.ndarray]:
 def fresh(
     pipe: Pipeline, chat: Chat, steps: int, image: np.ndarray | None = None, keep: int = 4
 ) -> list[int]:
-    """The last answer of ``chat``, from an empty cache: same turns, same pruned pictures before ``image``."""
+    """The last answer of ``chat``, from an empty cache: same turns, same pruned images before ``image``."""
     again = pipe.chat()
     again.turns, again._shown = chat.turns[:-2], chat._shown[: None if image is None else -1]
     answer = again.ask(chat.turns[-2].text, image, keep=keep, max_new_tokens=steps)
@@ -36,7 +36,7 @@ def fresh(
 
 
 def test_reuse_equals_a_fresh_full_prompt(pipe: Pipeline) -> None:
-    chat, (image,) = pipe.chat(), pictures(1)
+    chat, (image,) = pipe.chat(), images(1)
     first = chat.ask(FIRST, image, keep=4, max_new_tokens=6)
     assert first.timings.reused_rows == 0
     assert first.tokens == pipe.generate(image, FIRST, keep=4, max_new_tokens=6).tokens
@@ -57,20 +57,20 @@ def test_positions_kept_in_a_chat(make_bundle) -> None:
     compile_bundle(root)
     pipe = Pipeline.load(root)
     chat = pipe.chat()
-    chat.ask(FIRST, pictures(1), keep=4, max_new_tokens=6)
+    chat.ask(FIRST, images(1), keep=4, max_new_tokens=6)
     answer = chat.ask(SECOND, max_new_tokens=6)
     assert answer.timings.reused_rows > 10
     assert answer.tokens == fresh(pipe, chat, 6)
 
 
-def test_a_second_picture_later(pipe: Pipeline) -> None:
-    chat, (one, two) = pipe.chat(), pictures(2)
+def test_a_second_image_later(pipe: Pipeline) -> None:
+    chat, (one, two) = pipe.chat(), images(2)
     chat.ask(FIRST, one, keep=4, max_new_tokens=5)
     answer = chat.ask(SECOND, two, keep=6, max_new_tokens=5)
     assert [len(kept) for kept in answer.kept] == [4, 6]
     assert answer.timings.reused_rows > 4
     assert answer.tokens == fresh(pipe, chat, 5, two, keep=6)
-    # each picture was pruned with the words of its own turn
+    # each image was pruned with the words of its own turn
     np.testing.assert_array_equal(answer.kept[0], pipe.generate(one, FIRST, keep=4, max_new_tokens=1).kept[0])
     np.testing.assert_array_equal(
         answer.kept[1], pipe.generate(two, SECOND, keep=6, max_new_tokens=1).kept[0]
@@ -78,7 +78,7 @@ def test_a_second_picture_later(pipe: Pipeline) -> None:
 
 
 def test_reprune(pipe: Pipeline) -> None:
-    chat, (image,) = pipe.chat(), pictures(1)
+    chat, (image,) = pipe.chat(), images(1)
     kept = chat.ask("a", image, keep=5, max_new_tokens=3).kept[0]
     text = next(
         t for t in "zQ#7!" if set(pipe.generate(image, t, keep=5, max_new_tokens=1).kept[0]) != set(kept)
@@ -87,14 +87,14 @@ def test_reprune(pipe: Pipeline) -> None:
     answer = chat.ask(text, reprune=True, max_new_tokens=3)
     expected = pipe.generate(image, text, keep=5, max_new_tokens=1).kept[0]
     np.testing.assert_array_equal(answer.kept[0], expected)
-    assert answer.timings.reused_rows < 5  # what stands before the picture
+    assert answer.timings.reused_rows < 5  # what stands before the image
     assert answer.timings.vision == 0
     assert answer.tokens == fresh(pipe, chat, 3)
     assert len(chat.ask(text, reprune=True, keep=7, max_new_tokens=1).kept[0]) == 7
 
 
 def test_an_answer_broken_off_is_forgotten(pipe: Pipeline) -> None:
-    chat, (image,) = pipe.chat(), pictures(1)
+    chat, (image,) = pipe.chat(), images(1)
     chat.ask(FIRST, image, keep=4, max_new_tokens=4)
     turns = list(chat.turns)
     stream = chat.stream("Tell me a lot", max_new_tokens=30)

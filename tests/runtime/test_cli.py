@@ -25,9 +25,9 @@ HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript")
 
 
 @pytest.fixture
-def image(tmp_path: Path, picture: np.ndarray) -> Path:
-    path = tmp_path / "picture.png"
-    Image.fromarray(picture).save(path)
+def image(tmp_path: Path, pixels: np.ndarray) -> Path:
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
     return path
 
 

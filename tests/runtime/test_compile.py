@@ -1,4 +1,4 @@
-"""``foveate compile`` proves what it made: remedies are tried in order, recorded, and nothing wrong is written."""
+"""``foveate compile`` proves what it made: workarounds are tried in order, recorded, and nothing wrong is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from foveate.engines.ort import backend as ort
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import backend as trt
 from foveate.engines.trt.builder import settled
-from foveate.engines.workarounds import Remedy
+from foveate.engines.workarounds import Workaround
 from foveate.runtime.bundle import compiled
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.compiling import compile as module
@@ -30,24 +30,24 @@ from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
 
-def remedy(name: str, **more: Any) -> Remedy:
-    return Remedy(name, "a thread", ("onnxruntime",), **(more or {"flags": "-some"}))
+def workaround(name: str, **more: Any) -> Workaround:
+    return Workaround(name, "a thread", ("onnxruntime",), **(more or {"flags": "-some"}))
 
 
 class Miscompiler:
-    """ONNX Runtime that compiles ``llm`` from the file ``wrong`` unless a remedy of the name ``cure`` is applied."""
+    """ONNX Runtime that compiles ``llm`` from the file ``wrong`` unless a workaround of the name ``cure`` is applied."""
 
     DIALECTS = ort.DIALECTS
 
-    def __init__(self, wrong: Path, cure: str, remedies: tuple[Remedy, ...]) -> None:
-        self.wrong, self.cure, self.remedies = wrong, cure, remedies
+    def __init__(self, wrong: Path, cure: str, workarounds: tuple[Workaround, ...]) -> None:
+        self.wrong, self.cure, self.workarounds = wrong, cure, workarounds
         self.machine, self.key, self.load = ort.machine, ort.key, ort.load
         self.levels: list[int] = []
 
     def compile_graph(
         self, source: Path, folder: Path, spec: GraphSpec, options: Mapping[str, Any]
     ) -> list[str]:
-        if spec.name == "llm" and self.cure not in options.get("remedies", ()):
+        if spec.name == "llm" and self.cure not in options.get("workarounds", ()):
             source = self.wrong
         self.levels.append(options["accuracy_level"])
         return ort.compile_graph(source, folder, spec, options)
@@ -58,24 +58,26 @@ def sick(make_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A bundle, and a target whose compiler makes a wrong cache of it unless it is cured."""
     root, wrong = make_bundle(), make_bundle(fault="stale")
 
-    def make(cure: str, *remedies: Remedy) -> tuple[Path, Miscompiler]:
-        found = Miscompiler(wrong / "llm.ort.onnx", cure, remedies)
+    def make(cure: str, *workarounds: Workaround) -> tuple[Path, Miscompiler]:
+        found = Miscompiler(wrong / "llm.ort.onnx", cure, workarounds)
         monkeypatch.setattr(module, "backend", lambda target: found)
         return root, found
 
     return make
 
 
-def test_remedies_are_tried_in_order_and_recorded(sick: Any) -> None:
+def test_workarounds_are_tried_in_order_and_recorded(sick: Any) -> None:
     exact, idle = (
-        remedy(name, options={"accuracy_level": n}) for name, n in (("second", 1), ("as it is", 4))
+        workaround(name, options={"accuracy_level": n}) for name, n in (("second", 1), ("as it is", 4))
     )
-    root, compiler = sick("second", remedy("first"), remedy("spelt out", dialect="elsewhere"), idle, exact)
+    root, compiler = sick(
+        "second", workaround("first"), workaround("spelt out", dialect="elsewhere"), idle, exact
+    )
     said: list[str] = []
     compile_bundle(root, progress=said.append)
     (plan,) = compiled.plans(load(root))
-    assert plan.remedies["llm"] == ["first", "second"]
-    assert plan.remedies["vision_encoder"] == []
+    assert plan.workarounds["llm"] == ["first", "second"]
+    assert plan.workarounds["vision_encoder"] == []
     assert plan.self_test["ok"] and len(plan.self_test["findings"]) == 8
     assert compiler.levels == [4, 4, 4, 4, 1]  # three graphs, then the wrong one twice more
     assert sum("llm is wrong" in line for line in said) == 2
@@ -83,7 +85,7 @@ def test_remedies_are_tried_in_order_and_recorded(sick: Any) -> None:
 
 
 def test_where_nothing_helps_nothing_is_written_and_the_graph_is_named(sick: Any) -> None:
-    root, _ = sick("none", remedy("first"))
+    root, _ = sick("none", workaround("first"))
     with pytest.raises(
         UserError, match=r"the graph llm is wrong .* after 1 workarounds .* nothing was written"
     ):

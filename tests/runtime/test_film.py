@@ -84,7 +84,7 @@ def h264(levels):
         + "1100",
     )
     sets += unit(0x68, golomb(0) * 2 + "00" + golomb(0) * 3 + "000" + golomb(0) * 3 + "100")
-    pictures = (
+    images = (
         unit(
             0x65,
             golomb(0)
@@ -100,7 +100,7 @@ def h264(levels):
         )
         for number, level in enumerate(levels)
     )
-    return sets + b"".join(pictures)
+    return sets + b"".join(images)
 
 
 @pytest.mark.parametrize("name, stream", (("a.h264", h264), ("a.mjpeg", mjpeg)))
@@ -120,7 +120,7 @@ def test_a_raw_stream_is_counted_by_decoding(name, stream, tmp_path):
 
 
 def test_a_phone_that_lay_on_its_side(tmp_path):
-    """The matrix in an MP4's track header turns the picture by a quarter; the frames are upright."""
+    """The matrix in an MP4's track header turns the image by a quarter; the frames are upright."""
     cv2 = pytest.importorskip("cv2")
     path = tmp_path / "phone.mp4"
     out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))

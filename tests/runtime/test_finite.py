@@ -66,18 +66,18 @@ def faulty(bundle: Path, graph: str, *arguments: Any, **options: Any) -> Pipelin
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("asked", [{}, {"temperature": 0.8}, {"repetition_penalty": 1.2}, {"sample": True}])
 @pytest.mark.parametrize("first", [0, 3])
-def test_logits(bundle: Path, picture: np.ndarray, bad: str, asked: dict, first: int) -> None:
+def test_logits(bundle: Path, pixels: np.ndarray, bad: str, asked: dict, first: int) -> None:
     pipe = faulty(bundle, "llm", "logits", BAD[bad], first)
     where = "3 tokens of the answer" if first else "the prompt"
     with pytest.raises(UserError, match=f"llm computed NaN or infinity.*logits after {where} in float32"):
-        pipe.generate(picture, QUESTION, max_new_tokens=9, **asked)
+        pipe.generate(pixels, QUESTION, max_new_tokens=9, **asked)
 
 
-def test_logits_of_minus_infinity_are_tokens_that_are_never_said(bundle: Path, picture: np.ndarray) -> None:
+def test_logits_of_minus_infinity_are_tokens_that_are_never_said(bundle: Path, pixels: np.ndarray) -> None:
     pipe = faulty(bundle, "llm", "logits", -np.inf, every=False)
-    expected = Pipeline.load(bundle, threads=1).generate(picture, QUESTION, max_new_tokens=9)
+    expected = Pipeline.load(bundle, threads=1).generate(pixels, QUESTION, max_new_tokens=9)
     for asked in ({}, {"temperature": 1.0, "seed": 1}):
-        answer = pipe.generate(picture, QUESTION, max_new_tokens=9, **asked)
+        answer = pipe.generate(pixels, QUESTION, max_new_tokens=9, **asked)
         assert 259 not in answer.tokens
         assert asked or answer.tokens == expected.tokens
 
@@ -85,9 +85,7 @@ def test_logits_of_minus_infinity_are_tokens_that_are_never_said(bundle: Path, p
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize(("graph", "output"), [("vision_encoder", "projected"), ("pruner", "tokens")])
 @pytest.mark.parametrize("on_host", [True, False])
-def test_features(
-    bundle: Path, picture: np.ndarray, bad: str, graph: str, output: str, on_host: bool
-) -> None:
+def test_features(bundle: Path, pixels: np.ndarray, bad: str, graph: str, output: str, on_host: bool) -> None:
     """Features on a device are looked at when the logits show that something is wrong; a pruner that sees them is on a device."""
     pipe = faulty(bundle, graph, output, BAD[bad], on_host=on_host)
     if graph == "vision_encoder" and not on_host:
@@ -97,30 +95,30 @@ def test_features(
             for name, value in run(host_fed(feeds)).items()
         }
     with pytest.raises(UserError, match=f"{graph} computed NaN or infinity.*got {output} in float32"):
-        pipe.generate(picture, QUESTION, max_new_tokens=4)
+        pipe.generate(pixels, QUESTION, max_new_tokens=4)
 
 
 def host_fed(feeds: dict) -> dict:
     return {name: feed.numpy() if isinstance(feed, Numbers) else feed for name, feed in feeds.items()}
 
 
-def test_a_conversation_goes_on_without_what_was_wrong(bundle: Path, picture: np.ndarray) -> None:
+def test_a_conversation_goes_on_without_what_was_wrong(bundle: Path, pixels: np.ndarray) -> None:
     pipe = faulty(bundle, "llm", "logits", np.nan, first=12)
     chat = pipe.chat()
-    first = chat.ask(QUESTION, picture, max_new_tokens=6)
+    first = chat.ask(QUESTION, pixels, max_new_tokens=6)
     with pytest.raises(UserError, match="llm computed NaN"):
         chat.ask("And right?", max_new_tokens=30)
     pipe._engines["llm"].working = True
     again = chat.ask("And right?", max_new_tokens=30)
     assert again.timings.reused_rows == 0, "the cache holds NaN"
     whole = Pipeline.load(bundle, threads=1).chat()
-    assert whole.ask(QUESTION, picture, max_new_tokens=6).tokens == first.tokens
+    assert whole.ask(QUESTION, pixels, max_new_tokens=6).tokens == first.tokens
     assert whole.ask("And right?", max_new_tokens=30).tokens == again.tokens
 
 
 @pytest.mark.parametrize("verb", ["run", "chat", "bench"])
 def test_verbs_say_so_in_one_line(
-    bundle: Path, picture: np.ndarray, tmp_path: Path, verb: str, monkeypatch, capsys
+    bundle: Path, pixels: np.ndarray, tmp_path: Path, verb: str, monkeypatch, capsys
 ) -> None:
     load = pipeline.load_engines
 
@@ -129,8 +127,8 @@ def test_verbs_say_so_in_one_line(
         return {**engines, "llm": Faulty(engines["llm"], "logits", np.nan)}
 
     monkeypatch.setattr(pipeline, "load_engines", broken)
-    image = tmp_path / "picture.png"
-    Image.fromarray(picture).save(image)
+    image = tmp_path / "image.png"
+    Image.fromarray(pixels).save(image)
     arguments = {
         "run": [str(bundle), QUESTION, "--image", str(image)],
         "chat": [str(bundle), "--image", str(image)],
@@ -145,7 +143,7 @@ def test_verbs_say_so_in_one_line(
         )
 
 
-def test_watching_ends(bundle: Path, picture: np.ndarray) -> None:
+def test_watching_ends(bundle: Path, pixels: np.ndarray) -> None:
     class Frames:
         """A file of one frame."""
 
@@ -153,14 +151,14 @@ def test_watching_ends(bundle: Path, picture: np.ndarray) -> None:
 
         @contextlib.contextmanager
         def open(self) -> Iterator[Iterator[tuple[float, np.ndarray]]]:
-            yield iter([(0.0, picture)])
+            yield iter([(0.0, pixels)])
 
     pipe = faulty(bundle, "llm", "logits", np.nan)
     with pytest.raises(UserError, match="llm computed NaN"):
         watch(pipe, Frames(), QUESTION, threading.Event(), {"temperature": 0.8}, count=1)
 
 
-def test_what_to_do_depends_on_what_computed_it(bundle: Path, picture: np.ndarray) -> None:
+def test_what_to_do_depends_on_what_computed_it(bundle: Path, pixels: np.ndarray) -> None:
     data = json.loads((bundle / "bundle.json").read_text())
     from foveate.runtime.bundle.loading import Bundle, Manifest
     from foveate.runtime.finite import refuse

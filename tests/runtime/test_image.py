@@ -1,4 +1,4 @@
-"""Preprocessing equals Hugging Face's processor; pictures that are none are refused with one sentence."""
+"""Preprocessing equals Hugging Face's processor; images that are none are refused with one sentence."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def smooth(height: int, width: int) -> np.ndarray:
     )
 
 
-def pictures() -> dict[str, tuple[Image.Image, str, dict]]:
-    """name -> (picture, file format, options of ``save``)."""
+def images() -> dict[str, tuple[Image.Image, str, dict]]:
+    """name -> (pixels, file format, options of ``save``)."""
     rgb = Image.fromarray
     out = {
         f"{h}x{w}": (rgb(noise(h, w)), "PNG", {})
@@ -89,7 +89,7 @@ def pictures() -> dict[str, tuple[Image.Image, str, dict]]:
     return out
 
 
-PICTURES = pictures()
+IMAGES = images()
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +106,11 @@ def grey_levels(pixel_values: np.ndarray) -> np.ndarray:
     return pixel_values[0] * std + mean
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_same_pixels_as_hugging_face(name, processor, tmp_path):
-    picture, kind, options = PICTURES[name]
-    path = tmp_path / f"picture.{kind.lower()}"
-    picture.save(path, kind, **options)
+    image, kind, options = IMAGES[name]
+    path = tmp_path / f"image.{kind.lower()}"
+    image.save(path, kind, **options)
     with Image.open(path) as opened:
         want = processor(images=ImageOps.exif_transpose(opened), return_tensors="np").pixel_values
     got = preprocess(path, SETTINGS)
@@ -119,16 +119,16 @@ def test_same_pixels_as_hugging_face(name, processor, tmp_path):
     assert np.array_equal(got, want)  # Pillow resizes in both: not merely close
 
 
-def test_there_are_enough_pictures():
-    assert len(PICTURES) >= 20 and {"china", "flower"} <= set(PICTURES)
+def test_there_are_enough_images():
+    assert len(IMAGES) >= 20 and {"china", "flower"} <= set(IMAGES)
 
 
 @pytest.mark.parametrize("tag", range(2, 9))
 def test_exif_rotation_does_something(tag, tmp_path):
-    """The comparison above would also hold if neither side turned the picture."""
-    picture, kind, options = PICTURES[f"exif orientation {tag}"]
-    picture.save(tmp_path / "turned", kind, **options)
-    picture.save(tmp_path / "plain", kind)
+    """The comparison above would also hold if neither side turned the image."""
+    image, kind, options = IMAGES[f"exif orientation {tag}"]
+    image.save(tmp_path / "turned", kind, **options)
+    image.save(tmp_path / "plain", kind)
     turned, plain = load_image(tmp_path / "turned"), load_image(tmp_path / "plain")
     assert turned.size == (plain.size if tag < 5 else plain.size[::-1])
     assert turned.tobytes() != plain.tobytes()
@@ -197,8 +197,8 @@ def test_odd_images_are_what_hugging_face_loads(name, tmp_path):
     [((40, 60), [56, 48], 30, None), ((61, 40), [31, 77], 50, None), ((50, 70), None, None, [42, 56])],
 )
 def test_other_settings(size, crop, edge, side):
-    """A crop larger than the picture pads; without a crop the resize alone decides."""
-    picture = Image.fromarray(noise(size[1], size[0]))
+    """A crop larger than the image pads; without a crop the resize alone decides."""
+    image = Image.fromarray(noise(size[1], size[0]))
     settings = {
         "kind": "clip",
         "resample": 2,
@@ -217,8 +217,8 @@ def test_other_settings(size, crop, edge, side):
         image_mean=MEAN,
         image_std=STD,
     )
-    want = theirs(images=picture, return_tensors="np").pixel_values
-    assert np.array_equal(preprocess(picture, settings), want)
+    want = theirs(images=image, return_tensors="np").pixel_values
+    assert np.array_equal(preprocess(image, settings), want)
 
 
 def test_steps_that_are_absent_are_not_done():
@@ -263,7 +263,7 @@ def test_resizing_only_what_is_seen_gives_the_same_pixels(height, width, monkeyp
 
 
 def bad_file(folder: Path, kind: str) -> Path:
-    path = folder / "picture.jpg"
+    path = folder / "image.jpg"
     if kind == "truncated jpeg":
         Image.fromarray(smooth(300, 300)).save(path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -282,7 +282,7 @@ def bad_file(folder: Path, kind: str) -> Path:
     elif kind == "large":
         path.write_bytes(png(10_000, 10_000))
     elif kind == "text":
-        path.write_text("This is not a picture at all, although its name says so.\n" * 20)
+        path.write_text("This is not an image at all, although its name says so.\n" * 20)
     elif kind == "directory":
         path.mkdir()
     return path
@@ -314,7 +314,7 @@ def png(width: int, height: int) -> bytes:
         ("missing", "no such file"),
     ],
 )
-def test_bad_pictures_are_refused_with_one_sentence(kind, says, tmp_path, recwarn):
+def test_bad_images_are_refused_with_one_sentence(kind, says, tmp_path, recwarn):
     path = bad_file(tmp_path, kind)
     with pytest.raises(UserError, match=says) as caught:
         preprocess(path, SETTINGS)
@@ -326,7 +326,7 @@ def test_bad_pictures_are_refused_with_one_sentence(kind, says, tmp_path, recwar
 @pytest.mark.parametrize(
     "array", [np.zeros((5, 5, 3), np.float32), np.zeros((3, 5, 5), np.uint8), np.zeros((0, 5, 3), np.uint8)]
 )
-def test_arrays_that_are_no_pictures(array):
+def test_arrays_that_are_no_images(array):
     with pytest.raises(UserError, match="this array is no image"):
         preprocess(array, SETTINGS)
 
@@ -340,18 +340,18 @@ def test_unknown_settings_are_refused():
 
 @pytest.mark.parametrize("width, height", [(336, 336), (640, 427), (427, 640), (31, 1000)])
 def test_a_patch_is_where_the_boxes_say(width, height):
-    """Colour one patch's box on the picture: that patch of the tensor, and no other, must show it."""
+    """Colour one patch's box on the image: that patch of the tensor, and no other, must show it."""
     grid, rng = (24, 24), np.random.default_rng(width)
     boxes = patch_boxes((width, height), SETTINGS, grid)
     assert boxes.shape == (576, 4)
     for patch in rng.choice(576, 6, replace=False):
-        scale = 4  # paint on a larger picture of the same shape, so that edges between pixels can be met
-        picture = np.zeros((height * scale, width * scale, 3), np.uint8)
+        scale = 4  # paint on a larger image of the same shape, so that edges between pixels can be met
+        image = np.zeros((height * scale, width * scale, 3), np.uint8)
         left, top, right, bottom = np.round(boxes[patch] * scale).astype(int)
         if width < 24 or height < 24:
             left, right = 0, width * scale  # a patch is narrower than a pixel there
-        picture[max(top, 0) : bottom, max(left, 0) : right] = 255
-        tensor = grey_levels(preprocess(picture, SETTINGS))[0]
+        image[max(top, 0) : bottom, max(left, 0) : right] = 255
+        tensor = grey_levels(preprocess(image, SETTINGS))[0]
         cells = tensor.reshape(24, 14, 24, 14).mean((1, 3))
         if width < 24:
             assert (cells.mean(1).argmax(), cells.mean(1).max() > 0.6) == (patch // 24, True)

@@ -28,9 +28,9 @@ from foveate.runtime.pipeline import Pipeline
 
 
 @pytest.fixture
-def png(picture: np.ndarray) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(picture).save(out, "PNG")
+    Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
 
 
@@ -45,7 +45,7 @@ def data_url(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def test_every_source_gives_the_same_pixels(picture, png, tmp_path):
+def test_every_source_gives_the_same_pixels(pixels, png, tmp_path):
     (tmp_path / "a.png").write_bytes(png)
     wrapped = "data:image/png;charset=x;base64," + base64.encodebytes(png).decode().rstrip("=\n")
     with (tmp_path / "a.png").open("rb") as opened:
@@ -56,23 +56,23 @@ def test_every_source_gives_the_same_pixels(picture, png, tmp_path):
                 fed(tmp_path / "pipe", png),
                 str(tmp_path / "a.png"),
                 tmp_path / "a.png",
-                Image.fromarray(picture),
+                Image.fromarray(pixels),
             ),
         ]
         for source in sources:
             again = read_once(source)
             assert size_of(again) == (8, 8)
-            assert np.array_equal(np.asarray(load_image(again)), picture)
-            assert np.array_equal(np.asarray(load_image(again)), picture)
+            assert np.array_equal(np.asarray(load_image(again)), pixels)
+            assert np.array_equal(np.asarray(load_image(again)), pixels)
 
 
 @pytest.mark.parametrize("qwen", (False, True))
-def test_a_pipeline_reads_a_pipe_once(bundle, picture, png, tmp_path, qwen, monkeypatch):
+def test_a_pipeline_reads_a_pipe_once(bundle, pixels, png, tmp_path, qwen, monkeypatch):
     """A pipe that is opened twice would wait for ever, or be empty; ``varies`` makes the size be asked for first."""
     pipe = Pipeline.load(bundle)
     if qwen:
         monkeypatch.setattr(type(pipe.vision), "varies", True)
-    want = pipe.generate(picture, "Why?", max_new_tokens=5).tokens
+    want = pipe.generate(pixels, "Why?", max_new_tokens=5).tokens
     assert pipe.generate(fed(tmp_path / "one", png), "Why?", max_new_tokens=5).tokens == want
     assert pipe.generate([io.BytesIO(png)], "Why?", max_new_tokens=5).tokens == want
     assert pipe.generate(png, "Why?", max_new_tokens=5).tokens == want
@@ -105,16 +105,16 @@ def shell(command: str, bundle: Path, png: bytes, tmp_path: Path, stdin=None) ->
         "--image <(cat x.png) --overlay kept.png",
     ),
 )
-def test_run_takes_them(image, bundle, png, picture, tmp_path):
-    want = Pipeline.load(bundle).generate(picture, "Why?", max_new_tokens=5).text
+def test_run_takes_them(image, bundle, png, pixels, tmp_path):
+    want = Pipeline.load(bundle).generate(pixels, "Why?", max_new_tokens=5).text
     done = shell(f'$F run "$B" "Why?" --max-new-tokens 5 {image}', bundle, png, tmp_path)
     assert (done.returncode, done.stdout) == (0, want + "\n"), done.stderr
     assert ("overlay" in image) == (tmp_path / "kept.png").exists()
 
 
-def test_run_takes_a_pipe_and_a_socket(bundle, png, picture, tmp_path):
+def test_run_takes_a_pipe_and_a_socket(bundle, png, pixels, tmp_path):
     """Some programs start others with a socket as standard input; /dev/stdin cannot be opened there."""
-    want = Pipeline.load(bundle).generate(picture, "Why?", max_new_tokens=5).text
+    want = Pipeline.load(bundle).generate(pixels, "Why?", max_new_tokens=5).text
     run = '$F run "$B" "Why?" --max-new-tokens 5'
     for name in ("-", "/dev/stdin"):
         done = shell(f"cat x.png | {run} --image {name}", bundle, png, tmp_path)
@@ -178,7 +178,7 @@ def test_refused_with_one_sentence(source, says):
     assert message.count(" | ") == 2 and "secret" not in message and len(message) < 500
 
 
-def test_other_names(picture, tmp_path, monkeypatch):
+def test_other_names(pixels, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in (
         "-",
@@ -187,8 +187,8 @@ def test_other_names(picture, tmp_path, monkeypatch):
         "%20.png",
         b"\xe9.png".decode("utf-8", "surrogateescape"),
     ):
-        Image.fromarray(picture).save(name, "PNG")
-        assert np.array_equal(np.asarray(load_image(name)), picture)
+        Image.fromarray(pixels).save(name, "PNG")
+        assert np.array_equal(np.asarray(load_image(name)), pixels)
 
 
 def test_what_is_read_into_memory_has_a_limit(monkeypatch, tmp_path):
@@ -257,10 +257,10 @@ def server(png, monkeypatch) -> Iterator[str]:
     serving.server_close()
 
 
-def test_urls_are_downloaded_when_that_is_allowed(server, picture):
+def test_urls_are_downloaded_when_that_is_allowed(server, pixels):
     for path in ("/x.png", "/moved", "/é %41+b?q=é &r=/:#part"):
         found = read_once(server + path, allow_url=True)
-        assert np.array_equal(np.asarray(load_image(found)), picture)
+        assert np.array_equal(np.asarray(load_image(found)), pixels)
 
 
 @pytest.mark.parametrize(
@@ -309,8 +309,8 @@ def test_never_from_https_back_to_http():
         image_url._Redirects().redirect_request(request, None, 302, "", {}, "http://host/x")
 
 
-def test_run_downloads(server, bundle, picture, capsys):
-    want = Pipeline.load(bundle).generate(picture, "Why?", max_new_tokens=5).text
+def test_run_downloads(server, bundle, pixels, capsys):
+    want = Pipeline.load(bundle).generate(pixels, "Why?", max_new_tokens=5).text
     arguments = [
         "run",
         str(bundle),

@@ -59,7 +59,7 @@ def test_tiles_are_the_processors(theirs, size) -> None:
 
 
 @pytest.mark.parametrize("size", SHAPES, ids=str)
-def test_pieces_are_rectangles_of_one_tile_that_cover_the_picture(size) -> None:
+def test_pieces_are_rectangles_of_one_tile_that_cover_the_image(size) -> None:
     plan = layout(size, SETTINGS, GRID)
     covered = np.concatenate([piece.ravel() for piece in plan.pieces])
     assert sorted(covered) == plan.whole[0].tolist()
@@ -78,7 +78,7 @@ def test_pieces_are_rectangles_of_one_tile_that_cover_the_picture(size) -> None:
 
 
 @pytest.mark.parametrize("size", [shape for shape in SHAPES if min(shape) > 3], ids=str)
-def test_the_lines_of_tokens_lie_on_the_picture(size) -> None:
+def test_the_lines_of_tokens_lie_on_the_image(size) -> None:
     plan = layout(size, SETTINGS, GRID)
     boxes = patch_boxes(size, SETTINGS, plan.finest)
     across, down = boxes[0, 2] - boxes[0, 0], boxes[0, 3] - boxes[0, 1]
@@ -87,7 +87,7 @@ def test_the_lines_of_tokens_lie_on_the_picture(size) -> None:
     assert np.abs(boxes[-1, 2:] - size).max() < max(across, down)
     kept = np.array(
         [3, plan.total - 2, plan.total - 1, -1]
-    )  # of the picture in one, the last of a line, a newline
+    )  # of the image in one, the last of a line, a newline
     assert plan.on_finest(kept).tolist() == [-1, len(boxes) - 1, -1, -1]
     owner = np.arange(plan.total)
     assert plan.owned(owner)[plan.on_finest(kept[1:2])] == kept[1]
@@ -112,7 +112,7 @@ def test_a_budget_is_split_in_proportion_and_spent() -> None:
             assert abs(share - budget * size / sum(sizes)) < 1 and share <= size
 
 
-def test_the_size_of_a_file_is_that_of_the_upright_picture(tmp_path) -> None:
+def test_the_size_of_a_file_is_that_of_the_upright_image(tmp_path) -> None:
     path = tmp_path / "turned.jpg"
     image, exif = Image.new("RGB", (30, 20)), Image.Exif()
     exif[0x0112] = 6

@@ -1,4 +1,4 @@
-"""The overlay shows the kept patches where they lie on the original picture."""
+"""The overlay shows the kept patches where they lie on the original image."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SETTINGS = {"kind": "clip", "shortest_edge": 336, "resample": 3, "crop": [336, 3
 GRID = (24, 24)
 
 
-def brightness(picture: Image.Image, box: np.ndarray, size: tuple[int, int]) -> float:
-    """Mean grey level well inside a box given in pixels of a picture of ``size``."""
-    scale = np.tile(np.divide(picture.size, size), 2)
+def brightness(image: Image.Image, box: np.ndarray, size: tuple[int, int]) -> float:
+    """Mean grey level well inside a box given in pixels of an image of ``size``."""
+    scale = np.tile(np.divide(image.size, size), 2)
     left, top, right, bottom = box * scale
     inset_x, inset_y = (right - left) / 4, (bottom - top) / 4
-    part = np.asarray(picture)[
+    part = np.asarray(image)[
         int(top + inset_y) : int(bottom - inset_y) + 1, int(left + inset_x) : int(right - inset_x) + 1
     ]
     return float(part.mean())
@@ -29,24 +29,24 @@ def brightness(picture: Image.Image, box: np.ndarray, size: tuple[int, int]) -> 
 @pytest.mark.parametrize("size", [(640, 427), (427, 640), (168, 168), (3000, 2000)])
 def test_kept_patches_are_bright_and_the_rest_is_dimmed(size):
     kept = np.random.default_rng(size[0]).choice(576, 100, replace=False)
-    picture = draw_overlay(np.full((size[1], size[0], 3), 200, np.uint8), kept, GRID, SETTINGS)
+    image = draw_overlay(np.full((size[1], size[0], 3), 200, np.uint8), kept, GRID, SETTINGS)
     boxes = patch_boxes(size, SETTINGS, GRID)
-    levels = np.array([brightness(picture, box, size) for box in boxes])
+    levels = np.array([brightness(image, box, size) for box in boxes])
     chosen = np.zeros(576, bool)
     chosen[kept] = True
     assert (levels[chosen] == 200).all()
     assert (levels[~chosen] < 140).all() and np.median(levels[~chosen]) < 100
-    assert picture.width / picture.height == pytest.approx(size[0] / size[1], rel=0.01)
-    assert 640 <= max(picture.size) <= 2048
+    assert image.width / image.height == pytest.approx(size[0] / size[1], rel=0.01)
+    assert 640 <= max(image.size) <= 2048
 
 
 def test_what_the_crop_cut_off_is_dimmed_though_everything_is_kept():
     size = (640, 320)
-    picture = draw_overlay(np.full((320, 640, 3), 200, np.uint8), np.arange(576), GRID, SETTINGS)
-    row = np.asarray(picture)[picture.height // 2, :, 0].astype(int)
+    image = draw_overlay(np.full((320, 640, 3), 200, np.uint8), np.arange(576), GRID, SETTINGS)
+    row = np.asarray(image)[image.height // 2, :, 0].astype(int)
     assert (row[: 640 // 4 - 3] < 100).all() and (row[-640 // 4 + 3 :] < 100).all()
     assert (row[640 // 4 + 3 : -640 // 4 - 3] == 200).all()
-    assert size == picture.size
+    assert size == image.size
 
 
 def test_kept_pixels_keep_their_colours():
@@ -59,8 +59,8 @@ def test_kept_pixels_keep_their_colours():
 
 
 def test_black_that_was_dropped_differs_from_black_that_was_kept():
-    picture = np.asarray(draw_overlay(np.zeros((640, 640, 3), np.uint8), np.arange(288), GRID, SETTINGS))
-    assert (picture[:300] == 0).all() and (picture[340:] > 10).all()
+    image = np.asarray(draw_overlay(np.zeros((640, 640, 3), np.uint8), np.arange(288), GRID, SETTINGS))
+    assert (image[:300] == 0).all() and (image[340:] > 10).all()
 
 
 def test_rows_without_a_place_are_left_out():
@@ -73,21 +73,21 @@ def test_rows_without_a_place_are_left_out():
 
 def test_a_grid_that_is_not_square():
     settings = {"kind": "clip", "resize": [40, 80], "size": [40, 80]}
-    picture = draw_overlay(np.full((400, 800, 3), 240, np.uint8), np.array([7]), (2, 4), settings)
-    array = np.asarray(picture)[:, :, 0]
+    image = draw_overlay(np.full((400, 800, 3), 240, np.uint8), np.array([7]), (2, 4), settings)
+    array = np.asarray(image)[:, :, 0]
     assert array[300, 700] == 240 and array[100, 700] < 130 and array[300, 500] < 130
 
 
-def test_extremely_thin_pictures():
+def test_extremely_thin_images():
     for shape in ((5000, 1, 3), (1, 5000, 3), (1, 1, 3)):
-        picture = draw_overlay(np.full(shape, 9, np.uint8), np.arange(0, 576, 3), GRID, SETTINGS)
-        assert min(picture.size) >= 1 and max(picture.size) <= 2048
+        image = draw_overlay(np.full(shape, 9, np.uint8), np.arange(0, 576, 3), GRID, SETTINGS)
+        assert min(image.size) >= 1 and max(image.size) <= 2048
 
 
-def levels(picture: Image.Image) -> np.ndarray:
-    """Mean grey of each patch of a square picture, frame and caption apart."""
-    boxes = patch_boxes((picture.width, picture.width), SETTINGS, GRID)
-    return np.array([brightness(picture, box, (picture.width, picture.width)) for box in boxes])
+def levels(image: Image.Image) -> np.ndarray:
+    """Mean grey of each patch of a square image, frame and caption apart."""
+    boxes = patch_boxes((image.width, image.width), SETTINGS, GRID)
+    return np.array([brightness(image, box, (image.width, image.width)) for box in boxes])
 
 
 @pytest.fixture
@@ -126,13 +126,13 @@ def test_lines_lead_from_merged_patches_to_what_absorbed_them(white):
 def test_rows_have_their_own_hue_and_rows_without_a_place_no_lines(white):
     kept, owner = np.array([-1, -1]), np.full(576, -1)
     owner[[50, 51, 400]] = 0, 1, 1
-    picture = np.asarray(draw_overlay(white, kept, GRID, SETTINGS, owner)).astype(int)
+    image = np.asarray(draw_overlay(white, kept, GRID, SETTINGS, owner)).astype(int)
     plain = np.asarray(draw_overlay(white, kept, GRID, SETTINGS)).astype(int)
-    boxes = patch_boxes(picture.shape[:2], SETTINGS, GRID).astype(int)
-    inside = [picture[t + 8 : b - 8, l + 8 : r - 8].reshape(-1, 3) for l, t, r, b in boxes[[50, 51, 400]]]
+    boxes = patch_boxes(image.shape[:2], SETTINGS, GRID).astype(int)
+    inside = [image[t + 8 : b - 8, l + 8 : r - 8].reshape(-1, 3) for l, t, r, b in boxes[[50, 51, 400]]]
     assert all((patch == patch[0]).all() for patch in inside)  # no line, no dot
     assert (inside[1][0] == inside[2][0]).all() and np.abs(inside[0][0] - inside[1][0]).max() > 10
-    changed = (picture != plain).any(2)
+    changed = (image != plain).any(2)
     for left, top, right, bottom in boxes[[50, 51, 400]]:
         changed[top - 2 : bottom + 2, left - 2 : right + 2] = False
     assert not changed.any()
@@ -175,7 +175,7 @@ def test_a_pruner_that_selects_needs_no_caption(white):
         assert draw_stages(white, other, GRID, SETTINGS, cuts=(2,)).height > plain.height
 
 
-def test_captions_fit_and_leave_the_picture_alone():
+def test_captions_fit_and_leave_the_image_alone():
     narrow = np.full((1000, 150, 3), 90, np.uint8)
     sheet = np.asarray(draw_stages(narrow, {"pruner": np.array([5, -1])}, GRID, SETTINGS))
     plain = np.asarray(draw_overlay(narrow, np.array([5]), GRID, SETTINGS))

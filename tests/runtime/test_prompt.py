@@ -115,7 +115,7 @@ def pair(request, tmp_path_factory):
 
 
 def flat(ours: ChatTokenizer, turns: list[Turn], **options: bool) -> list[int]:
-    """Our segments with one image token per picture."""
+    """Our segments with one image token per image."""
     ids: list[int] = []
     for segment in ours.encode_turns(turns, **options):
         slot = isinstance(segment, ImageSlot)
@@ -167,7 +167,7 @@ def test_images_between_words(pair):
         assert slots == list(range(2 * turns[0].images))
 
 
-def test_pictures_are_counted_through_the_conversation(pair):
+def test_images_are_counted_through_the_conversation(pair):
     ours, _ = pair
     turns = [Turn("user", "a", 2), Turn("assistant", "b"), Turn("user", "c", 1)]
     slots = [s.index for s in ours.encode_turns(turns) if isinstance(s, ImageSlot)]

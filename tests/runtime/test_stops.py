@@ -135,39 +135,39 @@ def test_later_turns_know_the_text_without_special_tokens(tokens, stops, text) -
     assert without_special(Detokenizer(tokenizer), ids[:used], said.stop, ["<box>"]) == text
 
 
-def test_an_answer_and_its_stream(bundle: Path, picture: np.ndarray) -> None:
+def test_an_answer_and_its_stream(bundle: Path, pixels: np.ndarray) -> None:
     pipe = Pipeline.load(bundle, threads=1)
-    whole = pipe.generate(picture, QUESTION, max_new_tokens=40)
+    whole = pipe.generate(pixels, QUESTION, max_new_tokens=40)
     stop = whole.text[12:15]
-    answer = pipe.generate(picture, QUESTION, max_new_tokens=40, stop=[stop, "never there"])
+    answer = pipe.generate(pixels, QUESTION, max_new_tokens=40, stop=[stop, "never there"])
     assert (answer.finish, answer.stop, answer.text) == ("stop", stop, whole.text.split(stop)[0])
     assert answer.tokens == whole.tokens[: len(answer.tokens)] and len(answer.tokens) < 40
     assert stop in pipe.tokenizer.decode(answer.tokens) and stop not in pipe.tokenizer.decode(
         answer.tokens[:-1]
     )
-    stream = pipe.stream(picture, QUESTION, max_new_tokens=40, stop=stop)
+    stream = pipe.stream(pixels, QUESTION, max_new_tokens=40, stop=stop)
     assert "".join(stream) == answer.text and stream.answer.tokens == answer.tokens
     assert whole.stop is None and whole.finish == "length"
     with pytest.raises(UserError, match="wrong stop"):
-        pipe.generate(picture, QUESTION, stop=[""])
+        pipe.generate(pixels, QUESTION, stop=[""])
 
 
-def test_the_bundle_s_hold_unless_others_are_asked_for(bundle: Path, picture: np.ndarray) -> None:
+def test_the_bundle_s_hold_unless_others_are_asked_for(bundle: Path, pixels: np.ndarray) -> None:
     plain = Pipeline.load(bundle, threads=1)
-    whole = plain.generate(picture, QUESTION, max_new_tokens=40)
+    whole = plain.generate(pixels, QUESTION, max_new_tokens=40)
     stop, other = whole.text[14:16], whole.text[5:7]
     manifest = json.loads((bundle / "bundle.json").read_text()) | {"generation": {"stop_strings": [stop]}}
     pipe = Pipeline(Bundle(bundle, type(plain.manifest).from_json(manifest)), plain._engines)
-    assert pipe.generate(picture, QUESTION, max_new_tokens=40).text == whole.text.split(stop)[0]
-    assert pipe.generate(picture, QUESTION, max_new_tokens=40, stop=other).text == whole.text.split(other)[0]
-    assert pipe.generate(picture, QUESTION, max_new_tokens=40, stop=[]).text == whole.text
+    assert pipe.generate(pixels, QUESTION, max_new_tokens=40).text == whole.text.split(stop)[0]
+    assert pipe.generate(pixels, QUESTION, max_new_tokens=40, stop=other).text == whole.text.split(other)[0]
+    assert pipe.generate(pixels, QUESTION, max_new_tokens=40, stop=[]).text == whole.text
 
 
-def test_a_later_turn_knows_the_answer_without_it(bundle: Path, picture: np.ndarray) -> None:
+def test_a_later_turn_knows_the_answer_without_it(bundle: Path, pixels: np.ndarray) -> None:
     pipe = Pipeline.load(bundle, threads=1)
-    whole = pipe.generate(picture, QUESTION, max_new_tokens=20)
+    whole = pipe.generate(pixels, QUESTION, max_new_tokens=20)
     chat, stop = pipe.chat(), whole.text[6:9]
-    chat.ask(QUESTION, picture, max_new_tokens=20, stop=stop)
+    chat.ask(QUESTION, pixels, max_new_tokens=20, stop=stop)
     second = chat.ask("Why?", max_new_tokens=8)
     assert [turn.role for turn in chat.turns] == ["user", "assistant", "user", "assistant"]
     assert stop not in str(chat.turns[1])

@@ -21,9 +21,9 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/ful
 
 
 @pytest.fixture
-def shell(bundle: Path, picture: np.ndarray, tmp_path: Path):
+def shell(bundle: Path, pixels: np.ndarray, tmp_path: Path):
     """``shell(command)`` in a folder with x.png and x.mjpeg, of eight seconds; $F is foveate, $B the bundle."""
-    Image.fromarray(picture).save(tmp_path / "x.png")
+    Image.fromarray(pixels).save(tmp_path / "x.png")
     frame = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(frame, "JPEG")
     (tmp_path / "x.mjpeg").write_bytes(frame.getvalue() * 200)
@@ -91,9 +91,9 @@ def test_no_file_takes_the_place_of_a_closed_stream(shell, bundle):
     assert done.returncode >= 3  # the number, behind those of the three
 
 
-def test_what_is_said_about_progress_never_lands_in_the_answer(shell, picture, bundle):
+def test_what_is_said_about_progress_never_lands_in_the_answer(shell, pixels, bundle):
     """Python prints to the standard output what goes to a closed standard error."""
-    want = Pipeline.load(bundle).generate(picture, "Why?", max_new_tokens=3).text.encode() + b"\n"
+    want = Pipeline.load(bundle).generate(pixels, "Why?", max_new_tokens=3).text.encode() + b"\n"
     done = shell('$F run "$B" "Why?" --image x.png --max-new-tokens 3 --timings --overlay kept.png 2>&-')
     assert (done.returncode, done.stdout) == (0, want)
 
@@ -149,7 +149,7 @@ def test_a_prompt_that_is_no_utf8_is_one_line(shell):
     assert done.stderr.count(b"\n") == 1
 
 
-def test_a_terminal(bundle, picture):
+def test_a_terminal(bundle, pixels):
     """The prompt is shown, a turn that fails does not end the conversation."""
     near, far = pty.openpty()
     command = [sys.executable, "-m", "foveate.runtime.cli", "chat", str(bundle), "--max-new-tokens", "3"]

@@ -16,7 +16,7 @@ from foveate.runtime.answer import Clock
 from foveate.runtime.bundle.loading import Bundle, load
 from foveate.runtime.images.token_layout import single
 from foveate.runtime.images.view import view_of
-from foveate.runtime.llm.decoder import Picture
+from foveate.runtime.llm.decoder import VisualTokens
 from foveate.runtime.llm.kv_cache import KVCache
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.vision.stages import Seen, VisionStages
@@ -147,9 +147,9 @@ def test_long_texts_are_segments_for_clip(own: Path) -> None:
 
 def test_only_the_valid_rows_are_spliced(own: Path) -> None:
     vision, _, pruner = stages(own, count=3)
-    picture = vision.prune(seen(), vision.question("a", Clock()), 4, Clock())
-    assert picture.tokens.shape == (3, 32)
-    assert picture.kept.tolist() == [1, 3, -1]
+    image = vision.prune(seen(), vision.question("a", Clock()), 4, Clock())
+    assert image.tokens.shape == (3, 32)
+    assert image.kept.tolist() == [1, 3, -1]
     assert pruner.fed[0]["keep"].shape == ()
     assert int(pruner.fed[0]["keep"]) == 4
 
@@ -160,10 +160,10 @@ def test_positions_of_merged_rows(make_bundle) -> None:
     root = make_bundle(mode="keep")
     compile_bundle(root)
     decoder = Pipeline.load(root).decoder()
-    picture = Picture(None, np.array([-1, 2, -1, 9]), 16)
-    assert decoder._positions([5, picture, 6]).tolist() == [0, 1, 3, 3, 10, 17]
-    assert decoder.span(picture) == 16
-    assert decoder.rows(picture) == 4
+    image = VisualTokens(None, np.array([-1, 2, -1, 9]), 16)
+    assert decoder._positions([5, image, 6]).tolist() == [0, 1, 3, 3, 10, 17]
+    assert decoder.span(image) == 16
+    assert decoder.rows(image) == 4
 
 
 def test_prefill_in_chunks_is_prefill_at_once(bundle: Path) -> None:

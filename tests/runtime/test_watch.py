@@ -401,7 +401,7 @@ def resident() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_stays_where_it_is(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """120 answers about pictures of 0.75 MB after the first 40: a leak of one picture in ten would show."""
+    """120 answers about images of 0.75 MB after the first 40: a leak of one image in ten would show."""
     pipe, stop = Pipeline.load(bundle, threads=1), threading.Event()
     large = np.zeros((500, 500, 3), np.uint8)
     source = Fake([], [])

@@ -31,7 +31,7 @@ def test_refcoco(tmp_path):
     ask = "Please provide the bounding box coordinate of the region this sentence describes: "
     assert [s.prompt for s in samples] == [ask + "left man.", ask + "dog."]
     assert samples[0].meta["box"] == (10, 20, 50, 80)
-    # what a picture of 200 x 100, padded, answers: shares of the square from -50 to 150 down
+    # what an image of 200 x 100, padded, answers: shares of the square from -50 to 150 down
     assert module.said("[0.25, .5, 0.50, 0.75]", (0, -50, 200, 150)) == (50, 50, 100, 100)
     assert module.said("It is there.", (0, 0, 1, 1)) is None
     assert module.overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
@@ -73,7 +73,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
         list(read(tmp_path / "a.parquet"))
 
 
-def test_pictures_are_padded_as_llava_does(tmp_path):
+def test_images_are_padded_as_llava_does(tmp_path):
     image = Image.new("RGB", (6, 3), (255, 0, 0))
     square, left, top = padded(image, (0.48145466, 0.4578275, 0.40821073))
     assert square.size == (6, 6) and (left, top) == (0, 1)
@@ -83,7 +83,7 @@ def test_pictures_are_padded_as_llava_does(tmp_path):
 
 
 def test_from_the_command_to_scores(uniform_bundle, tmp_path, monkeypatch, capsys):
-    """Random weights: what matters is that every sample is asked once, of the right picture, and scored."""
+    """Random weights: what matters is that every sample is asked once, of the right image, and scored."""
     rows = [
         {"image": "wide.png", "sent": "it", "bbox": [0, 0, 9, 9]},
         {"image": "wide.png", "sent": "that", "bbox": [0, 0, 9, 9]},

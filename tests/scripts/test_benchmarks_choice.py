@@ -34,8 +34,8 @@ def choice(
         "answer": answer,
         "category": "kind",
     }
-    picture = image or base64.b64encode(png(index % 1000000)).decode()
-    row |= {"image": picture, "source": "s", "l2-category": "l2", "comment": "nan", "split": "dev"}
+    encoded = image or base64.b64encode(png(index % 1000000)).decode()
+    row |= {"image": encoded, "source": "s", "l2-category": "l2", "comment": "nan", "split": "dev"}
     return row if answer else {key: value for key, value in row.items() if key != "answer"}
 
 

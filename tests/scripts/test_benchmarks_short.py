@@ -161,13 +161,13 @@ def test_mme(tmp_path):
     module, samples = load("mme", tmp_path)
     assert len(samples) == 8 and samples[0].prompt == "Is there a cat?" + SHORT
     assert samples[4].image == root / "artwork/images/9.jpg"
-    # existence: 3 of 4 questions, 1 of 2 pictures; artwork: 1 of 2, none; code: all
+    # existence: 3 of 4 questions, 1 of 2 images; artwork: 1 of 2, none; code: all
     scores = module.score(samples, ["yes", "No.", "Yes", "yes", "Yes, oil", "yes", "yes", "no"])
     assert scores["tasks"]["existence"] == {
         "score": 125.0,
         "accuracy": 75.0,
         "accuracy_plus": 50.0,
-        "pictures": 2,
+        "images": 2,
     }
     assert scores["tasks"]["artwork"]["score"] == 50 and scores["tasks"]["code_reasoning"]["score"] == 200
     assert (scores["perception"], scores["cognition"]) == (175, 200)

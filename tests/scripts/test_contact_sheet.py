@@ -16,20 +16,20 @@ def test_a_patch_is_the_brighter_the_later_it_is_dropped():
     manifest = SimpleNamespace(grid=(4, 4), image=SETTINGS)
     stages = {"pruner.0": np.array([0, 5, 10, 15]), "pruner.1": np.array([5])}
     answer = SimpleNamespace(stages=[stages], kept=[stages["pruner.1"]], owners=[None])
-    picture = contact_sheet.faded(np.full((40, 40, 3), 200, np.uint8), answer, manifest)
-    side = picture.width // 4
-    grey = np.asarray(picture).reshape(4, side, 4, side, 3)[:, side // 2, :, side // 2].mean(-1).ravel()
+    image = contact_sheet.faded(np.full((40, 40, 3), 200, np.uint8), answer, manifest)
+    side = image.width // 4
+    grey = np.asarray(image).reshape(4, side, 4, side, 3)[:, side // 2, :, side // 2].mean(-1).ravel()
     dim = 200 * 0.36 + 20
     assert grey[5] == 200
     assert grey[[0, 10, 15]] == pytest.approx((200 + dim) / 2, abs=1)
     assert np.delete(grey, [0, 5, 10, 15]) == pytest.approx(dim, abs=1)
 
 
-def test_a_model_without_pruner_shows_the_picture():
+def test_a_model_without_pruner_shows_the_image():
     manifest = SimpleNamespace(grid=(4, 4), image=SETTINGS)
     answer = SimpleNamespace(stages=[{}], kept=[np.arange(16)], owners=[None])
-    picture = contact_sheet.faded(np.full((40, 40, 3), 90, np.uint8), answer, manifest)
-    assert (np.asarray(picture) == 90).all()
+    image = contact_sheet.faded(np.full((40, 40, 3), 90, np.uint8), answer, manifest)
+    assert (np.asarray(image) == 90).all()
 
 
 def test_tokens_in_words():
@@ -39,9 +39,9 @@ def test_tokens_in_words():
 
 def test_answers_that_differ_are_marked_and_the_file_is_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (24, 24), np.uint8)
-    picture = Image.fromarray(noise).convert("RGB").resize((640, 640), Image.Resampling.NEAREST)
+    image = Image.fromarray(noise).convert("RGB").resize((640, 640), Image.Resampling.NEAREST)
     panels = [
-        contact_sheet.Panel(f"method{i}", "64 tokens", "T" if i != 3 else "X", picture) for i in range(25)
+        contact_sheet.Panel(f"method{i}", "64 tokens", "T" if i != 3 else "X", image) for i in range(25)
     ]
     drawn = contact_sheet.sheet(panels, 5, 320, "title")
     pixels = np.asarray(drawn).astype(int)

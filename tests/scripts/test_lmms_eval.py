@@ -113,13 +113,13 @@ def adapter(monkeypatch):
     sys.modules.pop("lmms_eval_foveate")
 
 
-def request(context: str, pictures: list, **settings) -> Instance:
-    return Instance("generate_until", (context, settings, lambda doc: doc["pictures"], 0, "task", "test"), 0)
+def request(context: str, images: list, **settings) -> Instance:
+    return Instance("generate_until", (context, settings, lambda doc: doc["images"], 0, "task", "test"), 0)
 
 
-def asked(model, context: str, pictures: list, **settings) -> str:
-    model.task_dict = {"task": {"test": [{"pictures": pictures}]}}
-    (answer,) = model.generate_until([request(context, pictures, **settings)])
+def asked(model, context: str, images: list, **settings) -> str:
+    model.task_dict = {"task": {"test": [{"images": images}]}}
+    (answer,) = model.generate_until([request(context, images, **settings)])
     return answer
 
 
@@ -130,25 +130,25 @@ def test_answers_are_the_pipeline_s(adapter, uniform_bundle):
         f"bundle={uniform_bundle},keep=5", {"batch_size": 1, "device": None}
     )
     assert model.is_simple and model.rank == 0
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
     pipe = Pipeline.load(uniform_bundle)
-    square, *_ = padded(picture, pipe.manifest.image["mean"])
+    square, *_ = padded(image, pipe.manifest.image["mean"])
     text = pipe.generate(square, "what is it?", keep=5, max_new_tokens=12).text
     settings = {"max_new_tokens": 12, "temperature": 0, "top_p": 0, "num_beams": 1, "do_sample": False}
-    assert asked(model, "<image>\nwhat is it?", [picture], **settings) == text.strip()
+    assert asked(model, "<image>\nwhat is it?", [image], **settings) == text.strip()
     assert model.cache_hook.partial == [("generate_until", ("<image>\nwhat is it?", settings), text.strip())]
     cut = text.strip()[2:4]
     assert (
-        asked(model, "what is it?", [picture], until=[cut, "never"], **settings)
+        asked(model, "what is it?", [image], until=[cut, "never"], **settings)
         == text.strip().split(cut)[0].strip()
     )
     assert (
-        asked(model, "what is it?", [picture], until=cut, max_new_tokens=12)
+        asked(model, "what is it?", [image], until=cut, max_new_tokens=12)
         == text.strip().split(cut)[0].strip()
     )
     as_is = adapter.Foveate(str(uniform_bundle), keep=5, as_is=True)
-    plain = pipe.generate(picture, "what is it?", keep=5, max_new_tokens=12).text.strip()
-    assert asked(as_is, "what is it?", [picture], max_new_tokens=12) == plain
+    plain = pipe.generate(image, "what is it?", keep=5, max_new_tokens=12).text.strip()
+    assert asked(as_is, "what is it?", [image], max_new_tokens=12) == plain
     alone = pipe.generate(None, "what is it?", max_new_tokens=6).text.strip()
     assert asked(model, "what is it?", [], max_new_tokens=6) == alone
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_done_is_refused(adapter, uniform_bundle):
         model.loglikelihood([])
     with pytest.raises(NotImplementedError):
         model.generate_until_multi_round([])
-    with pytest.raises(UserError, match="looks at pictures"):
+    with pytest.raises(UserError, match="looks at images"):
         asked(model, "?", ["video.mp4"])
     with pytest.raises(UserError, match="beam"):
         asked(model, "?", [], num_beams=4)

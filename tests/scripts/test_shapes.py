@@ -73,7 +73,7 @@ def test_accuracy_is_recorded_for_every_kind():
 
 
 def test_packed_training_computes_what_transformers_computes(llava):
-    """Many questions behind one picture, with a block mask, give the logits of each asked alone."""
+    """Many questions behind one image, with a block mask, give the logits of each asked alone."""
     scene = make_scene(HELD_OUT + 1)
     processor = transformers.AutoProcessor.from_pretrained(SHAPES)
     data = TurnBatches(HELD_OUT + 1, 1, SHAPES / "tokenizer.json", turns=4)
@@ -87,7 +87,7 @@ def test_packed_training_computes_what_transformers_computes(llava):
         packed = own.lm_head(hidden)[0]
         for number, question in enumerate(questions(scene, np.random.default_rng(0), 4)):
             text = PROMPT.format(question=question.text)
-            alone = llava(**processor(images=scene.picture, text=text, return_tensors="pt")).logits[0, -1]
+            alone = llava(**processor(images=scene.image, text=text, return_tensors="pt")).logits[0, -1]
             first = (row["target"][0, number] >= 0).nonzero()[0, 0]
             assert torch.allclose(packed[number, first], alone, atol=2e-3), question
 
@@ -101,7 +101,7 @@ def test_joint_space_finds_what_a_question_is_about():
     for seed in range(HELD_OUT, HELD_OUT + 12):
         scene = make_scene(seed)
         owner = torch.tensor(patch_owner(scene))
-        pixels = image(images=scene.picture, return_tensors="pt")["pixel_values"]
+        pixels = image(images=scene.image, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             hidden = clip.vision_model(pixels, output_hidden_states=True).hidden_states[-2][0, 1:]
             patches = clip.visual_projection(clip.vision_model.post_layernorm(hidden))
@@ -118,7 +118,7 @@ def test_joint_space_finds_what_a_question_is_about():
 
 
 def test_training_runs_stops_and_goes_on(tmp_path):
-    """Two steps of every stage on two pictures, then a third: nothing before it is trained again."""
+    """Two steps of every stage on two images, then a third: nothing before it is trained again."""
 
     def train(steps: int, *more: str) -> str:
         command = [sys.executable, str(SCRIPTS / "train_shapes.py"), "--work", str(tmp_path), "--no-compile"]

@@ -138,7 +138,7 @@ def test_training_stops_and_goes_on_to_the_same_weights(tmp_path, capsys):
     main([*SMALL, "--work", str(tmp_path / "whole")])
     whole = load_file(tmp_path / "whole" / "ocvtp.safetensors")
     assert "epoch 2/2" in capsys.readouterr().out
-    main([*SMALL, "--work", str(tmp_path / "parts"), "--minutes", "0"])  # before the first picture
+    main([*SMALL, "--work", str(tmp_path / "parts"), "--minutes", "0"])  # before the first image
     assert "same command goes on" in capsys.readouterr().out
     stop_after(3, main, [*SMALL, "--work", str(tmp_path / "parts")])
     main([*SMALL, "--work", str(tmp_path / "parts")])
@@ -167,15 +167,15 @@ def stop_after(steps: int, main, argv: list[str]) -> None:
         Training.step = step
 
 
-def test_held_out_pictures_are_not_trained_on(tmp_path):
+def test_held_out_images_are_not_trained_on(tmp_path):
     args = arguments(["--work", str(tmp_path), "--batch", "4"])
     args.deadline = math.inf
     features = np.random.default_rng(0).normal(size=(40, 25, 16)).astype(np.float16)
     training = Training(args, features, (5, 5))
     assert len(training.train) == 38 and not set(training.train) & set(training.held_out)
     seen = []
-    training.batch = lambda pictures: (
-        seen.append(pictures) or torch.from_numpy(features[pictures].astype(np.float32))
+    training.batch = lambda images: (
+        seen.append(images) or torch.from_numpy(features[images].astype(np.float32))
     )
     first = training.validate()
     assert np.concatenate(seen).tolist() == sorted(training.held_out)
@@ -186,20 +186,20 @@ def test_held_out_pictures_are_not_trained_on(tmp_path):
     assert sorted(np.concatenate(seen)) == sorted(training.train)
 
 
-def test_pictures_of_a_folder(tmp_path):
-    (tmp_path / "pictures" / "more").mkdir(parents=True)
+def test_images_of_a_folder(tmp_path):
+    (tmp_path / "images" / "more").mkdir(parents=True)
     for number, size in enumerate([(300, 200), (40, 90)]):
         values = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
-        Image.fromarray(values).save(tmp_path / "pictures" / ("more" if number else "") / f"{number}.png")
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+        Image.fromarray(values).save(tmp_path / "images" / ("more" if number else "") / f"{number}.png")
+    (tmp_path / "images" / "notes.txt").write_text("no image")
     options = {"layer": None, "work": tmp_path, "deadline": math.inf}
-    table, grid = collect(str(SHAPES), tmp_path / "pictures", 100, **options)
+    table, grid = collect(str(SHAPES), tmp_path / "images", 100, **options)
     assert table.shape == (2, 576, 128) and grid == (24, 24) and np.isfinite(table).all()
     assert not np.array_equal(table[0], table[1])
     with pytest.raises(UserError, match="other images or of another layer"):
-        collect(str(SHAPES), tmp_path / "pictures", 100, **options | {"layer": 2})
+        collect(str(SHAPES), tmp_path / "images", 100, **options | {"layer": 2})
     with pytest.raises(UserError, match="no images in"):
-        collect(str(SHAPES), tmp_path / "pictures" / "none", 100, **options)
+        collect(str(SHAPES), tmp_path / "images" / "none", 100, **options)
 
 
 def test_features_go_on_where_they_stopped(tmp_path, monkeypatch):
@@ -208,11 +208,11 @@ def test_features_go_on_where_they_stopped(tmp_path, monkeypatch):
     read = []
 
     class Slow(ocvtp_features.Encoder):
-        def __call__(self, picture):
-            read.append(picture)
+        def __call__(self, image):
+            read.append(image)
             if len(read) == 3:
                 raise KeyboardInterrupt
-            return super().__call__(picture)
+            return super().__call__(image)
 
     monkeypatch.setattr(ocvtp_features, "Encoder", Slow)
     monkeypatch.setattr(ocvtp_features, "NOTED", 2)
@@ -223,7 +223,7 @@ def test_features_go_on_where_they_stopped(tmp_path, monkeypatch):
     table = np.load(tmp_path / "features.npy")
     monkeypatch.undo()
     scene = make_scene(ocvtp_features.FIRST_SCENE + 2)
-    again = ocvtp_features.encode(str(SHAPES), [scene.picture])[0].numpy()
+    again = ocvtp_features.encode(str(SHAPES), [scene.image])[0].numpy()
     np.testing.assert_allclose(table[2], again, atol=2e-3, rtol=2e-3)
 
 
@@ -232,8 +232,8 @@ def test_features_are_those_of_transformers(tmp_path):
 
     table, _ = collect(str(SHAPES), None, 1, layer=None, work=tmp_path, deadline=math.inf)
     tower = LlavaForConditionalGeneration.from_pretrained(SHAPES, dtype=torch.float32).model.vision_tower
-    picture = make_scene(FIRST_SCENE).picture
-    pixels = AutoProcessor.from_pretrained(SHAPES).image_processor(images=picture, return_tensors="pt")
+    image = make_scene(FIRST_SCENE).image
+    pixels = AutoProcessor.from_pretrained(SHAPES).image_processor(images=image, return_tensors="pt")
     with torch.no_grad():
         hidden = tower(**pixels, output_hidden_states=True).hidden_states[2][0, 1:]  # [0] is the embeddings
     np.testing.assert_allclose(table[0], hidden.numpy(), rtol=2e-3, atol=2e-3)
@@ -276,7 +276,7 @@ def test_the_shipped_pruner():
         recipe = file.metadata()
     assert recipe["slots"] == "[16, 32, 64, 128]" and recipe["seed"] == "42"
     pruner, decoder = load(SHAPES)
-    scenes = [make_scene(HELD_OUT + 500_000 + number).picture for number in range(12)]
+    scenes = [make_scene(HELD_OUT + 500_000 + number).image for number in range(12)]
     features = encode(str(SHAPES), scenes)
     errors = reconstruction_errors(pruner, decoder, features, 64, grid=(24, 24))
     assert errors["slots"] < min(errors["random"], errors["uniform"], 1.0)

@@ -1,4 +1,4 @@
-"""Training of OC-VTP's pruner for a tower that takes pictures of any size: features, a few steps, and what comes of it."""
+"""Training of OC-VTP's pruner for a tower that takes images of any size: features, a few steps, and what comes of it."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_features_are_those_of_transformers_in_raster_order(checkpoint, tmp_path
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     found = []
     model.model.visual.blocks[1].register_forward_hook(lambda block, given, out: found.append(out))
-    picture = make_scene(FIRST_SCENE).picture.resize((48, 48), 3)
-    pixels = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)(picture, return_tensors="pt")
+    image = make_scene(FIRST_SCENE).image.resize((48, 48), 3)
+    pixels = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)(image, return_tensors="pt")
     with torch.no_grad():
         model.model.visual(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"])
     order, _ = get_vision_window_index(pixels["image_grid_thw"], 2, 16, 4)
@@ -112,6 +112,6 @@ def test_a_bundle_with_it(checkpoint, tmp_path):
         str(tmp_path / "ocvtp.safetensors"),
     ]
     assert build([*command, "--precision", "fp32", "--dialects", "ort", "--out", str(out)]) == 0
-    picture = make_scene(1).picture.resize((90, 60))
-    answer = Pipeline.load(out).generate(picture, "What?", keep=7, max_new_tokens=2)
+    image = make_scene(1).image.resize((90, 60))
+    answer = Pipeline.load(out).generate(image, "What?", keep=7, max_new_tokens=2)
     assert len(answer.kept[0]) == 7 and answer.kept[0].max() < 11 * 8

@@ -33,7 +33,7 @@ def check_rows(method: Method, tokens: torch.Tensor, out: tuple[torch.Tensor, ..
 
 
 def check_owner(owner: torch.Tensor, kept: torch.Tensor, size: int) -> None:
-    """``owner [N]`` of one picture against the valid part of ``kept``: rows stand at distinct tokens, which are theirs."""
+    """``owner [N]`` of one image against the valid part of ``kept``: rows stand at distinct tokens, which are theirs."""
     assert owner.shape == (size,) and owner.dtype == torch.int64
     assert owner.min() >= -1 and owner.max() < len(kept)
     (rows,) = torch.where(kept >= 0)
@@ -58,7 +58,7 @@ def test_keeping_all_changes_nothing(bench, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_constant_and_tied_pictures(bench, name):
+def test_constant_and_tied_images(bench, name):
     here, method = bench(), methods.load(name)
     for change in (torch.zeros_like, torch.ones_like, lambda x: x.sign() * 0.5):
         inputs = {
@@ -69,7 +69,7 @@ def test_constant_and_tied_pictures(bench, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_of_a_batch_do_not_mix(bench, name):
+def test_images_of_a_batch_do_not_mix(bench, name):
     here, method = bench(), methods.load(name)
     inputs = here.inputs(method, seed=3, batch=3)
     together = here.reduce(method, inputs, 20)
@@ -86,7 +86,7 @@ def test_onnxruntime_keeps_what_torch_keeps(bench, name, dtype, tmp_path):
     for seed in range(24):
         inputs = here.inputs(method, 100 + seed, dtype=dtype)
         keep = (1, 16, 32, 48, 96, 143, 144)[seed % 7]
-        if seed >= 21:  # constant pictures: every decision is a tie
+        if seed >= 21:  # constant images: every decision is a tie
             inputs = {key: torch.full_like(value, 0.5) for key, value in inputs.items()}
         ours, theirs = here.reduce(method, inputs, keep), session(inputs, keep)
         assert all(map(torch.equal, ours[1:], theirs[1:])) and len(ours) == len(theirs), (seed, keep)

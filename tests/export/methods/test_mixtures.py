@@ -159,8 +159,8 @@ def test_pool_is_adaptive_average_pooling_where_sides_divide(bench, keep):
     inputs = here.inputs(method, 0)
     rows, _, count, _ = here.reduce(method, inputs, keep)
     assert int(count) == keep
-    picture = inputs["projected"].transpose(1, 2).reshape(1, -1, 24, 24)
-    pooled = F.adaptive_avg_pool2d(picture, round(keep**0.5)).flatten(2).transpose(1, 2)
+    image = inputs["projected"].transpose(1, 2).reshape(1, -1, 24, 24)
+    pooled = F.adaptive_avg_pool2d(image, round(keep**0.5)).flatten(2).transpose(1, 2)
     torch.testing.assert_close(rows, pooled, rtol=0, atol=1e-5)
 
 

@@ -89,7 +89,7 @@ def test_slots_and_picks_are_the_published_ones(bench, name):
 
 
 def published(attention: np.ndarray, fill: np.ndarray, keep: int, top_k: int) -> list[int]:
-    """The published choice, step by step, for one picture: attention [S,N], fill [N]. Of picks that are too many the ones
+    """The published choice, step by step, for one image: attention [S,N], fill [N]. Of picks that are too many the ones
     with the lowest fill go; the published code drops those that a Python set has last."""
     target = keep + 1
     pick = {0}

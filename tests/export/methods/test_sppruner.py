@@ -176,7 +176,7 @@ def transcription(method, tokens, taps, keep, grid):
 
 
 def smooth_inputs(here, method, seed):
-    """Random inputs whose features vary slowly in one part of the picture and fast in another."""
+    """Random inputs whose features vary slowly in one part of the image and fast in another."""
     inputs = here.inputs(method, seed)
     weight = torch.linspace(0, 1, here.size)[None, :, None]
     for name in {"features", "projected"} & inputs.keys():
@@ -284,7 +284,7 @@ def literal_walk(d: list[float], order: list[int], eps: float) -> list[int]:
 
 
 def test_sampling_is_as_dense_as_the_literal_walk(bench):
-    """Over many pictures, regions of low and high divergence get tokens in the walk's proportions."""
+    """Over many images, regions of low and high divergence get tokens in the walk's proportions."""
     here, eps = bench((24, 24)), 0.2
     method = methods.load("sppruner", {"relevance": "none", "rho": "0", "eps": str(eps)})
     order, generator = path("hilbert", here.grid), torch.Generator().manual_seed(0)

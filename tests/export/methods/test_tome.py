@@ -103,7 +103,7 @@ def build(parts, keep: int | None):
     return fill(parts.vision((), method.merging(parts.spec)), parts.weights, "vision_encoder.")
 
 
-def picture(seed: int, parts) -> torch.Tensor:
+def image(seed: int, parts) -> torch.Tensor:
     side = parts.spec.vision.image_size
     return torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
@@ -116,7 +116,7 @@ def test_equals_the_transcription(keep, steps):
     parts = llava.tiny(vision_layers=5)
     vision = build(parts, keep)
     for seed in range(2):
-        pixels = picture(seed, parts)
+        pixels = image(seed, parts)
         expected = transcription(vision, pixels, steps)
         with torch.no_grad():
             found = vision(pixels)
@@ -139,12 +139,12 @@ def test_equal_patches_weigh_as_much_as_before():
     torch.testing.assert_close(tokens, projected[:, :16], rtol=0, atol=1e-5)
 
 
-def test_pictures_of_a_batch_do_not_mix():
+def test_images_of_a_batch_do_not_mix():
     parts = llava.tiny(vision_layers=5)
-    vision, pictures = build(parts, 20), [picture(seed, parts) for seed in range(3)]
+    vision, images = build(parts, 20), [image(seed, parts) for seed in range(3)]
     with torch.no_grad():
-        together = vision(torch.cat(pictures))
-        for b, pixels in enumerate(pictures):
+        together = vision(torch.cat(images))
+        for b, pixels in enumerate(images):
             for name, alone in vision(pixels).items():
                 torch.testing.assert_close(alone[0], together[name][b], rtol=0, atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_pictures_of_a_batch_do_not_mix():
 def test_keeping_all_changes_nothing():
     parts = llava.tiny()
     whole = fill(parts.vision(()), parts.weights, "vision_encoder.")
-    pixels = picture(0, parts)
+    pixels = image(0, parts)
     with torch.no_grad():
         found, projected = build(parts, 64)(pixels), whole(pixels)["projected"]
     assert torch.equal(found["tokens"], projected)

@@ -42,23 +42,23 @@ class Model:
     def prompt(
         self, seed: int, keep: int = 16, layout: tuple[int, ...] = (5, -64, 9), dtype: str = "float32"
     ) -> Feeds:
-        """Every input that a pruner may have. ``layout``: lengths of text, negative ones of pictures, which keep the first
+        """Every input that a pruner may have. ``layout``: lengths of text, negative ones of images, which keep the first
         patches."""
         generator = torch.Generator().manual_seed(seed)
-        picture, patch, entered = [], [], []
+        image, patch, entered = [], [], []
         for length in layout:
-            number = 1 + max(picture, default=-1) if length < 0 else -1
-            picture += [number] * abs(length)
+            number = 1 + max(image, default=-1) if length < 0 else -1
+            image += [number] * abs(length)
             patch += list(range(-length)) or [-1] * length
             entered += [max(-length, 0)] * abs(length)
-        size = len(picture)
-        visual = torch.tensor(picture) >= 0
+        size = len(image)
+        visual = torch.tensor(image) >= 0
         floats = {
             name: torch.randn(1, size, self.spec.hidden_size, generator=generator).to(getattr(torch, dtype))
             for name in ("hidden", "scored", "inputs_embeds")
         }
         numbers = {
-            "picture": torch.tensor(picture),
+            "image": torch.tensor(image),
             "patch": torch.tensor(patch),
             "rows": torch.where(visual, self.grid[0], 1),
             "columns": torch.where(visual, self.grid[1], 1),
@@ -107,8 +107,8 @@ class Model:
         scores[:, np.triu(np.ones(scores.shape[1:], bool), 1)] = -np.inf
         weight = np.exp(scores - scores.max(-1, keepdims=True))
         attention = weight / weight.sum(-1, keepdims=True)
-        visual = [np.flatnonzero(known["picture"] == p).tolist() for p in range(known["picture"].max() + 1)]
-        return SimpleNamespace(**known, normed=normed, q=q, k=k, attention=attention, pictures=visual)
+        visual = [np.flatnonzero(known["image"] == p).tolist() for p in range(known["image"].max() + 1)]
+        return SimpleNamespace(**known, normed=normed, q=q, k=k, attention=attention, images=visual)
 
     def __call__(self, feeds: Feeds, stage: int = 0) -> Feeds:
         """The stage's outputs in torch, float32."""

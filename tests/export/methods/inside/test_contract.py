@@ -47,23 +47,23 @@ def flattened(feeds):
 
 
 def check(method: Inside, feeds, found, keep: int) -> None:
-    """Text stays, of each picture ``keep`` tokens do (where the method ``fills``), all of it moves to the front unchanged; clusters are extra."""
-    (count,), kept, size = found["count"].tolist(), found["kept"][0], feeds["picture"].shape[1]
+    """Text stays, of each image ``keep`` tokens do (where the method ``fills``), all of it moves to the front unchanged; clusters are extra."""
+    (count,), kept, size = found["count"].tolist(), found["kept"][0], feeds["image"].shape[1]
     assert found["tokens"].shape == feeds["hidden"].shape and kept.shape == (size,)
     assert found["tokens"].isfinite().all() and (kept[count:] == -1).all()
     rows = kept[:count][kept[:count] >= 0]
     assert (rows.diff() > 0).all()
     assert torch.equal(found["tokens"][0, torch.where(kept >= 0)[0]], feeds["hidden"][0, rows])
-    picture = feeds["picture"][0]
-    assert [i for i in rows.tolist() if picture[i] < 0] == torch.where(picture < 0)[0].tolist()
+    image = feeds["image"][0]
+    assert [i for i in rows.tolist() if image[i] < 0] == torch.where(image < 0)[0].tolist()
     clusters = 0
-    for number in range(int(picture.max()) + 1):
-        total = int((picture == number).sum())
-        assert (picture[rows] == number).sum() == min(keep, total) or not method.fills
+    for number in range(int(image.max()) + 1):
+        total = int((image == number).sum())
+        assert (image[rows] == number).sum() == min(keep, total) or not method.fills
         if method.merges and method.version == "1" and total > keep:
             clusters += int((int((total - keep) * 0.3) + 1) / 10) + 1
     assert count == len(rows) + clusters
-    assert len(rows) > (picture < 0).sum()
+    assert len(rows) > (image < 0).sum()
 
 
 @each_case
@@ -106,7 +106,7 @@ def test_the_question_counts_where_a_method_says_so(model, name):
     here, changed = model(load(name, {})), False
     for seed in range(4):
         feeds = here.prompt(seed)
-        size = feeds["picture"].shape[1]
+        size = feeds["image"].shape[1]
         behind = torch.arange(size)[:, None] >= size - 9  # the layout's last text
         other = here.prompt(seed + 100)
         asked = {key: torch.where(behind, other[key], x) if x.ndim == 3 else x for key, x in feeds.items()}
@@ -115,13 +115,13 @@ def test_the_question_counts_where_a_method_says_so(model, name):
 
 
 @each_case
-def test_pictures_have_budgets_of_their_own(model, name, options, stage):
+def test_images_have_budgets_of_their_own(model, name, options, stage):
     method = load(name, options)
     if not method.fills:
         pytest.skip("the number depends on the image")
     here = model(method)
     feeds = next(prompts(here, [1]))[1]
-    feeds["keep"] = torch.where(feeds["picture"] == 0, 5, 20) * (feeds["picture"] >= 0)
+    feeds["keep"] = torch.where(feeds["image"] == 0, 5, 20) * (feeds["image"] >= 0)
     rows = here.left(feeds, stage)
-    picture = feeds["picture"][0]
-    assert [sum(picture[i] == number for i in rows if i >= 0) for number in (0, 1)] == [5, 20]
+    image = feeds["image"][0]
+    assert [sum(image[i] == number for i in rows if i >= 0) for number in (0, 1)] == [5, 20]

@@ -15,7 +15,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def selection(method, model, feeds):
-    """The rows of each picture that stay, and how near the closest decision was."""
+    """The rows of each image that stay, and how near the closest decision was."""
     known = model.reference(feeds, method.layer - 1)
     states = model.rms(known.hidden, "norm")
     size = [sum(np.abs(head[i]).sum() for head in known.k) for i in range(len(states))]
@@ -28,9 +28,9 @@ def selection(method, model, feeds):
             margin = min(margin, (size[ordered[number - 1]] - size[ordered[number]]) / size[ordered[number]])
         return sorted(ordered[:number])
 
-    behind = [i for i in range(len(states)) if i > known.pictures[-1][-1]]
+    behind = [i for i in range(len(states)) if i > known.images[-1][-1]]
     words, left = largest(behind, method.text_pivots), []
-    for rows in known.pictures:
+    for rows in known.images:
         keep = int(known.keep[rows[0]])
         seeds = largest(rows, min(keep, method.image_pivots))
         retained, valid = set(seeds), [i for i in rows if i not in seeds]
@@ -60,7 +60,7 @@ def test_equals_the_transcription(model, options, layout):
         if margin < 1e-5:
             continue
         compared += 1
-        visual = [i for i in here.left(feeds) if feeds["picture"][0, i] >= 0]
+        visual = [i for i in here.left(feeds) if feeds["image"][0, i] >= 0]
         assert visual == [i for rows in expected for i in rows], (seed, keep)
         assert all(len(rows) == keep for rows in expected)
     assert compared >= 4
@@ -76,7 +76,7 @@ def test_the_published_numbers(model):
         states = here.rms(known.hidden, "norm")
         states /= np.linalg.norm(states, axis=1, keepdims=True)
         size = np.abs(known.k).sum((0, 2))
-        (rows,) = known.pictures
+        (rows,) = known.images
         start, behind = rows[0], rows[-1] + 1
         image = [start + i for i in np.argsort(-size[rows])[:4].tolist()]
         text = [behind + i for i in np.argsort(-size[behind:])[:4].tolist()]
@@ -90,7 +90,7 @@ def test_the_published_numbers(model):
 
 
 def test_a_copy_of_a_pivot_goes(model):
-    """One pivot, and half of the picture like it: the others are claimed first."""
+    """One pivot, and half of the image like it: the others are claimed first."""
     method = methods.load("dart", {"image_pivots": "1", "text_pivots": "0"})
     here = model(method)
     feeds = here.prompt(0, keep=33)
@@ -108,12 +108,12 @@ def test_the_layer_must_be_there(model):
     assert error.value.code == 2
 
 
-def test_pictures_do_not_mix(model):
+def test_images_do_not_mix(model):
     here = model(methods.load("dart"))
     feeds = here.prompt(3, 12, (3, -40, 4, -64, 6))
-    before = [i for i in here.left(feeds) if feeds["picture"][0, i] == 0]
+    before = [i for i in here.left(feeds) if feeds["image"][0, i] == 0]
     other = here.prompt(4, 12, (3, -40, 4, -64, 6))
-    second = (feeds["picture"] == 1)[..., None]
+    second = (feeds["image"] == 1)[..., None]
     for name in ("hidden", "scored"):
         feeds[name] = torch.where(second, other[name], feeds[name])
-    assert [i for i in here.left(feeds) if feeds["picture"][0, i] == 0] == before
+    assert [i for i in here.left(feeds) if feeds["image"][0, i] == 0] == before

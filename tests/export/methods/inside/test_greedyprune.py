@@ -45,12 +45,12 @@ def test_equals_the_transcription(model, tau, layout):
     for seed, keep in enumerate((1, 2, 7, 16, 25, 30)):
         feeds = crowded(here.prompt(seed, keep, layout), 20)
         known = here.reference(feeds, 2)
-        found = [greedy(known.hidden, rows, keep, method.tau) for rows in known.pictures]
+        found = [greedy(known.hidden, rows, keep, method.tau) for rows in known.images]
         if min(margin for _, margin in found) < 1e-6:
             continue
         compared += 1
         left = here.left(feeds)
-        assert [i for i in left if feeds["picture"][0, i] >= 0] == [i for rows, _ in found for i in rows]
+        assert [i for i in left if feeds["image"][0, i] >= 0] == [i for rows, _ in found for i in rows]
         filled += sum(keep > 20 for _ in found)
     assert compared >= 3 and filled
 

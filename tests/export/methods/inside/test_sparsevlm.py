@@ -38,8 +38,8 @@ class Margin:
 
 
 def raters(known, margin: Margin) -> list[int]:
-    visual = [i for rows in known.pictures for i in rows]
-    text = list(range(visual[-1] + 1, len(known.picture)))
+    visual = [i for rows in known.images for i in rows]
+    text = list(range(visual[-1] + 1, len(known.image)))
     m = dict.fromkeys(text, 0.0)
     for i in visual:
         likeness = np.array([known.inputs_embeds[i] @ known.inputs_embeds[t] for t in text])
@@ -61,7 +61,7 @@ def scores(method, here, known, rate: list[int], margin: Margin) -> np.ndarray:
             for j in range(attention.shape[2]):
                 alone = 2 * np.cos(angle[i] - angle[j]).sum() / np.sqrt(here.spec.head_dim)
                 attention[:, i, j] /= alone
-        visual = known.picture >= 0
+        visual = known.image >= 0
         mass = {h: attention[h][rate][:, visual].sum() for h in heads}
         heads = margin.best(mass, min(method.heads, len(mass)))
     return attention[heads][:, rate].mean((0, 1))
@@ -102,19 +102,19 @@ def pruned(method, here, feeds, layer: int, rate: list[int] | None) -> SimpleNam
     rate = raters(known, margin) if rate is None else rate
     score = scores(method, here, known, rate, margin)
     rows, was = [], []
-    for i in range(known.pictures[0][0]):
+    for i in range(known.images[0][0]):
         rows, was = [*rows, known.hidden[i]], [*was, i]
-    for number, picture in enumerate(known.pictures):
-        keep = int(known.keep[picture[0]])
-        stays = sorted(margin.best({i: score[i] for i in picture}, min(keep, len(picture))))
+    for number, image in enumerate(known.images):
+        keep = int(known.keep[image[0]])
+        stays = sorted(margin.best({i: score[i] for i in image}, min(keep, len(image))))
         rows, was = rows + [known.hidden[i] for i in stays], was + stays
-        dropped = [i for i in picture if i not in stays]
+        dropped = [i for i in image if i not in stays]
         if dropped and method.version == "1":
             taken = margin.best({i: score[i] for i in dropped}, int(len(dropped) * 0.3) + 1)
             made = clusters(known.hidden, taken, margin)
             rows, was = rows + made, was + [-1] * len(made)
-        following = known.pictures[number + 1][0] if number + 1 < len(known.pictures) else len(known.hidden)
-        for i in range(picture[-1] + 1, following):
+        following = known.images[number + 1][0] if number + 1 < len(known.images) else len(known.hidden)
+        for i in range(image[-1] + 1, following):
             rows, was = [*rows, known.hidden[i]], [*was, i]
     return SimpleNamespace(
         rows=np.array(rows), was=was, raters=[was.index(i) for i in rate], margin=margin.least
@@ -122,7 +122,7 @@ def pruned(method, here, feeds, layer: int, rate: list[int] | None) -> SimpleNam
 
 
 def carried(feeds, rate: list[int]) -> torch.Tensor:
-    flags = torch.zeros(feeds["picture"].shape)
+    flags = torch.zeros(feeds["image"].shape)
     flags[0, rate] = 1
     return flags
 
@@ -135,7 +135,7 @@ def test_equals_the_transcription(model, options, layout):
     for seed, keep in enumerate((1, 6, 15, 23, 29)):
         for stage in (0, 1):
             feeds = here.prompt(10 * seed + stage, keep, layout)
-            size = feeds["picture"].shape[1]
+            size = feeds["image"].shape[1]
             rate = list(range(size - max(2, layout[-1] - 90), size)) if stage else None
             feeds["carried.raters"] = carried(feeds, rate or [])
             expected = pruned(method, here, feeds, method.cuts(here.spec)[stage].scored, rate)
@@ -234,11 +234,11 @@ def test_layers(model):
 @torch.no_grad()
 def answered(here, method, prompt: torch.Tensor, behind: torch.Tensor, before: int, keep: int) -> int:
     """The token that follows: all rows through all layers in torch, pruners on the rows of ``prompt [1,T,D]`` alone, in which
-    a picture of 64 stands behind ``before`` rows."""
+    an image of 64 stands behind ``before`` rows."""
     decoder, cuts = here.parts.decoder, method.cuts(here.spec)
     hidden, size, first, known = torch.cat([prompt, behind], 1), prompt.shape[1], 0, {}
-    picture = torch.full((1, size), -1)
-    picture[:, before : before + 64] = 0
+    image = torch.full((1, size), -1)
+    image[:, before : before + 64] = 0
     positions = torch.arange(hidden.shape[1])[None]
     for stage, end in enumerate([*(cut.layer for cut in cuts), here.spec.num_layers]):
         length = hidden.shape[1]
@@ -254,14 +254,14 @@ def answered(here, method, prompt: torch.Tensor, behind: torch.Tensor, before: i
             "scored": entering[cuts[stage].scored - first],
             "inputs_embeds": entering[0],
         }
-        known |= {"picture": picture, "position_ids": positions, "keep": (picture + 1) * given}
+        known |= {"image": image, "position_ids": positions, "keep": (image + 1) * given}
         found = here({name: value[:, :size] for name, value in known.items()}, stage)
         count = int(found["count"])
         hidden = torch.cat([found["tokens"][:, :count], hidden[:, size:]], 1)
         kept = found["kept"][0, :count].tolist()
         for row, was in enumerate(kept):
             kept[row] = kept[row - 1] if was < 0 else was  # a cluster stands where the row before it stands
-        picture = picture[:, kept]
+        image = image[:, kept]
         positions = torch.cat([positions[:, kept], positions[:, size:]], 1)
         if method.position_mode == "compact":
             positions = torch.arange(hidden.shape[1])[None]
@@ -279,11 +279,11 @@ def test_the_runtime_hands_clusters_and_raters_on(model, tmp_path):
     left = answer.stages[0]
     assert all(-1 in left[f"pruner.{stage}"] for stage in range(3))
     items = chat._decoder.items
-    picture = next(item for item in items if not isinstance(item, int))
-    before = items.index(picture)
+    image = next(item for item in items if not isinstance(item, int))
+    before = items.index(image)
     end = answer.timings.prompt_rows - 63
     table = torch.from_numpy(np.array(chat._pipe.bundle.embeddings()))
-    text = table[items[:before]], torch.from_numpy(picture.tokens.numpy()), table[items[before + 1 : end]]
+    text = table[items[:before]], torch.from_numpy(image.tokens.numpy()), table[items[before + 1 : end]]
     prompt = torch.cat(text)[None]
     fill(here.parts.decoder, here.parts.weights, "llm.")
     for number, token in enumerate(answer.tokens):

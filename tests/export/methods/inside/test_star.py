@@ -47,8 +47,8 @@ def test_the_second_stage(model, layout):
         feeds = here.prompt(seed, keep, layout)
         known = here.reference(feeds, 4)
         expected, margin = [], np.inf
-        for rows in known.pictures:
-            words = [i for i in range(rows[-1] + 1, len(known.hidden)) if known.picture[i] < 0]
+        for rows in known.images:
+            words = [i for i in range(rows[-1] + 1, len(known.hidden)) if known.image[i] < 0]
             received = dict.fromkeys(rows, 0.0)
             for word in words:
                 scores = [known.hidden[word] @ known.hidden[i] / np.sqrt(known.hidden.shape[1]) for i in rows]
@@ -58,7 +58,7 @@ def test_the_second_stage(model, layout):
             expected, margin = expected + found, min(margin, gap)
         if margin > 1e-6:
             compared += 1
-            assert [i for i in here.left(feeds) if known.picture[i] >= 0] == expected, (seed, keep)
+            assert [i for i in here.left(feeds) if known.image[i] >= 0] == expected, (seed, keep)
     assert compared >= 4
 
 

@@ -27,7 +27,7 @@ def stretched(part: np.ndarray) -> np.ndarray:
 
 
 def importance(method, here, known, rows: list[int]) -> np.ndarray:
-    """1 on average over the picture."""
+    """1 on average over the image."""
     source, target = known.scored[rows], targets(here, known, method.layer - 1)[rows]
     height, width = here.grid
     place = [
@@ -82,15 +82,15 @@ def test_equals_the_transcription(model, options, layout):
         feeds = here.prompt(seed, keep, layout)
         known = here.reference(feeds, method.layer - 1)
         expected, margin = [], np.inf
-        for rows in known.pictures:
+        for rows in known.images:
             score = importance(method, here, known, rows)
             found, gap = chosen(score, rows, keep, int(keep * method.recovered))
             expected, margin = expected + found, min(margin, gap)
         if margin < 4e-5:
             continue
         compared += 1
-        assert [i for i in here.left(feeds) if known.picture[i] >= 0] == expected, (seed, keep)
-        assert len(expected) == keep * len(known.pictures)
+        assert [i for i in here.left(feeds) if known.image[i] >= 0] == expected, (seed, keep)
+        assert len(expected) == keep * len(known.images)
     assert compared >= 3
 
 
@@ -109,7 +109,7 @@ def test_rows_first_would_say_nothing_of_the_cost(model):
     method = methods.load("topv")
     here = model(method)
     known = here.reference(here.prompt(0), 1)
-    score = importance(method, here, known, known.pictures[0])
+    score = importance(method, here, known, known.images[0])
     assert score.std() > 1e-3
 
 
@@ -119,12 +119,12 @@ def test_mixtures_of_a_stage_before_have_no_place(model):
     feeds = here.prompt(5)
     feeds["patch"][0, 20:30] = -1
     known = here.reference(feeds, 1)
-    expected, margin = chosen(importance(method, here, known, known.pictures[0]), known.pictures[0], 16, 0)
+    expected, margin = chosen(importance(method, here, known, known.images[0]), known.images[0], 16, 0)
     assert margin > 4e-5
-    assert [i for i in here.left(feeds) if known.picture[i] >= 0] == expected
+    assert [i for i in here.left(feeds) if known.image[i] >= 0] == expected
 
 
-def test_constant_pictures_are_judged_by_place_alone(model):
+def test_constant_images_are_judged_by_place_alone(model):
     here = model(methods.load("topv", {"recovered": "0"}))
     feeds = here.prompt(0, keep=8)
     for name in ("hidden", "scored"):
