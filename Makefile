@@ -15,7 +15,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUNDLE := bundles/shapes.sppruner
 
-.PHONY: demo test matrix generated lint clean
+.PHONY: demo test matrix generated lint types clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.export
@@ -37,6 +37,12 @@ generated: $(VENV)/.export
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# mypy finds foveate.engines in build/typing/foveate/engines.
+types: $(VENV)/.dev
+	mkdir -p build/typing/foveate
+	for package in engines runtime calib export jetson; do ln -sfn ../../../$$package build/typing/foveate/; done
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build bundles kept.png .pytest_cache .ruff_cache
