@@ -1,6 +1,6 @@
 """``make generated``: write every page and data file that is derived from the code.
 
-``tests/test_generated.py`` compares them. In README only the text between ``<!-- generated: NAME -->`` and
+``tests/repository/test_generated.py`` compares them. In README only the text between ``<!-- generated: NAME -->`` and
 ``<!-- end -->`` is written.
 """
 

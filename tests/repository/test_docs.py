@@ -12,7 +12,7 @@ from foveate.engines.errors import UserError
 from foveate.export import lowering
 from foveate.runtime import cli, pipeline
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 README = (ROOT / "README.md").read_text()
 

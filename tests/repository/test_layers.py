@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MAY_IMPORT = {
     "export": {"export", "calib", "runtime", "engines"},
     "calib": {"calib", "runtime", "engines"},

@@ -9,7 +9,7 @@ import tomllib
 
 from foveate.runtime import cli
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/offline.md").read_text()
 
 

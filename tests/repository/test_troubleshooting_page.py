@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
 FOLDERS = ("engines", "runtime", "jetson", "export")
 OF_OTHERS = {"ERROR: No matching distribution found for foveate"}  # pip's own words

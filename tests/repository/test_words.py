@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROWS = [line.split("|")[1:4] for line in (ROOT / "docs/glossary.md").read_text().splitlines()]
 RETIRED = [word.strip() for row in ROWS[6:] if len(row) == 3 for word in row[2].split(",") if word.strip()]
 EXEMPT = (

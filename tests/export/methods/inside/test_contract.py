@@ -1,5 +1,5 @@
 """The contract of every in-LLM method: how many rows stay, in torch and, exported, in ONNX Runtime; nothing overflows in half
-precision. (``tests/test_graphs.py`` compiles all of them with TensorRT-RTX.)"""
+precision. (``tests/contracts/test_graphs.py`` compiles all of them with TensorRT-RTX.)"""
 
 from __future__ import annotations
 
