@@ -25,62 +25,15 @@ and optionally::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from foveate.engines.buffer import Buffer, Feed, host
+from foveate.engines.row_gather import Rows
 from foveate.engines.spec import GraphSpec, Symbol
 
-if TYPE_CHECKING:
-    from foveate.engines.row_gather import Rows
-
-__all__ = ["Buffer", "Engine", "Feed", "check_feeds", "host", "resolve"]
-
-
-class Buffer(Protocol):
-    """A tensor in the memory of the device that the engine runs on."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the tensor."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """NumPy name of the dtype."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        ...
-
-    @property
-    def on_host(self) -> bool:
-        """True if the memory is the host's, so that ``numpy`` copies nothing."""
-        ...
-
-    def head(self, rows: int) -> Buffer:
-        """Return the first ``rows`` along axis 1 as a buffer over the same memory.
-
-        Axis 0 must have one entry. Raises ValueError.
-        """
-        ...
-
-    def numpy(self) -> np.ndarray:
-        """Return the content on the host: a view if the memory is the host's, else a copy.
-
-        Do not write to it.
-        """
-        ...
-
-
-Feed = np.ndarray | Buffer
-
-
-def host(feed: Feed) -> np.ndarray:
-    """Return the content of ``feed`` on the host."""
-    return feed if isinstance(feed, np.ndarray) else feed.numpy()
+__all__ = ["Engine", "check_feeds", "resolve"]
 
 
 class Engine(Protocol):

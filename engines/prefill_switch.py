@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from foveate.engines.engine import Buffer, Engine, Feed
+from foveate.engines.buffer import Buffer, Feed
+from foveate.engines.engine import Engine
 from foveate.engines.row_gather import Rows
 from foveate.engines.spec import GraphSpec
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from foveate.engines.engine import Feed, host
+from foveate.engines.buffer import Feed, host
 
 __all__ = ["Rows"]
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from foveate.engines.engine import Feed, host
+from foveate.engines.buffer import Feed, host
 from foveate.engines.errors import UserError
 from foveate.engines.row_gather import Rows
 from foveate.runtime.bundle.loading import Bundle, Manifest

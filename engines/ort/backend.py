@@ -42,8 +42,9 @@ from typing import Any
 
 import numpy as np
 
+from foveate.engines.buffer import Feed
 from foveate.engines.child import end_with
-from foveate.engines.engine import Feed, check_feeds, resolve
+from foveate.engines.engine import check_feeds, resolve
 from foveate.engines.errors import UserError, unknown
 from foveate.engines.ort import library, page_release
 from foveate.engines.row_gather import Rows

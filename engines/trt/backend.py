@@ -37,7 +37,7 @@ from typing import Any
 from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec
-from foveate.engines.trt import builder
+from foveate.engines.trt import builder, runner
 from foveate.engines.trt.cuda import Gpu, find_gpu
 from foveate.engines.workarounds import FLAGS_VARIABLE, WORKAROUNDS, Workaround, applicable
 
@@ -223,9 +223,9 @@ class TensorRT:
 
         Raises UserError if the plan has changed, if there is no GPU, or if the GPU has too little memory.
         """
-        from foveate.engines.trt.runner import load
-
-        return load(self, folder / f"{spec.name}.plan", builder.compiled(spec, options), options)
+        return runner.load(
+            self.trt, self.target, folder / f"{spec.name}.plan", builder.compiled(spec, options), options
+        )
 
 
 def _environment(workarounds: tuple[str, ...] | list[str]) -> dict[str, str]:

@@ -13,26 +13,24 @@ import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from foveate.engines.engine import Feed, check_feeds, host, resolve
+from foveate.engines.buffer import Feed, host
+from foveate.engines.engine import check_feeds, resolve
 from foveate.engines.errors import UserError
 from foveate.engines.row_gather import Rows
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt.cuda import Device, TrtBuffer, device
-
-if TYPE_CHECKING:
-    from foveate.engines.trt.backend import TensorRT
 
 __all__ = ["TrtEngine", "load"]
 
 _MOST_GRAPHS = 4  # per engine: steps alternate between a few sets of buffers
 
 
-def load(made: TensorRT, file: Path, spec: GraphSpec, options: Mapping[str, Any]) -> TrtEngine:
-    """Load the plan ``file``. See ``TensorRT.load``."""
+def load(trt: ModuleType, target: str, file: Path, spec: GraphSpec, options: Mapping[str, Any]) -> TrtEngine:
+    """Load the plan ``file`` with the binding ``trt``. See ``TensorRT.load``."""
     # Mapped, since on a Jetson the weights and the plan's copy of them share one memory.
     with file.open("rb") as opened:
         plan = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
@@ -48,16 +46,16 @@ def load(made: TensorRT, file: Path, spec: GraphSpec, options: Mapping[str, Any]
             f"| {free >> 20} MiB are free, the plan alone is {len(plan) >> 20} "
             "| close other programs, or build with int4 weights"
         )
-    runtime = made.trt.Runtime(made.trt.Logger(made.trt.Logger.ERROR))
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     if options.get("version_compatible"):
         runtime.engine_host_code_allowed = True  # such a plan carries its own runtime
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise UserError(
-            f"{made.target} {made.version} does not load {file.name} | it was refused when deserialized "
+            f"{target} {trt.__version__} does not load {file.name} | it was refused when deserialized "
             "| compile again with --force"
         )
-    return TrtEngine(made.trt, engine, spec, home, bool(options.get("cuda_graphs")))
+    return TrtEngine(trt, engine, spec, home, bool(options.get("cuda_graphs")))
 
 
 class TrtEngine:

@@ -8,7 +8,8 @@ answer need, or the number that was fixed when the engine was built.
 
 from __future__ import annotations
 
-from foveate.engines.engine import Buffer, Engine
+from foveate.engines.buffer import Buffer
+from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.spec import Symbol
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.engines import topk_logits as candidates
-from foveate.engines.engine import Buffer, Feed, host
+from foveate.engines.buffer import Buffer, Feed, host
 
 __all__ = ["Logits", "NotFiniteError"]
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from foveate.engines.engine import Buffer, Engine, Feed
+from foveate.engines.buffer import Buffer, Feed
+from foveate.engines.engine import Engine
 from foveate.engines.row_gather import Rows
 from foveate.runtime.llm.budget import Points, stage_keep
 from foveate.runtime.llm.kv_cache import KVCache

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.engines.engine import Buffer, Engine, Feed
+from foveate.engines.buffer import Buffer, Feed
+from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.row_gather import Rows
 from foveate.engines.spec import GraphSpec, Symbol
