@@ -19,9 +19,9 @@ import sys
 
 def main(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-"):
-        from benchmarks.run import main as command  # needs no torch, so it runs on devices too
+        from evaluation.benchmarks.run import main as command  # needs no torch, so it runs on devices too
     else:
-        from accuracy_compare import main as command
+        from evaluation.compare import main as command
     return command(argv)
 
 

@@ -9,8 +9,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from accuracy_store import ROOT, code_version
-
+from evaluation.store import ROOT, code_version
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build

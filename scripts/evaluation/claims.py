@@ -1,8 +1,5 @@
 """Test the four systems' own claims on the small checkpoint: the contribution of each part of a method.
 
-    python scripts/claims.py                                   all of them
-    python scripts/claims.py fsr sppruner --questions 500 --budgets 11.1%
-
 feather   FEATHER against FastV on location questions, both with and without rotary embedding in the score
 bias      the share of visual tokens that FastV removes from each quarter of the image, with and without it
 fsr       focus, scan and refine switched off one by one
@@ -18,19 +15,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy_bundles import ready_bundle
-from accuracy_compare import answer_all
-from accuracy_report import wilson
-from accuracy_scenes import PER_SCENE, UNPRUNED, Plan, held_out
 from rich.progress import track
 
+from evaluation.bundles import ready_bundle
+from evaluation.compare import answer_all
+from evaluation.report import wilson
+from evaluation.scenes import PER_SCENE, UNPRUNED, Plan, held_out
 from foveate.calib.scenes.questions import HELD_OUT, KINDS
 from foveate.runtime.pipeline import Pipeline
 
@@ -251,12 +247,12 @@ def ocvtp(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
 
     They are shares of the variance of the features that the network reads; 0 means nothing is lost.
     """
-    import ocvtp_decoder
-    from ocvtp_features import encode
+    from training.ocvtp import decoder as decoders
+    from training.ocvtp.features import encode
 
     scenes = held_out(args.images * PER_SCENE, plan.first_seed, KINDS)
     features = encode(plan.model, (asked.scene.image for asked in scenes))
-    pruner, decoder = ocvtp_decoder.load(Path(plan.model))
+    pruner, decoder = decoders.load(Path(plan.model))
     rows = []
     for variant in ("ocvtp", "uniform", "random", "divprune"):
         pipe = Pipeline.load(ready_bundle(plan.model, variant, plan.folder), threads=1)
@@ -265,10 +261,10 @@ def ocvtp(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
             row = {
                 "selection": variant,
                 "keep": keep,
-                "nearest_error": ocvtp_decoder.nearest_error(features, kept),
+                "nearest_error": decoders.nearest_error(features, kept),
             }
             if variant == "ocvtp":
-                row["slot_share"] = ocvtp_decoder.slot_share(pruner, features, keep)
+                row["slot_share"] = decoders.slot_share(pruner, features, keep)
             rows.append(row)
     print(f"\n### OC-VTP: what its tokens tell of the others, {len(scenes)} images\n")
     print(
@@ -285,7 +281,7 @@ def ocvtp(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     )
     print("|---|---|---|---|---|")
     for keep in sorted({row["keep"] for row in rows}, reverse=True):
-        told[keep] = ocvtp_decoder.reconstruction_errors(pruner, decoder, features, keep, grid=grid)
+        told[keep] = decoders.reconstruction_errors(pruner, decoder, features, keep, grid=grid)
         shown = (told[keep][kind] for kind in ("slots", "picks", "uniform", "random"))
         print(f"| {keep} | {' | '.join(f'{error:.3f}' for error in shown)} |")
     return {"selections": rows, "decoder": told}
@@ -311,7 +307,3 @@ CLAIMS: dict[str, Callable[[Plan, argparse.Namespace], Any]] = {
     "sppruner": sppruner,
     "ocvtp": ocvtp,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

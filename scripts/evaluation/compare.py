@@ -15,9 +15,6 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import accuracy_report as report
-from accuracy_bundles import at_budgets, options_of
-from accuracy_scenes import UNPRUNED, Plan, answer, clock, held_out, open_log
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,6 +25,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from evaluation import report
+from evaluation.bundles import at_budgets, options_of
+from evaluation.scenes import UNPRUNED, Plan, answer, clock, held_out, open_log
 from foveate.calib.scenes.questions import HELD_OUT, KINDS
 from foveate.engines.errors import UserError
 from foveate.export import methods
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     document = {"model": args.model, "first_seed": args.first_seed, "layers": layers_of(plan)}
     document |= {"left_out": left_out, "failed": list(failures), "rows": rows}
     if args.docs:
-        from accuracy_docs import write
+        from evaluation.page import write
 
         write(args.docs, document, kinds=plan.kinds, command=["scripts/accuracy.py", *argv])
     print(json.dumps(document, separators=(",", ":")))

@@ -1,8 +1,5 @@
 """Show what every method keeps of one image at one budget, side by side, and what the model then answers.
 
-    python scripts/contact_sheet.py --model scripts/shapes --image docs/scene.png \
-        --question "What letter is on the sign?" --keep 64 --out docs/methods.png
-
 A patch that is kept to the end has its colours. One that the first pruner drops is dim; one that a later
 pruner drops is in between. Bundles are built into ``--work`` once; ``--fresh`` builds them again.
 """
@@ -160,7 +157,3 @@ def save(drawn: Image.Image, path: Path) -> None:
     if path.suffix.lower() == ".png":
         drawn = drawn.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
     drawn.save(path, optimize=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,9 +2,6 @@
 
 It takes the arguments of ``python -m lmms_eval``, and has ``foveate`` among its models.
 
-    ORT_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_TELEMETRY=1 python scripts/lmms_eval_foveate.py \\
-        --model foveate --model_args bundle=bundles/llava,keep=128 --tasks pope,mme
-
 The variables are set here because lmms-eval is imported before foveate, which would set them.
 
 Arguments of the model are ``bundle`` and, optionally, ``keep``, ``engine``, ``threads``, ``system`` ("vicuna"
@@ -15,16 +12,15 @@ question at a time. Images come before the text.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.base import VICUNA, padded
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
 
+from evaluation.benchmarks.base import VICUNA, padded
 from foveate.engines.errors import UserError
 from foveate.runtime.images.image_file import load_image
 from foveate.runtime.llm.generation import Options
@@ -134,12 +130,13 @@ def register() -> None:
     from lmms_eval.models import MODEL_REGISTRY_V2
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    manifest = ModelManifest(model_id="foveate", simple_class_path="lmms_eval_foveate.Foveate")
+    manifest = ModelManifest(model_id="foveate", simple_class_path="evaluation.lmms_eval_model.Foveate")
     MODEL_REGISTRY_V2.register_manifest(manifest, overwrite=True)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run lmms-eval with ``foveate`` among its models."""
     from lmms_eval.__main__ import cli_evaluate
 
     register()
-    sys.exit(cli_evaluate())
+    cli_evaluate()

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import accuracy_report as report
-from accuracy_plots import AXES, plot
+from evaluation import report
+from evaluation.plots import AXES, plot
 
 __all__ = ["write"]
 
@@ -22,18 +22,22 @@ Written by `scripts/accuracy.py`; do not edit. {date}, {machine}:
 {command}
 ```
 
-{asked} questions about held-out scenes (`calib/scenes/questions.py`, seeds from {first_seed} on), the same for every method, to the checkpoint
-`{model}` in float32, through exported graphs and the runtime. An answer counts when it is exactly right. Every method has its
-published defaults. Intervals are Wilson's, 95 %; they are of one case: two methods answered the same questions, so a
-difference between them is surer than their intervals say.
+Every method answered the same {asked} questions about synthetic scenes that the model was not trained
+on (`calib/scenes/questions.py`, seeds from {first_seed} on). The model is the checkpoint `{model}` in
+float32, exported to graphs and run by foveate's runtime. An answer counts only if it is exactly right.
+Every method has its published defaults. The ranges in brackets are Wilson's 95 % intervals of each
+number by itself. All methods answered the same questions, so the difference between two of them is
+known better than these intervals suggest.
 
-The scenes are kinder to a pruner than photographs: things cover a tenth of the image, and the checkpoint's tower was taught
-which patches belong to a thing ([its card](../scripts/shapes/README.md)). The decoder has {layers} layers, so methods that prune
-inside it have fewer places to choose from than in a model of 32.
+The scenes are easier for a pruner than photographs: objects cover a tenth of the image, and the vision
+encoder was trained to tell which patches belong to an object ([model
+card](../scripts/shapes/README.md)). The decoder has {layers} layers, so in-LLM methods have fewer
+places for their cuts than in a model with 32 layers.
 
 ## Overall
 
-Per cent of right answers by the number of visual tokens asked for; the best first, by the mean over budgets.
+Right answers in per cent, by the number of visual tokens that were asked for. The method with the
+highest mean over all budgets comes first.
 
 {overall}
 {left_out}
@@ -45,15 +49,18 @@ Per cent of right answers by the number of visual tokens asked for; the best fir
 {kinds}
 ## What it costs
 
-Tokens are means over the questions, in each part of the decoder between its cuts. FLOPs are the prefill's, computed by
-`runtime/measuring/costs.py` from the tokens that were really there. {clock}
+The columns of tokens give the mean over all questions, for each part of the decoder between its cuts.
+FLOPs are those of prefill, computed by `runtime/measuring/costs.py` from the number of tokens that were
+really kept.
+{clock}
 
 {costs}
 """
 
 _CLOCK = (
-    "Time is from the encoded image to the first token, one thread: medians of prompts that the unpruned model answered in\n"
-    "the same round, and their ratios to it.\n\n![accuracy against time](accuracy-time.png)"
+    "Times are from the encoded image to the first token, on one thread. They are medians over prompts. The\n"
+    "shares compare each with the time of the unpruned model for the same prompt in the same round.\n\n"
+    "![accuracy against time](accuracy-time.png)"
 )
 
 

@@ -1,7 +1,5 @@
 """Measure the accuracy of some methods on held-out scenes, in every precision that ONNX Runtime runs.
 
-    python scripts/accuracy_precision.py --docs docs
-
 All answer the same questions, so each precision is compared with fp32 question by question. A precision is a
 value of ``--precision``, followed by ``+head-SCHEME``, ``+vision-SCHEME`` and ``+prefill-SCHEME`` for parts
 with their own scheme. Answers are stored in ``--work`` as by ``accuracy.py``. Prints a table; the last line
@@ -12,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from accuracy_bundles import ready_bundle
-from accuracy_compare import answer_all
-from accuracy_scenes import UNPRUNED, Plan
 
+from evaluation.bundles import ready_bundle
+from evaluation.compare import answer_all
+from evaluation.scenes import UNPRUNED, Plan
 from foveate.calib.scenes.questions import HELD_OUT, KINDS
 from foveate.engines.ort.backend import onnxruntime
 from foveate.runtime.bundle import loading as bundle
@@ -132,17 +129,17 @@ def table(
 def _page(args: argparse.Namespace, argv: Sequence[str], lines: Sequence[str]) -> str:
     return f"""# Precision and pruning
 
-{args.questions} questions on held-out synthetic scenes, asked of the small checkpoint in `{args.model}` in every precision;
-the methods that prune keep {args.budget} of the visual tokens. Right answers, and in brackets the change against `fp32` in
-points, question by question, with its standard error. ONNX Runtime {onnxruntime.__version__} on the CPU, dialect `ort`; nothing of
-this was run on a GPU. `int4` is rounded to nearest without calibration, its products round activations to int8 (accuracy level
-4); `int8` rounds activations with their range at run time. Head and vision encoder are in float32 unless they are named.
+The small checkpoint `{args.model}` answered {args.questions} questions about synthetic scenes that it
+was not trained on, once in every precision. The methods that prune kept {args.budget} of the visual
+tokens. The table shows right answers. In brackets is the change from `fp32` in points, compared
+question by question, with its standard error. Everything ran in ONNX Runtime {onnxruntime.__version__}
+on the CPU with the dialect `ort`; nothing ran on a GPU.
+
+`int4` weights are rounded to nearest, without calibration, and their products round activations to int8
+(accuracy level 4). `int8` chooses the range of activations at run time. The language model's head and
+the vision encoder are in float32 unless the precision names them.
 
 {chr(10).join(lines)}
 
 Written by `{" ".join(["python", "scripts/accuracy_precision.py", *argv])}`.
 """
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

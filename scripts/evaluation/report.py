@@ -30,7 +30,7 @@ def rows_of(
     """Return a row per budget, the largest first.
 
     ``tokens`` is the number of visual tokens, averaged over layers. ``rows`` is the mean number that enters
-    each part of the decoder. ``prefill`` is what ``accuracy_scenes.clock`` measured.
+    each part of the decoder. ``prefill`` is what ``evaluation.scenes.clock`` measured.
     """
     cases: dict[int, list[Mapping[str, Any]]] = {}
     for record in records:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from accuracy_bundles import ready_bundle, slug
-from accuracy_store import Log, version
 
+from evaluation.bundles import ready_bundle, slug
+from evaluation.store import Log, version
 from foveate.calib.scenes.questions import Question, Scene, make_scene, questions
 from foveate.runtime.bundle.loading import Manifest
 from foveate.runtime.llm.budget import resolve_keep

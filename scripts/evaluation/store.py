@@ -18,7 +18,7 @@ from foveate.runtime.bundle import loading as bundle
 
 __all__ = ["ROOT", "Log", "code_version", "version"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _ANSWERS = ("foveate.runtime.pipeline", "foveate.engines.ort.backend", "foveate.calib.scenes.questions")
 # recorded by torch: no engine reads it, and other versions of torch round differently
 _SKIPPED = ("golden.npz",)

@@ -1,7 +1,5 @@
 """Check that a bundle answers with the same tokens on emulated aarch64 as on this machine.
 
-    python scripts/aarch64.py BUNDLE [--suite bookworm trixie] [--work DIR]          as root
-
 debootstrap makes an arm64 root file system of Debian under qemu's user emulation (Debian 12, bookworm, has
 Python 3.11; 13, trixie, has 3.13). ``foveate pack`` makes a file for it, which is installed in a network
 namespace without interfaces. There the bundle is compiled and checked. Then it answers questions about
@@ -166,7 +164,3 @@ def run(*command: str | Path) -> str:
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))[:200]}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     return done.stdout
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,7 +20,7 @@ from foveate.jetson.planner import roofline
 from foveate.jetson.planner.model_sizes import model
 from foveate.jetson.planner.roofline import Efficiency
 
-FOLDER = Path(__file__).parents[1] / "jetson" / "data"
+FOLDER = Path(__file__).parents[2] / "jetson" / "data"
 _NEW_TOKENS = 32  # rows of the answer in the cache when decode speed was measured; it hardly matters
 
 Row = dict[str, Any]
@@ -123,7 +123,3 @@ def main() -> None:
     if args.write:
         values = {stage: vars(each) for stage, each in found.items()}
         (FOLDER / "efficiency.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

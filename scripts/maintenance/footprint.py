@@ -1,7 +1,5 @@
 """Measure the device side in a fresh environment: size on disk per package, and import times.
 
-    python scripts/footprint.py [--python python3.10] [--runs 10]
-
 The wheel is built from this checkout and installed with its base requirements into a temporary environment.
 Sizes are those of the files that pip recorded, including compiled ``.pyc`` files. Times are medians over
 fresh processes with warm file caches, as wall time and CPU time, minus those of an interpreter that imports
@@ -21,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 IMPORTS = {
     "import numpy": "import numpy",
     "import foveate.runtime.pipeline": "import foveate.runtime.pipeline",
@@ -109,7 +107,3 @@ def less(times: tuple[float, float], idle: tuple[float, float]) -> tuple[float, 
 def run(*command: str | Path) -> str:
     done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,19 +13,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import plan_methods
-import plan_models
-
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.graphs.assemble import missing
 from foveate.export.keys import checkpoint_keys
 from foveate.export.pruning.method import Method
 from foveate.export.spec import ModelSpec
+from maintenance import plan_methods, plan_models
 
 __all__ = ["FILES", "expected", "main"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 _TAPS = {
     "cls_attention": "class-token attention",
@@ -140,6 +138,3 @@ FILES: dict[str, Callable[[str], str]] = {
     "jetson/data/models.json": _table_of_models,
 }
 """Path of a written file -> the function that derives its text from the code and from the current text."""
-
-if __name__ == "__main__":
-    main()

@@ -46,13 +46,17 @@ ACCURACY = 1  # int4 products in float32
 
 HEAD = """# What compiles, and whether its numbers are right
 
-Written by `make matrix` (`scripts/matrix.py`), never by hand: tiny random models of each family, with four decoder layers.
-A number is the largest relative error of any recorded answer, graph by graph, in ONNX Runtime {ort} against torch in
-float32. **Bold**: TensorRT for RTX {rtx} compiled every graph for {targets} (fp8: {fp8});
-with a plus, for {old} as well. `native` is
-for TensorRT from 10.15 on, `primitive` for older ones. **No plan has been run on a GPU**, and full TensorRT has compiled
-none of these: it cannot without one. What a graph rounds of activations in `int8` and `fp8` the reference rounds as well: what a precision
-costs in accuracy is in [precision.md](precision.md)."""
+Written by `make matrix` (`scripts/matrix.py`); do not edit. The models are tiny, random ones of each
+family with four decoder layers.
+
+* A number is the largest relative error over all graphs of a bundle: ONNX Runtime {ort} compared with
+  torch in float32. In `int8` and `fp8` the reference rounds activations as the graph does, so the
+  number shows faults and not the cost of rounding. That cost is in [precision.md](precision.md).
+* **Bold** means that TensorRT for RTX {rtx} compiled every graph for {targets} (fp8: {fp8}). A plus
+  means that it compiled them for {old} as well.
+* `native` is for TensorRT from 10.15 on, `primitive` for older ones, and `ort` for ONNX Runtime.
+* **No plan file has been run on a GPU.** Full TensorRT compiles only on a machine with a GPU, so it has
+  compiled none of these."""
 
 Results = dict[str, dict[str, Any]]
 """Results by ``family/method/precision``.
@@ -256,7 +260,3 @@ def timed(case: tuple[str, str, str]) -> tuple[str, dict[str, Any], float]:
         PARTS[family] = models.family(family).tiny(layers=4)
     found = examine(PARTS[family], family, method, precision, COMPILED)
     return "/".join(case), found, time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    main()

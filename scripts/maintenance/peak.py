@@ -1,8 +1,5 @@
 """Run a command and print its wall time and the peak resident memory of its largest process.
 
-    python scripts/peak.py foveate build --model llava-1.5-7b --method sppruner --load-format dummy
-    sudo python scripts/peak.py --within 11e9 foveate run BUNDLE "What is this?" --image street.jpg
-
 ``--within`` limits the command and its children to that many bytes in all, including mapped files and page
 cache, like a smaller machine. It makes a control group, which needs root. A process that needs more is
 killed; one that maps more than it needs reads pages again. Files that are already in the page cache do not
@@ -64,7 +61,3 @@ def main() -> int:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # kibibytes on Linux
     print(f"{time.monotonic() - start:.1f} s, peak {peak:.2f} GiB: {' '.join(args.command)}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

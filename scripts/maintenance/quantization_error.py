@@ -1,7 +1,5 @@
 """Measure the error of each quantization scheme in a random decoder layer of full size with planted outliers.
 
-    python scripts/quantization_error.py [--factor 30 100] [--hidden 4096 --intermediate 11008 --heads 32]
-
 Trained models have a few channels whose activations are tens of times as large as the others. Random weights
 have none, so outliers are planted in ``--channels`` channels of the layer's input, and in as many of the
 inputs of o and down. Statistics and factors come from four times ``--rows`` rows, errors from ``--rows``
@@ -185,7 +183,3 @@ def rounded_inputs(
     finally:
         for hook in hooks:
             hook.remove()
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,7 +1,5 @@
 """Run ``foveate watch`` on a generated video: check that its memory is flat and that frames are new.
 
-    python scripts/watch_soak.py BUNDLE --minutes 10
-
 Prints resident memory every minute, the answers, and the age of a frame when its answer started. The last
 line is one JSON document.
 """
@@ -84,7 +82,3 @@ def main() -> None:
         "frame_ms": 1000 / _FPS,
     }
     print(json.dumps(document))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,5 @@
 """Time a bundle's language model on the CPU next to llama.cpp and OpenVINO at the same sizes.
 
-    pip install gguf openvino nncf && pip install --no-binary llama-cpp-python llama-cpp-python
-    python scripts/bench_rivals.py BUNDLE [BUNDLE ...] --tokens 640 192 104 --threads 2
-
 The rivals get random weights of the first bundle's sizes: a GGUF file in Q4_0, and a stateful OpenVINO model
 whose weights nncf compressed. They are written to ``--work`` once. Every contender is a process of its own.
 They are measured in turn, round by round, so that a disturbance affects all of them. Prefill is of ``tokens``
@@ -23,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rivals import gguf_file, openvino_file
 
 from foveate.runtime.bundle.compiled import choose, load_engine
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.llm.kv_cache import KVCache
 from foveate.runtime.measuring.bench import environment, resident_bytes
+from speed.rival_models import gguf_file, openvino_file
 
 KINDS = ("llama.cpp-q4_0", "openvino-int4", "openvino-int8")
 _STEPS = 16
@@ -228,7 +225,3 @@ def print_table(found: dict[str, dict[str, Any]], tokens: Sequence[int]) -> None
                 cells.append(f"{statistics.median(times):.{digits}f} ({ends})")
         most = max(sum(row["resident"].values()) for n in tokens for row in rows[str(n)])
         print(f"| {Path(name).name} | {' | '.join(cells)} | {most / 1e9:.2f} |")
-
-
-if __name__ == "__main__":
-    main()

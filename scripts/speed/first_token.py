@@ -1,8 +1,5 @@
 """Time bundles from the image to the first token at several budgets, next to llama.cpp at the same sizes.
 
-    pip install gguf && pip install --no-binary llama-cpp-python llama-cpp-python
-    python scripts/bench_first_token.py BUNDLE [BUNDLE ...] --keep 64 576 --threads 2
-
 llama.cpp cannot prune. It gets random weights of the first bundle's sizes: the language model in Q4_0, and
 LLaVA-1.5's vision encoder in float16. All read the same image and ``--text-tokens`` tokens of text, including
 the chat template, and answer with one token. Every contender is a process of its own. They are measured in
@@ -23,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_rivals import ask, start
 from PIL import Image
-from rivals import gguf_file, projector_file
 
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.measuring.bench import environment, question
 from foveate.runtime.pipeline import Pipeline
+from speed.contenders import ask, start
+from speed.rival_models import gguf_file, projector_file
 
 LLAMA = "llama.cpp-q4_0"
 _SIDES = 480, 640, 3
@@ -145,7 +142,3 @@ def print_table(found: dict[str, dict[str, Any]]) -> None:
             f"| {name} | {row['rows']} | {middle:.2f} ({min(times):.2f}..{max(times):.2f}) "
             f"| {whole / middle:.2f} |"
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,5 @@
 """Measure how the cost of a language model grows with the number of rows, in prefill and in decode.
 
-    python scripts/bench_growth.py BUNDLE --threads 2 --plot docs/growth.png
-
 Prefill is into an empty cache; decode steps follow it. Every length is measured in each round, so that a
 disturbance affects all of them. Curves are fitted to the medians by least squares of relative errors: a + b n
 + c n^2 for prefill, a + b n for a step. The last lines explain them: b of prefill is the products with
@@ -23,12 +21,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-from bench_rivals import Ours
 from matplotlib import pyplot as plt
 
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.measuring import costs
 from foveate.runtime.measuring.bench import environment
+from speed.contenders import Ours
 
 LENGTHS = [64, 128, 256, 512, 1024, 2048, 2880, 4080]
 _STEPS = 8
@@ -132,7 +130,3 @@ def _draw(axes: Any, times: Times, fitted: Sequence[float], scale: float, x: str
     axes.plot(list(times), middles, "o", color="#0072B2")
     axes.set(xlabel=x, ylabel=y, xlim=(0, None), ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
-
-
-if __name__ == "__main__":
-    main()

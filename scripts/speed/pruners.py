@@ -1,7 +1,5 @@
 """Time every pruner by itself: its graph at LLaVA-1.5-7B's widths in ONNX Runtime.
 
-    python scripts/bench_pruners.py --keep 128 --threads 2
-
 Weights and inputs are random (attention has heavy tails, as a class token's has). 2,880 tokens are one image
 of 48 x 60 patches. In-LLM pruners get 64 more tokens of text, and read their layer's weights in
 ``--precision``; int8 is as in bundles with ``--prefill-precision int8``. A method's stages are added up, each
@@ -200,7 +198,3 @@ def print_table(rows: dict[str, list[float]], names: Sequence[str], tokens: Sequ
                 "-" if f is None else f"{f[0] * 1e3:.1f} ({f[1] * 1e3:.1f}..{f[2] * 1e3:.1f})" for f in found
             )
             print(f"| {name} | {' | '.join(cells)} |")
-
-
-if __name__ == "__main__":
-    main()

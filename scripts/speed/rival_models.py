@@ -1,6 +1,6 @@
 """Random models of LLaVA's form as GGUF files and as an OpenVINO model.
 
-``bench_rivals`` and ``bench_first_token`` measure them.
+``speed.contenders`` and ``speed.first_token`` measure them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Run ``foveate bench``, and time ``foveate run`` to its first word with a cold and a warm page cache.
 
-    python scripts/bench.py bundles/llava-1.5-7b.sppruner.int4 --keep 100% 22.2% 11.1% --rounds 5
-
 The bundle must be compiled. Cold means that the bundle's files were dropped from the page cache before (Linux
 only). Python and its libraries stay in it. Prints a table; the last line is one JSON document.
 """
@@ -22,7 +20,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foveate.engines.errors import UserError
 from foveate.runtime.measuring import bench
 
 
@@ -89,10 +86,3 @@ def first_word(bundle: Path, image: Path) -> tuple[float, int]:
     if process.returncode:
         raise SystemExit(process.returncode)
     return seconds, usage.ru_maxrss << 10
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"bench: {error}")

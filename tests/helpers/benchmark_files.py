@@ -1,4 +1,4 @@
-"""Files as benchmarks are published, small; and what ``scripts/benchmarks`` reads of them."""
+"""Files as benchmarks are published, small; and what ``scripts/evaluation/benchmarks`` reads of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import benchmark
 from PIL import Image
+
+from evaluation.benchmarks import benchmark
 
 
 def load(name: str, path: Path):

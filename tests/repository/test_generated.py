@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import generate
 import pytest
 
 from foveate.export import methods
 from foveate.export.graphs.assemble import TEXT_TAPS
 from foveate.export.models import families, family
+from maintenance import generate
 
 
 @pytest.mark.parametrize("name", generate.FILES)

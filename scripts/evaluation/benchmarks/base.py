@@ -41,8 +41,7 @@ class Sample:
 
 
 def find(path: Path, *patterns: str) -> list[Path]:
-    """Return ``path`` if it is a file, else the sorted files below it for the first of ``patterns`` that
-    matches.
+    """Return ``path`` if it is a file, else the sorted files below it of the first pattern that matches.
 
     Raises UserError if there are none.
     """
@@ -56,9 +55,7 @@ def find(path: Path, *patterns: str) -> list[Path]:
 
 
 def read(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a JSON list, JSON lines (with any suffix), a table (.tsv, .csv) or a .parquet
-    file.
-    """
+    """Yield the records of a JSON list, JSON lines (any suffix), a table (.tsv, .csv) or a .parquet file."""
     if file.suffix == ".parquet":
         yield from _parquet(file)
     elif file.suffix in (".tsv", ".csv"):
@@ -106,9 +103,7 @@ def locate(name: str, *folders: Path) -> Path:
 
 
 def padded(image: Image.Image, mean: Sequence[float]) -> tuple[Image.Image, int, int]:
-    """Return the image centred in a square of the colour ``mean`` (0..1), and the position of its upper left
-    corner.
-    """
+    """Return the image centred in a square of the colour ``mean`` (0..1), and its left and top there."""
     side = max(image.size)
     left, top = (side - image.width) // 2, (side - image.height) // 2
     square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))

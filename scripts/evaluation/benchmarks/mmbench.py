@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base import LETTER, Sample, find, image_of, mean, read
-from benchmarks.sheet import write_sheet
+from evaluation.benchmarks.base import LETTER, Sample, find, image_of, mean, read
+from evaluation.benchmarks.xlsx import write_sheet
 
 NEW_TOKENS = 128
 

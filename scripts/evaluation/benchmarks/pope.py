@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base import SHORT, Sample, find, image_of, mean, read
+from evaluation.benchmarks.base import SHORT, Sample, find, image_of, mean, read
 
 NEW_TOKENS = 128
 

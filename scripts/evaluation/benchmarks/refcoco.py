@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base import Sample, find, image_of, mean, read
+from evaluation.benchmarks.base import Sample, find, image_of, mean, read
 
 NEW_TOKENS = 128
 

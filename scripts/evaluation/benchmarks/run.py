@@ -18,13 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from accuracy_store import Log, version
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import NAMES, benchmark
-from benchmarks.base import VICUNA, Sample, padded
+from evaluation.benchmarks import NAMES, benchmark
+from evaluation.benchmarks.base import VICUNA, Sample, padded
+from evaluation.store import Log, version
 from foveate.engines.errors import UserError
 from foveate.runtime.images.image_file import load_image
 from foveate.runtime.images.processor import seen_box
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "benchmark",
-        help=f"Benchmark: {', '.join(NAMES)}. Each file in scripts/benchmarks/ describes its data.",
+        help=f"Benchmark: {', '.join(NAMES)}. docs/benchmarks.md describes their data.",
     )
     parser.add_argument(
         "--data", type=Path, required=True, help="Folder with the benchmark's files, or one of them."
@@ -157,9 +157,7 @@ def _answers(
 
 
 def _seen(pipe: Pipeline, source: Path | bytes, as_is: bool) -> tuple[Any, list[float]]:
-    """Return the encoded image, and the part that the model saw: left, top, right, bottom in the image's
-    pixels.
-    """
+    """Return the encoded image, and the box that the model saw: left, top, right, bottom in pixels."""
     image = load_image(Image.open(BytesIO(source)) if isinstance(source, bytes) else source)
     settings = pipe.manifest.image
     if as_is:

@@ -2,8 +2,6 @@
 
 It keeps its own names. The decoder, which only training needs, is left out.
 
-    python scripts/convert_ocvtp.py weights.pth path/to/checkpoint/ocvtp.safetensors
-
 `foveate build --method ocvtp` accepts either file with --pruner. It finds ocvtp.safetensors beside a
 checkpoint itself.
 """
@@ -11,12 +9,10 @@ checkpoint itself.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-from foveate.engines.errors import UserError
 from foveate.export.checkpoints import pruner_weights
 from foveate.export.methods._ocvtp_network import SlotPruner
 
@@ -36,10 +32,3 @@ def main(argv: list[str] | None = None) -> None:
     pruner_weights.save(network, args.out, torch.float32, {"source": args.source.name})
     count = sum(parameter.numel() for parameter in network.parameters())
     print(f"{args.out}: {count:,} parameters for a tower of width {width}")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -1,9 +1,5 @@
 """Train OC-VTP's pruner for a vision encoder with the published recipe. The model itself is not changed.
 
-    python scripts/train_ocvtp.py --model CHECKPOINT --images path/to/coco/train2017 --out CHECKPOINT
-    python scripts/train_ocvtp.py --model scripts/shapes --out build/ocvtp       # synthetic scenes
-    python scripts/train_ocvtp.py --model qwen2.5-vl-7b --count 20000 --out build/qwen
-
 First the encoder's features of every image are written to WORK/features.npy. Then the pruner and a decoder
 learn to rebuild them from slots. Defaults are the published numbers. The same command continues a run that
 was stopped. OUT gets ocvtp.safetensors, which `foveate build --method ocvtp` finds beside a checkpoint,
@@ -24,14 +20,17 @@ import argparse
 import json
 import math
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from ocvtp_decoder import (
+from torch import Tensor, nn
+
+from foveate.export.checkpoints import pruner_weights
+from foveate.export.methods._ocvtp_network import SlotPruner
+from training.ocvtp.decoder import (
     SEEN,
     Decoder,
     area_weighted_loss,
@@ -41,12 +40,7 @@ from ocvtp_decoder import (
     save_decoder,
     slot_share,
 )
-from ocvtp_features import collect
-from torch import Tensor, nn
-
-from foveate.engines.errors import UserError
-from foveate.export.checkpoints import pruner_weights
-from foveate.export.methods._ocvtp_network import SlotPruner
+from training.ocvtp.features import collect
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -336,10 +330,3 @@ def learning_rate(epoch: float, args: argparse.Namespace) -> float:
     if epoch < args.warmup:
         return args.warmup_lr + (args.lr - args.warmup_lr) * epoch / args.warmup
     return args.lr_min + (args.lr - args.lr_min) * (1 + math.cos(math.pi * epoch / args.epochs)) / 2
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from shapes_data import LABELS
 from torch import Tensor, distributed, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from training.shapes.data import LABELS
 
 
 def device() -> torch.device:

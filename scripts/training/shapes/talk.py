@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
-from shapes_data import GRID
-from shapes_stages import device, normalise, run_layers
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.calib.scenes.questions import KINDS
+from training.shapes.data import GRID
+from training.shapes.stages import device, normalise, run_layers
 
 
 def packed_attention(

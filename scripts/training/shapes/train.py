@@ -1,7 +1,5 @@
 """Train `shapes`, the small checkpoint of the default demo, from scratch.
 
-    python scripts/train_shapes.py --work build/shapes --out build/shapes/checkpoint
-
 or, on two cores that others use too, `torchrun --nproc-per-node 2 scripts/train_shapes.py ...`.
 
 Each stage continues from the one before. `--resume` continues a run that was stopped. The stages:
@@ -25,13 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from shapes_data import GRID, TowerBatches, TurnBatches
-from shapes_model import accuracy, make_clip, make_llava, make_tokenizers, save
-from shapes_stages import TowerLosses, device, fit, processes, rank, say, wait_for_all
-from shapes_talk import Talker, replay
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
+
+from training.shapes.data import GRID, TowerBatches, TurnBatches
+from training.shapes.model import accuracy, make_clip, make_llava, make_tokenizers, save
+from training.shapes.stages import TowerLosses, device, fit, processes, rank, say, wait_for_all
+from training.shapes.talk import Talker, replay
 
 
 @dataclass(frozen=True)
@@ -232,7 +231,3 @@ def report(args: argparse.Namespace) -> None:
         print(f"{kind:10s} {row['right']:5d} of {row['asked']:5d}  {share}")
     (args.out / "accuracy.json").write_text(json.dumps(table, indent=2) + "\n")
     print(f"evaluate  {time.time() - began:.0f}s")
-
-
-if __name__ == "__main__":
-    main()

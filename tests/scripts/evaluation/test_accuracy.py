@@ -9,17 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import accuracy
-import accuracy_scenes
-import accuracy_store
 import pytest
-from accuracy_bundles import _builders, at_budgets
-from accuracy_report import by_budget, by_kind, costs_table, rows_of, wilson
-from accuracy_scenes import held_out
-from accuracy_store import Log
 
+from evaluation import scenes, store
+from evaluation.bundles import _builders, at_budgets
+from evaluation.report import by_budget, by_kind, costs_table, rows_of, wilson
+from evaluation.scenes import held_out
+from evaluation.store import Log
 from foveate.calib.scenes.questions import HELD_OUT, KINDS
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 
 
 def test_questions_are_numbered_within_their_scene_and_chosen_by_kind():
@@ -49,14 +48,14 @@ def test_a_log_drops_what_a_crash_cut_short_and_goes_on(tmp_path):
 def test_code_is_the_same_without_its_comments_and_another_when_something_it_imports_changes(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(accuracy_store, "ROOT", tmp_path)
+    monkeypatch.setattr(store, "ROOT", tmp_path)
     (tmp_path / "runtime").mkdir()
     top, below = tmp_path / "runtime/top.py", tmp_path / "runtime/below.py"
 
     def version(first: str, second: str) -> str:
         top.write_text(first)
         below.write_text(second)
-        return accuracy_store.code_version("foveate.runtime.top")
+        return store.code_version("foveate.runtime.top")
 
     plain = version("from foveate.runtime import below\nx = below.y\n", "y = 1\n")
     assert (
@@ -139,7 +138,7 @@ def test_tables_put_the_best_first_and_miss_no_case():
 
 def test_labels_move_apart_and_stay_in_order():
     pytest.importorskip("matplotlib")
-    from accuracy_plots import _apart
+    from evaluation.plots import _apart
 
     moved = _apart([1.0, 1.0, 1.1, 9.0], 2.0)
     assert all(b - a >= 2 - 1e-6 for a, b in pairwise(moved))
@@ -186,21 +185,21 @@ def test_from_a_checkpoint_to_tables(tiny, tmp_path, capsys):
 
 
 def test_nothing_is_asked_twice_and_nothing_taken_from_another_version(tiny, monkeypatch):
-    plan = accuracy_scenes.Plan(tiny[1], Path(tiny[3]), ("50%", "3"), 9, tuple(KINDS), HELD_OUT)
-    first = accuracy_scenes.answer(plan, "uniform")
-    asked, generate = [], accuracy_scenes.Pipeline.generate
+    plan = scenes.Plan(tiny[1], Path(tiny[3]), ("50%", "3"), 9, tuple(KINDS), HELD_OUT)
+    first = scenes.answer(plan, "uniform")
+    asked, generate = [], scenes.Pipeline.generate
 
     def counted(*args, **options):
         asked.append(options["keep"])
         return generate(*args, **options)
 
-    monkeypatch.setattr(accuracy_scenes.Pipeline, "generate", counted)
+    monkeypatch.setattr(scenes.Pipeline, "generate", counted)
     told = []
-    assert accuracy_scenes.answer(plan, "uniform", told.append) == first
+    assert scenes.answer(plan, "uniform", told.append) == first
     assert asked == [] and sum(told) == len(first) == 18
-    log, _ = accuracy_scenes.open_log(plan, "uniform")
+    log, _ = scenes.open_log(plan, "uniform")
     log.path.rename(log.path.with_name("uniform.000000000000.jsonl"))
-    assert accuracy_scenes.answer(plan, "uniform") == first and sorted(asked) == [3] * 9 + [8] * 9
+    assert scenes.answer(plan, "uniform") == first and sorted(asked) == [3] * 9 + [8] * 9
 
 
 def test_the_script_finds_its_neighbours_when_it_is_run_by_path():

@@ -1,4 +1,4 @@
-"""scripts/benchmarks: boxes are read and scored, what is missing is named, and all of it from the command to scores."""
+"""scripts/evaluation/benchmarks: boxes are read and scored, what is missing is named, and all of it from the command to scores."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import accuracy
 import pytest
 from benchmark_files import draw, load, parquet, png, write
-from benchmarks import benchmark, run
-from benchmarks.base import padded, read
 from PIL import Image
 
+from evaluation.benchmarks import benchmark, run
+from evaluation.benchmarks.base import padded, read
 from foveate.engines.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""scripts/benchmarks, answered by a letter: the published files are read, and scored by hand-computed examples."""
+"""scripts/evaluation/benchmarks, answered by a letter: the published files are read, and scored by hand-computed examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 from benchmark_files import draw, load, parquet, png, write
-from benchmarks.mmbench import letter as found
+
+from evaluation.benchmarks.mmbench import letter as found
 
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 

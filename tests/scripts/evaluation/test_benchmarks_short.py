@@ -1,10 +1,11 @@
-"""scripts/benchmarks, answered by a word or a phrase: the published files are read, and scored by hand-computed examples."""
+"""scripts/evaluation/benchmarks, answered by a word or a phrase: the published files are read, and scored by hand-computed examples."""
 
 from __future__ import annotations
 
 import pytest
 from benchmark_files import draw, load, parquet, png, write
-from benchmarks.textvqa import processed
+
+from evaluation.benchmarks.textvqa import processed
 
 SHORT = "\nAnswer the question using a single word or phrase."
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import claims
 import numpy as np
 import pytest
-from accuracy_bundles import options_of
 
+from evaluation import claims
+from evaluation.bundles import options_of
 from foveate.calib.scenes.questions import HELD_OUT, KINDS
 from foveate.export import methods
 

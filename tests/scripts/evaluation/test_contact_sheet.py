@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import contact_sheet
 import numpy as np
 import pytest
 from PIL import Image
+
+from evaluation import contact_sheet
 
 SETTINGS = {"kind": "clip", "resize": [40, 40], "size": [40, 40]}
 

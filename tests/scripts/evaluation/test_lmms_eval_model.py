@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import abc
+import importlib
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType
 
 import numpy as np
 import pytest
-from benchmarks.base import padded
 from PIL import Image
 
+from evaluation.benchmarks.base import padded
 from foveate.engines.errors import UserError
 
 
@@ -106,11 +107,10 @@ def adapter(monkeypatch):
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "lmms_eval_foveate", raising=False)
-    import lmms_eval_foveate
-
-    yield lmms_eval_foveate
-    sys.modules.pop("lmms_eval_foveate")
+    monkeypatch.delitem(sys.modules, "evaluation.lmms_eval_model", raising=False)
+    lmms_eval_model = importlib.import_module("evaluation.lmms_eval_model")
+    yield lmms_eval_model
+    sys.modules.pop("evaluation.lmms_eval_model")
 
 
 def request(context: str, images: list, **settings) -> Instance:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from accuracy_bundles import options_of, precision_of
-from accuracy_precision import _cell, table
 
+from evaluation.bundles import options_of, precision_of
+from evaluation.precision import _cell, table
 from foveate.export.bundling.precision import Precision
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import matrix
-
 from foveate.export import methods
+from maintenance import matrix
 
 
 def test_every_method_and_precision_is_a_case_of_every_family() -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "quantization_error.py"
+SCRIPT = Path(__file__).parents[3] / "scripts" / "quantization_error.py"
 
 
 def test_calibration_helps_where_there_are_outliers():

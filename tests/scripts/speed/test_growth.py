@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-import bench_growth
 import pytest
 
 from foveate.jetson.planner import model_sizes
 from foveate.runtime.measuring import costs
+from speed import growth
 
 SIZES = model_sizes.model("llava-1.5-7b").decoder
 LAYERS = SIZES["num_layers"]
@@ -19,8 +19,8 @@ def test_rates_are_those_that_the_times_were_made_of():
     prefill = {n: [costs.prefill_flops(SIZES, ((LAYERS, n),), 0) / 1e11] * 3 for n in (64, 256, 1024, 4096)}
     row = costs.cache_bytes(SIZES, ((LAYERS, 1),), 0, "float32")
     step = {n: [0.01 + n * row / 1e10] * 3 for n in (64, 256, 1024, 4096)}
-    fits = {"prefill": bench_growth.fit(prefill, 2), "step": bench_growth.fit(step, 1)}
-    lines = bench_growth.explain(SIZES, fits)
+    fits = {"prefill": growth.fit(prefill, 2), "step": growth.fit(step, 1)}
+    lines = growth.explain(SIZES, fits)
     assert "100 GFLOP/s in products" in lines[0] and "100 GFLOP/s in attention" in lines[1]
     assert lines[2].startswith("step: 10.0 ms") and "10.0 GB/s" in lines[2]
 
@@ -28,7 +28,7 @@ def test_rates_are_those_that_the_times_were_made_of():
 def test_a_bundle_is_measured_and_drawn(uniform_bundle, tmp_path, monkeypatch, capsys):
     command = ["bench_growth.py", str(uniform_bundle), "--lengths", "8", "16", "32", "64", "--rounds", "2"]
     monkeypatch.setattr("sys.argv", [*command, "--plot", str(tmp_path / "growth.png")])
-    bench_growth.main()
+    growth.main()
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [len(found["prefill"][n]) for n in ("8", "16", "32", "64")] == [2, 2, 2, 2]
     assert min(min(rounds) for rounds in found["step"].values()) > 0
@@ -38,4 +38,4 @@ def test_a_bundle_is_measured_and_drawn(uniform_bundle, tmp_path, monkeypatch, c
 @pytest.mark.parametrize("degree", [1, 2])
 def test_a_fit_goes_through_what_it_can(degree):
     times = {n: [sum(0.5 * n**power for power in range(degree + 1))] for n in (1, 2, 5, 9)}
-    assert bench_growth.fit(times, degree) == pytest.approx([0.5] * (degree + 1))
+    assert growth.fit(times, degree) == pytest.approx([0.5] * (degree + 1))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-import bench_pruners
 import pytest
+
+from speed import pruners
 
 
 @pytest.mark.slow
@@ -22,7 +23,7 @@ def test_methods_before_and_inside_the_language_model(monkeypatch, capsys, tmp_p
         "2",
     ]
     monkeypatch.setattr("sys.argv", [*command, "--work", str(tmp_path)])
-    bench_pruners.main()
+    pruners.main()
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     middle, fastest, slowest = found["seconds"]["fastv 576"]
     assert set(found["seconds"]) == {"fastv 576", "uniform 576"}

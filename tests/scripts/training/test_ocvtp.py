@@ -7,10 +7,17 @@ import math
 from pathlib import Path
 
 import numpy as np
-import ocvtp_features
 import pytest
 import torch
-from ocvtp_decoder import (
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from foveate.calib.scenes.questions import HELD_OUT, make_scene
+from foveate.engines.errors import UserError
+from foveate.export.methods._ocvtp_network import SlotPruner
+from training.ocvtp import features
+from training.ocvtp.decoder import (
     Decoder,
     _looking_at,
     area_weighted_loss,
@@ -20,17 +27,10 @@ from ocvtp_decoder import (
     reconstruction_errors,
     slot_share,
 )
-from ocvtp_features import FIRST_SCENE, collect, encode
-from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
-from train_ocvtp import Training, arguments, learning_rate
+from training.ocvtp.features import FIRST_SCENE, collect, encode
+from training.ocvtp.train import Training, arguments, learning_rate
 
-from foveate.calib.scenes.questions import HELD_OUT, make_scene
-from foveate.engines.errors import UserError
-from foveate.export.methods._ocvtp_network import SlotPruner
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 SHAPES = SCRIPTS / "shapes"
 SMALL = ["--count", "7", "--epochs", "2", "--batch", "3", "--slots", "3", "5", "--validation-slots", "4"]
 SMALL += ["--train-share", "0.6", "--decoder-layers", "1", "--decoder-inner", "32", "--threads", "1"]
@@ -133,7 +133,7 @@ def test_gradients_take_the_bi_level_path():
 
 
 def test_training_stops_and_goes_on_to_the_same_weights(tmp_path, capsys):
-    from train_ocvtp import main
+    from training.ocvtp.train import main
 
     main([*SMALL, "--work", str(tmp_path / "whole")])
     whole = load_file(tmp_path / "whole" / "ocvtp.safetensors")
@@ -207,23 +207,23 @@ def test_features_go_on_where_they_stopped(tmp_path, monkeypatch):
     options = {"layer": None, "work": tmp_path}
     read = []
 
-    class Slow(ocvtp_features.Encoder):
+    class Slow(features.Encoder):
         def __call__(self, image):
             read.append(image)
             if len(read) == 3:
                 raise KeyboardInterrupt
             return super().__call__(image)
 
-    monkeypatch.setattr(ocvtp_features, "Encoder", Slow)
-    monkeypatch.setattr(ocvtp_features, "NOTED", 2)
+    monkeypatch.setattr(features, "Encoder", Slow)
+    monkeypatch.setattr(features, "NOTED", 2)
     with pytest.raises(KeyboardInterrupt):
-        ocvtp_features.collect(str(SHAPES), None, 4, deadline=math.inf, **options)
-    ocvtp_features.collect(str(SHAPES), None, 4, deadline=math.inf, **options)
+        features.collect(str(SHAPES), None, 4, deadline=math.inf, **options)
+    features.collect(str(SHAPES), None, 4, deadline=math.inf, **options)
     assert len(read) == 3 + 2 and json.loads((tmp_path / "features.json").read_text())["done"] == 4
     table = np.load(tmp_path / "features.npy")
     monkeypatch.undo()
-    scene = make_scene(ocvtp_features.FIRST_SCENE + 2)
-    again = ocvtp_features.encode(str(SHAPES), [scene.image])[0].numpy()
+    scene = make_scene(features.FIRST_SCENE + 2)
+    again = features.encode(str(SHAPES), [scene.image])[0].numpy()
     np.testing.assert_allclose(table[2], again, atol=2e-3, rtol=2e-3)
 
 
@@ -253,7 +253,7 @@ def test_a_slot_that_looks_at_one_token_holds_nothing_of_the_others():
 
 
 def test_the_published_file_becomes_safetensors(tmp_path, capsys):
-    from convert_ocvtp import main
+    from training.ocvtp.convert import main
 
     torch.manual_seed(0)
     values = dict(SlotPruner(32).reset().named_parameters())

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ocvtp_features import FIRST_SCENE, collect
 from qwen import SPECIAL
 from safetensors import safe_open
-from train_ocvtp import main
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 from transformers.vision_utils import get_vision_window_index
 
@@ -22,8 +20,10 @@ from foveate.export.build import main as build
 from foveate.export.checkpoints import pruner_weights
 from foveate.export.checkpoints.random_weights import byte_tokenizer
 from foveate.export.graphs.assemble import assemble
+from training.ocvtp.features import FIRST_SCENE, collect
+from training.ocvtp.train import main
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 SMALL = ["--count", "7", "--epochs", "2", "--batch", "3", "--slots", "3", "5", "--validation-slots", "4"]
 SMALL += ["--train-share", "0.6", "--decoder-layers", "1", "--decoder-inner", "32", "--threads", "1"]
 SMALL += ["--side", "6"]

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from shapes_data import TurnBatches, patch_owner
-from shapes_model import PROMPT, accuracy
-from shapes_talk import Talker
 
 from foveate.calib.scenes.questions import HELD_OUT, KINDS, make_scene, questions
+from training.shapes.data import TurnBatches, patch_owner
+from training.shapes.model import PROMPT, accuracy
+from training.shapes.talk import Talker
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 SHAPES = SCRIPTS / "shapes"
 
 

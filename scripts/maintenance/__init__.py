@@ -1,0 +1,9 @@
+"""Care of the repository: generated files, and checks that are not tests.
+
+generate, plan_methods, plan_models   scripts/generate.py: pages and data files that follow from the code
+matrix               scripts/matrix.py and docs/engines-matrix.md: every method, family and dialect
+fit_plan             scripts/fit_plan.py: the efficiencies of foveate plan
+footprint, peak      scripts/footprint.py, scripts/peak.py: installed size, import time, peak memory
+quantization_error   scripts/quantization_error.py: the error of each scheme in a layer of full size
+aarch64, watch_soak  scripts/aarch64.py, scripts/watch_soak.py: an emulated arm64 Debian
+"""
