@@ -1,7 +1,7 @@
 """``make generated``: write every page and data file that is derived from the code.
 
-``tests/repository/test_generated.py`` compares them. In README only the text between ``<!-- generated: NAME -->`` and
-``<!-- end -->`` is written.
+``tests/repository/test_generated.py`` compares them. In README only the text between
+``<!-- generated: NAME -->`` and ``<!-- end -->`` is written.
 """
 
 from __future__ import annotations
