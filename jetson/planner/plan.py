@@ -179,7 +179,9 @@ def _parser() -> argparse.ArgumentParser:
         help='Number or share of visual tokens to keep per image, e.g. 128 or "22.2%%" '
         "(default: the bundle's, else 22.2%%; method none keeps all).",
     )
-    parser.add_argument("--device", required=True, help=f"Device to plan for: {', '.join(devices.DEVICES)}.")
+    parser.add_argument(
+        "--device", required=True, help=f"Device to plan for: {', '.join(devices.DEVICES)} (required)."
+    )
     parser.add_argument(
         "--ttft",
         type=float,

@@ -95,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         "--first-seed",
         type=int,
         default=HELD_OUT,
-        help=f"Seed of the first scene (default: {HELD_OUT}). "
-        "Tune options on other seeds than those reported.",
+        help="Seed of the first scene. Tune options on other seeds than those that are reported "
+        f"(default: {HELD_OUT}).",
     )
     parser.add_argument(
         "--clock",

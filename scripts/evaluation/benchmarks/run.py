@@ -66,9 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"Benchmark: {', '.join(NAMES)}. docs/benchmarks.md describes their data.",
     )
     parser.add_argument(
-        "--data", type=Path, required=True, help="Folder with the benchmark's files, or one of them."
+        "--data",
+        type=Path,
+        required=True,
+        help="Folder with the benchmark's files, or one of them (required).",
     )
-    parser.add_argument("--bundle", type=Path, required=True, help="Folder of a compiled bundle.")
+    parser.add_argument("--bundle", type=Path, required=True, help="Folder of a compiled bundle (required).")
     parser.add_argument(
         "--keep", nargs="+", help="Budgets to compare, as in foveate run (default: the bundle's)."
     )

@@ -85,14 +85,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         nargs="+",
         default=[16, 32, 64, 128],
-        help="Numbers of slots; one is drawn in each step.",
+        help="Numbers of slots; each step draws one of them (default: 16 32 64 128).",
     )
-    add("--epochs", type=int, default=30)
+    add("--epochs", type=int, default=30, help="Number of passes over all images (default: 30).")
     add("--warmup", type=int, default=4, help="Epochs in which the learning rate rises (default: 4).")
-    add("--lr", type=float, default=1e-3)
+    add("--lr", type=float, default=1e-3, help="Largest learning rate (default: 0.001).")
     add("--warmup-lr", type=float, default=1e-6, help="Learning rate at the start (default: 1e-6).")
     add("--lr-min", type=float, default=1e-8, help="Learning rate at the end (default: 1e-8).")
-    add("--batch", type=int, default=12)
+    add("--batch", type=int, default=12, help="Number of images in a step (default: 12).")
     add("--clip", type=float, default=1.0, help="Largest norm of the gradient (default: 1).")
     add(
         "--train-share",
@@ -100,11 +100,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=0.95,
         help="Share of images to train on; the others validate (default: 0.95).",
     )
-    add("--validation-slots", type=int, default=64)
+    add("--validation-slots", type=int, default=64, help="Number of slots in validation (default: 64).")
     add("--patience", type=int, default=5, help="Epochs without improvement before it stops (default: 5).")
-    add("--seed", type=int, default=42)
-    add("--decoder-layers", type=int, default=4)
-    add("--decoder-heads", type=int, default=4)
+    add("--seed", type=int, default=42, help="Seed of weights and draws (default: 42).")
+    add("--decoder-layers", type=int, default=4, help="Number of layers of the decoder (default: 4).")
+    add("--decoder-heads", type=int, default=4, help="Number of its attention heads (default: 4).")
     add(
         "--decoder-inner",
         type=int,
@@ -117,8 +117,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="Probability that the decoder sees a random number of tokens (default: 0.5).",
     )
     add("--seen", type=int, default=SEEN, help=f"Number of tokens that it sees otherwise (default: {SEEN}).")
-    add("--area-power", type=float, default=0.5)
-    add("--area-cap", type=float, default=10.0)
+    add(
+        "--area-power",
+        type=float,
+        default=0.5,
+        help="Power by which the loss weighs small slots more than large ones (default: 0.5).",
+    )
+    add("--area-cap", type=float, default=10.0, help="Largest weight of a slot in the loss (default: 10).")
     add(
         "--dtype",
         choices=("float32", "float16"),
