@@ -130,7 +130,7 @@ class Statistics:
 
         After smoothing the range is the maximum, as in SmoothQuant: the channels are then even, so the
         largest values count as much as others, and clipping them was worse in every measurement
-        (docs/measurements.md).
+        (docs/decisions/0010).
         """
         tensors = {name: value for name, value in self.tensors.items() if not name.endswith(KINDS)}
         for name, factor in self.factors(kind).items():

@@ -22,7 +22,7 @@ MANY = 8
 """Smallest number of new rows for which the engine for many rows runs.
 
 On an AVX2 machine int8 products are as fast as int4 ones at 4 rows, and 1.3 times as fast at 8
-(docs/measurements.md)."""
+(docs/measurements/cpu-speed.md)."""
 
 
 class ByRows:

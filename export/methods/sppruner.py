@@ -54,7 +54,8 @@ class Method(method.Method):
     """Focus and context. The module's docstring explains the options that are missing here.
 
     * ``relevance``: "embeddings" of the language model, "clip" (joint image-text space) or "none". The
-      default is "embeddings", which kept the most accuracy on ``shapes`` (docs/measurements.md).
+      default is "embeddings", which kept the most accuracy on ``shapes``
+      (docs/measurements/accuracy-of-shapes.md).
     * ``sign``: "auto" is positive for embeddings and negative for CLIP, whose patches point away from what
       they show (found by CDPruner and TRIM).
     * ``layer``: vision layer of the saliency; -1 is the layer that gives the features.

@@ -15,8 +15,8 @@ is kept. The rest is estimated:
   differ.
 * Build: 0.5 GiB and 2.7 times the weights of the largest graph. With that much memory TensorRT for RTX 1.7
   compiled LLaVA-1.5-7B's language model in int4, whole and cut in 2 and 4. With 12 to 17 % less it failed
-  (docs/measurements.md). The scratch is added, since the builder runs what it times on the device. That part
-  was not measured.
+  (docs/measurements/tensorrt-rtx.md). The scratch is added, since the builder runs what it times on the
+  device. That part was not measured.
 """
 
 from __future__ import annotations
