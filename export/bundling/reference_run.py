@@ -13,7 +13,6 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ from foveate.runtime.llm.decoder import VisualTokens, axes_of, positions_of
 from foveate.runtime.llm.segment import Chunk
 from foveate.runtime.overflow import FLOAT16_MAX
 
-__all__ = ["Facts", "Question", "record", "sample_size"]
+__all__ = ["Facts", "Question", "record"]
 
 FORCED_TOKENS = 32
 MOST_KEPT = 32
@@ -105,17 +104,6 @@ def record(
     return (
         arrays | {"llm.tokens": forced} | _language(graphs[language:], weights, rows, prompt, facts, ranges)
     )
-
-
-def sample_size(settings: dict[str, Any]) -> tuple[int, int]:
-    """Return width and height of the recorded image. If sizes vary it is a small one, with some padding."""
-    if settings["kind"] == "windows":
-        side = settings["patch"] * settings["merge"] * settings["window"]
-        return side * 3 // 2, side  # some windows are full, others are not
-    if settings["kind"] == "clip":
-        return settings["size"][1], settings["size"][0]
-    height, width = min(settings["pinpoints"], key=lambda point: point[0] * point[1])
-    return width, height * 4 // 5
 
 
 def _visual(values: dict[str, Tensor], view: Tensor, places: np.ndarray) -> tuple[Tensor, np.ndarray]:

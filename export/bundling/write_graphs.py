@@ -35,7 +35,7 @@ from foveate.export.networks.decoder import Decoder, rope_tables
 from foveate.export.pruning.combined import Pair
 from foveate.export.pruning.method import Method
 from foveate.export.spec import Parts, Weights
-from foveate.runtime.images.token_layout import layout
+from foveate.runtime.images.processor import image_processor
 from foveate.runtime.overflow import FLOAT16_MAX
 from foveate.runtime.text.chat_prompt import ChatTokenizer, ImageSlot, Turn, clip_segments, load_tokenizer
 
@@ -232,7 +232,8 @@ def write_golden(
     ranges = Ranges()
     one_axis = parts.spec.decoder.position_axes == 1
     renumbers = method.inside is not None and method.inside.position_mode == "compact" and one_axis
-    plan = layout(reference_run.sample_size(parts.image), parts.image, parts.spec.vision.grid)
+    images = image_processor(parts.image)
+    plan = images.token_layout(images.reference_size(), parts.spec.vision.grid)
     whole = method.before is not None and method.before.whole
     facts = reference_run.Facts(plan, method.budgets(parts.spec), renumbers, whole)
     question = _question(root, parts, graphs)

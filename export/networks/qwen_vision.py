@@ -1,7 +1,7 @@
 """The vision encoder of Qwen2.5-VL: one graph for images of every size.
 
 The four patches of a token stay together throughout, and tokens are ordered by window, so most of the work is
-on plain rows. The host makes index tensors for each image (``runtime.images.token_layout``): the row and
+on plain rows. The host makes index tensors for each image (``runtime.images.windows``): the row and
 column of each token for the rotary embedding, and the windows of 4 x 4 tokens. All layers but a few attend
 within windows. Windows form a batch, and windows at the image's edges are padded. No mask has a number per
 pair of patches of the whole image.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.engines.errors import UserError
-from foveate.runtime.images.token_layout import layout
+from foveate.runtime.images.processor import image_processor
 
 __all__ = ["PHOTO", "read"]
 
@@ -65,13 +65,11 @@ def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
         "patch_size": v["patch_size"],
         "patches": side**2,
     }
-    tiles = {"kind": "anyres", "tile": v["image_size"], "pinpoints": config.get("image_grid_pinpoints")}
-    image = tiles if tiles["pinpoints"] else {"kind": "clip"}
-    return {
-        "vision": vision,
-        "visual_tokens": layout(PHOTO, image, (side, side)).total,
-        "any_size": image is tiles,
-    }
+    tokens, pinpoints = side**2, config.get("image_grid_pinpoints")
+    if pinpoints:
+        tiles = image_processor({"kind": "anyres", "tile": v["image_size"], "pinpoints": pinpoints})
+        tokens = tiles.token_layout(PHOTO, (side, side)).total
+    return {"vision": vision, "visual_tokens": tokens, "any_size": bool(pinpoints)}
 
 
 def _merged(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from foveate.engines.errors import UserError, unknown
 from foveate.jetson.planner import model_config
 from foveate.jetson.planner.model_config import PHOTO
 from foveate.runtime.bundle.loading import Manifest, load
-from foveate.runtime.images.token_layout import layout
+from foveate.runtime.images.processor import image_processor
 from foveate.runtime.llm.budget import Keep, resolve_keep
 from foveate.runtime.measuring import costs
 
@@ -165,7 +165,7 @@ def model(
     path = Path(name)
     if path.is_dir() and (path / "bundle.json").is_file():
         manifest = _of_bundle(path)
-        any_size = manifest.image["kind"] != "clip"
+        any_size = image_processor(manifest.image).varies
     else:
         path = path / "config.json" if path.is_dir() else path
         row = _of_config(path) if path.is_file() else _row(name)
@@ -259,5 +259,5 @@ def _of_bundle(path: Path) -> Manifest:
             "| build it again, or foveate plan --model ... --method ...",
             code=2,
         )
-    tokens = layout(PHOTO, manifest.image, manifest.grid).total
+    tokens = image_processor(manifest.image).token_layout(PHOTO, manifest.grid).total
     return replace(manifest, num_visual_tokens=min(tokens, manifest.num_visual_tokens))

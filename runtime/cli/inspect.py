@@ -17,6 +17,7 @@ from foveate.runtime.bundle import licence
 from foveate.runtime.bundle.compiled import Plan, plans
 from foveate.runtime.bundle.loading import Bundle, Manifest, load
 from foveate.runtime.cli import Parser, options
+from foveate.runtime.images.processor import image_processor
 from foveate.runtime.llm.generation import Generation
 from foveate.runtime.measuring import costs
 from foveate.runtime.overflow import FLOAT16_MAX
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
         )
     bundle = load(args.bundle, progress=lambda name: options.say(f"checking {name}"))
     facts = describe(bundle, args.text_tokens)
-    print(json.dumps(facts) if args.json else "\n".join(_lines(facts)))
+    print(json.dumps(facts) if args.json else "\n".join(_lines(facts, _image(bundle.manifest))))
     return 0
 
 
@@ -198,18 +199,11 @@ def _engine_lines(engine: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _image(facts: dict[str, Any]) -> str:
-    number, (rows, columns) = facts["visual_tokens"], facts["grid"]
-    if facts["image"] == "anyres":
-        return f"up to {number} visual tokens in tiles of {rows} x {columns}, and newlines"
-    if facts["image"] == "windows":
-        return (
-            f"up to {number} visual tokens, images of more than {facts['max_pixels']} pixels are scaled down"
-        )
-    return f"{number} visual tokens, {rows} x {columns}"
+def _image(manifest: Manifest) -> str:
+    return image_processor(manifest.image).summary(manifest.num_visual_tokens, manifest.grid)
 
 
-def _lines(facts: dict[str, Any]) -> list[str]:
+def _lines(facts: dict[str, Any], image: str) -> list[str]:
     method = facts["method"]
     chosen = ", ".join(f"{name}={value}" for name, value in method["options"].items()) or "no options"
     fixed = "" if (keep := method.get("fixed_keep")) is None else f", always {keep} visual tokens"
@@ -219,7 +213,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         *(f"{'licence':<12}{line}" for line in licence.lines(facts["licence"])),
         f"{'method':<12}{method['name']} ({chosen}), positions {method['position_mode']}{fixed}",
         f"{'precision':<12}{', '.join(f'{part} {kind}' for part, kind in facts['precision'].items())}",
-        f"{'image':<12}{_image(facts)}",
+        f"{'image':<12}{image}",
         f"{'decoder':<12}{', '.join(f'{name} {value}' for name, value in facts['decoder'].items())}",
         *_answer_lines(facts["answers"]),
     ]

@@ -98,13 +98,13 @@ def _overlay(pipe: Pipeline, images: list[ImageSource], answer: Answer, target: 
     """Save one file per image: OUT.png, OUT-2.png, ..."""
     from foveate.runtime.images.overlay import draw_stages, save_overlay
 
-    manifest = pipe.manifest
+    manifest, processor = pipe.manifest, pipe.vision.processor
     for number, image in enumerate(images):
         path = target if number == 0 else target.with_name(f"{target.stem}-{number + 1}{target.suffix}")
         stages, plan = answer.stages[number] or {"pruner": answer.kept[number]}, answer.layouts[number]
         stages = {name: plan.on_finest(kept) for name, kept in stages.items()}
         owner = plan.owned(answer.owners[number])
-        drawn = draw_stages(image, stages, plan.finest, manifest.image, owner, manifest.cuts, plan.total)
+        drawn = draw_stages(image, stages, plan.finest, processor, owner, manifest.cuts, plan.total)
         save_overlay(drawn, path)
         options.say(f"overlay: {path}")
 

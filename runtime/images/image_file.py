@@ -13,6 +13,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from functools import cached_property
 from os import PathLike
 
 import numpy as np
@@ -20,65 +21,118 @@ from PIL import ExifTags, Image, ImageOps
 
 from foveate.engines.errors import UserError
 from foveate.runtime.images.image_source import EncodedImage, ImageSource, read_once, short
+from foveate.runtime.images.token_layout import Size
 
-__all__ = ["load_image", "size_of"]
+__all__ = ["ImageReader", "load_image", "size_of"]
 
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands, found at byte 8
 
 
-def load_image(source: ImageSource) -> Image.Image:
-    """Return the image, upright, in mode RGB.
+class ImageReader:
+    """Reads an image once: opens it when its size or its pixels are first asked for, and decodes it once.
 
-    Raises UserError for a source that is missing, not an image, damaged, or larger than Pillow's limit
-    against decompression bombs (``Image.MAX_IMAGE_PIXELS``, 89 megapixels by default). A pipe or an open file
-    is read to its end.
+    A pipe or an open file is read to its end when the reader is made. That raises UserError for a source
+    that is missing. ``size`` and ``load`` raise UserError for one that is not an image, damaged, or larger
+    than Pillow's limit against decompression bombs (``Image.MAX_IMAGE_PIXELS``, 89 megapixels by default).
     """
-    if isinstance(source, Image.Image):
-        return _rgb(_upright(source))
-    if isinstance(source, np.ndarray):
-        return _rgb(_from_array(source))
-    with _reading(read_once(source)) as image:
-        return _rgb(_upright(image))
+
+    def __init__(self, source: ImageSource) -> None:
+        source = read_once(source)
+        self._file = source if not isinstance(source, (Image.Image, np.ndarray)) else None
+        self._opened = _from_array(source) if isinstance(source, np.ndarray) else None
+        if isinstance(source, Image.Image):
+            self._opened = source
+        self._pixels: Image.Image | None = None
+
+    @cached_property
+    def size(self) -> Size:
+        """Return width and height of the upright image. A file is not decoded."""
+        with self._opening() as image:
+            if image.getexif().get(ExifTags.Base.Orientation) not in (5, 6, 7, 8):
+                return image.size
+            # Pillow turns a TIFF upright itself: some versions when it is opened, some when it is decoded
+            if image.format == "TIFF":
+                return _upright(image).size
+            return image.size[1], image.size[0]
+
+    def load(self) -> Image.Image:
+        """Return the image, upright, in mode RGB."""
+        if self._pixels is None:
+            try:
+                with self._opening() as image:
+                    self._pixels = _rgb(_upright(image))
+            finally:
+                self.close()
+            self.size = self._pixels.size
+        return self._pixels
+
+    def close(self) -> None:
+        """Close the file. An image of the caller's stays open."""
+        if self._file is not None and self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[Image.Image]:
+        """Give the image, not decoded. Errors of opening and decoding a file become a UserError."""
+        if self._file is None:
+            assert self._opened is not None  # an image or an array in memory
+            yield self._opened
+            return
+        with _faults(self._file):
+            if self._opened is None:
+                self._opened = _open(self._file)
+            yield self._opened
 
 
-def size_of(source: ImageSource) -> tuple[int, int]:
+def load_image(source: ImageSource) -> Image.Image:
+    """Return the image, upright, in mode RGB. Raises UserError as ``ImageReader`` does."""
+    return ImageReader(source).load()
+
+
+def size_of(source: ImageSource) -> Size:
     """Return width and height of the upright image.
 
-    A file is not decoded. Raises UserError as ``load_image`` does.
+    A file is not decoded. Raises UserError as ``ImageReader`` does.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source).size
-    opened = (
-        contextlib.nullcontext(source) if isinstance(source, Image.Image) else _reading(read_once(source))
-    )
-    with opened as image:
-        if image.getexif().get(ExifTags.Base.Orientation) not in (5, 6, 7, 8):
-            return image.size
-        # Pillow turns a TIFF upright itself: some versions when it is opened, some when it is decoded
-        if image.format == "TIFF":
-            return _upright(image).size
-        return image.size[::-1]
+    reader = ImageReader(source)
+    size = reader.size
+    reader.close()
+    return size
+
+
+_File = EncodedImage | str | PathLike[str]
+"""An image file, in memory or on disk."""
+
+
+def _open(file: _File) -> Image.Image:
+    """Return the image of ``file``, not decoded yet."""
+    image = Image.open(io.BytesIO(file.data) if isinstance(file, EncodedImage) else file)
+    if image.format == "EPS":  # Pillow hands it to Ghostscript, which runs it as a program
+        image.close()
+        raise Image.UnidentifiedImageError
+    return image
+
+
+def _name(file: _File) -> str:
+    return file.name if isinstance(file, EncodedImage) else short(file)
 
 
 @contextlib.contextmanager
-def _reading(source: EncodedImage | str | PathLike[str]) -> Iterator[Image.Image]:
-    """Open an image file during the block. Errors of reading and decoding it become a UserError."""
-    encoded = isinstance(source, EncodedImage)
-    name = source.name if encoded else short(source)
+def _faults(file: _File) -> Iterator[None]:
+    """Turn errors of opening and decoding ``file`` into a UserError."""
+    name = _name(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source.data) if encoded else source) as image:
-                if image.format == "EPS":  # Pillow hands it to Ghostscript, which runs it as a program
-                    raise Image.UnidentifiedImageError
-                yield image
+            yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise UserError(
             f"the image {name} is too large | expected at most {limit} megapixels | scale it down first"
         ) from error
     except Image.UnidentifiedImageError as error:
-        raise _unknown_format(source, name) from error
+        raise _unknown_format(file, name) from error
     except PermissionError as error:
         raise UserError(f"cannot read the image {name} | permission denied | make it readable") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
@@ -87,7 +141,7 @@ def _reading(source: EncodedImage | str | PathLike[str]) -> Iterator[Image.Image
         ) from error
 
 
-def _unknown_format(source: EncodedImage | str | PathLike[str], name: str) -> UserError:
+def _unknown_format(source: _File, name: str) -> UserError:
     known = "give a PNG, JPEG, WebP, TIFF, BMP or GIF"
     if isinstance(source, EncodedImage):
         head = source.data[:12]

@@ -1,6 +1,6 @@
 """Drawing of what the pruners kept: kept patches in their colours, the rest of the image dimmed.
 
-Input: the image, the indices that stayed after each stage, and the bundle's grid and image settings. Parts
+Input: the image, the indices that stayed after each stage, and the bundle's grid and image processor. Parts
 that were cropped are dimmed like pruned ones, since the model sees neither. A patch that was merged into
 another one is less dimmed. It is tinted in the hue of its row, with a line to the patch that absorbed it.
 Rows without a place (-1) show as a hue only.
@@ -12,7 +12,6 @@ import colorsys
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
@@ -21,14 +20,12 @@ from foveate.engines.disk.files import atomic_file
 from foveate.engines.errors import UserError
 from foveate.runtime.images.image_file import load_image
 from foveate.runtime.images.image_source import ImageSource
-from foveate.runtime.images.processor import patch_boxes
+from foveate.runtime.images.processor import ImageProcessor
 
 __all__ = ["draw_overlay", "draw_stages", "save_overlay"]
 
-_SMALLEST, _LARGEST = (
-    640,
-    2048,
-)  # pixels of the longer side: small images are enlarged, very large ones reduced
+# pixels of the longer side: small images are enlarged, very large ones reduced
+_SMALLEST, _LARGEST = 640, 2048
 _RIM = (255, 214, 102)
 _DIM = 0.36  # brightness of dropped patches
 _VEIL = 20  # grey added to dropped patches, so that dropped black differs from kept black
@@ -42,7 +39,7 @@ def draw_overlay(
     image: ImageSource,
     kept: np.ndarray,
     grid: tuple[int, int],
-    settings: dict[str, Any],
+    processor: ImageProcessor,
     owner: np.ndarray | None = None,
     *,
     largest: int = _LARGEST,
@@ -50,12 +47,12 @@ def draw_overlay(
     """Return an RGB image in the proportions of ``image``, 640 to ``largest`` pixels on its longer side.
 
     ``kept`` int64 [R] are indices into ``grid`` (rows, columns), row-major; -1 is a row without a place.
-    ``owner`` int64 [N] is the row of ``kept`` that each patch went into, -1 if none. ``settings`` are those
-    of ``images.processor``. Raises UserError if ``image`` cannot be read.
+    ``owner`` int64 [N] is the row of ``kept`` that each patch went into, -1 if none. ``processor`` tells where
+    patches lie. Raises UserError if ``image`` cannot be read.
     """
     opened = load_image(image)
     canvas = opened.resize(_canvas(opened.size, largest), Image.Resampling.LANCZOS)
-    boxes = patch_boxes(opened.size, settings, grid) * np.tile(np.divide(canvas.size, opened.size), 2)
+    boxes = processor.patch_boxes(opened.size, grid) * np.tile(np.divide(canvas.size, opened.size), 2)
     mask = _coverage(canvas.size, boxes, _chosen(kept, grid))
     result = _dimmed(canvas)
     if owner is not None and len(merged := _absorbed(kept, owner)):
@@ -73,7 +70,7 @@ def draw_stages(
     image: ImageSource,
     stages: Mapping[str, np.ndarray],
     grid: tuple[int, int],
-    settings: dict[str, Any],
+    processor: ImageProcessor,
     owner: np.ndarray | None = None,
     cuts: Sequence[int] = (),
     total: int | None = None,
@@ -86,12 +83,12 @@ def draw_stages(
     """
     (first, kept), *later = stages.items()
     if not later and first == "pruner" and (kept >= 0).all() and not len(_absorbed(kept, owner)):
-        return draw_overlay(image, kept, grid, settings)
+        return draw_overlay(image, kept, grid, processor)
     owners = {first: owner}
     largest = max(_SMALLEST, _LARGEST // len(stages))
     panels = [
         _captioned(
-            draw_overlay(image, kept, grid, settings, owners.get(stage), largest=largest),
+            draw_overlay(image, kept, grid, processor, owners.get(stage), largest=largest),
             _caption(stage, kept, total or grid[0] * grid[1], owners.get(stage), cuts),
         )
         for stage, kept in stages.items()
@@ -169,7 +166,8 @@ def _hue(row: int) -> tuple[int, int, int]:
     Hues are far apart for consecutive rows, and for rows below each other in a grid of 4, 6, 8, 12, 16 or 24
     columns. They are multiples of the plastic number's inverse square.
     """
-    return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(row * 0.569840 % 1, 0.5, 1.0))
+    red, green, blue = (round(255 * v) for v in colorsys.hsv_to_rgb(row * 0.569840 % 1, 0.5, 1.0))
+    return red, green, blue
 
 
 def _caption(stage: str, kept: np.ndarray, total: int, owner: np.ndarray | None, cuts: Sequence[int]) -> str:

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from foveate.runtime.images.processor import patch_boxes, resized_size, seen_box
-from foveate.runtime.images.token_layout import Layout, Size, fit_canvas, padded
+from foveate.runtime.images.token_layout import Size
 
-__all__ = ["Box", "View", "view_of"]
+__all__ = ["Box", "View", "grid_boxes", "whole_box"]
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels; the right and the bottom edge are exclusive."""
@@ -67,44 +66,18 @@ class View:
         }
 
 
-def view_of(size: Size, settings: dict[str, Any], plan: Layout) -> View:
-    """Return the view of an image of ``size``.
-
-    ``settings`` are a bundle's (``images.processor``), ``plan`` its layout.
-    """
-    if settings["kind"] == "anyres":
-        return _tiled(size, settings, plan)
-    if settings["kind"] == "windows":
-        rows, columns = plan.finest
-        cell = settings["patch"] * settings["merge"]
-        resized, box = (columns * cell, rows * cell), _whole(size)
-    else:
-        resized, box = resized_size(size, settings), seen_box(size, settings)
-    return View(size, resized, box, plan.finest, patch_boxes(size, settings, plan.finest)[plan.patch])
-
-
-def _tiled(size: Size, settings: dict[str, Any], plan: Layout) -> View:
-    """Return the view of LLaVA-NeXT. The first tokens show the whole image in one tile.
-
-    A strip that is too thin for the tiles has no other tokens.
-    """
-    grid = int(plan.rows[0]), int(plan.columns[0])
-    boxes = patch_boxes(size, {"kind": "windows"}, grid)
-    if plan.total == len(boxes):
-        return View(size, (settings["tile"], settings["tile"]), _whole(size), grid, boxes)
-    lines = plan.patch[len(boxes) :]
-    found = np.where(lines[:, None] < 0, np.nan, patch_boxes(size, settings, plan.finest)[lines])
-    resized, box = _canvas(size, settings)
-    return View(size, resized, box, plan.finest, np.concatenate([boxes, found]))
-
-
-def _whole(size: Size) -> Box:
+def whole_box(size: Size) -> Box:
+    """Return the box of all of an image of ``size``."""
     return 0.0, 0.0, float(size[0]), float(size[1])
 
 
-def _canvas(size: Size, settings: dict[str, Any]) -> tuple[Size, Box]:
-    """Return the size of LLaVA-NeXT's canvas of tiles, which holds the image in its middle, and its box."""
-    height, width = fit_canvas(size, settings["pinpoints"])
-    fitted, (left, top) = padded(size, (height, width))
-    across, down = size[0] / fitted[0], size[1] / fitted[1]
-    return (width, height), (-left * across, -top * down, (width - left) * across, (height - top) * down)
+def grid_boxes(box: Box, grid: tuple[int, int]) -> np.ndarray:
+    """Return the boxes of a ``grid`` (rows, columns) of equal cells in ``box``: float64 [rows * columns, 4].
+
+    They are in row-major order. Neighbours share their edges exactly.
+    """
+    rows, columns = grid
+    left, top, right, bottom = box
+    xs, ys = np.linspace(left, right, columns + 1), np.linspace(top, bottom, rows + 1)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    return np.stack([xs[column], ys[row], xs[column + 1], ys[row + 1]], axis=1)

@@ -16,11 +16,11 @@ from foveate.runtime.answer import Clock
 from foveate.runtime.bundle.arrays import array
 from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.finite import first_wrong, lies_on_host, refuse
-from foveate.runtime.images.image_file import size_of
+from foveate.runtime.images.image_file import load_image, size_of
 from foveate.runtime.images.image_source import ImageSource
-from foveate.runtime.images.processor import film_steps, preprocess
-from foveate.runtime.images.token_layout import Layout, film, layout, single, split
-from foveate.runtime.images.view import View, view_of
+from foveate.runtime.images.processor import image_processor
+from foveate.runtime.images.token_layout import Layout, single, split
+from foveate.runtime.images.view import View
 from foveate.runtime.llm.budget import Keep, resolve_keep, stage_keep
 from foveate.runtime.llm.decoder import VisualTokens
 from foveate.runtime.text.chat_prompt import ChatTokenizer, clip_segments, load_tokenizer
@@ -49,7 +49,8 @@ class VisionStages:
         self, bundle: Bundle, engines: Mapping[str, Engine], tokenizer: ChatTokenizer, table: np.ndarray
     ) -> None:
         manifest, self._bundle = bundle.manifest, bundle
-        self._image, self._grid, self._method = manifest.image, manifest.grid, manifest.method
+        self.processor = image_processor(manifest.image)
+        self._grid, self._method = manifest.grid, manifest.method
         self._total, self._points = manifest.num_visual_tokens, manifest.budgets.get("pruner", ())
         self._encoder = engines["vision_encoder"]
         self._pruner = engines.get("pruner")
@@ -72,7 +73,7 @@ class VisionStages:
     @property
     def varies(self) -> bool:
         """Return whether the number of visual tokens depends on the image."""
-        return self._image["kind"] != "clip"
+        return self.processor.varies
 
     def layout(self, image: ImageSource | Video | Seen) -> Layout:
         """Return the layout of an image's visual tokens.
@@ -82,8 +83,14 @@ class VisionStages:
         if isinstance(image, Seen):
             return image.layout
         if isinstance(image, Video):
-            return film(image.size, self._image, len(image.frames), image.interval)
-        return layout(size_of(image), self._image, self._grid) if self.varies else single(self._grid)
+            if self.processor.video is None:
+                raise UserError(
+                    "this model takes no videos | expected images | give frames of it with --image", code=2
+                )
+            return self.processor.video.token_layout(image.size, len(image.frames), image.interval)
+        if not self.varies:
+            return single(self._grid)
+        return self.processor.token_layout(size_of(image), self._grid)
 
     def budget(self, keep: Keep, plan: Layout | None = None) -> int:
         """Return the budget that ``keep`` gives an image with layout ``plan``.
@@ -112,12 +119,12 @@ class VisionStages:
 
     def see(self, image: ImageSource | Video, clock: Clock) -> Seen:
         plan = self.layout(image)
-        view = view_of(image.size if isinstance(image, Video) else size_of(image), self._image, plan)
+        view = self.processor.view(image.size if isinstance(image, Video) else size_of(image), plan)
         found: list[dict[str, Buffer]] = []
-        steps = film_steps(image.frames, self._image) if isinstance(image, Video) else None
+        steps = self.processor.video.preprocess(image.frames) if isinstance(image, Video) else None
         for _ in range(plan.steps):
             with clock.measure("preprocess"):
-                pixels = preprocess(image, self._image) if steps is None else next(steps)
+                pixels = self.processor.preprocess(load_image(image)) if steps is None else next(steps)
             with clock.measure("vision"):
                 spec = self._encoder.spec.input("pixel_values")
                 feeds = {"pixel_values": pixels.astype(spec.dtype, copy=False), **plan.feeds}

@@ -20,6 +20,7 @@ from foveate.export.build import build
 from foveate.runtime.bundle.loading import Manifest
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.images.overlay import draw_overlay
+from foveate.runtime.images.processor import image_processor
 from foveate.runtime.measuring import costs
 from foveate.runtime.pipeline import Answer, Pipeline
 
@@ -118,7 +119,9 @@ def faded(image: str, answer: Answer, manifest: Manifest) -> Image.Image:
     left = list(answer.stages[0].values()) or answer.kept
     owners = [answer.owners[0], *[None] * len(left)]
     drawn = [
-        np.asarray(draw_overlay(image, kept, manifest.grid, manifest.image, owner), np.float32)
+        np.asarray(
+            draw_overlay(image, kept, manifest.grid, image_processor(manifest.image), owner), np.float32
+        )
         for kept, owner in zip(left, owners, strict=False)
     ]
     return Image.fromarray(np.round(np.mean(drawn, axis=0)).astype(np.uint8))

@@ -12,7 +12,7 @@ from foveate.export.checkpoints.random_weights import Dummy
 from foveate.export.settings.hf_config import DECODERS
 from foveate.export.spec import Parts
 from foveate.jetson.planner.model_config import PHOTO
-from foveate.runtime.images.token_layout import layout
+from foveate.runtime.images.processor import image_processor
 
 __all__ = ["table"]
 
@@ -55,7 +55,7 @@ def _row(parts: Parts) -> dict[str, Any]:
     spec = parts.spec
     return {
         "vision": spec.vision.sizes,
-        "visual_tokens": layout(PHOTO, parts.image, spec.vision.grid).total,
+        "visual_tokens": image_processor(parts.image).token_layout(PHOTO, spec.vision.grid).total,
         "any_size": spec.vision.varies,
         "decoder": {
             field: getattr(spec.decoder, field) for field in (*_DECODER, "vocab_size", "max_positions")

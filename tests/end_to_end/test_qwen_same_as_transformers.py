@@ -14,8 +14,7 @@ from foveate.export import methods, models
 from foveate.export.build import build
 from foveate.runtime.answer import Clock
 from foveate.runtime.compiling.compile import compile_bundle
-from foveate.runtime.images.processor import preprocess
-from foveate.runtime.images.token_layout import layout
+from foveate.runtime.images.processor import image_processor
 from foveate.runtime.llm.decoder import prompt_items
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.text.chat_prompt import ImageSlot, Turn
@@ -137,12 +136,17 @@ def test_pixels_with_another_maximum_are_the_processors(both, most):
         theirs = processor.get_number_of_image_patches(height, width) // 4
         if theirs > most // 64:
             with pytest.raises(UserError, match="too narrow"):
-                layout((width, height), settings, (1, 1))
+                image_processor(settings).token_layout((width, height), (1, 1))
             continue
-        assert layout((width, height), settings, (1, 1)).total == theirs, (width, height)
+        assert image_processor(settings).token_layout((width, height), (1, 1)).total == theirs, (
+            width,
+            height,
+        )
     for image in drawn([(60, 50), (20, 80), (5, 7), (300, 277), (43, 61)]):
         expected = processor(image, return_tensors="np")["pixel_values"]
-        got = preprocess(image, settings)[layout(image.size, settings, (1, 1)).order]
+        got = image_processor(settings).preprocess(image)[
+            image_processor(settings).token_layout(image.size, (1, 1)).order
+        ]
         np.testing.assert_allclose(got.reshape(expected.shape), expected, atol=1e-5)
 
 
@@ -151,10 +155,10 @@ def test_pixels_and_token_counts_are_the_processors(both):
     settings = pipe.manifest.image
     sizes = np.random.default_rng(0).integers(3, 500, (50, 2)).tolist()
     for height, width in [*sizes, *(size for shape in SHAPES.values() for size in shape)]:
-        plan = layout((width, height), settings, (1, 1))
+        plan = image_processor(settings).token_layout((width, height), (1, 1))
         assert 4 * plan.total == processor.get_number_of_image_patches(height, width), (width, height)
     for image in drawn([size for shape in SHAPES.values() for size in shape]):
         expected = processor(image, return_tensors="np")["pixel_values"]
-        plan = layout(image.size, settings, (1, 1))
-        got = preprocess(image, settings)[plan.order].reshape(expected.shape)
+        plan = image_processor(settings).token_layout(image.size, (1, 1))
+        got = image_processor(settings).preprocess(image)[plan.order].reshape(expected.shape)
         np.testing.assert_allclose(got, expected, atol=1e-5)

@@ -19,7 +19,8 @@ from foveate.engines.trt import cuda as trt_cuda
 from foveate.engines.trt.cuda import Device, TrtBuffer
 from foveate.engines.trt.runner import TrtEngine
 from foveate.runtime.answer import Clock
-from foveate.runtime.images.token_layout import layout, single
+from foveate.runtime.images.processor import image_processor
+from foveate.runtime.images.token_layout import single
 from foveate.runtime.llm.decoder import VisualTokens
 from foveate.runtime.llm.logits import Logits
 from foveate.runtime.llm.sampling import Sampler, Sampling
@@ -347,7 +348,7 @@ def after_vision(
     bundle = SimpleNamespace(manifest=manifest, file=lambda name: folder / name)
     vision, found = VisionStages(bundle, engines, None, None), []
     for size in ((90, 61), (40, 80)):
-        plan = layout(size, settings, (4, 4))
+        plan = image_processor(settings).token_layout(size, (4, 4))
         tokens = random.standard_normal((plan.tiles, 16, WIDTH)).astype("float32")
         outputs: dict[str, Any] = {"projected": place(tokens)}
         if kind == "steps":

@@ -18,7 +18,7 @@ from foveate.export.models import llava, llava_next, qwen2_5_vl
 from foveate.export.settings import image_processor
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli import inspect
-from foveate.runtime.images.token_layout import layout
+from foveate.runtime.images import processor
 
 
 def shape(graphs, graph, name):
@@ -97,7 +97,7 @@ def test_max_pixels_of_the_command(tmp_path, monkeypatch):
     bundle = load(tmp_path / "b")
     assert bundle.manifest.image["max_pixels"] == 78400 and bundle.manifest.num_visual_tokens == 100
     assert bundle.manifest.spec("pruner", "ort").input("keep").value.max == 100
-    assert layout((2000, 1000), bundle.manifest.image, (1, 1)).total == 7 * 14
+    assert processor.image_processor(bundle.manifest.image).token_layout((2000, 1000), (1, 1)).total == 7 * 14
     facts = inspect.describe(bundle)
     assert facts["visual_tokens"] == 100 and facts["max_pixels"] == 78400
 

@@ -14,7 +14,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from foveate.engines.errors import UserError
 from foveate.export import models
-from foveate.runtime.images.processor import preprocess
+from foveate.runtime.images.processor import image_processor
 
 QWEN = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 4}
 PIXELS = {"shortest_edge": 512, "longest_edge": 2048}
@@ -88,7 +88,7 @@ def test_images_of_qwen(qwen, tmp_path, files):
     )
     for image in images():
         expected = theirs(image, return_tensors="np")["pixel_values"]
-        got = preprocess(image, ours)
+        got = image_processor(ours).preprocess(image)
         assert np.allclose(np.sort(got, axis=None), np.sort(expected, axis=None), atol=1e-5)
 
 
@@ -133,7 +133,7 @@ def test_images_of_llava(copy, files):
     theirs = AutoImageProcessor.from_pretrained(copy)
     for image in images():
         expected = theirs(image, return_tensors="np")["pixel_values"]
-        assert np.abs(preprocess(image, ours) - expected).max() < 1e-5
+        assert np.abs(image_processor(ours).preprocess(image) - expected).max() < 1e-5
 
 
 FRAMES = {"size": {"shortest_edge": 300, "longest_edge": 1100}, "fps": 4, "max_frames": 16, "patch_size": 4}

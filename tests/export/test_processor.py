@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 from foveate.engines.errors import UserError
 from foveate.export import models
 from foveate.export.models import llava
-from foveate.runtime.images.processor import preprocess
+from foveate.runtime.images.processor import image_processor
 from foveate.runtime.text.chat_prompt import ChatTokenizer, ImageSlot, Turn
 
 
@@ -18,7 +18,7 @@ from foveate.runtime.text.chat_prompt import ChatTokenizer, ImageSlot, Turn
 def test_images_equal_those_of_transformers(copy, size):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8))
     theirs = AutoProcessor.from_pretrained(copy).image_processor(image, return_tensors="np")["pixel_values"]
-    assert np.abs(preprocess(image, models.load(str(copy)).image) - theirs).max() < 1e-5
+    assert np.abs(image_processor(models.load(str(copy)).image).preprocess(image) - theirs).max() < 1e-5
 
 
 OLD = {"size": 56, "crop_size": 56, "do_center_crop": True, "image_processor_type": "CLIPImageProcessor"}
@@ -40,7 +40,7 @@ def test_forms_of_image_configs(copy, edit_json, config, expected):
     settings = models.load(str(copy)).image
     assert {key: settings[key] for key in expected} == expected
     assert ("mean" in settings) == ("do_normalize" not in config)
-    preprocess(Image.new("RGB", (70, 90)), settings)
+    image_processor(settings).preprocess(Image.new("RGB", (70, 90)))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_other_image_processing_is_refused(copy, edit_json, change, named):
 
 def test_tiny_has_settings_that_the_runtime_takes(tmp_path):
     parts = llava.tiny()
-    assert preprocess(Image.new("RGB", (70, 90)), parts.image).shape == (1, 3, 56, 56)
+    assert image_processor(parts.image).preprocess(Image.new("RGB", (70, 90))).shape == (1, 3, 56, 56)
     (tmp_path / "tokenizer.json").write_bytes(parts.files["tokenizer.json"])
     tokenizer = ChatTokenizer(tmp_path / "tokenizer.json", parts.prompt)
     before, slot, _ = tokenizer.encode_turns([Turn("user", "hi", images=1)])

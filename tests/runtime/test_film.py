@@ -7,10 +7,18 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from foveate.engines.errors import UserError
-from foveate.runtime.images.token_layout import film
-from foveate.runtime.video.video_file import load_video, sampled
+from foveate.runtime.images.processor import image_processor
+from foveate.runtime.images.token_layout import Layout
+from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.video.video_file import Video, load_video, sampled
+
+
+def film(size, settings, frames, interval) -> Layout:
+    return image_processor(settings).video.token_layout(size, frames, interval)
+
 
 SETTINGS = {
     "kind": "windows",
@@ -191,5 +199,9 @@ def test_a_video_has_limits():
     assert film((1920, 1080), SETTINGS, 64, 0.5).total <= 16384
     with pytest.raises(UserError, match="the video is too long"):
         film((1920, 1080), SETTINGS, 768, 0.5)
+
+
+def test_a_model_without_videos_refuses_them(bundle):
+    video = Video((Image.new("RGB", (8, 8)),) * 4, 0.5)
     with pytest.raises(UserError, match="takes no videos"):
-        film((1920, 1080), {"kind": "clip"}, 8, 0.5)
+        Pipeline.load(bundle).generate(video, "What?")

@@ -14,9 +14,19 @@ from transformers import AutoImageProcessor, CLIPImageProcessor
 from transformers.image_utils import load_image as hugging_face_load_image
 
 from foveate.engines.errors import UserError
-from foveate.runtime.images import processor as module
+from foveate.runtime.images import clip as module
+from foveate.runtime.images.clip import ClipProcessor
 from foveate.runtime.images.image_file import load_image, size_of
-from foveate.runtime.images.processor import patch_boxes, preprocess, seen_box
+from foveate.runtime.images.processor import image_processor
+
+
+def preprocess(image, settings) -> np.ndarray:
+    return image_processor(settings).preprocess(load_image(image))
+
+
+def patch_boxes(size, settings, grid) -> np.ndarray:
+    return image_processor(settings).patch_boxes(size, grid)
+
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 SETTINGS = {
@@ -364,7 +374,7 @@ def test_a_patch_is_where_the_boxes_say(width, height):
 def test_the_boxes_tile_what_is_seen():
     size = (640, 427)
     boxes = patch_boxes(size, SETTINGS, (24, 24))
-    left, top, right, bottom = seen_box(size, SETTINGS)
+    left, top, right, bottom = ClipProcessor.from_json(SETTINGS).seen_box(size)
     assert boxes[0, :2].tolist() == [left, top] and boxes[-1, 2:].tolist() == [right, bottom]
     assert (top, bottom) == (0, 427) and left == pytest.approx(640 - right, abs=2) and left > 100
     assert np.array_equal(boxes[:-1, 2][np.arange(575) % 24 != 23], boxes[1:, 0][np.arange(575) % 24 != 23])

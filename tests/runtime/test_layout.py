@@ -10,9 +10,22 @@ from PIL import Image
 from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
 
 from foveate.engines.errors import UserError
-from foveate.runtime.images.image_file import size_of
-from foveate.runtime.images.processor import patch_boxes, preprocess
-from foveate.runtime.images.token_layout import layout, single, split
+from foveate.runtime.images.image_file import load_image, size_of
+from foveate.runtime.images.processor import image_processor
+from foveate.runtime.images.token_layout import Layout, single, split
+
+
+def preprocess(image, settings) -> np.ndarray:
+    return image_processor(settings).preprocess(load_image(image))
+
+
+def layout(size, settings, grid) -> Layout:
+    return image_processor(settings).token_layout(size, grid)
+
+
+def patch_boxes(size, settings, grid) -> np.ndarray:
+    return image_processor(settings).patch_boxes(size, grid)
+
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 SETTINGS = {

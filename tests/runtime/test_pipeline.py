@@ -11,7 +11,8 @@ from foveate.engines.errors import UserError
 from foveate.engines.ort.backend import onnxruntime
 from foveate.runtime.bundle.compiled import choose, load_engines
 from foveate.runtime.bundle.loading import load
-from foveate.runtime.images.processor import preprocess
+from foveate.runtime.images.image_file import load_image
+from foveate.runtime.images.processor import image_processor
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.text.chat_prompt import ChatTokenizer, ImageSlot, Turn
 
@@ -31,7 +32,7 @@ class Naive:
         self.tokenizer = ChatTokenizer(root / "tokenizer.json", self.manifest.prompt)
 
     def visual(self, image: np.ndarray, text: str, keep: int) -> tuple[np.ndarray, np.ndarray]:
-        pixels = preprocess(image, self.manifest.image)
+        pixels = image_processor(self.manifest.image).preprocess(load_image(image))
         projected, tap = self.sessions["vision_encoder"].run(None, {"pixel_values": pixels})
         if "pruner" not in self.sessions:
             return projected[0], np.arange(len(projected[0]))

@@ -12,10 +12,27 @@ from PIL import Image
 from transformers import CLIPImageProcessor, LlavaNextImageProcessorPil, Qwen2VLImageProcessorPil
 
 from foveate.runtime import cli
-from foveate.runtime.images.processor import patch_boxes
-from foveate.runtime.images.token_layout import film, layout
-from foveate.runtime.images.view import view_of
+from foveate.runtime.images.processor import image_processor
+from foveate.runtime.images.token_layout import Layout
+from foveate.runtime.images.view import View
 from foveate.runtime.video.video_file import Video
+
+
+def layout(size, settings, grid) -> Layout:
+    return image_processor(settings).token_layout(size, grid)
+
+
+def patch_boxes(size, settings, grid) -> np.ndarray:
+    return image_processor(settings).patch_boxes(size, grid)
+
+
+def view_of(size, settings, plan) -> View:
+    return image_processor(settings).view(size, plan)
+
+
+def film(size, settings, frames, interval) -> Layout:
+    return image_processor(settings).video.token_layout(size, frames, interval)
+
 
 SIZES = ((640, 427), (427, 640), (300, 900), (56, 56), (1003, 77))
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]

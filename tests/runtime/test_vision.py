@@ -14,8 +14,8 @@ from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.runtime.answer import Clock
 from foveate.runtime.bundle.loading import Bundle, load
+from foveate.runtime.images.processor import image_processor
 from foveate.runtime.images.token_layout import single
-from foveate.runtime.images.view import view_of
 from foveate.runtime.llm.decoder import VisualTokens
 from foveate.runtime.llm.kv_cache import KVCache
 from foveate.runtime.pipeline import Pipeline
@@ -108,7 +108,7 @@ def own(bundle: Path, tmp_path: Path) -> Path:
 
 def seen() -> Seen:
     plan = single((4, 4))
-    view = view_of((8, 8), {"kind": "clip", "size": [8, 8]}, plan)
+    view = image_processor({"kind": "clip", "size": [8, 8]}).view((8, 8), plan)
     return Seen({"projected": HostBuffer(np.zeros((1, 16, 32), np.float32))}, plan, view)
 
 

@@ -27,7 +27,6 @@ from evaluation.benchmarks.base import VICUNA, Sample, padded
 from evaluation.store import Log, version
 from foveate.engines.errors import UserError
 from foveate.runtime.images.image_file import load_image
-from foveate.runtime.images.processor import seen_box
 from foveate.runtime.pipeline import Pipeline
 
 __all__ = ["main"]
@@ -162,12 +161,13 @@ def _answers(
 def _seen(pipe: Pipeline, source: Path | bytes, as_is: bool) -> tuple[Any, list[float]]:
     """Return the encoded image, and the box that the model saw: left, top, right, bottom in pixels."""
     image = load_image(Image.open(BytesIO(source)) if isinstance(source, bytes) else source)
-    settings = pipe.manifest.image
     if as_is:
-        return pipe.see(image), list(seen_box(image.size, settings))
-    square, left, top = padded(image, settings.get("mean", (0.5, 0.5, 0.5)))
-    box = seen_box(square.size, settings)
-    return pipe.see(square), [box[0] - left, box[1] - top, box[2] - left, box[3] - top]
+        seen = pipe.see(image)
+        return seen, list(seen.view.box)
+    square, left, top = padded(image, pipe.manifest.image.get("mean", (0.5, 0.5, 0.5)))
+    seen = pipe.see(square)
+    box = seen.view.box
+    return seen, [box[0] - left, box[1] - top, box[2] - left, box[3] - top]
 
 
 def _digest(*parts: bytes | Path | None) -> str:

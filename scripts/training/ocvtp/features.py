@@ -22,8 +22,9 @@ from foveate.export.methods.ocvtp import vision_layer
 from foveate.export.pruning import method
 from foveate.export.spec import Parts
 from foveate.runtime.images.image_file import load_image
-from foveate.runtime.images.processor import preprocess
-from foveate.runtime.images.token_layout import layout, single
+from foveate.runtime.images.processor import image_processor
+from foveate.runtime.images.token_layout import single
+from foveate.runtime.images.windows import WindowsProcessor
 
 FIRST_SCENE = 300_000_000
 """Seed of the first scene.
@@ -61,7 +62,7 @@ def collect(
     grid = token_grid(parts, side)
     which = hashlib.sha256("\n".join(names).encode()).hexdigest() if names else f"scenes from {FIRST_SCENE}"
     described = {"model": model, "layer": layer, "images": which, "count": len(names) or count}
-    if parts.image["kind"] == "windows":
+    if _any_size(parts) is not None:
         described["grid"] = list(grid)
     shape = (len(names) or count, math.prod(grid), parts.spec.vision.hidden_size)
     file, log = work / "features.npy", work / "features.json"
@@ -117,25 +118,26 @@ def token_grid(parts: Parts, side: int | None = None) -> tuple[int, int]:
     They are the vision encoder's, or `side` of each (default SIDE) if it accepts images of any size.
     Raises UserError (code 2) for a `side` that does not fit.
     """
-    settings = parts.image
-    if settings["kind"] != "windows":
+    images = _any_size(parts)
+    if images is None:
         if side is None:
             return parts.spec.vision.grid
         raise UserError(
             f"images of {parts.source['model']} have a fixed size | got --side {side} | leave it out",
             code=2,
         )
-    side, cell = side or SIDE, cell_of(settings)
-    least, most = (math.sqrt(settings[name]) / cell for name in ("min_pixels", "max_pixels"))
+    side = side or SIDE
+    least, most = (math.sqrt(pixels) / images.cell for pixels in (images.min_pixels, images.max_pixels))
     if not least <= side <= most:
         expected = f"{math.ceil(least)} to {int(most)}"
         raise UserError(f"wrong side | got {side} tokens, expected {expected} | give another --side", code=2)
     return side, side
 
 
-def cell_of(settings: dict[str, Any]) -> int:
-    """Return the side of a token in pixels, for images of any size."""
-    return settings["patch"] * settings["merge"]
+def _any_size(parts: Parts) -> WindowsProcessor | None:
+    """Return the image processor if the vision encoder accepts images of any size, else None."""
+    images = image_processor(parts.image)
+    return images if isinstance(images, WindowsProcessor) else None
 
 
 class Encoder:
@@ -145,9 +147,9 @@ class Encoder:
     """
 
     def __init__(self, parts: Parts, layer: int, grid: tuple[int, int]) -> None:
-        self.tap, self.settings, self.grid = method.tap(parts.spec, "hidden", layer), parts.image, grid
-        self.any_size = self.settings["kind"] == "windows"
-        self.side = grid[0] * cell_of(parts.image) if self.any_size else parts.spec.vision.image_size
+        self.tap, self.grid = method.tap(parts.spec, "hidden", layer), grid
+        self.images, self.any_size = image_processor(parts.image), _any_size(parts)
+        self.side = grid[0] * self.any_size.cell if self.any_size else parts.spec.vision.image_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tower = fill(parts.vision((self.tap,)), parts.weights, "vision_encoder.")
         self.tower = tower.eval().to(self.device)
@@ -156,9 +158,9 @@ class Encoder:
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Return the features [N,D] float32 in raster order."""
         square = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
-        pixels, plan = preprocess(square, self.settings), single(self.grid)
+        pixels, plan = self.images.preprocess(load_image(square)), single(self.grid)
         if self.any_size:
-            plan = layout(square.size, self.settings, self.grid)
+            plan = self.any_size.token_layout(square.size)
         else:
             pixels = pixels[:1]  # if there are several tiles, the first shows the whole image
         inputs = (torch.from_numpy(each).to(self.device) for each in (pixels, *plan.feeds.values()))
