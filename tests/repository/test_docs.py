@@ -167,7 +167,7 @@ def test_decisions_are_numbered_without_gaps_and_say_why():
 def test_the_changelog_knows_this_version():
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)[1]
     assert re.search(
-        rf"^## (\[?{re.escape(version)}\]?|Unreleased)",
+        rf"^## {re.escape(version)}, 20\d\d-\d\d-\d\d$",
         (ROOT / "CHANGELOG.md").read_text(),
         flags=re.MULTILINE,
     )

@@ -85,6 +85,7 @@ def modules_on_disk() -> set[str]:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built):
+    assert built[0].name == f"foveate-{PROJECT['project']['version']}-py3-none-any.whl"
     names = zipfile.ZipFile(built[0]).namelist()
     inside = {n for n in names if not n.split("/")[0].endswith(".dist-info")}
     assert {n for n in inside if n.endswith(".py")} == modules_on_disk()
@@ -122,7 +123,7 @@ def test_the_command():
     assert command.value == PROJECT["project"]["scripts"]["foveate"]
     script = Path(sys.executable).with_name("foveate")
     done = run(script, "--version", cwd=ROOT)
-    assert (done.returncode, done.stdout.strip()) == (0, f"foveate {PROJECT['project']['version']}")
+    assert (done.returncode, done.stdout.strip()) == (0, f"foveate {distribution('foveate').version}")
     assert distribution("foveate").metadata["License-Expression"] == "Apache-2.0"
 
 
