@@ -154,13 +154,15 @@ def test_the_python_example_uses_names_that_exist():
 
 
 def test_decisions_are_numbered_without_gaps_and_say_why():
-    pages = sorted((ROOT / "docs/decisions").glob("*.md"))
+    pages = sorted((ROOT / "docs/decisions").glob("0*.md"))
+    index = (ROOT / "docs/decisions/README.md").read_text()
     numbers = [int(page.name[:4]) for page in pages]
     assert numbers == list(range(1, len(pages) + 1))
     for page in pages:
         text = page.read_text()
         assert re.match(rf"# {page.name[:4]}[.:] .+", text), page.name
         assert "20" in text.splitlines()[2], f"{page.name}: a date under the title"
+        assert f"| [{page.name[:4]}]({page.name}) | {text.splitlines()[0][8:]} |" in index, page.name
         assert len(text.split()) < 700, f"{page.name}: half a page, not an essay"
 
 
