@@ -23,7 +23,6 @@ from foveate.runtime.bundle.compiled import usable
 from foveate.runtime.cli import Parser
 
 if TYPE_CHECKING:
-    from foveate.export.pruning.combined import Pair
     from foveate.export.pruning.method import Method
     from foveate.export.spec import Parts
 
@@ -244,7 +243,7 @@ def _build(
         )
 
 
-def build(parts: Parts, method: Method | Pair, out: Path, **options: Any) -> None:
+def build(parts: Parts, method: Method, out: Path, **options: Any) -> None:
     """Call ``build_bundle.build``, which is imported only then."""
     from foveate.export.bundling import build_bundle
 

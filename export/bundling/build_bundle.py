@@ -9,14 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
-from foveate.export import methods
 from foveate.export.bundling import precision as precisions
 from foveate.export.bundling import write_graphs
 from foveate.export.bundling.precision import Precision
@@ -27,8 +25,7 @@ from foveate.export.calibration import calibrate
 from foveate.export.checkpoints import pruner_weights
 from foveate.export.graphs.assemble import assemble
 from foveate.export.graphs.graph import Graph
-from foveate.export.pruning import method as base
-from foveate.export.pruning.combined import Pair
+from foveate.export.pruning.budgets import sampled
 from foveate.export.pruning.method import Method
 from foveate.export.spec import DecoderSpec, Parts
 from foveate.runtime.bundle import licence
@@ -42,7 +39,7 @@ _BYTES = {"int4": 0.5, "int8": 1, "fp8": 1, "fp16": 2, "fp32": 4}  # bytes per m
 
 def build(
     parts: Parts,
-    method: Method | Pair,
+    method: Method,
     out: Path,
     *,
     precision: Precision | str = "int4",
@@ -82,7 +79,7 @@ def build(
 def write_bundle(
     place: Place,
     parts: Parts,
-    method: Method | Pair,
+    method: Method,
     *,
     precision: Precision | str = "int4",
     dialects: list[str] | None = None,
@@ -147,7 +144,7 @@ def _require_room(place: Place, decoder: DecoderSpec, precision: str) -> None:
 def manifest(
     name: str,
     parts: Parts,
-    method: Method | Pair,
+    method: Method,
     graphs: list[Graph],
     precision: Precision,
     dialects: dict[str, dict[str, object]],
@@ -165,11 +162,11 @@ def manifest(
         "source": parts.source,
         "method": {
             "name": method.name,
-            "options": methods.describe(method),
+            "options": method.describe(),
             "position_mode": _position_mode(method, decoder),
             "fixed_keep": method.fixed_keep(parts.spec),
-            "whole": method.before is not None and method.before.whole,
-            "position_mode_inside": _position_mode(method.inside, decoder),
+            "whole": method.pre_llm is not None and method.pre_llm.whole,
+            "position_mode_inside": _position_mode(method.in_llm, decoder),
         },
         "precision": precision.describe()
         | ({"weights": "as the checkpoint has them"} if packed(parts.weights) else {}),
@@ -178,9 +175,9 @@ def manifest(
         "dialects": dialects,
         "num_visual_tokens": total,
         "grid": list(parts.spec.vision.grid),
-        "cuts": [cut.layer for cut in method.inside.cuts(decoder)] if method.inside else [],
+        "cuts": [place.layer for place in method.in_llm.prune_layers(decoder)] if method.in_llm else [],
         "budgets": method.budgets(parts.spec),
-        "limits": base.sampled(total, lambda keep: method.leaves(parts.spec, keep, total)),
+        "limits": sampled(total, lambda keep: method.leaves(parts.spec, keep, total)),
         "decoder": {field: getattr(decoder, field) for field in fields},
         "vision": parts.spec.vision.sizes,
         "image": parts.image,
@@ -190,12 +187,12 @@ def manifest(
     }
 
 
-def most_sorted(parts: Parts, method: Method | Pair) -> int:
+def most_sorted(parts: Parts, method: Method) -> int:
     """Return the largest number of tokens that a pruner ranks at once."""
     return 0 if method.name == "none" else parts.spec.vision.image_tokens
 
 
-def _position_mode(method: Any, decoder: DecoderSpec) -> str | None:
+def _position_mode(method: Method | None, decoder: DecoderSpec) -> str | None:
     """Return the position mode of ``method``, None without a method. It is always "keep" with M-RoPE."""
     if method is None:
         return None

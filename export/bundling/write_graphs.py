@@ -32,7 +32,6 @@ from foveate.export.bundling.weight_store import (
 from foveate.export.graphs import trace
 from foveate.export.graphs.graph import Graph
 from foveate.export.networks.decoder import Decoder, rope_tables
-from foveate.export.pruning.combined import Pair
 from foveate.export.pruning.method import Method
 from foveate.export.spec import Parts, Weights
 from foveate.runtime.images.processor import image_processor
@@ -219,7 +218,7 @@ def write_files(root: Path, parts: Parts, graphs: list[Graph]) -> None:
 def write_golden(
     root: Path,
     parts: Parts,
-    method: Method | Pair,
+    method: Method,
     graphs: list[Graph],
     readings: Mapping[str, Reading],
     table: np.ndarray,
@@ -231,10 +230,10 @@ def write_golden(
     """
     ranges = Ranges()
     one_axis = parts.spec.decoder.position_axes == 1
-    renumbers = method.inside is not None and method.inside.position_mode == "compact" and one_axis
+    renumbers = method.in_llm is not None and method.in_llm.position_mode == "compact" and one_axis
     images = image_processor(parts.image)
     plan = images.token_layout(images.reference_size(), parts.spec.vision.grid)
-    whole = method.before is not None and method.before.whole
+    whole = method.pre_llm is not None and method.pre_llm.whole
     facts = reference_run.Facts(plan, method.budgets(parts.spec), renumbers, whole)
     question = _question(root, parts, graphs)
     for name, reading in readings.items():

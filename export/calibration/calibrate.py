@@ -25,7 +25,6 @@ from foveate.calib.activation_watch import ROWS, InputWatch, LayerWatch
 from foveate.calib.smoothing.fold import Smoothed
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
-from foveate.export import methods
 from foveate.export.bundling.precision import Precision
 from foveate.export.bundling.weight_store import packed
 from foveate.export.bundling.write_graphs import Progress
@@ -33,7 +32,6 @@ from foveate.export.calibration.prompts import Prompt, Stages, load_prompts, sav
 from foveate.export.checkpoints.find import fill
 from foveate.export.graphs.graph import Graph
 from foveate.export.networks.decoder import Decoder, DecoderLayer, RMSNorm, rope_of, rope_tables
-from foveate.export.pruning.combined import Pair
 from foveate.export.pruning.method import Method
 from foveate.export.spec import Parts, Weights
 
@@ -62,7 +60,7 @@ class Calibration:
 
 def calibrated(
     parts: Parts,
-    method: Method | Pair,
+    method: Method,
     graphs: list[Graph],
     manifest: dict[str, Any],
     asked: Calibration,
@@ -80,7 +78,7 @@ def calibrated(
     identity = {
         "name": parts.source.get("model"),
         "model": _fingerprint(parts.weights, parts.spec.decoder.num_layers),
-        "method": {"name": method.name, "options": methods.describe(method)},
+        "method": {"name": method.name, "options": method.describe()},
     }
     if asked.source is None:
         statistics = Statistics.load(asked.statistics)
@@ -134,7 +132,7 @@ def _require_room(path: Path) -> None:
 
 def _collect(
     parts: Parts,
-    method: Method | Pair,
+    method: Method,
     stages: Stages,
     chosen: samples.Samples,
     identity: dict[str, Any],
@@ -149,7 +147,7 @@ def _collect(
         done = facts["done"]
     else:
         prompts = stages.begin(chosen.items, progress)
-    cuts = method.inside.cuts(spec) if method.inside else ()
+    cuts = method.in_llm.prune_layers(spec) if method.in_llm else ()
     numbers, scored = {cut.layer: i for i, cut in enumerate(cuts)}, {cut.scored for cut in cuts}
     pinned = stages.pinned()
     for index in range(done, spec.num_layers):

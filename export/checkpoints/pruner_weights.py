@@ -22,7 +22,6 @@ from foveate.export.checkpoints import hub, licence
 from foveate.export.checkpoints.directory import Entry
 from foveate.export.checkpoints.random_weights import DummyWeights
 from foveate.export.checkpoints.tensor_files import Folder, some
-from foveate.export.pruning.combined import Pair
 from foveate.export.pruning.method import Method
 from foveate.export.spec import ModelSpec, Parts, Weights
 
@@ -34,14 +33,14 @@ _PREFIX = "pruner."
 _TRAIN = "train one with scripts/train_ocvtp.py, or use --load-format dummy (random weights)"
 
 
-def joined(parts: Parts, method: Method | Pair, pruner: str | None = None) -> Parts:
+def joined(parts: Parts, method: Method, pruner: str | None = None) -> Parts:
     """Return ``parts`` with the weights of ``method``'s trained network, or unchanged if it has none.
 
     ``pruner`` is a file or a hub id. The default is ``<method>.safetensors`` in the checkpoint's directory,
     then the published pruner if the tower is LLaVA-1.5's. A dummy model gets a dummy pruner. The licence is
     that of the hub's repository, or of the file's directory. Raises UserError.
     """
-    before = method.before
+    before = method.pre_llm
     with torch.device("meta"):
         network = before.module(parts.spec) if before else None
     if network is None:

@@ -1,25 +1,23 @@
 """Pruning methods, one file each. ``load`` makes a ``Method`` of a method's name and its options as text.
 
 A file ``<name>.py`` in this folder that has a frozen dataclass ``Method`` is a method. It needs no
-registration. The base classes are in ``export/pruning/method.py`` and, for in-LLM pruners,
-``export/pruning/in_llm.py``. ``a+b`` names a pair of methods.
+registration. The base classes are in ``export/pruning``. ``a+b`` names a combination of two methods.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from foveate.engines import errors
 
 if TYPE_CHECKING:
-    from foveate.export.pruning import method as base
-    from foveate.export.pruning.combined import Pair
+    from foveate.export.pruning.combined import CombinedMethod
+    from foveate.export.pruning.method import Method, SingleMethod
 
-__all__ = ["describe", "load", "names", "require"]
+__all__ = ["load", "names", "require"]
 
 
 def names() -> list[str]:
@@ -28,7 +26,7 @@ def names() -> list[str]:
 
 
 def require(name: str) -> None:
-    """Raise UserError (code 2) unless ``name`` is a method or a pair. Imports neither a method nor torch."""
+    """Raise UserError (code 2) unless ``name`` is a method or two of them. Imports neither a method nor torch."""
     both = name.split("+")
     if len(both) > 2:
         raise errors.UserError(
@@ -42,43 +40,34 @@ def require(name: str) -> None:
             raise errors.unknown("method", each, known)
 
 
-def load(name: str, options: Mapping[str, str] | None = None) -> base.Method | Pair:
+def load(name: str, options: Mapping[str, str] | None = None) -> Method:
     """Return the method ``name`` with ``options`` (``--set key=value``), parsed by the types of its fields.
 
     Raises UserError (code 2) for an unknown method or option and for a value that does not fit.
     """
-    from foveate.export.pruning import method as base  # torch comes with it
-
     require(name)
-    options = options or {}
-    if "+" in name:
-        return _pair(name, options)
+    return _combined(name, options or {}) if "+" in name else _single(name, options or {})
+
+
+def _single(name: str, options: Mapping[str, str]) -> SingleMethod:
+    from foveate.export.pruning.options import parse
+
     method = _class(name)
     types = method.options()
     for key in options:
         if key not in types:
             raise errors.unknown(f"option of {name}", key, types)
-    return method(**{key: base.parse(name, key, text, types[key]) for key, text in options.items()})
+    return method(**{key: parse(name, key, text, types[key]) for key, text in options.items()})
 
 
-def _class(name: str) -> type[base.Method]:
-    return importlib.import_module(f"{__name__}.{name}").Method
+def _class(name: str) -> type[SingleMethod]:
+    found: type[SingleMethod] = importlib.import_module(f"{__name__}.{name}").Method
+    return found
 
 
-def _pair(name: str, options: Mapping[str, str]) -> Pair:
-    from foveate.export.pruning.combined import Pair  # it imports this package
+def _combined(name: str, options: Mapping[str, str]) -> CombinedMethod:
+    from foveate.export.pruning.combined import CombinedMethod, sorted_options
 
-    both = tuple(name.split("+"))
-    given = Pair.sort(both, tuple(_class(each).options() for each in both), options)
-    return Pair(*(load(each, given[each]) for each in both), **given["pair"])
-
-
-def describe(method: base.Method | Pair) -> dict[str, Any]:
-    """Return every option with its value in the form that ``bundle.json`` records."""
-    from foveate.export.pruning import method as base
-
-    if not isinstance(method, base.Method):
-        both = {each.name: describe(each) for each in (method.before, method.inside)}
-        flat = {f"{name}.{key}": value for name, options in both.items() for key, value in options.items()}
-        return {key: getattr(method, key) for key in method.SHARES} | flat
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(method).items()}
+    first, second = name.split("+")
+    given = sorted_options((first, second), (_class(first).options(), _class(second).options()), options)
+    return CombinedMethod(_single(first, given.first), _single(second, given.second), **given.shares)

@@ -39,8 +39,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export.networks.onnx_ops import put
-from foveate.export.pruning import method, selection
+from foveate.export.networks.onnx_ops import loop, put
+from foveate.export.pruning import selection, similarity
+from foveate.export.pruning.options import option
+from foveate.export.pruning.pre_llm import PreLLMPruner
+from foveate.export.pruning.selection import Keep
+from foveate.export.pruning.taps import question_taps
 from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
@@ -53,30 +57,30 @@ _AT_ONCE = 4
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(PreLLMPruner):
     """Conditional diversity. The options are explained in the module's docstring."""
 
     reads_question: ClassVar[bool] = True
 
     relevance: Literal["auto", "clip", "embeddings", "none"] = "auto"
     sign: Literal["auto", "positive", "negative"] = "auto"
-    theta: float | None = method.option(None, 0, 0.999)
+    theta: float | None = option(None, 0, 0.999)
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        return selection.question_taps(self.relevance, spec)
+        return question_taps(self.relevance, spec)
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kept = method.marked(_likeliest(selection.cosines(tokens), self.wanted(tokens, taps), keep), keep)
-        return method.gather(tokens, kept), kept, method.count(kept)
+        kept = selection.marked(_likeliest(similarity.cosines(tokens), self.wanted(tokens, taps), keep), keep)
+        return selection.gather(tokens, kept), kept, selection.count(kept)
 
     def wanted(self, tokens: Tensor, taps: dict[str, Tensor]) -> Tensor:
         """Return the relevance r ``[B,N]`` float32, above 0."""
         none = torch.ones(tokens.shape[:2], device=tokens.device)
         if not taps:
             return none
-        cosine, asked = selection.question_relevance(tokens, taps, self.sign)
+        cosine, asked = similarity.question_relevance(tokens, taps, self.sign)
         low, high = cosine.amin(1, keepdim=True), cosine.amax(1, keepdim=True)
         r = (cosine - low + 1e-6) / (high - low).clamp(min=1e-6)
         if self.theta is not None:
@@ -84,7 +88,7 @@ class Method(method.Method):
         return torch.where(asked & (high > low), r, none)
 
 
-def _likeliest(similar: Tensor, wanted: Tensor, keep: method.Keep) -> Tensor:
+def _likeliest(similar: Tensor, wanted: Tensor, keep: Keep) -> Tensor:
     """Pick ``keep`` tokens greedily: a mask ``[B,N]`` bool.
 
     ``similar [B,N,N]`` holds the cosines, ``wanted [B,N]`` the relevance.
@@ -93,7 +97,7 @@ def _likeliest(similar: Tensor, wanted: Tensor, keep: method.Keep) -> Tensor:
     index = torch.arange(size, device=wanted.device)
     last_resort = wanted / wanted.amax(1, keepdim=True) - 2  # below any gain
     worth = wanted * wanted
-    whole = (selection.diagonal(similar) > 0.5).float()  # length 1, or a row of zeros
+    whole = (similarity.diagonal(similar) > 0.5).float()  # length 1, or a row of zeros
     column = torch.zeros(batch, keep + _AT_ONCE, 1, dtype=torch.int64, device=wanted.device)
     number = torch.arange(batch * _AT_ONCE, device=wanted.device)
     place = torch.stack((number // _AT_ONCE, number % _AT_ONCE), 1)  # in the factor, of a turn's picks
@@ -123,4 +127,4 @@ def _likeliest(similar: Tensor, wanted: Tensor, keep: method.Keep) -> Tensor:
     nothing = torch.zeros_like(wanted)
     factor = torch.zeros(batch, keep + _AT_ONCE, size, device=wanted.device)
     done = torch.zeros((), dtype=torch.int64, device=wanted.device)
-    return selection.loop(more, turn, (done, nothing, factor, nothing.clone()))[3] > 0
+    return loop(more, turn, (done, nothing, factor, nothing.clone()))[3] > 0

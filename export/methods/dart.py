@@ -31,44 +31,48 @@ Our reading:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method, selection
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image
+from foveate.export.networks.onnx_ops import loop
+from foveate.export.pruning import selection, similarity
+from foveate.export.pruning.in_llm import InLLMPruner, PruneLayer
+from foveate.export.pruning.method import PositionMode
+from foveate.export.pruning.options import option
+from foveate.export.pruning.prompt_state import Extra, PromptState
 from foveate.export.spec import DecoderSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(Inside):
+class Method(InLLMPruner):
     """Keeps tokens unlike the pivots. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True  # its text pivots
 
-    position_mode: Literal["compact", "keep"] = "keep"
-    layer: int = method.option(2, 1)
-    image_pivots: int = method.option(4, 1, 64)
-    text_pivots: int = method.option(4, 0, 64)
+    position_mode: PositionMode = "keep"
+    layer: int = option(2, 1)
+    image_pivots: int = option(4, 1, 64)
+    text_pivots: int = option(4, 0, 64)
 
-    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
-        return (self.at(spec, self.layer, self.layer - 1),)
+    def prune_layers(self, spec: DecoderSpec) -> tuple[PruneLayer, ...]:
+        return (self.prune_layer(spec, self.layer, self.layer - 1),)
 
-    def reads(self, stage: int) -> tuple[str, ...]:
+    def extra_inputs(self, stage: int) -> tuple[Extra, ...]:
         return ("position_ids",)
 
-    def stays(self, stage: int, rows: Rows) -> Tensor:
-        similar = selection.cosines(rows.norm(rows.hidden))
-        seeds, words = self.pivots(rows)
+    def select(self, stage: int, state: PromptState) -> Tensor:
+        similar = similarity.cosines(state.norm(state.hidden))
+        seeds, words = self.pivots(state)
         index = torch.arange(similar.shape[1], device=similar.device)
-        claims = (rows.same & seeds[:, None, :]) | (rows.visual[:, :, None] & words[:, None, :])
+        claims = (state.same & seeds[:, None, :]) | (state.visual[:, :, None] & words[:, None, :])
         turn = (claims & (index < index[:, None])).to(torch.int64).sum(-1)
         turn = torch.where(words, self.image_pivots + _before(words), turn)
         each = self.image_pivots + words.to(torch.int64).sum(1, keepdim=True)
-        rest = (rows.keep - self.image_pivots).clamp(min=0)
+        rest = (state.keep - self.image_pivots).clamp(min=0)
 
         def more(number: Tensor, claimed: Tensor) -> Tensor:
             return number < self.image_pivots + self.text_pivots
@@ -78,21 +82,21 @@ class Method(Inside):
             near = similar.gather(2, pivot[:, :, None])[..., 0]
             share = torch.where(number < each, rest // each + (number < rest % each), 0)
             free = torch.where(seeds | (claimed > 0), -4.0, -near)
-            return number + 1, torch.maximum(claimed, best_of_image(free, rows, share).float())
+            return number + 1, torch.maximum(claimed, state.best_of_image(free, share).float())
 
         start = torch.zeros((), dtype=torch.int64, device=similar.device)
         nothing = torch.zeros(1, similar.shape[1], device=similar.device)
-        return seeds | (selection.loop(more, claim, (start, nothing))[1] > 0)
+        return seeds | (loop(more, claim, (start, nothing))[1] > 0)
 
-    def pivots(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def pivots(self, state: PromptState) -> tuple[Tensor, Tensor]:
         """Mark the pivots of the images (at most ``keep`` each) and those of the text: ``[1,T]`` bool
         each."""
-        size = rows.keys(rotated=True).float().abs().sum((1, 3))
+        size = state.keys(rotated=True).float().abs().sum((1, 3))
         index = torch.arange(size.shape[1], device=size.device)
-        text = index > torch.where(rows.visual, index, -1).amax(1, keepdim=True)
-        place = selection.place_within(size, torch.where(text, -2, rows.image)[0])
+        text = index > torch.where(state.visual, index, -1).amax(1, keepdim=True)
+        place = selection.rank_within(size, torch.where(text, -2, state.image)[0])
         return (
-            rows.visual & (place < rows.keep.clamp(max=self.image_pivots)),
+            state.visual & (place < state.keep.clamp(max=self.image_pivots)),
             text & (place < self.text_pivots),
         )
 

@@ -26,24 +26,26 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method, selection
+from foveate.export.pruning import selection, similarity
+from foveate.export.pruning.pre_llm import PreLLMPruner
+from foveate.export.pruning.selection import Keep
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(PreLLMPruner):
     """Max-min diversity. It has no options of its own."""
 
     whole: ClassVar[bool] = True
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        distance = 1 - selection.cosines(tokens)
+        distance = 1 - similarity.cosines(tokens)
         index = torch.arange(tokens.shape[1], device=tokens.device)
-        alone = torch.where(index[:, None] == index, selection.FAR, distance).amin(1)
+        alone = torch.where(index[:, None] == index, similarity.FAR, distance).amin(1)
         first = selection.first_of(alone) == index
         rest = torch.full((tokens.shape[0], 1), keep - 1, dtype=torch.int64, device=tokens.device)
-        kept = method.marked(first | selection.pick_farthest(distance, first, rest), keep)
-        return method.gather(tokens, kept), kept, method.count(kept)
+        kept = selection.marked(first | selection.pick_farthest(distance, first, rest), keep)
+        return selection.gather(tokens, kept), kept, selection.count(kept)

@@ -19,32 +19,34 @@ score prefer the bottom of the image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from foveate.export.pruning import method
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image
+from foveate.export.pruning.in_llm import InLLMPruner, PruneLayer
+from foveate.export.pruning.method import PositionMode
+from foveate.export.pruning.options import option
+from foveate.export.pruning.prompt_state import Extra, PromptState
 from foveate.export.spec import DecoderSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(Inside):
+class Method(InLLMPruner):
     """Attention of the last token in an early layer. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True
 
-    position_mode: Literal["compact", "keep"] = "keep"
-    layer: int = method.option(2, 1)
+    position_mode: PositionMode = "keep"
+    layer: int = option(2, 1)
     rope: bool = True
 
-    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
-        return (self.at(spec, self.layer, self.layer - 1),)
+    def prune_layers(self, spec: DecoderSpec) -> tuple[PruneLayer, ...]:
+        return (self.prune_layer(spec, self.layer, self.layer - 1),)
 
-    def reads(self, stage: int) -> tuple[str, ...]:
+    def extra_inputs(self, stage: int) -> tuple[Extra, ...]:
         return ("position_ids",) if self.rope else ()
 
-    def stays(self, stage: int, rows: Rows) -> Tensor:
-        return best_of_image(rows.last_attention(rotated=self.rope), rows, rows.keep)
+    def select(self, stage: int, state: PromptState) -> Tensor:
+        return state.best_of_image(state.last_attention(rotated=self.rope), state.keep)

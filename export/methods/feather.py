@@ -27,33 +27,35 @@ its own softmax, grid and budget.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image, in_proportion, share_of
+from foveate.export.pruning.in_llm import InLLMPruner, PruneLayer, in_proportion
+from foveate.export.pruning.method import PositionMode
+from foveate.export.pruning.options import option
+from foveate.export.pruning.prompt_state import Extra, PromptState
 from foveate.export.spec import DecoderSpec, ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(Inside):
+class Method(InLLMPruner):
     """Attention without rotary embedding, and a grid. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True
-    fills: ClassVar[bool] = False
+    fills = False
 
-    position_mode: Literal["compact", "keep"] = "keep"
+    position_mode: PositionMode = "keep"
     layers: tuple[int, ...] | None = None
-    stride: int = method.option(3, 0)
+    stride: int = option(3, 0)
     rope: bool = False
 
-    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
+    def prune_layers(self, spec: DecoderSpec) -> tuple[PruneLayer, ...]:
         layers = in_proportion((8 / 32, 16 / 32), spec) if self.layers is None else self.layers
-        return tuple(self.at(spec, layer, layer - 1) for layer in layers)
+        return tuple(self.prune_layer(spec, layer, layer - 1) for layer in layers)
 
     def leaves(self, spec: ModelSpec, keep: int, entered: int) -> dict[str, int]:
         """Return upper bounds, which assume that no token of the grid is among the best-scored ones."""
@@ -61,25 +63,25 @@ class Method(Inside):
         tiles = spec.vision.image_tokens // spec.vision.num_tokens
         grid = -(-rows // self.stride) * -(-columns // self.stride) * tiles if self.stride else 0
         left = [min(keep + grid, entered)]
-        for _ in self.cuts(spec.decoder)[1:]:
+        for _ in self.prune_layers(spec.decoder)[1:]:
             left.append(max(1, left[-1] * (2 * keep + 1) ** 2 // (2 * entered) ** 2))
         return {f"pruner.{stage}": min(count, entered) for stage, count in enumerate(left)}
 
-    def reads(self, stage: int) -> tuple[str, ...]:
+    def extra_inputs(self, stage: int) -> tuple[Extra, ...]:
         own = ("entered",) if stage else ("patch", "columns") if self.stride else ()
         return *own, *(("position_ids",) if self.rope else ())
 
-    def stays(self, stage: int, rows: Rows) -> Tensor:
-        score = rows.image_attention(rotated=self.rope)
+    def select(self, stage: int, state: PromptState) -> Tensor:
+        score = state.image_attention(rotated=self.rope)
         if stage == 0:
-            return best_of_image(score, rows, rows.keep) | self._grid(rows)
-        twice, entered = 2 * rows.keep + 1, 2 * rows.entered
-        left = share_of(rows) * twice * twice // (entered * entered).clamp(min=1)
-        return best_of_image(score, rows, left.clamp(min=1))
+            return state.best_of_image(score, state.keep) | self._grid(state)
+        twice, entered = 2 * state.keep + 1, 2 * state.entered
+        left = state.rows_of_image() * twice * twice // (entered * entered).clamp(min=1)
+        return state.best_of_image(score, left.clamp(min=1))
 
-    def _grid(self, rows: Rows) -> Tensor:
+    def _grid(self, state: PromptState) -> Tensor:
         """Mark the tokens of the grid: ``[1,T]`` bool."""
         if self.stride == 0:
-            return torch.zeros_like(rows.visual)
-        y, x = rows.patch // rows.columns, rows.patch % rows.columns
-        return (rows.patch >= 0) & (y % self.stride == 0) & (x % self.stride == 0)
+            return torch.zeros_like(state.visual)
+        y, x = state.patch // state.columns, state.patch % state.columns
+        return (state.patch >= 0) & (y % self.stride == 0) & (x % self.stride == 0)

@@ -39,14 +39,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method, selection
+from foveate.export.pruning import merging, selection, similarity
+from foveate.export.pruning.options import option
+from foveate.export.pruning.pre_llm import PreLLMPruner
+from foveate.export.pruning.selection import Keep
+from foveate.export.pruning.taps import question_taps, saliency, tap
 from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(PreLLMPruner):
     """Focus, scan, refine. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True
@@ -55,41 +59,41 @@ class Method(method.Method):
     relevance: Literal["auto", "clip", "embeddings", "none"] = "auto"
     sign: Literal["positive", "negative"] = "positive"
     layer: int = -1
-    alpha: float = method.option(3.0, 0, 100)
-    beta: float = method.option(1.0, 0, 100)
-    rho: float = method.option(0.9, 0, 1)
-    kappa: float = method.option(1.0, 0, 1000)
+    alpha: float = option(3.0, 0, 100)
+    beta: float = option(1.0, 0, 100)
+    rho: float = option(0.9, 0, 1)
+    kappa: float = option(1.0, 0, 1000)
     structure: Literal["projected", "features"] = "projected"
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        attention = method.tap(spec, selection.saliency(spec), self.layer)
+        attention = tap(spec, saliency(spec), self.layer)
         features = ("features",) if self.structure == "features" else ()
-        return attention, *features, *selection.question_taps(self.relevance, spec)
+        return attention, *features, *question_taps(self.relevance, spec)
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, ...]:
         budget = torch.full((tokens.shape[0], 1), keep, dtype=torch.int64, device=tokens.device)
         phi = self.subject(tokens, taps)
         in_focus = torch.minimum(self.focus_size(phi), budget)
-        focus = method.rank(phi) < in_focus
-        similar = selection.cosines(taps.get("features", tokens))
+        focus = selection.rank(phi) < in_focus
+        similar = similarity.cosines(taps.get("features", tokens))
         scan = selection.pick_farthest(1 - similar, focus, budget - in_focus)
-        kept = method.marked(focus | scan, keep)
+        kept = selection.marked(focus | scan, keep)
         weight, anchor = self.merged(similar, phi, focus, scan)
         share = torch.where(anchor[:, None, :] == kept[:, :, None], weight[:, None, :], 0.0)  # [B,R,N]
-        rows = selection.mix(method.gather(tokens, kept), phi.gather(1, kept), tokens, share)
+        rows = merging.mix(selection.gather(tokens, kept), phi.gather(1, kept), tokens, share)
         index = torch.arange(tokens.shape[1], device=tokens.device)
         into = torch.where(focus | scan, index, torch.where(weight > 0, anchor, -1))
-        return rows, kept, method.count(kept), selection.owners(kept, into)
+        return rows, kept, selection.count(kept), merging.owners(kept, into)
 
     def subject(self, tokens: Tensor, taps: dict[str, Tensor]) -> Tensor:
         """Return phi ``[B,N]`` float32."""
-        s = selection.minmax(next(iter(taps.values())).float()) ** self.beta
+        s = similarity.minmax(next(iter(taps.values())).float()) ** self.beta
         if "text_embeds" not in taps and "clip_text" not in taps:
             return s
-        cosine, asked = selection.question_relevance(tokens, taps, self.sign)
-        return torch.where(asked, selection.minmax(cosine) ** self.alpha * s, s)
+        cosine, asked = similarity.question_relevance(tokens, taps, self.sign)
+        return torch.where(asked, similarity.minmax(cosine) ** self.alpha * s, s)
 
     def focus_size(self, phi: Tensor) -> Tensor:
         """Return the smallest number of tokens that hold ``rho`` of the sum of phi: ``[B,1]`` int64.
@@ -105,8 +109,8 @@ class Method(method.Method):
 
         The weight is 0 for tokens that are not merged.
         """
-        best, anchor = selection.closest(similar, scan)
+        best, anchor = similarity.closest(similar, scan)
         stays = focus | scan
-        place = method.rank(torch.where(stays, -4.0, best))
+        place = selection.rank(torch.where(stays, -4.0, best))
         allowed = self.kappa * scan.float().sum(1, keepdim=True)
         return torch.where((place + 1 <= allowed) & ~stays, phi, 0.0), anchor

@@ -25,39 +25,43 @@ enough stay.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method, selection
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image
+from foveate.export.networks.onnx_ops import loop
+from foveate.export.pruning import selection, similarity
+from foveate.export.pruning.in_llm import InLLMPruner, PruneLayer
+from foveate.export.pruning.method import PositionMode
+from foveate.export.pruning.options import option
+from foveate.export.pruning.prompt_state import PromptState
 from foveate.export.spec import DecoderSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(Inside):
+class Method(InLLMPruner):
     """Salient and dissimilar tokens. The module's docstring explains the options."""
 
     our_reading: ClassVar[bool] = True
     reads_question: ClassVar[bool] = True
 
-    position_mode: Literal["compact", "keep"] = "keep"
-    layer: int = method.option(2, 1)
-    tau: float = method.option(0.9, -1, 1)
+    position_mode: PositionMode = "keep"
+    layer: int = option(2, 1)
+    tau: float = option(0.9, -1, 1)
 
-    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
-        return (self.at(spec, self.layer, self.layer),)
+    def prune_layers(self, spec: DecoderSpec) -> tuple[PruneLayer, ...]:
+        return (self.prune_layer(spec, self.layer, self.layer),)
 
-    def stays(self, stage: int, rows: Rows) -> Tensor:
-        similar = selection.cosines(rows.hidden)
-        place = selection.place_within(similar[:, -1], rows.image[0])
-        same = (rows.same & rows.visual[:, None, :]).float()
+    def select(self, stage: int, state: PromptState) -> Tensor:
+        similar = similarity.cosines(state.hidden)
+        place = selection.rank_within(similar[:, -1], state.image[0])
+        same = (state.same & state.visual[:, None, :]).float()
         rivals = same * (similar > self.tau).float()
-        picked = _pick(torch.where(rows.visual, place, -1.0), same, rivals, rows.keep)
-        return best_of_image(torch.where(picked, similar.shape[1] - place, -place), rows, rows.keep)
+        picked = _pick(torch.where(state.visual, place, -1.0), same, rivals, state.keep)
+        return state.best_of_image(torch.where(picked, similar.shape[1] - place, -place), state.keep)
 
 
 def _pick(place: Tensor, same: Tensor, rivals: Tensor, keep: Tensor) -> Tensor:
@@ -79,4 +83,4 @@ def _pick(place: Tensor, same: Tensor, rivals: Tensor, keep: Tensor) -> Tensor:
 
     none = torch.zeros_like(place)
     turn = torch.zeros((), device=place.device)
-    return selection.loop(more, step, (turn, none, none.clone(), none.clone()))[2] > 0
+    return loop(more, step, (turn, none, none.clone(), none.clone()))[2] > 0

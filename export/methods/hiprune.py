@@ -30,35 +30,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method
+from foveate.export.pruning import selection
+from foveate.export.pruning.options import option
+from foveate.export.pruning.pre_llm import ScoringPruner
+from foveate.export.pruning.selection import Keep
+from foveate.export.pruning.taps import full_layer, tap
 from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(method.Scorer):
+class Method(ScoringPruner):
     """Hierarchical attention. The module's docstring explains the options."""
 
-    alpha: float = method.option(0.1, 0, 1)
+    alpha: float = option(0.1, 0, 1)
     layer: int | None = None
     deep_layer: int = -1
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        middle = method.full_layer(spec, 8 / 23) if self.layer is None else self.layer
-        names = [method.tap(spec, "received_attention", layer) for layer in (middle, self.deep_layer)]
+        middle = full_layer(spec, 8 / 23) if self.layer is None else self.layer
+        names = [tap(spec, "received_attention", layer) for layer in (middle, self.deep_layer)]
         return tuple(dict.fromkeys(names))  # both are the same if the encoder has one layer
 
-    def score(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
-    ) -> Tensor:
+    def score(self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]) -> Tensor:
         middle, deep = next(iter(taps.values())), [*taps.values()][-1]
         size = tokens.shape[1]
         fifths = torch.full((1,), keep, dtype=torch.int64, device=tokens.device) * round(self.alpha * 10**6)
-        anchor = method.rank(middle.float()) < _divide(fifths, 5 * 10**6)
+        anchor = selection.rank(middle.float()) < _divide(fifths, 5 * 10**6)
         buffer = _neighbours(anchor.float(), grid[1]) > 0
         tier = torch.where(anchor, 2.0 * size, torch.where(buffer, 1.0 * size, 0.0))
-        return tier - method.rank(deep.float())
+        return tier - selection.rank(deep.float())
 
 
 def _divide(a: Tensor, b: int) -> Tensor:
@@ -67,7 +69,7 @@ def _divide(a: Tensor, b: int) -> Tensor:
     return whole + ((rest > b) | ((rest == b) & (whole % 2 == 1))).to(torch.int64)
 
 
-def _neighbours(mask: Tensor, columns: method.Keep) -> Tensor:
+def _neighbours(mask: Tensor, columns: Keep) -> Tensor:
     """Return numbers above 0 at the tokens before, behind, above and below the marked ones of ``mask [B,N]``.
 
     Neighbours outside the grid are clamped to the first or last token.

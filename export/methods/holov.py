@@ -33,34 +33,38 @@ token, so that equal shares tie on every engine; ties go to the first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method, selection
+from foveate.export.pruning import selection, similarity
+from foveate.export.pruning.options import option
+from foveate.export.pruning.pre_llm import PreLLMPruner
+from foveate.export.pruning.selection import Keep
+from foveate.export.pruning.taps import saliency, tap
 from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(PreLLMPruner):
     """Quotas for runs. The module's docstring explains the options; ``layer`` is the layer of the
     attention."""
 
-    fills: ClassVar[bool] = False
+    fills = False
 
-    runs: int = method.option(16, 1, 4096)
-    alpha: float = method.option(0.09, 0, 1000)
+    runs: int = option(16, 1, 4096)
+    alpha: float = option(0.09, 0, 1000)
     surplus: Literal["lose", "refill"] = "lose"
     layer: int = -1
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        return (method.tap(spec, selection.saliency(spec), self.layer),)
+        return (tap(spec, saliency(spec), self.layer),)
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, Tensor, Tensor]:
         size = tokens.shape[1]
         index = torch.arange(size, device=tokens.device)
@@ -68,14 +72,14 @@ class Method(method.Method):
         edge = long * (short + 1)
         run = torch.where(index < edge, index // (short + 1), long + (index - edge) // max(short, 1))
         attention = next(iter(taps.values())).float()
-        quota = self.quotas(selection.cosines(tokens), attention, run, keep)
-        place = selection.place_within(attention, run)
+        quota = self.quotas(similarity.cosines(tokens), attention, run, keep)
+        place = selection.rank_within(attention, run)
         mask = (place < _of_run(quota, run)) | (index < (keep // size) * size)
         if self.surplus == "refill":
-            mask = method.rank(torch.where(mask, attention + 2, attention)) < keep
+            mask = selection.rank(torch.where(mask, attention + 2, attention)) < keep
         return selection.at_most(tokens, mask, keep)
 
-    def quotas(self, similar: Tensor, attention: Tensor, run: Tensor, keep: method.Keep) -> Tensor:
+    def quotas(self, similar: Tensor, attention: Tensor, run: Tensor, keep: Keep) -> Tensor:
         """Return the number of tokens that each run keeps, ``[B,P]`` float32. ``run [N]`` is each token's
         run."""
         index = torch.arange(self.runs, device=run.device)
@@ -98,7 +102,7 @@ class Method(method.Method):
         fine = 65536.0
         share = (score / (score.sum(1, keepdim=True) + 1e-6) * keep * fine).round()
         whole = (share / fine).floor()
-        return whole + (method.rank(share) < keep - whole.sum(1, keepdim=True)).float()
+        return whole + (selection.rank(share) < keep - whole.sum(1, keepdim=True)).float()
 
 
 def _of_run(value: Tensor, run: Tensor) -> Tensor:

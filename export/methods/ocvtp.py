@@ -46,7 +46,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.export.methods._ocvtp_network import SlotPruner
-from foveate.export.pruning import method
+from foveate.export.pruning import selection
+from foveate.export.pruning.options import option
+from foveate.export.pruning.pre_llm import ScoringPruner
+from foveate.export.pruning.selection import Keep
+from foveate.export.pruning.taps import tap
 from foveate.export.spec import ModelSpec
 
 __all__ = ["Method", "Network", "noise_table", "picks", "vision_layer"]
@@ -57,27 +61,25 @@ some ulps."""
 
 
 @dataclass(frozen=True)
-class Method(method.Scorer):
+class Method(ScoringPruner):
     """Slot attention. The module's docstring explains the options."""
 
     layer: int | None = None
-    top_k: int = method.option(1, 1, 16)
+    top_k: int = option(1, 1, 16)
     fill: Literal["received", "cls"] = "received"
-    seed: int = method.option(0, 0, 2**31 - 1)
+    seed: int = option(0, 0, 2**31 - 1)
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
         fill = {"received": "received_attention", "cls": "cls_attention"}[self.fill]
-        return method.tap(spec, "hidden", vision_layer(spec, self.layer)), method.tap(spec, fill)
+        return tap(spec, "hidden", vision_layer(spec, self.layer)), tap(spec, fill)
 
     def module(self, spec: ModelSpec) -> Network:
         return Network(spec.vision.hidden_size, spec.vision.num_tokens, self.taps(spec)[0], self)
 
-    def score(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
-    ) -> Tensor:
+    def score(self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]) -> Tensor:
         _, fill, attention = taps.values()
         first = torch.where(picks(attention, self.top_k), 1.0 * tokens.shape[1], 0.0)
-        return first - method.rank(fill.float())
+        return first - selection.rank(fill.float())
 
 
 class Network(SlotPruner):
@@ -92,7 +94,7 @@ class Network(SlotPruner):
         """Return the parameters that are computed and not read from a file."""
         return {"noise": noise_table(*self.noise.shape, self.options.seed)}
 
-    def forward(self, taps: dict[str, Tensor], keep: method.Keep) -> dict[str, Tensor]:
+    def forward(self, taps: dict[str, Tensor], keep: Keep) -> dict[str, Tensor]:
         """Return ``slot_attention [B,S,N]`` float32."""
         count = torch.sym_max((keep + 1) // self.options.top_k, 1)
         rows = F.embedding(torch.arange(count, device=self.noise.device), self.noise)

@@ -23,7 +23,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method, selection
+from foveate.export.pruning import merging, selection
+from foveate.export.pruning.pre_llm import PreLLMPruner
+from foveate.export.pruning.selection import Keep
 
 __all__ = ["Method"]
 
@@ -33,14 +35,14 @@ _UNIT = 2**14
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(PreLLMPruner):
     """Average pooling. It has no options of its own."""
 
-    fills: ClassVar[bool] = False
+    fills = False
     merges: ClassVar[bool] = True
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, ...]:
         batch, size, _ = tokens.shape
         budget = torch.full((1, 1), keep, dtype=torch.int64, device=tokens.device)
@@ -52,13 +54,13 @@ class Method(method.Method):
         valid = row < down * across
         kept = torch.where(valid, middle, -1).repeat(batch, 1)
         others = (owner[:, None, :] == row[:, :, None]) & (index[:, None, :] != middle[:, :, None])  # [1,R,N]
-        rows = method.gather(tokens, kept.clamp(min=0))
-        rows = selection.mix(rows, torch.ones_like(kept).float(), tokens, others.float().repeat(batch, 1, 1))
+        rows = selection.gather(tokens, kept.clamp(min=0))
+        rows = merging.mix(rows, torch.ones_like(kept).float(), tokens, others.float().repeat(batch, 1, 1))
         rows = torch.where(valid[:, :, None], rows, torch.zeros_like(rows[:, :1, :1]))
         return rows, kept, valid.to(torch.int64).sum(1).repeat(batch), owner.repeat(batch, 1)
 
 
-def _cells(budget: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _cells(budget: Tensor, grid: tuple[Keep, Keep]) -> tuple[Tensor, Tensor]:
     """Return rows and columns, ``[1,1]`` each, of the cells that spread least among at most ``budget [1,1]``
     cells."""
     rows, columns = grid

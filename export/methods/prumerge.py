@@ -43,21 +43,25 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method, selection
+from foveate.export.pruning import selection, similarity
+from foveate.export.pruning.options import option
+from foveate.export.pruning.pre_llm import PreLLMPruner
+from foveate.export.pruning.selection import Keep
+from foveate.export.pruning.taps import tap
 from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(PreLLMPruner):
     """Outliers and merging. The module's docstring explains the options."""
 
     source: ClassVar[Literal["projected", "features"]] = "features"
     merges: ClassVar[bool] = True
 
     variant: Literal["adaptive", "fixed", "plus"] = "adaptive"
-    neighbours: int = method.option(32, 0, 4096)
+    neighbours: int = option(32, 0, 4096)
     layer: int = -1
 
     @property
@@ -65,10 +69,10 @@ class Method(method.Method):
         return self.variant == "fixed"
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        return method.tap(spec, "cls_attention", self.layer), method.tap(spec, "keys", self.layer)
+        return tap(spec, "cls_attention", self.layer), tap(spec, "keys", self.layer)
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, ...]:
         attention, keys = taps.values()
         attention, size = attention.float(), tokens.shape[1]
@@ -82,18 +86,18 @@ class Method(method.Method):
         valid = torch.arange(keep, device=tokens.device) < count[:, None]
         kept = torch.where(valid & (place < size), place, -1)
 
-        similar = selection.cosines(method.gather(_with_zero(keys), place), keys)  # [B,R,N]
+        similar = similarity.cosines(selection.gather(_with_zero(keys), place), keys)  # [B,R,N]
         added = _nearest(similar, place, self.neighbours) & ((kept >= 0) & ~whole)[:, :, None]
         summed = (valid & (place == size))[:, :, None] & ~stays[:, None, :]
         share = torch.where(added | summed, attention[:, None, :], 0.0)
-        rows = method.gather(_with_zero(tokens), place).float() + torch.matmul(share, tokens.float())
+        rows = selection.gather(_with_zero(tokens), place).float() + torch.matmul(share, tokens.float())
         rows = torch.where(valid[:, :, None], rows, 0.0).to(tokens.dtype)
         return rows, kept, count, _owner(similar, added, kept, count)
 
     def _tiers(self, attention: Tensor, budget: Tensor) -> Tensor:
         """Return ``[B,N]`` int64: above 1 for tokens that stay, higher ones first; 0 for the others."""
         size = attention.shape[1]
-        rank, number = method.rank(attention), budget - 1
+        rank, number = selection.rank(attention), budget - 1
         if self.variant != "fixed":
             number = torch.minimum(selection.outliers(attention), number)
         top = rank < number
@@ -120,9 +124,9 @@ def _nearest(similar: Tensor, place: Tensor, number: int) -> Tensor:
     size = similar.shape[2]
     index = torch.arange(size, device=similar.device)
     itself = place[:, :, None] == index
-    similar = torch.where(itself, -selection.FAR, similar)
+    similar = torch.where(itself, -similarity.FAR, similar)
     falling = similar.topk(size, dim=2).values
-    last = torch.where(index < number, falling, selection.FAR).amin(2, keepdim=True)
+    last = torch.where(index < number, falling, similarity.FAR).amin(2, keepdim=True)
     above, equal = similar > last, similar == last
     room = number - above.float().sum(2, keepdim=True)
     return (above | (equal & (equal.float().cumsum(2) <= room))) & ~itself
@@ -136,9 +140,9 @@ def _owner(similar: Tensor, added: Tensor, kept: Tensor, count: Tensor) -> Tenso
     """
     rows, size = added.shape[1:]
     index = torch.arange(size, device=added.device)
-    close = torch.where(added, similar, -selection.FAR)
-    close = torch.where(kept[:, :, None] == index, selection.FAR, close)
+    close = torch.where(added, similar, -similarity.FAR)
+    close = torch.where(kept[:, :, None] == index, similarity.FAR, close)
     best = close.amax(1, keepdim=True)
     row = torch.arange(rows, device=added.device)[:, None]
     first = torch.where(close == best, row, rows).amin(1)
-    return torch.where(best[:, 0] > -selection.FAR, first, count[:, None] - 1)
+    return torch.where(best[:, 0] > -similarity.FAR, first, count[:, None] - 1)

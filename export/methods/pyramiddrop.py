@@ -24,37 +24,37 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from foveate.export.pruning import method
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image, in_proportion
+from foveate.export.pruning.budgets import SMALLEST_SHARE, Points
+from foveate.export.pruning.in_llm import InLLMPruner, PruneLayer, in_proportion
+from foveate.export.pruning.prompt_state import Extra, PromptState
 from foveate.export.spec import DecoderSpec, ModelSpec
 
 __all__ = ["Method"]
 
-_LEAST = 2.0**-20
-
 
 @dataclass(frozen=True)
-class Method(Inside):
+class Method(InLLMPruner):
     """Attention of the last token, at several layers. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True
 
     layers: tuple[int, ...] | None = None
 
-    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
-        return tuple(self.at(spec, layer, layer) for layer in self._layers(spec))
+    def prune_layers(self, spec: DecoderSpec) -> tuple[PruneLayer, ...]:
+        return tuple(self.prune_layer(spec, layer, layer) for layer in self._layers(spec))
 
     def _layers(self, spec: DecoderSpec) -> tuple[int, ...]:
         return in_proportion((8 / 32, 16 / 32, 24 / 32), spec) if self.layers is None else self.layers
 
-    def budgets(self, spec: ModelSpec) -> dict[str, method.Points]:
+    def budgets(self, spec: ModelSpec) -> dict[str, Points]:
         cuts = len(self._layers(spec.decoder))
         return {
-            f"pruner.{stage}": ((_LEAST, _LEAST ** ((stage + 1) / cuts)), (1.0, 1.0)) for stage in range(cuts)
+            f"pruner.{stage}": ((SMALLEST_SHARE, SMALLEST_SHARE ** ((stage + 1) / cuts)), (1.0, 1.0))
+            for stage in range(cuts)
         }
 
-    def reads(self, stage: int) -> tuple[str, ...]:
+    def extra_inputs(self, stage: int) -> tuple[Extra, ...]:
         return ("position_ids",)
 
-    def stays(self, stage: int, rows: Rows) -> Tensor:
-        return best_of_image(rows.last_attention(rotated=True), rows, rows.keep)
+    def select(self, stage: int, state: PromptState) -> Tensor:
+        return state.best_of_image(state.last_attention(rotated=True), state.keep)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method
+from foveate.export.pruning.options import option
+from foveate.export.pruning.pre_llm import ScoringPruner
+from foveate.export.pruning.selection import Keep
 
 __all__ = ["Method"]
 
@@ -19,14 +21,12 @@ _PRIME = 2**31 - 1  # squares of residues fit int64
 
 
 @dataclass(frozen=True)
-class Method(method.Scorer):
+class Method(ScoringPruner):
     """Random tokens, selected by ``seed``. A larger ``keep`` with the same seed keeps a superset."""
 
-    seed: int = method.option(0, 0, 2**31 - 2)
+    seed: int = option(0, 0, 2**31 - 2)
 
-    def score(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
-    ) -> Tensor:
+    def score(self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]) -> Tensor:
         x = torch.arange(1, tokens.shape[1] + 1, device=tokens.device) * 48271
         for constant in (self.seed + 1, 16807 * (self.seed + 7) % _PRIME, 69621):
             x = (x * x + 48271 * x + constant) % _PRIME

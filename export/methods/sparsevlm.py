@@ -50,16 +50,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.engines.errors import UserError
-from foveate.export.networks.decoder import rope_of
-from foveate.export.networks.onnx_ops import put
-from foveate.export.pruning import method, selection
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image, in_proportion, packed
+from foveate.export.networks.onnx_ops import loop, put
+from foveate.export.pruning import selection, similarity
+from foveate.export.pruning.budgets import SMALLEST_SHARE, Points
+from foveate.export.pruning.in_llm import InLLMPruner, PruneLayer, in_proportion
+from foveate.export.pruning.method import PositionMode
+from foveate.export.pruning.options import option
+from foveate.export.pruning.prompt_state import Extra, PromptState
+from foveate.export.pruning.selection import Keep, packed
 from foveate.export.spec import DecoderSpec, ModelSpec
 from foveate.runtime.llm.budget import stage_keep
 
 __all__ = ["Method"]
 
-_LEAST = 2.0**-20
 _FAR = 1e18  # its square is still finite in float32
 _AT_ONCE = 64
 """Raters per iteration of the loop."""
@@ -71,40 +74,42 @@ _OF = 576
 
 
 @dataclass(frozen=True)
-class Method(Inside):
+class Method(InLLMPruner):
     """Attention of the question's raters, at three layers. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True
     merges: ClassVar[bool] = True
     carries: ClassVar[tuple[str, ...]] = ("raters",)
 
-    position_mode: Literal["compact", "keep"] | None = None
+    position_mode: PositionMode | None = None  # type: ignore[assignment]  # see __post_init__
     version: Literal["1", "2"] = "1"
     layers: tuple[int, ...] | None = None
-    heads: int = method.option(14, 1)
+    heads: int = option(14, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.position_mode is None:
+        if self.position_mode is None:  # the published mode of the version
             object.__setattr__(self, "position_mode", "compact" if self.version == "1" else "keep")
 
-    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
+    def prune_layers(self, spec: DecoderSpec) -> tuple[PruneLayer, ...]:
         if self.layers is None:
-            return tuple(self.at(spec, x, x - 1) for x in in_proportion((3 / 32, 7 / 32, 16 / 32), spec))
+            return tuple(
+                self.prune_layer(spec, x, x - 1) for x in in_proportion((3 / 32, 7 / 32, 16 / 32), spec)
+            )
         if len(self.layers) != 3 or sorted(set(self.layers)) != list(self.layers):
             raise UserError(
                 f"sparsevlm prunes behind three layers | got layers {self.layers}, "
                 "expected three in ascending order | for example --set layers=2,6,15",
                 code=2,
             )
-        return tuple(self.at(spec, x + 1, x) for x in self.layers)
+        return tuple(self.prune_layer(spec, x + 1, x) for x in self.layers)
 
-    def budgets(self, spec: ModelSpec) -> dict[str, method.Points]:
+    def budgets(self, spec: ModelSpec) -> dict[str, Points]:
         lists = _LISTS[self.version]
         least = min(lists)
         return {
             f"pruner.{stage}": (
-                (_LEAST, _LEAST * lists[least][stage] / least),
+                (SMALLEST_SHARE, SMALLEST_SHARE * lists[least][stage] / least),
                 *((keep / _OF, numbers[stage] / _OF) for keep, numbers in lists.items()),
                 (1.0, 1.0),
             )
@@ -122,57 +127,57 @@ class Method(Inside):
             left[stage] = entered
         return left
 
-    def reads(self, stage: int) -> tuple[str, ...]:
+    def extra_inputs(self, stage: int) -> tuple[Extra, ...]:
         return ("position_ids",) if stage else ("position_ids", "inputs_embeds")
 
-    def carry(self, rows: Rows) -> tuple[Tensor, ...]:
-        return (_raters(rows).to(rows.hidden.dtype),)
+    def carry(self, state: PromptState) -> tuple[Tensor, ...]:
+        return (_raters(state).to(state.hidden.dtype),)
 
-    def stays(self, stage: int, rows: Rows) -> Tensor:
-        return best_of_image(self._score(rows), rows, rows.keep)
+    def select(self, stage: int, state: PromptState) -> Tensor:
+        return state.best_of_image(self._score(state), state.keep)
 
-    def shorten(self, stage: int, rows: Rows) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    def prune(self, stage: int, state: PromptState) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
         if self.version == "2":
-            return super().shorten(stage, rows)
-        score = self._score(rows)
-        stays = best_of_image(score, rows, rows.keep)
-        number, peak, hidden = _recycled(rows, score, rows.visual & ~stays)
-        order, count = _inserted(rows, ~rows.visual | stays, peak, number)
+            return super().prune(stage, state)
+        score = self._score(state)
+        stays = state.best_of_image(score, state.keep)
+        number, peak, hidden = _recycled(state, score, state.visual & ~stays)
+        order, count = _inserted(state, ~state.visual | stays, peak, number)
         index = torch.arange(order.shape[1], device=order.device)
         kept = torch.where((index < count[:, None]) & ~peak.gather(1, order), order, -1)
         return (
-            method.gather(hidden, order),
+            selection.gather(hidden, order),
             kept,
             count,
-            tuple(value.gather(1, order) for value in self.carry(rows)),
+            tuple(value.gather(1, order) for value in self.carry(state)),
         )
 
-    def _score(self, rows: Rows) -> Tensor:
+    def _score(self, state: PromptState) -> Tensor:
         """Return the score of each row: ``[1,T]`` float32."""
-        received = _received(rows, _raters(rows), biased=self.version == "2")
+        received = _received(state, _raters(state), biased=self.version == "2")
         if self.version == "1":
             return received.mean(1)
-        seen = torch.where(rows.visual[:, None], received, 0.0).sum(-1)
-        chosen = (method.rank(seen) < self.heads).float()
+        seen = torch.where(state.visual[:, None], received, 0.0).sum(-1)
+        chosen = (selection.rank(seen) < self.heads).float()
         return (received * chosen[:, :, None]).sum(1) / min(self.heads, received.shape[1])
 
 
-def _raters(rows: Rows) -> Tensor:
+def _raters(state: PromptState) -> Tensor:
     """Mark the raters: ``[1,T]`` bool."""
-    if rows.carried["raters"] is not None:
-        return rows.carried["raters"] > 0.5
-    index = torch.arange(rows.image.shape[1], device=rows.image.device)
-    text = index > torch.where(rows.visual, index, -1).amax(1, keepdim=True)
-    embeds = rows.inputs_embeds.float()
+    if "raters" in state.carried:
+        return state.carried["raters"] > 0.5
+    index = torch.arange(state.image.shape[1], device=state.image.device)
+    text = index > torch.where(state.visual, index, -1).amax(1, keepdim=True)
+    embeds = state.inputs_embeds.float()
     likeness = torch.where(text[:, None], torch.matmul(embeds, embeds.transpose(1, 2)), -_FAR)
-    weight = rows.visual.float() / rows.visual.float().sum(1, keepdim=True).clamp(min=1)
+    weight = state.visual.float() / state.visual.float().sum(1, keepdim=True).clamp(min=1)
     mean = torch.matmul(weight[:, None], likeness.softmax(-1))[:, 0]
     telling = text & (mean * text.float().sum(1, keepdim=True) > 1 + 1e-5)
     telling = telling | (text & ~telling.any(1, keepdim=True))
     return telling | ((index == index[-1]) & ~telling.any(1, keepdim=True))
 
 
-def _received(rows: Rows, raters: Tensor, biased: bool) -> Tensor:
+def _received(state: PromptState, raters: Tensor, biased: bool) -> Tensor:
     """Return the mean attention that each row receives from the ``raters [1,T]``, per head: ``[1,H,T]``
     float32.
 
@@ -180,10 +185,10 @@ def _received(rows: Rows, raters: Tensor, biased: bool) -> Tensor:
     a time, since no shape may depend on their number.
     """
     order, number = packed(raters)[0], raters.to(torch.int64).sum(1)
-    scale = rows.layer.head_dim**-0.5
-    queries = rows.queries(rotated=True).float() * scale
-    keys = rows.keys(rotated=True).float().transpose(2, 3)
-    turned = _turned_ones(rows) * scale**0.5 if biased else None
+    scale = state.layer.head_dim**-0.5
+    queries = state.queries(rotated=True).float() * scale
+    keys = state.keys(rotated=True).float().transpose(2, 3)
+    turned = _turned_ones(state) * scale**0.5 if biased else None
     index = torch.arange(raters.shape[1], device=raters.device)
     some = torch.arange(_AT_ONCE, device=raters.device)
 
@@ -195,42 +200,42 @@ def _received(rows: Rows, raters: Tensor, biased: bool) -> Tensor:
         scores = torch.matmul(queries.index_select(2, row[0]), keys)
         attention = torch.where(index <= row[:, None, :, None], scores, -_FAR).softmax(-1)
         if biased:
-            bias = torch.matmul(method.gather(turned, row), turned.transpose(1, 2))[:, None]
+            bias = torch.matmul(selection.gather(turned, row), turned.transpose(1, 2))[:, None]
             attention = attention / torch.where(bias.abs() < 1e-6, 1e-6, bias)
         share = (done + some < number).float() / number
         return done + _AT_ONCE, received + torch.matmul(share[None, None, None], attention)[:, :, 0]
 
     done = torch.zeros((), dtype=torch.int64, device=raters.device)
-    nothing = torch.zeros(1, rows.layer.heads, raters.shape[1], device=raters.device)
-    return selection.loop(more, listen, (done, nothing))[1]
+    nothing = torch.zeros(1, state.layer.heads, raters.shape[1], device=raters.device)
+    return loop(more, listen, (done, nothing))[1]
 
 
-def _turned_ones(rows: Rows) -> Tensor:
+def _turned_ones(state: PromptState) -> Tensor:
     """Return rows of ones after rotary embedding, with their entries in another order: ``[1,T,Dh]``
     float32."""
-    *tables, index = rope_of(rows.layer.spec, *rows.rope, rows.position_ids)
+    *tables, index = state.rope_of(state.position_ids)
     cos, sin = (F.embedding(index, table).float() for table in tables)
     return torch.cat((cos - sin, cos + sin), -1)
 
 
-def _recycled(rows: Rows, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _recycled(state: PromptState, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster each image's ``dropped [1,T]`` tokens.
 
     Returns the number of each peak's cluster ``[1,T]`` float32, the peaks ``[1,T]`` bool, and ``hidden
     [1,T,D]`` with the means of the clusters in the peaks' rows. At most half of an image's tokens are
     recycled, since one token stays; M = T // 2 + 1 rows are enough for them.
     """
-    lost = (rows.same & dropped[:, None]).float().sum(-1).to(torch.int64)
-    among = dropped & (_places(score, rows.same & dropped[:, None]) < _taken(lost))
+    lost = (state.same & dropped[:, None]).float().sum(-1).to(torch.int64)
+    among = dropped & (selection.rank(score, state.same & dropped[:, None]) < _taken(lost))
     order, count = packed(among)
     index = torch.arange(score.shape[1] // 2 + 1, device=score.device)
     some, there = order[:, index], index < count[:, None]
-    image, clusters = rows.image.gather(1, some), _clusters(lost.gather(1, some))
+    image, clusters = state.image.gather(1, some), _clusters(lost.gather(1, some))
     same = image[:, None] == image[:, :, None]
     pairs = same & there[:, :, None] & there[:, None]
-    before = method.gather(rows.hidden, some)
+    before = selection.gather(state.hidden, some)
     distance = torch.where(pairs, _distances(before.float(), there), _FAR)
-    number = _places(_standing(distance, same, clusters, (3 * score.shape[1] + 10) // 100 + 1), pairs)
+    number = selection.rank(_standing(distance, same, clusters, (3 * score.shape[1] + 10) // 100 + 1), pairs)
     peak = there & (number < clusters)
     to_peak = torch.where(peak[:, None], distance, _FAR)
     closest = pairs & peak[:, None] & (to_peak == to_peak.amin(-1, keepdim=True))
@@ -240,7 +245,7 @@ def _recycled(rows: Rows, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tenso
     mean = torch.matmul(member, before.float()) / member.sum(-1, keepdim=True).clamp(min=1)
     after = torch.where(peak[:, :, None], mean.to(before.dtype), before)
     nothing = torch.zeros_like(score)
-    hidden = put(rows.hidden, torch.stack((torch.zeros_like(some), some), 2)[0], after[0])
+    hidden = put(state.hidden, torch.stack((torch.zeros_like(some), some), 2)[0], after[0])
     return nothing.scatter(1, some, number), nothing.scatter(1, some, peak.float()) > 0, hidden
 
 
@@ -253,7 +258,7 @@ def _clusters(lost: int | Tensor) -> int | Tensor:
     return _taken(lost) // 10 + 1
 
 
-def _standing(distance: Tensor, same: Tensor, clusters: Tensor, most: method.Keep) -> Tensor:
+def _standing(distance: Tensor, same: Tensor, clusters: Tensor, most: Keep) -> Tensor:
     """Score each row as a density peak: ``[1,M]``, its density times its distance to the nearest denser row.
 
     The densest row takes its distance to the farthest row. ``distance [1,M,M]`` is ``_FAR`` between rows that
@@ -262,10 +267,8 @@ def _standing(distance: Tensor, same: Tensor, clusters: Tensor, most: method.Kee
     nearest = distance.topk(most, largest=False).values
     counts = torch.arange(most, device=distance.device) < clusters[:, :, None]
     sparse = torch.where(counts, nearest * nearest, 0.0).sum(-1) / clusters
-    index = torch.arange(distance.shape[1], device=distance.device)
-    mine, other = sparse[:, :, None], sparse[:, None]
     compared = distance < _FAR
-    denser = compared & ((other < mine) | ((other == mine) & (index < index[:, None])))
+    denser = compared & selection.ahead(-sparse)
     row = torch.where(compared, distance, 0.0).amax(-1)
     farthest = torch.where(same, row[:, None], 0.0).amax(-1, keepdim=True)
     return torch.where(denser, distance, farthest).amin(-1) * (-sparse).exp()
@@ -280,27 +283,18 @@ def _distances(x: Tensor, there: Tensor) -> Tensor:
     mean = torch.matmul(seen[:, None], x) / seen.sum(1).clamp(min=1)
     x = (x - mean) * seen[:, :, None]
     products = torch.matmul(x, x.transpose(1, 2))
-    length = selection.diagonal(products)
+    length = similarity.diagonal(products)
     squared = length[:, :, None] + length[:, None] - (products + products.transpose(1, 2))
     squared = torch.where(squared > 1e-6 * length.amax(1)[:, None, None], squared, 0.0)
     return (squared / x.shape[2]).sqrt()
 
 
-def _places(score: Tensor, group: Tensor) -> Tensor:
-    """Return the place of each row in its ``group [1,T,T]`` by ``score [1,T]``, first of equals ahead:
-    ``[1,T]`` float32."""
-    index = torch.arange(score.shape[1], device=score.device)
-    mine, other = score[:, :, None], score[:, None]
-    ahead = (other > mine) | ((other == mine) & (index < index[:, None]))
-    return (ahead & group).float().sum(-1)
-
-
-def _inserted(rows: Rows, stays: Tensor, peak: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+def _inserted(state: PromptState, stays: Tensor, peak: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
     """Return the same as ``packed``, with the ``peak`` rows, by ``number``, behind the last visual row of
     their image."""
     size = stays.shape[1]
     index = torch.arange(size, device=stays.device)[None]
-    last = torch.where(rows.same, index, -1).amax(-1)
+    last = torch.where(state.same, index, -1).amax(-1)
     key = torch.where(peak, last * (size + 1) + 1 + number.to(torch.int64), index * (size + 1))
     live = stays | peak
     ahead = live[:, None] & (key[:, None] < key[:, :, None])

@@ -40,7 +40,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method, selection
+from foveate.export.pruning import selection, similarity
+from foveate.export.pruning.options import option
+from foveate.export.pruning.pre_llm import PreLLMPruner
+from foveate.export.pruning.selection import Keep
+from foveate.export.pruning.taps import question_taps, saliency, tap
 from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
@@ -50,7 +54,7 @@ _BITS = 20  # bits of a weight: N weights and their multiples by ``keep`` stay f
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(PreLLMPruner):
     """Focus and context. The module's docstring explains the options that are missing here.
 
     * ``relevance``: "embeddings" of the language model, "clip" (joint image-text space) or "none". The
@@ -76,53 +80,44 @@ class Method(method.Method):
     layer: int = -1
     scale: Literal["minmax", "rank"] = "minmax"
     interplay: Literal["sum_product", "product", "max", "noisy_or"] = "sum_product"
-    eta: float = method.option(1.0, 0, 100)
-    rho: float = method.option(0.5, 0, 1)
+    eta: float = option(1.0, 0, 100)
+    rho: float = option(0.5, 0, 1)
     structure: Literal["features", "projected"] = "features"
     window: Literal[3, 5] = 3
-    gamma: float = method.option(1.0, 0, 8)
-    eps: float = method.option(0.05, 1e-4, 10)
-    proximity: float = method.option(1.0, 0, 100)
+    gamma: float = option(1.0, 0, 8)
+    eps: float = option(0.05, 1e-4, 10)
+    proximity: float = option(1.0, 0, 100)
     path: Literal["hilbert", "serpentine", "raster"] = "hilbert"
-    mu: float = method.option(0.0, 0, 1)
+    mu: float = option(0.0, 0, 1)
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        received = self.saliency == "received" or (
-            self.saliency == "auto" and "cls_attention" not in spec.taps and "received_attention" in spec.taps
-        )
-        names = [method.tap(spec, "received_attention" if received else "cls_attention", self.layer)]
-        if self.structure == "features":
-            names.append("features")
-        names += {"embeddings": ["text_embeds"], "clip": ["clip_image", "clip_text"], "none": []}[
-            self.relevance
-        ]
-        return tuple(names)
+        attention = {"cls": "cls_attention", "received": "received_attention", "auto": saliency(spec)}
+        features = ("features",) if self.structure == "features" else ()
+        cue = tap(spec, attention[self.saliency], self.layer)
+        return cue, *features, *question_taps(self.relevance, spec)
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, Tensor, Tensor]:
         budget = torch.full((1,), keep, dtype=torch.int64, device=tokens.device)
         in_focus = (budget * 2 * round(self.rho * 10**6) + 10**6) // (2 * 10**6)  # round(rho keep), halves up
-        focus = method.rank(self.subject(tokens, taps)) < in_focus
+        focus = selection.rank(self.subject(tokens, taps)) < in_focus
         divergence = self.scaled(_divergence(taps.get("features", tokens), grid, self.window))
         weight = self.weights(divergence, focus, grid)
         scan = _Scan(weight, _order(self.path, grid, tokens.device), budget - in_focus)
-        kept = method.marked(focus | scan.hit, keep)
-        rows = method.gather(tokens, kept)
+        kept = selection.marked(focus | scan.hit, keep)
+        rows = selection.gather(tokens, kept)
         if self.mu > 0:
             rows = _blend(rows, tokens, kept, scan, self.mu)
-        return rows, kept, method.count(kept)
+        return rows, kept, selection.count(kept)
 
     def subject(self, tokens: Tensor, taps: dict[str, Tensor]) -> Tensor:
         """Return phi ``[B,N]``, which tells how much each token belongs to a subject."""
         s = self.scaled(next(value for name, value in taps.items() if "attention" in name).float())
         if self.relevance == "none":
             return s
-        clip = self.relevance == "clip"
-        patches, text = (taps["clip_image"], taps["clip_text"]) if clip else (tokens, taps["text_embeds"])
-        cosine, asked = _relevance(patches.float(), text.float(), self.pool)
-        negative = self.sign == "negative" or (self.sign == "auto" and clip)
-        r = self.scaled(-cosine if negative else cosine)
+        cosine, asked = similarity.question_relevance(tokens, taps, self.sign, self.pool)
+        r = self.scaled(cosine)
         phi = {
             "sum_product": lambda: (s + r) / 2 + self.eta * s * r,
             "product": lambda: s * r,
@@ -135,13 +130,11 @@ class Method(method.Method):
         """Scale ``cue [B,N]`` to 0..1 over the image."""
         if self.scale == "rank":
             mine, other = cue[:, :, None], cue[:, None, :]
-            return ((other < mine).float() + (other <= mine).float()).mean(
-                -1
-            ) / 2  # ties get the mean of their ranks
-        low, high = cue.amin(1, keepdim=True), cue.amax(1, keepdim=True)
-        return (cue - low) / (high - low + 1e-6)
+            below = (other < mine).float() + (other <= mine).float()  # ties get the mean of their ranks
+            return below.mean(-1) / 2
+        return similarity.minmax(cue)
 
-    def weights(self, divergence: Tensor, focus: Tensor, grid: tuple[int, int]) -> Tensor:
+    def weights(self, divergence: Tensor, focus: Tensor, grid: tuple[Keep, Keep]) -> Tensor:
         """Return the sampling density ``[B,N]`` as integers: 0 in the focus, 1..2^20 elsewhere."""
         density = (divergence + self.eps) ** self.gamma
         if self.proximity > 0:
@@ -190,41 +183,16 @@ def _sums(mask: Tensor, weight: Tensor) -> Tensor:
     return high * 1024 + low
 
 
-def _relevance(patches: Tensor, text: Tensor, pool: str) -> tuple[Tensor, Tensor]:
-    """Return each patch's cosine with the text, pooled over its rows, ``[B,N]``; and ``[B,1]`` bool: there is
-    a text.
-
-    Rows of zeros in the text are padding.
-    """
-    length = _length(text)[..., None]
-    known = length > 0  # [B,W,1]
-    unit = text / length.clamp(min=1e-12)
-    size = _length(patches).clamp(min=1e-12)
-    words = known.float().sum(1)  # [B,1]
-    if pool == "mean":
-        direction = unit.sum(1) / words.clamp(min=1)
-        cosine = torch.matmul(patches, direction[:, :, None])[..., 0] / size
-    else:
-        each = torch.matmul(patches, unit.transpose(1, 2)) / size[..., None]  # [B,N,W]
-        cosine = torch.where(known.transpose(1, 2), each, -2.0).amax(-1)
-    return cosine, words > 0
-
-
-def _length(x: Tensor) -> Tensor:
-    return (x * x).sum(-1).sqrt()  # ONNX Runtime's Pow and ReduceL2 are several times slower
-
-
-def _divergence(features: Tensor, grid: tuple[int, int], window: int) -> Tensor:
+def _divergence(features: Tensor, grid: tuple[Keep, Keep], window: int) -> Tensor:
     """Return 1 - mean cosine of each patch and its neighbours: ``[B,N,d]`` -> ``[B,N]`` float32."""
-    features = features.float()
-    length = _length(features)
-    unit = features / length[..., None].clamp(min=1e-12)
+    unit = similarity.unit(features)
     around, cells = _window_sum(unit, grid, window)
-    cosines = (unit * around).sum(-1) - (length > 0).float()  # without the patch itself
+    itself = (similarity.length(features)[..., 0] > 0).float()
+    cosines = (unit * around).sum(-1) - itself
     return 1 - cosines / (cells - 1).clamp(min=1)
 
 
-def _window_sum(values: Tensor, grid: tuple[int, int], window: int) -> tuple[Tensor, Tensor]:
+def _window_sum(values: Tensor, grid: tuple[Keep, Keep], window: int) -> tuple[Tensor, Tensor]:
     """Sum ``values [B,N,d]`` over the square around each token, cut at the border. Also return its size in
     cells ``[N]``."""
     (rows, columns), (batch, _, width) = grid, values.shape
@@ -240,7 +208,7 @@ def _near(size: int, window: int, device: torch.device) -> Tensor:
     return ((index[:, None] - index[None, :]).abs() <= window // 2).float()
 
 
-def _order(path: str, grid: tuple[method.Keep, method.Keep], device: torch.device) -> Tensor:
+def _order(path: str, grid: tuple[Keep, Keep], device: torch.device) -> Tensor:
     """Return each token's time in a scan along ``path``: ``[N]`` distinct int64."""
     rows, columns = grid
     index = torch.arange(rows * columns, device=device)

@@ -31,63 +31,75 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image, in_proportion, share_of
+from foveate.export.pruning.budgets import SMALLEST_SHARE, Points
+from foveate.export.pruning.in_llm import InLLMPruner, PruneLayer, in_proportion
+from foveate.export.pruning.method import SingleMethod
+from foveate.export.pruning.options import option
+from foveate.export.pruning.pre_llm import ScoringPruner
+from foveate.export.pruning.prompt_state import PromptState
+from foveate.export.pruning.selection import Keep
 from foveate.export.spec import DecoderSpec, ModelSpec
 
 __all__ = ["Method"]
 
-_LEAST = 2.0**-20
 _FINE = 2.0**20
 
 
 @dataclass(frozen=True)
-class Method(method.Scorer):
-    """The first of two stages. The module's docstring explains the options."""
+class Method(SingleMethod):
+    """Two stages. The module's docstring explains the options."""
 
     our_reading: ClassVar[bool] = True
     reads_question: ClassVar[bool] = True
 
-    layer: int | None = method.option(None, 1)
-    early: float = method.option(0.5, 0, 1)
+    layer: int | None = option(None, 1)
+    early: float = option(0.5, 0, 1)
 
     @property
-    def before(self) -> Method | None:
-        return self if self.early > 0 else None
+    def pre_llm(self) -> _SelfAttention | None:
+        """The first stage, unless ``early`` is 0."""
+        return _SelfAttention(self.position_mode) if self.early > 0 else None
 
     @property
-    def inside(self) -> _CrossAttention | None:
+    def in_llm(self) -> _CrossAttention | None:
+        """The second stage, unless ``early`` is 1."""
         return _CrossAttention(self.position_mode, self.layer) if self.early < 1 else None
 
-    def budgets(self, spec: ModelSpec) -> dict[str, method.Points]:
-        return {"pruner": ((_LEAST, _LEAST**self.early), (1.0, 1.0))} if self.early > 0 else {}
+    def budgets(self, spec: ModelSpec) -> dict[str, Points]:
+        """Return the first stage's share, keep / N to the power of ``early``."""
+        if self.early == 0:
+            return {}
+        return {"pruner": ((SMALLEST_SHARE, SMALLEST_SHARE**self.early), (1.0, 1.0))}
 
-    def score(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
-    ) -> Tensor:
+
+@dataclass(frozen=True)
+class _SelfAttention(ScoringPruner):
+    """The first stage, a pre-LLM pruner."""
+
+    def score(self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]) -> Tensor:
         tokens = tokens.float()
         scores = torch.matmul(tokens, tokens.transpose(1, 2)) * tokens.shape[2] ** -0.5
         return (scores.softmax(-1).sum(1) * _FINE).round()
 
 
 @dataclass(frozen=True)
-class _CrossAttention(Inside):
+class _CrossAttention(InLLMPruner):
     """The second stage, an in-LLM pruner."""
 
     layer: int | None = None
 
-    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
+    def prune_layers(self, spec: DecoderSpec) -> tuple[PruneLayer, ...]:
         layer = in_proportion((0.5,), spec)[0] if self.layer is None else self.layer
-        return (self.at(spec, layer, layer),)
+        return (self.prune_layer(spec, layer, layer),)
 
-    def stays(self, stage: int, rows: Rows) -> Tensor:
-        hidden = rows.hidden.float()
+    def select(self, stage: int, state: PromptState) -> Tensor:
+        hidden = state.hidden.float()
         index = torch.arange(hidden.shape[1], device=hidden.device)
-        words = ~rows.visual[:, :, None] & rows.visual[:, None] & (index < index[:, None])
+        words = ~state.visual[:, :, None] & state.visual[:, None] & (index < index[:, None])
         scores = torch.matmul(hidden, hidden.transpose(1, 2)) * hidden.shape[2] ** -0.5
         scores = torch.where(words, scores, -1e30)  # [1, words, tokens]
         weight = (scores - scores.amax(-1, keepdim=True)).exp() * words.float()
-        received = weight / torch.matmul(weight, rows.same.float()).clamp(min=1e-30)
+        received = weight / torch.matmul(weight, state.same.float()).clamp(min=1e-30)
         number = words.float().sum(1).clamp(min=1)
-        fine = received.sum(1) / number * share_of(rows).float() * _FINE
-        return best_of_image(fine.round(), rows, rows.keep)
+        fine = received.sum(1) / number * state.rows_of_image().float() * _FINE
+        return state.best_of_image(fine.round(), state.keep)

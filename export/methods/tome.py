@@ -30,31 +30,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from foveate.engines.errors import UserError
-from foveate.export.pruning import method, selection
+from foveate.export.pruning import merging, selection, similarity
+from foveate.export.pruning.encoder_merging import EncoderMerger
+from foveate.export.pruning.options import option
 from foveate.export.spec import ModelSpec, StartMerging
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(EncoderMerger):
     """Token merging. ``keep`` is the number of mixtures that remain per image."""
 
-    where: ClassVar[Literal["encoder", "before", "inside"]] = "encoder"
-    merges: ClassVar[bool] = True
+    keep: int | None = option(None, 1, 1 << 20)
 
-    keep: int | None = method.option(None, 1, 1 << 20)
-
-    def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        return ("layers",)
-
-    def fixed_keep(self, spec: ModelSpec) -> int:
+    def rows(self, spec: ModelSpec) -> int:
         """Return ``keep``. Raises UserError (code 2) for a number that the encoder's layers cannot reach."""
         size, depth = spec.vision.num_tokens, spec.vision.depth
         # a layer can merge half of its patches; with even shares the last layer reaches this limit first
@@ -70,7 +65,7 @@ class Method(method.Method):
 
     def merging(self, spec: ModelSpec) -> StartMerging:
         size, depth = spec.vision.num_tokens, spec.vision.depth
-        return partial(_Merging, _steps(size, self.fixed_keep(spec), depth))
+        return partial(_Merging, _steps(size, self.rows(spec), depth))
 
 
 def _steps(size: int, keep: int, depth: int) -> tuple[int, ...]:
@@ -100,15 +95,15 @@ class _Merging:
             return x
         size = torch.ones_like(self.place).float() if self.size is None else self.size
         leaves, match = _matches(key.float().mean(1), step)
-        gone, stay = method.marked(leaves, step), method.marked(~leaves, leaves.shape[1] - step)
+        gone, stay = selection.marked(leaves, step), selection.marked(~leaves, leaves.shape[1] - step)
         goes = match.gather(1, gone)  # [B,r]: index of the odd row
         odd = torch.arange(x.shape[1] // 2, device=x.device)
         share = torch.where(goes[:, None, :] == odd[:, None], size[:, 0::2].gather(1, gone)[:, None, :], 0.0)
-        merged = selection.mix(x[:, 1::2], size[:, 1::2], method.gather(x[:, 0::2], gone), share)
+        merged = merging.mix(x[:, 1::2], size[:, 1::2], selection.gather(x[:, 0::2], gone), share)
         self._move(self.place[:, 0::2].gather(1, gone), self.place[:, 1::2].gather(1, goes))
         self.place = torch.cat([self.place[:, 0::2].gather(1, stay), self.place[:, 1::2]], 1)
         self.size = torch.cat([size[:, 0::2].gather(1, stay), size[:, 1::2] + share.sum(-1)], 1)
-        return torch.cat([method.gather(x[:, 0::2], stay), merged], 1)
+        return torch.cat([selection.gather(x[:, 0::2], stay), merged], 1)
 
     def _move(self, gone: Tensor, there: Tensor) -> None:
         """Record that the patches at the places ``gone [B,r]`` are now part of the rows at ``there
@@ -119,7 +114,7 @@ class _Merging:
     def finish(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         order = (-self.place[:, 1:]).float().topk(features.shape[1], dim=1).indices
         kept = self.place[:, 1:].gather(1, order)
-        return method.gather(features, order), kept, method.count(kept), selection.owners(kept, self.into)
+        return selection.gather(features, order), kept, selection.count(kept), merging.owners(kept, self.into)
 
 
 def _matches(metric: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -127,9 +122,9 @@ def _matches(metric: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
     Returns their mask ``[B,A]`` bool, and the index of the most similar odd row ``[B,A]`` for every even row.
     """
-    similar = selection.cosines(metric[:, 0::2], metric[:, 1::2])
+    similar = similarity.cosines(metric[:, 0::2], metric[:, 1::2])
     best = similar.amax(-1)
     odd = torch.arange(similar.shape[2], device=metric.device)
     match = torch.where(similar == best[:, :, None], odd, similar.shape[2]).amin(-1)
     even = torch.arange(similar.shape[1], device=metric.device)
-    return method.rank(torch.where(even == 0, -4.0, best)) < number, match
+    return selection.rank(torch.where(even == 0, -4.0, best)) < number, match

@@ -34,13 +34,15 @@ stage counts as at the centre. Importance within 2^-16 of its mean is equal, and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method
-from foveate.export.pruning.in_llm import Cut, Inside, Rows, best_of_image, share_of
+from foveate.export.pruning.in_llm import InLLMPruner, PruneLayer
+from foveate.export.pruning.method import PositionMode
+from foveate.export.pruning.options import option
+from foveate.export.pruning.prompt_state import Extra, PromptState
 from foveate.export.spec import DecoderSpec
 
 __all__ = ["Method"]
@@ -52,66 +54,66 @@ _FAR = 1e30
 
 
 @dataclass(frozen=True)
-class Method(Inside):
+class Method(InLLMPruner):
     """Optimal transport through one layer. The module's docstring explains the options."""
 
     our_reading: ClassVar[bool] = True
 
-    position_mode: Literal["compact", "keep"] = "keep"
-    layer: int = method.option(2, 1)
-    alpha: float = method.option(1.0, 0, 10)
-    beta: float = method.option(1.0, 0, 10)
-    gamma: float = method.option(0.01, 0, 10)
-    sigma: float = method.option(10.0, 0.1, 1000)
-    epsilon: float = method.option(0.1, 0.01, 10)
-    iterations: int = method.option(3, 1, 32)
-    recovered: float = method.option(0.2, 0, 1)
+    position_mode: PositionMode = "keep"
+    layer: int = option(2, 1)
+    alpha: float = option(1.0, 0, 10)
+    beta: float = option(1.0, 0, 10)
+    gamma: float = option(0.01, 0, 10)
+    sigma: float = option(10.0, 0.1, 1000)
+    epsilon: float = option(0.1, 0.01, 10)
+    iterations: int = option(3, 1, 32)
+    recovered: float = option(0.2, 0, 1)
 
-    def cuts(self, spec: DecoderSpec) -> tuple[Cut, ...]:
-        return (self.at(spec, self.layer, self.layer - 1),)
+    def prune_layers(self, spec: DecoderSpec) -> tuple[PruneLayer, ...]:
+        return (self.prune_layer(spec, self.layer, self.layer - 1),)
 
-    def reads(self, stage: int) -> tuple[str, ...]:
+    def extra_inputs(self, stage: int) -> tuple[Extra, ...]:
         return "position_ids", "patch", "rows", "columns"
 
-    def stays(self, stage: int, rows: Rows) -> Tensor:
-        size = share_of(rows)
-        among = rows.same & rows.visual[:, None]
-        importance = self._given(self._kernel(rows, among), size.float())
-        back = rows.keep * round(self.recovered * 10**6) // 10**6
-        top = best_of_image((importance * _FINE).round(), rows, rows.keep - back)
-        return top | _evenly(rows.visual & ~top, among, back)
+    def select(self, stage: int, state: PromptState) -> Tensor:
+        size = state.rows_of_image()
+        among = state.same & state.visual[:, None]
+        importance = self._given(self._kernel(state, among), size.float())
+        back = state.keep * round(self.recovered * 10**6) // 10**6
+        top = state.best_of_image((importance * _FINE).round(), state.keep - back)
+        return top | _evenly(state.visual & ~top, among, back)
 
-    def _kernel(self, rows: Rows, among: Tensor) -> Tensor:
+    def _kernel(self, state: PromptState, among: Tensor) -> Tensor:
         """Return exp(-C / epsilon) ``[1,T,T]``, sources in rows and targets in columns; 0 for pairs outside
         ``among``.
 
         ``among [1,T,T]`` bool are the pairs of visual tokens of one image. Terms that are the same for all
         targets are added late, so that most operations stay on ``[1,T,1]``.
         """
-        source, target = rows.scored.float(), rows.attended().float()
+        source, target = state.scored.float(), state.attended().float()
         length = (source * source).sum(-1, keepdim=True)
         feature = (target * target).sum(-1)[:, None] + torch.matmul(-2 * source, target.transpose(1, 2))
-        low = _least(torch.where(among, feature, _FAR).amin(-1, keepdim=True) + length, rows.same)
-        high = _most(torch.where(among, feature, -_FAR).amax(-1, keepdim=True) + length, rows.same)
-        y, x = self._place(rows)
+        low = _least(torch.where(among, feature, _FAR).amin(-1, keepdim=True) + length, state.same)
+        high = _most(torch.where(among, feature, -_FAR).amax(-1, keepdim=True) + length, state.same)
+        y, x = self._place(state)
         down, across = y[:, :, None] - y[:, None], x[:, :, None] - x[:, None]
         apart = down * down + across * across
-        farthest = _most(torch.where(among, apart, 0.0).amax(-1, keepdim=True), rows.same)
+        farthest = _most(torch.where(among, apart, 0.0).amax(-1, keepdim=True), state.same)
         bend = -0.5 / self.sigma**2
         central = (y * y + x * x).sqrt()[:, :, None]
-        central_low, central_high = _least(central, rows.same), _most(central, rows.same)
+        central_low, central_high = _least(central, state.same), _most(central, state.same)
         fixed = self.gamma * (central - central_low) * _share(central_low, central_high)
         cost = (feature + (length - low)) * (self.alpha * _share(low, high))
         relative = self.beta * _share(torch.zeros_like(low), 1 - (farthest * bend).exp())
         cost = cost + (1 - (apart * bend).exp()) * relative + fixed
         return torch.where(among, (cost * (-1 / self.epsilon)).exp(), 0.0)
 
-    def _place(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _place(self, state: PromptState) -> tuple[Tensor, Tensor]:
         """Return each row's distance from the grid's centre, down and across: ``[1,T]`` each, 0 for rows
         without a place."""
-        here = rows.patch >= 0
-        y = (rows.patch // rows.columns).float() - (rows.rows - 1).float() / 2
-        x = (rows.patch % rows.columns).float() - (rows.columns - 1).float() / 2
+        here = state.patch >= 0
+        y = (state.patch // state.columns).float() - (state.rows - 1).float() / 2
+        x = (state.patch % state.columns).float() - (state.columns - 1).float() / 2
         return torch.where(here, y, 0.0), torch.where(here, x, 0.0)
 
     def _given(self, kernel: Tensor, size: Tensor) -> Tensor:

@@ -28,16 +28,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method, selection
+from foveate.export.pruning import selection
+from foveate.export.pruning.pre_llm import PreLLMPruner
+from foveate.export.pruning.selection import Keep
 from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
-_FINE = 2.0**22  # dot products are rounded to multiples of largest / _FINE (see selection._FINE)
+_FINE = 2.0**22  # dot products are rounded to multiples of largest / _FINE (see similarity._FINE)
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(PreLLMPruner):
     """Patches by the question, and the mean of the rest. The module's docstring explains the options."""
 
     reads_question: ClassVar[bool] = True
@@ -55,7 +57,7 @@ class Method(method.Method):
         return "clip_image", "clip_text"
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, ...]:
         size = tokens.shape[1]
         index = torch.arange(size, device=tokens.device)
@@ -66,14 +68,14 @@ class Method(method.Method):
         if self.auto:
             number = torch.minimum(number, selection.outliers(score.softmax(-1)))
         even = (index + 1) * number // size > index * number // size
-        stays = (asked & (method.rank(score) < number)) | (~asked & even)
+        stays = (asked & (selection.rank(score) < number)) | (~asked & even)
         rest = (~stays).float()
         tier = torch.cat([2 * stays.to(torch.int64), rest.amax(1, keepdim=True).to(torch.int64)], 1)
         place = selection.in_order(tier, keep)
         mean = torch.matmul(rest[:, None, :], tokens.float()) / rest.sum(1).clamp(min=1)[:, None, None]
         count = (tier > 0).to(torch.int64).sum(1)
         valid = torch.arange(keep, device=tokens.device) < count[:, None]
-        rows = method.gather(torch.cat([tokens, mean.to(tokens.dtype)], 1), place)
+        rows = selection.gather(torch.cat([tokens, mean.to(tokens.dtype)], 1), place)
         rows = torch.where(valid[:, :, None], rows, torch.zeros_like(rows[:, :1, :1]))
         kept = torch.where(valid & (place < size), place, -1)
         owner = torch.where(stays, stays.float().cumsum(1).to(torch.int64), count[:, None]) - 1

@@ -16,19 +16,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method
+from foveate.export.pruning import selection
+from foveate.export.pruning.pre_llm import PreLLMPruner
+from foveate.export.pruning.selection import Keep
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(PreLLMPruner):
     """Evenly spaced tokens: ``layout`` "grid" (two-dimensional) or "raster" (one-dimensional)."""
 
     layout: Literal["grid", "raster"] = "grid"
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, Tensor, Tensor]:
         order = torch.arange(keep, device=tokens.device)
         if self.layout == "grid":
@@ -36,10 +38,10 @@ class Method(method.Method):
         else:
             index = (2 * order + 1) * tokens.shape[1] // (2 * keep)
         kept = index.repeat(tokens.shape[0], 1)
-        return method.gather(tokens, kept), kept, method.count(kept)
+        return selection.gather(tokens, kept), kept, selection.count(kept)
 
 
-def _on_grid(order: Tensor, keep: method.Keep, rows: int, columns: int) -> Tensor:
+def _on_grid(order: Tensor, keep: Keep, rows: int, columns: int) -> Tensor:
     """Return the index of the ``order``-th of ``keep`` tokens spread over ``rows`` x ``columns``: int64,
     shaped as ``order``."""
     odd = 2 * torch.arange(1, rows + 1, device=order.device) - 1

@@ -30,28 +30,32 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method, selection
+from foveate.export.pruning import merging, selection, similarity
+from foveate.export.pruning.options import option
+from foveate.export.pruning.pre_llm import PreLLMPruner
+from foveate.export.pruning.selection import Keep
+from foveate.export.pruning.taps import tap
 from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(PreLLMPruner):
     """Dominant and contextual tokens. The module's docstring explains the options."""
 
     source: ClassVar[Literal["projected", "features"]] = "features"
     merges: ClassVar[bool] = True
 
-    contextual: int | None = method.option(None, 0, 4096)
+    contextual: int | None = option(None, 0, 4096)
     layer: int = -1
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        layered = (method.tap(spec, offer, self.layer) for offer in ("cls_attention_heads", "keys"))
+        layered = (tap(spec, offer, self.layer) for offer in ("cls_attention_heads", "keys"))
         return "cls_feature", *layered
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, ...]:
         cls_feature, attention, keys = taps.values()
         size = tokens.shape[1]
@@ -60,18 +64,18 @@ class Method(method.Method):
         whole = budget // size  # 1 if every patch stays, else 0
         contextual = self.contextual_of(budget) * (1 - whole)
         patches = budget - contextual - 1 + whole
-        dominant = method.rank(attention.float().sum(1)) < patches
+        dominant = selection.rank(attention.float().sum(1)) < patches
         target = _every(~dominant, size - patches, contextual)
         member = ~(dominant | target) & (contextual > 0)
-        anchor = selection.closest(selection.cosines(keys), target)[1]
+        anchor = similarity.closest(similarity.cosines(keys), target)[1]
         tier = torch.where(dominant, 2, target.to(torch.int64))
         first = (3 - 3 * whole).expand_as(tier[:, :1])  # the class token, before all patches or behind them
         place = selection.in_order(torch.cat([first, tier], 1), keep)
-        rows, kept = method.gather(torch.cat([cls_feature, tokens], 1), place), place - 1
+        rows, kept = selection.gather(torch.cat([cls_feature, tokens], 1), place), place - 1
         into = (anchor[:, None, :] == kept[:, :, None]) & member[:, None, :]  # [B,R,N]
         rows = _plus_mean(rows, tokens, into.float())
-        owner = selection.owners(kept, torch.where(member, anchor, torch.where(dominant | target, index, -1)))
-        return rows, kept, method.count(kept), owner
+        owner = merging.owners(kept, torch.where(member, anchor, torch.where(dominant | target, index, -1)))
+        return rows, kept, selection.count(kept), owner
 
     def contextual_of(self, budget: Tensor) -> Tensor:
         """Return the number of contextual rows among ``budget [1]`` rows."""

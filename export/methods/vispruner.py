@@ -28,42 +28,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.export.pruning import method, selection
+from foveate.export.networks.onnx_ops import loop
+from foveate.export.pruning import selection, similarity
+from foveate.export.pruning.options import option
+from foveate.export.pruning.pre_llm import PreLLMPruner
+from foveate.export.pruning.selection import Keep
+from foveate.export.pruning.taps import saliency, tap
 from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(PreLLMPruner):
     """Important and diverse tokens.
 
     ``ratio``: share of important tokens. ``step``: number of tokens dropped per round. ``layer``: vision
     layer of the attention; -1 is the layer that gives the features.
     """
 
-    ratio: float = method.option(0.5, 0, 1)
-    step: int = method.option(8, 1, 4096)
+    ratio: float = option(0.5, 0, 1)
+    step: int = option(8, 1, 4096)
     layer: int = -1
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        return method.tap(spec, selection.saliency(spec), self.layer), "features"
+        return tap(spec, saliency(spec), self.layer), "features"
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, Tensor, Tensor]:
         budget = torch.full((1,), keep, dtype=torch.int64, device=tokens.device)
         important = budget * round(self.ratio * 10**6) // 10**6
-        place = method.rank(next(iter(taps.values())).float()).to(torch.int64)
+        place = selection.rank(next(iter(taps.values())).float()).to(torch.int64)
         chosen = place < important
         size = tokens.shape[1]
         index = torch.arange(size, device=tokens.device)
         order = _sent(index.expand_as(place), torch.where(chosen, size + place, place) - important)
-        similar = selection.cosines(taps["features"])
+        similar = similarity.cosines(taps["features"])
         order = self.thin_out(similar, order, size - important, budget - important)
         listed = _sent((index < budget - important).to(torch.int64).expand_as(order), order) > 0
-        kept = method.marked(chosen | listed, keep)
-        return method.gather(tokens, kept), kept, method.count(kept)
+        kept = selection.marked(chosen | listed, keep)
+        return selection.gather(tokens, kept), kept, selection.count(kept)
 
     def thin_out(self, similar: Tensor, order: Tensor, length: Tensor, wanted: Tensor) -> Tensor:
         """Thin out the list ``order [B,N]``, whose first ``length [1]`` entries count, to ``wanted [1]``
@@ -81,7 +86,7 @@ class Method(method.Method):
             evens, odds = order[:, even], order[:, odd]
             compared = order[:, torch.where(odd < length, odd, 1)]
             alike = F.embedding(compared + first, rows).amax(1).gather(1, evens)
-            place = method.rank(torch.where(even < length, alike, -4.0)).to(torch.int64)
+            place = selection.rank(torch.where(even < length, alike, -4.0)).to(torch.int64)
             count = (length + 1) // 2
             leave = torch.minimum(length - wanted, count).clamp(max=self.step)
             left = torch.where(place < leave, length + place, place) - leave
@@ -89,7 +94,7 @@ class Method(method.Method):
             to_odd = torch.where(odd < length, count - leave + odd // 2, odd).expand_as(odds)
             return length - leave, _sent(torch.cat((evens, odds), 1), torch.cat((to_even, to_odd), 1))
 
-        return selection.loop(more, turn, (length, order))[1]
+        return loop(more, turn, (length, order))[1]
 
 
 def _sent(values: Tensor, places: Tensor) -> Tensor:

@@ -30,48 +30,52 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.export.pruning import method, selection
+from foveate.export.pruning import merging, selection, similarity
+from foveate.export.pruning.options import option
+from foveate.export.pruning.pre_llm import PreLLMPruner
+from foveate.export.pruning.selection import Keep
+from foveate.export.pruning.taps import full_layer, saliency, tap
 from foveate.export.spec import ModelSpec
 
 __all__ = ["Method"]
 
 
 @dataclass(frozen=True)
-class Method(method.Method):
+class Method(PreLLMPruner):
     """Local and global scan. The module's docstring explains the options."""
 
-    fills: ClassVar[bool] = False
+    fills = False
     merges: ClassVar[bool] = True
 
-    local: float = method.option(0.5, 0, 1)
-    windows: int = method.option(4, 1, 64)
+    local: float = option(0.5, 0, 1)
+    windows: int = option(4, 1, 64)
     layer: int | None = None
     deep_layer: int = -1
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
-        shallow = method.full_layer(spec, 5 / 23) if self.layer is None else self.layer
-        names = [method.tap(spec, selection.saliency(spec), layer) for layer in (shallow, self.deep_layer)]
+        shallow = full_layer(spec, 5 / 23) if self.layer is None else self.layer
+        names = [tap(spec, saliency(spec), layer) for layer in (shallow, self.deep_layer)]
         return tuple(dict.fromkeys(names))  # both are the same if the encoder has one layer
 
     def reduce(
-        self, tokens: Tensor, taps: dict[str, Tensor], keep: method.Keep, grid: tuple[int, int]
+        self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, ...]:
         size = tokens.shape[1]
         index = torch.arange(size, device=tokens.device)
         shallow, deep = next(iter(taps.values())).float(), [*taps.values()][-1].float()
         budget = torch.full((1,), keep, dtype=torch.int64, device=tokens.device)
         share = budget * round(self.local * 10**6) // 10**6
-        near = selection.place_within(shallow, self.window(index, grid)) < share // self.windows**2
-        far = method.rank(torch.where(near, -1.0, deep)) < budget - share
+        near = selection.rank_within(shallow, self.window(index, grid)) < share // self.windows**2
+        far = selection.rank(torch.where(near, -1.0, deep)) < budget - share
         mask = near | far | (index < budget // size * size)
         rows, kept, count = selection.at_most(tokens, mask, keep)
-        anchor = selection.closest(selection.cosines(tokens), mask)[1]
+        anchor = similarity.closest(similarity.cosines(tokens), mask)[1]
         member = (~mask & (anchor >= 0)).float()
         share = torch.where(anchor[:, None, :] == kept[:, :, None], member[:, None, :], 0.0)
-        rows = selection.mix(rows, torch.ones_like(kept, dtype=torch.float32), tokens, share)
-        return rows, kept, count, selection.owners(kept, torch.where(mask, index, anchor))
+        rows = merging.mix(rows, torch.ones_like(kept, dtype=torch.float32), tokens, share)
+        return rows, kept, count, merging.owners(kept, torch.where(mask, index, anchor))
 
-    def window(self, index: Tensor, grid: tuple[int, int]) -> Tensor:
+    def window(self, index: Tensor, grid: tuple[Keep, Keep]) -> Tensor:
         """Return the window that each token is in: ``[N]`` int64."""
         y, x = selection.coordinates(index, grid[1])
         return y * self.windows // grid[0] * self.windows + x * self.windows // grid[1]

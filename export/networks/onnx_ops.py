@@ -6,15 +6,34 @@ from the operators' definitions, since they are the reference for ONNX Runtime's
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnxscript
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
 
-__all__ = ["OPSET", "TRANSLATIONS", "put", "rms_norm", "rotary_embedding", "tensor_scatter"]
+__all__ = ["OPSET", "TRANSLATIONS", "loop", "put", "rms_norm", "rotary_embedding", "tensor_scatter"]
 
 OPSET = 24
 _op = onnxscript.values.Opset("", OPSET)
+
+
+def loop(
+    more: Callable[..., Tensor], turn: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Run ``while more(*state): state = turn(*state)``, which becomes one ONNX ``Loop``.
+
+    ``more`` returns a 0-d bool tensor. The shapes of the state are fixed; the number of turns is known at run
+    time only. TensorRT-RTX 1.7 fails on a state of floats whose first value is computed. Start from
+    constants, and let ``turn`` combine them with computed tensors.
+    """
+    if torch.compiler.is_exporting():
+        return while_loop(more, turn, state)
+    while more(*state):
+        state = turn(*state)
+    return state
 
 
 @torch.library.custom_op("foveate::rms_norm", mutates_args=())

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from foveate.engines.errors import UserError, unknown
 from foveate.engines.spec import FLOAT, Dim, Symbol, TensorSpec
 from foveate.export.networks.decoder import Linear, RMSNorm
-from foveate.export.networks.onnx_ops import rotary_embedding
-from foveate.export.pruning import selection
+from foveate.export.networks.onnx_ops import loop, rotary_embedding
 
 __all__ = ["TAPS", "Merger", "Vision", "WindowSpec"]
 
@@ -219,7 +218,7 @@ class Attention(nn.Module):
 
         done = torch.zeros((), dtype=torch.int64, device=x.device)
         nothing = torch.zeros(size * _GROUP, device=x.device)
-        total = selection.loop(more, turn, (done, nothing))[1]
+        total = loop(more, turn, (done, nothing))[1]
         mean = total.reshape(size, _GROUP).mean(1) / (self.heads * size * _GROUP)
         return mean.to(x.dtype)
 

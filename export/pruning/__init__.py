@@ -1,5 +1,7 @@
-"""The base classes of pruning methods. The methods themselves are in ``export/methods``.
+"""The base classes of pruning methods, and what methods share. The methods themselves are in ``export/methods``.
 
-``method`` has the options and budgets of a pre-LLM pruner, ``in_llm`` those of an in-LLM pruner, ``combined``
-joins one of each. ``selection`` holds the ranking, similarity and gathering that methods share.
+* Base classes: ``method`` (every method), ``encoder_merging``, ``pre_llm``, ``in_llm`` with ``prompt_state``,
+  and ``combined`` (one of each of the last two).
+* Facts about a method: ``options``, ``budgets``, ``taps``.
+* Functions on tensors: ``selection``, ``similarity``, ``merging``.
 """

@@ -82,7 +82,7 @@ def _method(method: Method) -> str:
 
 
 def _where(method: Method) -> str:
-    places = {"encoder": method.encoder, "pre-LLM": method.before, "in-LLM": method.inside}
+    places = {"encoder": method.encoder_merger, "pre-LLM": method.pre_llm, "in-LLM": method.in_llm}
     return ", then ".join(place for place, found in places.items() if found)
 
 

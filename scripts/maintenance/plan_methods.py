@@ -13,7 +13,9 @@ from dataclasses import replace
 from foveate.export import methods
 from foveate.export.checkpoints.random_weights import Dummy
 from foveate.export.models import llava
-from foveate.export.pruning import method as base
+from foveate.export.pruning.budgets import sampled
+from foveate.export.pruning.in_llm import InLLMPruner
+from foveate.export.pruning.method import Method
 from foveate.export.spec import ModelSpec
 
 
@@ -23,27 +25,27 @@ def table() -> dict[str, dict]:
     return {name: _facts(methods.load(name), spec) for name in methods.names()}
 
 
-def _facts(method: base.Method, spec: ModelSpec) -> dict:
+def _facts(method: Method, spec: ModelSpec) -> dict:
     total = spec.vision.num_tokens
     facts = {
         "where": "encoder"
-        if method.encoder
+        if method.encoder_merger
         else "before"
-        if method.before
+        if method.pre_llm
         else "inside"
-        if method.inside
+        if method.in_llm
         else "nowhere",
-        "cuts": _cuts(method.inside, spec) if method.inside else [],
+        "cuts": _cuts(method.in_llm, spec) if method.in_llm else [],
         "budgets": method.budgets(spec),
-        "limits": base.sampled(total, lambda keep: method.leaves(spec, keep, total)),
+        "limits": sampled(total, lambda keep: method.leaves(spec, keep, total)),
     }
     return json.loads(json.dumps(facts))
 
 
-def _cuts(inside, spec: ModelSpec) -> list[int | str]:
+def _cuts(method: InLLMPruner, spec: ModelSpec) -> list[int | str]:
     """Return the cuts in a decoder of 32 layers, as shares if a decoder of 64 layers is cut elsewhere."""
     at = {
-        depth: [cut.layer for cut in inside.cuts(replace(spec.decoder, num_layers=depth))]
+        depth: [place.layer for place in method.prune_layers(replace(spec.decoder, num_layers=depth))]
         for depth in (32, 64)
     }
     moves = at[32] != at[64]

@@ -75,6 +75,7 @@ def drawn(size: tuple[int, int]) -> Image.Image:
 def test_budgets(pipes, name, method):
     pipe, whole, chosen = pipes(name, method), pipes(name, "none"), methods.load(method)
     fixed = bool(options(name, method))
+    merges = any(part.merges for part in (chosen.pre_llm, chosen.in_llm) if part)
     for size in SIZES:
         image = drawn(size)
         every = whole.generate(image, QUESTION, max_new_tokens=6)
@@ -87,11 +88,11 @@ def test_budgets(pipes, name, method):
         assert answer.kept[0].tolist() == list(range(total))
         for keep in (1, 7, total // 2):
             kept = pipe.generate(image, QUESTION, keep=keep, max_new_tokens=1).kept[0]
-            if chosen.before:
-                assert len(kept) == keep or (not chosen.fills and len(kept) < keep)
+            if chosen.pre_llm:
+                assert len(kept) == keep or (not chosen.pre_llm.fills and len(kept) < keep)
             placed = kept[kept >= 0]
             assert len(set(placed)) == len(placed) and kept.min() >= -1 and kept.max() < total
-            assert chosen.merges or (len(placed) == len(kept) and (np.diff(kept) > 0).all())
+            assert merges or (len(placed) == len(kept) and (np.diff(kept) > 0).all())
     findings = list(self_test.replay(pipe.bundle, choose(pipe.bundle)))
     assert findings and all(finding.ok for finding in findings)
     if "pruner" in pipe.manifest.stages:

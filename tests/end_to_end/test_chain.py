@@ -57,13 +57,14 @@ def test_one_bundle_serves_every_budget(pipes, image, method):
     pipe = pipes(method)
     total = pipe.manifest.num_visual_tokens
     chosen, text = methods.load(method), set()
+    merges = any(part.merges for part in (chosen.pre_llm, chosen.in_llm) if part)
     for keep in range(1, total + 1):
         answer = pipe.generate(image, QUESTION, keep=keep, max_new_tokens=2)
         kept = answer.kept[0]
-        assert not chosen.before or len(kept) == keep or (not chosen.fills and len(kept) < keep)
+        assert not chosen.pre_llm or len(kept) == keep or (not chosen.pre_llm.fills and len(kept) < keep)
         placed = kept[kept >= 0]
         assert len(set(placed)) == len(placed) and kept.min() >= -1 and kept.max() < total
-        assert chosen.merges or (len(placed) == len(kept) and (np.diff(kept) > 0).all())
+        assert merges or (len(placed) == len(kept) and (np.diff(kept) > 0).all())
         text.add(answer.timings.prompt_rows - len(answer.stages[0].get("pruner", range(total))))
     assert len(text) == 1
 

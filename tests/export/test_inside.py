@@ -13,7 +13,7 @@ from foveate.export.build import build
 from foveate.export.checkpoints.find import fill
 from foveate.export.graphs.assemble import assemble
 from foveate.export.models import llava
-from foveate.export.pruning import in_llm
+from foveate.export.pruning.selection import packed
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Chat, Pipeline
 
@@ -194,9 +194,9 @@ def test_caches_are_as_long_as_what_they_hold(pipes):
 
 def test_rows_move_to_the_front_in_order():
     stays = torch.tensor([[True, False, True, True, False, False, True]])
-    order, count = in_llm.packed(stays)
+    order, count = packed(stays)
     assert order.tolist() == [[0, 2, 3, 6, 1, 4, 5]] and count.tolist() == [4]
-    order, count = in_llm.packed(torch.ones(1, 5, dtype=torch.bool))
+    order, count = packed(torch.ones(1, 5, dtype=torch.bool))
     assert order.tolist() == [[0, 1, 2, 3, 4]] and count.tolist() == [5]
 
 
@@ -215,9 +215,9 @@ def test_cuts_that_the_decoder_has_not_are_refused():
 
 def test_pairs_are_a_method_before_and_one_inside():
     pair = methods.load("sppruner+fastv", {"rho": "0.7", "fastv.layer": "1", "outer": "2"})
-    assert (pair.before.rho, pair.inside.layer, pair.outer, pair.inner) == (0.7, 1, 2.0, 0.5)
+    assert (pair.first.rho, pair.second.layer, pair.outer, pair.inner) == (0.7, 1, 2.0, 0.5)
     assert pair.name == "sppruner+fastv"
-    described = methods.describe(pair)
+    described = pair.describe()
     assert described["sppruner.rho"] == 0.7 and described["fastv.layer"] == 1 and described["outer"] == 2.0
     for name, options, words in (
         ("fastv+sppruner", {}, "is no pair"),

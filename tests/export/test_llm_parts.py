@@ -18,7 +18,7 @@ from foveate.export.build import build
 from foveate.export.graphs.assemble import assemble
 from foveate.export.graphs.llm import _bounds
 from foveate.export.models import llava
-from foveate.export.pruning.in_llm import Cut
+from foveate.export.pruning.in_llm import PruneLayer
 from foveate.runtime.cli.inspect import main as inspect
 from foveate.runtime.compiling import self_test
 from foveate.runtime.compiling.compile import compile_bundle
@@ -83,12 +83,12 @@ def talk(root: Path) -> list[object]:
         ((), 1, [0, 32]),
         ((), 4, [0, 8, 16, 24, 32]),
         ((), 3, [0, 10, 21, 32]),
-        ((Cut(8, 7), Cut(16, 15)), 2, [0, 8, 16, 32]),  # the method's own are enough
-        ((Cut(8, 7), Cut(16, 15)), 5, [0, 4, 8, 16, 24, 32]),  # of equal ones the first
-        ((Cut(2, 0),), 32, [0, *range(2, 33)]),  # none between the layer that scores and its cut
+        ((PruneLayer(8, 7), PruneLayer(16, 15)), 2, [0, 8, 16, 32]),  # the method's own are enough
+        ((PruneLayer(8, 7), PruneLayer(16, 15)), 5, [0, 4, 8, 16, 24, 32]),  # of equal ones the first
+        ((PruneLayer(2, 0),), 32, [0, *range(2, 33)]),  # none between the layer that scores and its cut
     ],
 )
-def test_where_the_decoder_is_cut(cuts: tuple[Cut, ...], parts: int, bounds: list[int]) -> None:
+def test_where_the_decoder_is_cut(cuts: tuple[PruneLayer, ...], parts: int, bounds: list[int]) -> None:
     assert _bounds(32, cuts, parts) == bounds
 
 

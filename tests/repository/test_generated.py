@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from foveate.export import methods
-from foveate.export.graphs.assemble import TEXT_TAPS
+from foveate.export.graphs.assemble import taps_of
 from foveate.export.models import families, family
+from foveate.export.pruning.taps import TEXT_TAPS
 from maintenance import generate
 
 
@@ -16,11 +17,11 @@ def test_generated_files_are_up_to_date(name):
 
 
 def test_a_method_that_reads_the_question_before_the_language_model_says_so():
-    """Inside it no tap tells: tests/export/methods/inside."""
+    """Inside it no tap tells: tests/contracts/test_in_llm.py."""
     for name in methods.names():
         method = methods.load(name)
-        if method.inside is None:
-            taps = {tap for each in families() for tap in method.taps(family(each).tiny().spec)}
+        if method.in_llm is None:
+            taps = {tap for each in families() for tap in taps_of(family(each).tiny().spec, method)}
             assert method.reads_question == bool(taps & set(TEXT_TAPS)), name
 
 

@@ -198,8 +198,8 @@ def test_what_a_stage_may_leave_stands_above_what_it_is_given(llava):
     feather = methods.load("feather")
     assert feather.leaves(model(27), 218, 729) == {"pruner.0": 299, "pruner.1": 26}
     assert feather.leaves(model(24), 172, 576) == {"pruner.0": 236, "pruner.1": 21}
-    method = pytest.importorskip("foveate.export.pruning.method")
-    limits = method.sampled(576, lambda keep: feather.leaves(model(24), keep, 576))
+    budgets = pytest.importorskip("foveate.export.pruning.budgets")
+    limits = budgets.sampled(576, lambda keep: feather.leaves(model(24), keep, 576))
     here = replace(llava, budgets={}, limits=limits)
     for keep in (1, 32, 64, 172, 192, 300, 576):
         exact = feather.leaves(model(24), keep, 576)

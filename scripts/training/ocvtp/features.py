@@ -19,7 +19,7 @@ from foveate.engines.errors import UserError
 from foveate.export import models
 from foveate.export.checkpoints.find import fill
 from foveate.export.methods.ocvtp import vision_layer
-from foveate.export.pruning import method
+from foveate.export.pruning.taps import tap
 from foveate.export.spec import Parts
 from foveate.runtime.images.image_file import load_image
 from foveate.runtime.images.processor import image_processor
@@ -147,7 +147,7 @@ class Encoder:
     """
 
     def __init__(self, parts: Parts, layer: int, grid: tuple[int, int]) -> None:
-        self.tap, self.grid = method.tap(parts.spec, "hidden", layer), grid
+        self.tap, self.grid = tap(parts.spec, "hidden", layer), grid
         self.images, self.any_size = image_processor(parts.image), _any_size(parts)
         self.side = grid[0] * self.any_size.cell if self.any_size else parts.spec.vision.image_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,12 +11,15 @@ import torch
 
 from foveate.engines.errors import UserError
 from foveate.export import methods
-from foveate.export.pruning import method as base
+from foveate.export.pruning import selection
+from foveate.export.pruning.options import option, parse
+from foveate.export.pruning.pre_llm import ScoringPruner
+from foveate.export.pruning.taps import tap
 
 
 @dataclass(frozen=True)
-class Example(base.Scorer):
-    ratio: float = base.option(0.5, 0, 1)
+class Example(ScoringPruner):
+    ratio: float = option(0.5, 0, 1)
     window: Literal[3, 5] = 3
     layers: tuple[int, ...] = (1, 2)
     merge: bool = False
@@ -28,7 +31,7 @@ class Example(base.Scorer):
 
 def example(**text: str) -> Example:
     return Example(
-        **{key: base.parse("example", key, value, Example.options()[key]) for key, value in text.items()}
+        **{key: parse("example", key, value, Example.options()[key]) for key, value in text.items()}
     )
 
 
@@ -89,18 +92,18 @@ def test_unknown_names_are_answered_with_the_nearest():
 
 def test_taps_are_resolved(bench):
     spec = bench().spec
-    assert base.tap(spec, "cls_attention") == "cls_attention.2"
-    assert base.tap(spec, "hidden", 1) == "hidden.1"
-    assert base.tap(spec, "features") == "features"
+    assert tap(spec, "cls_attention") == "cls_attention.2"
+    assert tap(spec, "hidden", 1) == "hidden.1"
+    assert tap(spec, "features") == "features"
     with pytest.raises(UserError, match=r"runs 3 layers, expected -3\.\.2"):
-        base.tap(spec, "keys", 3)
+        tap(spec, "keys", 3)
 
 
 @pytest.mark.parametrize("size", [1, 16, 576])
 def test_rank_is_a_stable_sort(size):
     generator = np.random.default_rng(size)
     score = generator.integers(0, 7, (3, size)).astype(np.float32) - 3  # many ties
-    place = base.rank(torch.from_numpy(score)).numpy()
+    place = selection.rank(torch.from_numpy(score)).numpy()
     order = np.argsort(-score, axis=1, kind="stable")
     assert (np.take_along_axis(place, order, axis=1) == np.arange(size)).all()
 

@@ -67,7 +67,7 @@ def test_same_as_published(bench, graphs, tmp_path, name):
     if key not in graphs:
         case.bench.save(case.method, tmp_path / "pruner.onnx", weights=case.weights)
         graphs[key] = ir.load(tmp_path / "pruner.onnx")
-    graphs[key].graph.initializers["noise"].const_value = ir.tensor(case.weights["noise"].numpy())
+    graphs[key].graph.initializers["pruner.noise"].const_value = ir.tensor(case.weights["noise"].numpy())
     ir.save(graphs[key], tmp_path / "case.onnx")
     session = case.bench.open(tmp_path / "case.onnx")
     tokens, kept, count = session(case.inputs, case.keep)

@@ -19,10 +19,10 @@ from foveate.export import methods
 from foveate.export.graphs import trace
 from foveate.export.graphs.llm import language_graphs
 from foveate.export.networks.decoder import rope_tables
-from foveate.export.pruning.in_llm import Inside
+from foveate.export.pruning.in_llm import InLLMPruner
 from foveate.export.spec import DecoderSpec
 
-FOLDER = Path(__file__).parents[1] / "golden"
+FOLDER = Path(__file__).parents[2] / "golden"
 OPTIONS = {
     "fastv": lambda given: {"layer": given["K"]},
     "feather": lambda given: {"layers": given["pruning_layers"], "stride": given["stride"]},
@@ -32,7 +32,7 @@ CASES = sorted(f"{name}/{path.stem}" for name in OPTIONS for path in (FOLDER / n
 MODELS: dict[str, ir.Model] = {}
 
 
-def read(case: str) -> tuple[Inside, dict[str, np.ndarray]]:
+def read(case: str) -> tuple[InLLMPruner, dict[str, np.ndarray]]:
     name = case.split("/")[0]
     given = json.loads((FOLDER / f"{case}.json").read_text())["hyperparameters"]
     text = {
@@ -53,7 +53,7 @@ def decoder_spec(arrays: dict[str, np.ndarray]) -> DecoderSpec:
     )
 
 
-def pruner(method: Inside, stage: int, arrays: dict[str, np.ndarray]) -> onnxruntime.InferenceSession:
+def pruner(method: InLLMPruner, stage: int, arrays: dict[str, np.ndarray]) -> onnxruntime.InferenceSession:
     """The exported graph of a stage with the weights of the case; graphs of one form are traced once."""
     spec = decoder_spec(arrays)
     key = str((method, stage, spec))
@@ -105,7 +105,7 @@ def feeds(arrays: dict[str, np.ndarray], stage: int, patches: np.ndarray, keep: 
 @pytest.mark.parametrize("case", CASES)
 def test_same_as_published(case):
     method, arrays = read(case)
-    stages = len(method.cuts(decoder_spec(arrays)))
+    stages = len(method.prune_layers(decoder_spec(arrays)))
     patches = np.arange(int(arrays["image_len"]))
     for stage in range(stages):
         session = pruner(method, stage, arrays)

@@ -25,7 +25,7 @@ def best(score: dict[int, float], keep: int) -> tuple[list[int], float]:
 
 
 def test_the_first_stage(bench):
-    here, method, compared = bench(), methods.load("star").before, 0
+    here, method, compared = bench(), methods.load("star").pre_llm, 0
     for seed, keep in enumerate((1, 16, 48, 143, 144)):
         inputs = here.inputs(method, seed)
         tokens = inputs["projected"][0].double().numpy()

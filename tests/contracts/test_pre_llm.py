@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from foveate.export import methods
-from foveate.export.pruning.method import Method
+from foveate.export.pruning.pre_llm import PreLLMPruner
 
-NAMES = [name for name in methods.names() if methods.load(name).before]
+NAMES = [name for name in methods.names() if methods.load(name).pre_llm]
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3}  # of mixtures of tokens of about size 1
 GRIDS = [(4, 4), (12, 12), (24, 24), (9, 16), (1, 30)]
 
 
-def check_rows(method: Method, tokens: torch.Tensor, out: tuple[torch.Tensor, ...], keep: int) -> None:
+def check_rows(method: PreLLMPruner, tokens: torch.Tensor, out: tuple[torch.Tensor, ...], keep: int) -> None:
     """The contract of ``reduce``; ``fills`` and ``merges`` say how much of it holds."""
     rows, kept, count, *owner = out
     batch, size, width = tokens.shape
@@ -44,7 +44,7 @@ def check_owner(owner: torch.Tensor, kept: torch.Tensor, size: int) -> None:
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_exactly_keep_rows(bench, name, grid):
-    here, method = bench(grid), methods.load(name)
+    here, method = bench(grid), methods.load(name).pre_llm
     inputs = here.inputs(method, seed=0, batch=2)
     for keep in sorted({1, 2, 3, here.size // 9 + 1, here.size // 2, here.size - 1, here.size}):
         check_rows(method, inputs[method.source], here.reduce(method, inputs, keep), keep)
@@ -52,14 +52,14 @@ def test_exactly_keep_rows(bench, name, grid):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_keeping_all_changes_nothing(bench, name):
-    here, method = bench(), methods.load(name)
+    here, method = bench(), methods.load(name).pre_llm
     inputs = here.inputs(method, seed=1, dtype="float16")
     assert torch.equal(here.reduce(method, inputs, here.size)[0], inputs[method.source])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_constant_and_tied_images(bench, name):
-    here, method = bench(), methods.load(name)
+    here, method = bench(), methods.load(name).pre_llm
     for change in (torch.zeros_like, torch.ones_like, lambda x: x.sign() * 0.5):
         inputs = {
             key: change(value) for key, value in here.inputs(method, 2, batch=2, dtype="float16").items()
@@ -70,7 +70,7 @@ def test_constant_and_tied_images(bench, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_of_a_batch_do_not_mix(bench, name):
-    here, method = bench(), methods.load(name)
+    here, method = bench(), methods.load(name).pre_llm
     inputs = here.inputs(method, seed=3, batch=3)
     together = here.reduce(method, inputs, 20)
     for b in range(3):
@@ -81,7 +81,7 @@ def test_images_of_a_batch_do_not_mix(bench, name):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_onnxruntime_keeps_what_torch_keeps(bench, name, dtype, tmp_path):
-    here, method = bench(), methods.load(name)
+    here, method = bench(), methods.load(name).pre_llm
     session = here.session(method, tmp_path, dtype)
     for seed in range(24):
         inputs = here.inputs(method, 100 + seed, dtype=dtype)
@@ -101,14 +101,14 @@ def test_tensorrt_rtx_compiles_it(bench, name, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     from foveate.engines.trt import backend as trt
 
-    spec = bench((24, 24)).save(methods.load(name), tmp_path / "pruner.onnx", "float16")
+    spec = bench((24, 24)).save(methods.load(name).pre_llm, tmp_path / "pruner.onnx", "float16")
     assert len(trt.compile_plan(tmp_path / "pruner.onnx", spec)) > 1000
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_options_survive_the_command_line(name):
     method = methods.load(name)
-    options = methods.describe(method)
+    options = method.describe()
     assert options["position_mode"] in ("compact", "keep") and method.name == name
     text = {k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in options.items()}
     assert methods.load(name, text) == method

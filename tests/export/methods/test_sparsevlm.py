@@ -138,7 +138,7 @@ def test_equals_the_transcription(model, options, layout):
             size = feeds["image"].shape[1]
             rate = list(range(size - max(2, layout[-1] - 90), size)) if stage else None
             feeds["carried.raters"] = carried(feeds, rate or [])
-            expected = pruned(method, here, feeds, method.cuts(here.spec)[stage].scored, rate)
+            expected = pruned(method, here, feeds, method.prune_layers(here.spec)[stage].scored, rate)
             if expected.margin < 2e-5:
                 continue
             compared += 1
@@ -218,7 +218,7 @@ def test_positions_follow_the_version():
 
 def test_layers(model):
     method = methods.load("sparsevlm")
-    assert [(c.layer, c.scored) for c in method.cuts(model(method, layers=32).spec)] == [
+    assert [(c.layer, c.scored) for c in method.prune_layers(model(method, layers=32).spec)] == [
         (3, 2),
         (7, 6),
         (16, 15),
@@ -235,7 +235,7 @@ def test_layers(model):
 def answered(here, method, prompt: torch.Tensor, behind: torch.Tensor, before: int, keep: int) -> int:
     """The token that follows: all rows through all layers in torch, pruners on the rows of ``prompt [1,T,D]`` alone, in which
     an image of 64 stands behind ``before`` rows."""
-    decoder, cuts = here.parts.decoder, method.cuts(here.spec)
+    decoder, cuts = here.parts.decoder, method.prune_layers(here.spec)
     hidden, size, first, known = torch.cat([prompt, behind], 1), prompt.shape[1], 0, {}
     image = torch.full((1, size), -1)
     image[:, before : before + 64] = 0

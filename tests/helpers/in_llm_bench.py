@@ -19,7 +19,7 @@ from foveate.export.graphs.graph import Graph
 from foveate.export.graphs.trace import trace
 from foveate.export.models import llava
 from foveate.export.networks.decoder import rope_tables
-from foveate.export.pruning.in_llm import Inside
+from foveate.export.pruning.in_llm import InLLMPruner
 
 Feeds = dict[str, torch.Tensor]
 
@@ -29,14 +29,14 @@ class Model:
 
     grid = (8, 8)
 
-    def __init__(self, method: Inside, layers: int = 8, kv_heads: int = 2) -> None:
+    def __init__(self, method: InLLMPruner, layers: int = 8, kv_heads: int = 2) -> None:
         self.parts = llava.tiny(layers=layers, kv_heads=kv_heads)
         self.spec = self.parts.spec.decoder
         self.graphs, self._filled = self._pruners(method), self._pruners(method)
         for graph in self._filled:
             fill(graph.module, self.parts.weights, graph.weight)
 
-    def _pruners(self, method: Inside) -> list[Graph]:
+    def _pruners(self, method: InLLMPruner) -> list[Graph]:
         return [graph for graph in assemble(self.parts, method) if graph.spec.name.startswith("pruner.")]
 
     def prompt(

@@ -8,15 +8,15 @@ import torch
 
 from foveate.export import methods
 from foveate.export.models import llava
-from foveate.export.pruning.in_llm import Inside
+from foveate.export.pruning.in_llm import InLLMPruner
 
 SPEC = llava.tiny(layers=8).spec.decoder
-NAMES = [name for name in methods.names() if methods.load(name).inside]
+NAMES = [name for name in methods.names() if methods.load(name).in_llm]
 CASES = [
     *(
         (name, {}, stage)
         for name in NAMES
-        for stage in range(min(2, len(methods.load(name).inside.cuts(SPEC))))
+        for stage in range(min(2, len(methods.load(name).in_llm.prune_layers(SPEC))))
     ),
     ("sparsevlm", {"version": "2", "heads": "2"}, 1),
 ]
@@ -28,8 +28,8 @@ exported = pytest.mark.parametrize(
 first_cut = pytest.mark.parametrize("name", NAMES)
 
 
-def load(name: str, options: dict[str, str]) -> Inside:
-    return methods.load(name, options).inside
+def load(name: str, options: dict[str, str]) -> InLLMPruner:
+    return methods.load(name, options).in_llm
 
 
 def prompts(here, seeds, **changes):
@@ -46,7 +46,7 @@ def flattened(feeds):
     return {key: torch.full_like(x, 0.5) if x.ndim == 3 else x for key, x in feeds.items()}
 
 
-def check(method: Inside, feeds, found, keep: int) -> None:
+def check(method: InLLMPruner, feeds, found, keep: int) -> None:
     """Text stays, of each image ``keep`` tokens do (where the method ``fills``), all of it moves to the front unchanged; clusters are extra."""
     (count,), kept, size = found["count"].tolist(), found["kept"][0], feeds["image"].shape[1]
     assert found["tokens"].shape == feeds["hidden"].shape and kept.shape == (size,)
