@@ -17,7 +17,7 @@ from foveate.export import methods
 from foveate.export.pruning.method import Method
 
 FOLDER = Path(__file__).parents[2] / "golden"
-ELSEWHERE = (  # what is fed besides: test_ocvtp.py, tests/export/test_inside_golden.py
+ELSEWHERE = (  # what is fed besides: test_ocvtp.py, test_golden_in_llm.py
     *("ocvtp", "fastv", "feather", "pyramiddrop"),
 )
 CASES = sorted(
