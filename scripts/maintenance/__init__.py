@@ -1,6 +1,7 @@
 """Care of the repository: generated files, and checks that are not tests.
 
-generate, plan_methods, plan_models   scripts/generate.py: pages and data files that follow from the code
+generate             scripts/generate.py: pages and data files that follow from the code
+api_page, plan_methods, plan_models   docs/api.md and the data of foveate plan, written by generate
 matrix               scripts/matrix.py and docs/engines-matrix.md: every method, family and dialect
 fit_plan             scripts/fit_plan.py: the efficiencies of foveate plan
 footprint, peak      scripts/footprint.py, scripts/peak.py: installed size, import time, peak memory

@@ -19,7 +19,7 @@ from foveate.export.graphs.assemble import missing
 from foveate.export.keys import checkpoint_keys
 from foveate.export.pruning.method import Method
 from foveate.export.spec import ModelSpec
-from maintenance import plan_methods, plan_models
+from maintenance import api_page, plan_methods, plan_models
 
 __all__ = ["FILES", "expected", "main"]
 
@@ -133,6 +133,7 @@ def _rows(table: Mapping[str, Any], indent: str = "") -> str:
 
 FILES: dict[str, Callable[[str], str]] = {
     "README.md": _readme,
+    "docs/api.md": lambda _: api_page.page(),
     "docs/checkpoint-keys.md": _keys,
     "jetson/data/methods.json": _table_of_methods,
     "jetson/data/models.json": _table_of_models,
