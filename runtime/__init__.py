@@ -1,9 +1,13 @@
 """Device side: runs bundles. ``from foveate.runtime import Pipeline``.
 
-* ``pipeline``, ``conversation``, ``answer``: the public classes. * ``bundle``: the bundle's files and its
-compiled engines. * ``images``, ``video``, ``text``: what a prompt is made of. * ``vision``: the stages before
-the language model; ``llm``: the language model. * ``compiling``: ``foveate compile`` and ``check``;
-``measuring``: ``bench``, costs and energy; ``cli``: the other verbs.
+* ``pipeline``, ``conversation``, ``answer``: the public classes. ``model``, ``request``, ``answering``: what
+  they share, from the arguments of a question to its answer. ``clock``: times.
+* ``bundle``: the bundle's files and its compiled engines.
+* ``images``, ``video``, ``text``: what a prompt is made of.
+* ``vision``: the stages before the language model. ``llm``: the language model.
+* ``finite``, ``overflow``: NaN and infinity explained.
+* ``compiling``: ``foveate compile`` and ``check``. ``measuring``: ``bench``, costs and energy. ``cli``: the
+  other verbs.
 """
 
 from __future__ import annotations

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +10,7 @@ import numpy as np
 from foveate.runtime.images.token_layout import Layout
 from foveate.runtime.images.view import View
 
-__all__ = ["Answer", "Clock", "Stream", "Timings"]
+__all__ = ["Answer", "Stream", "Timings"]
 
 
 @dataclass(frozen=True)
@@ -49,16 +47,14 @@ class Answer:
 
     The other fields have one entry per image of the prompt:
 
-    * ``kept`` int64 [R]: the image's visual tokens that stayed to the end, -1 for a merged row. * ``stages``:
-    visual tokens left after each stage that prunes, by its name ("pruner" is the pre-LLM pruner;
-      "pruner.0" and so on are in-LLM pruners).
+    * ``kept`` int64 [R]: the image's visual tokens that stayed to the end, -1 for a merged row.
+    * ``stages``: visual tokens left after each stage that prunes, by its name ("pruner" is the pre-LLM
+      pruner; "pruner.0" and so on are in-LLM pruners).
     * ``owners`` int64 [N]: the row that each visual token went into before the language model, -1 for none.
-    None for
-      methods that do not merge.
-    * ``layouts``: the visual tokens before pruning, and where they lie (``images.token_layout``). *
-    ``views``: the image as the model sees it. Maps kept tokens, and coordinates in the text, to the original
-    image
-      (``images.view``).
+      None for methods that do not merge.
+    * ``layouts``: the visual tokens before pruning, and where they lie (``images.token_layout``).
+    * ``views``: the image as the model sees it. Maps kept tokens, and coordinates in the text, to the
+      original image (``images.view``).
     """
 
     text: str
@@ -71,26 +67,6 @@ class Answer:
     layouts: list[Layout]
     views: list[View]
     stop: int | str | None = None
-
-
-class Clock:
-    """Seconds spent in each stage, and since the clock was made."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self.seconds = {"preprocess": 0.0, "vision": 0.0, "prune": 0.0, "prefill": 0.0, "decode": 0.0}
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self._start
 
 
 class Stream(Iterator[str]):
@@ -116,6 +92,7 @@ class Stream(Iterator[str]):
 
     @property
     def answer(self) -> Answer:
+        """Return the answer. Raises RuntimeError before the last piece."""
         if self._answer is None:
             raise RuntimeError("the answer is not complete: use up the stream first")
         return self._answer

@@ -14,13 +14,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from foveate.engines.buffer import Feed, host
+from foveate.engines.buffer import Buffer, Feed, host
+from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.row_gather import Rows
 from foveate.runtime.bundle.loading import Bundle, Manifest
 from foveate.runtime.overflow import exceeded
 
-__all__ = ["first_wrong", "lies_on_host", "refuse"]
+__all__ = ["first_wrong", "refuse", "run_finite"]
 
 
 def first_wrong(outputs: Mapping[str, Feed | Rows], rows: int | None = None) -> str | None:
@@ -41,7 +42,20 @@ def first_wrong(outputs: Mapping[str, Feed | Rows], rows: int | None = None) -> 
     return None
 
 
-def lies_on_host(output: Feed) -> bool:
+def run_finite(bundle: Bundle, engine: Engine, feeds: Mapping[str, Feed]) -> dict[str, Buffer]:
+    """Run a graph and return its outputs.
+
+    Raises UserError if an output in host memory holds NaN or infinity.
+    """
+    outputs = dict(engine.run(feeds))
+    rows = int(outputs["count"].numpy().max()) if "count" in outputs else None
+    on_host = {name: output for name, output in outputs.items() if _lies_on_host(output)}
+    if wrong := first_wrong(on_host, rows):
+        raise refuse(bundle, engine.spec.name, outputs[wrong].dtype, wrong)
+    return outputs
+
+
+def _lies_on_host(output: Feed) -> bool:
     """Return whether the output can be read without a copy from a device."""
     return isinstance(output, np.ndarray) or output.on_host
 

@@ -14,41 +14,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
-from foveate.runtime.answer import Answer, Clock, Stream, Timings
+from foveate.runtime.answer import Answer, Stream, Timings
+from foveate.runtime.answering import answer, prune_images
 from foveate.runtime.bundle.compiled import choose, load_engines
-from foveate.runtime.bundle.loading import Bundle, Manifest
 from foveate.runtime.bundle.loading import load as load_bundle
-from foveate.runtime.conversation import Chat, Images
-from foveate.runtime.images.image_source import ImageSource, read_once
+from foveate.runtime.clock import Clock
+from foveate.runtime.conversation import Chat
+from foveate.runtime.images.image_source import ImageSource
 from foveate.runtime.llm.budget import Keep
 from foveate.runtime.llm.decoder import Decoder
-from foveate.runtime.llm.generation import Generation, Options
-from foveate.runtime.text.chat_prompt import ChatTokenizer
-from foveate.runtime.text.turns import Prompt
+from foveate.runtime.llm.generation import Options
+from foveate.runtime.model import LoadedModel
+from foveate.runtime.request import Images, Request, check, image_list, open_images
+from foveate.runtime.text.turns import Prompt, user_turn
 from foveate.runtime.video.video_file import Video, load_video
-from foveate.runtime.vision.stages import Seen, VisionStages
+from foveate.runtime.vision.features import ImageFeatures
 
 __all__ = ["Answer", "Chat", "Options", "Pipeline", "Stream", "Timings"]
 
 
-class Pipeline:
-    """A bundle with loaded engines. Not safe for concurrent use."""
-
-    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
-        self.bundle = bundle
-        self.generation = Generation.from_json(bundle.manifest.generation)
-        self._table = bundle.embeddings()
-        self.tokenizer = ChatTokenizer(
-            bundle.file("tokenizer.json"), bundle.manifest.prompt, len(self._table)
-        )
-        self._engines = engines
-        self.vision = VisionStages(bundle, engines, self.tokenizer, self._table)
+class Pipeline(LoadedModel):
+    """A bundle with loaded engines that answers prompts. Not safe for concurrent use."""
 
     @classmethod
     def load(
@@ -74,21 +66,13 @@ class Pipeline:
         plan = choose(bundle, engine, say)
         return cls(bundle, load_engines(bundle, plan, {"threads": threads}))
 
-    @property
-    def manifest(self) -> Manifest:
-        return self.bundle.manifest
-
-    def decoder(self) -> Decoder:
-        """Return a language model with an empty kv cache."""
-        return Decoder(self._engines, self._table, self.manifest)
-
-    def see(self, image: ImageSource | Video) -> Seen:
+    def see(self, image: ImageSource | Video) -> ImageFeatures:
         """Run the vision encoder on an image. Return its output.
 
         The result may take the place of the image in every prompt to this pipeline, with any question and
         budget. The image is not encoded again then.
         """
-        return self.vision.see(image if isinstance(image, Video) else read_once(image), Clock())
+        return self.vision.see(self.vision.open(image), Clock())
 
     def video(self, path: str | os.PathLike[str]) -> Video:
         """Return frames of a video file, to be passed as an image.
@@ -118,7 +102,7 @@ class Pipeline:
         *,
         keep: Keep = None,
         options: Options | None = None,
-        **asked: Any,
+        **asked: Any,  # fields of Options
     ) -> Answer:
         """Return the answer to ``prompt`` about ``images``.
 
@@ -140,7 +124,17 @@ class Pipeline:
         *,
         keep: Keep = None,
         options: Options | None = None,
-        **asked: Any,
+        **asked: Any,  # fields of Options
     ) -> Stream:
         """Return the answer to ``prompt`` as a stream of pieces of text. Arguments as for ``generate``."""
-        return self.chat().stream(prompt, images, keep=keep, options=options, **asked)
+        sources = image_list(images)
+        turns = [user_turn(prompt, len(sources))]
+        wanted = replace(options or Options(), **asked)
+        opened = open_images(self, sources, keep)
+        decoder = self.decoder()
+        return Stream(self._answer(decoder, check(self, decoder, turns, opened, wanted, datetime.now())))
+
+    def _answer(self, decoder: Decoder, request: Request) -> Generator[str, None, Answer]:
+        clock = Clock()
+        images = prune_images(self, request, clock)
+        return (yield from answer(self, decoder, request, images, clock))

@@ -34,8 +34,9 @@ from foveate.export.networks.decoder import (
 )
 from foveate.runtime.images.token_layout import Layout
 from foveate.runtime.llm.budget import Points
-from foveate.runtime.llm.decoder import VisualTokens, axes_of, positions_of
-from foveate.runtime.llm.segment import Chunk
+from foveate.runtime.llm.prompt_items import axes_of, positions_of
+from foveate.runtime.llm.prompt_rows import PromptRows
+from foveate.runtime.llm.visual_tokens import VisualTokens
 from foveate.runtime.overflow import FLOAT16_MAX
 
 __all__ = ["Facts", "Question", "record"]
@@ -119,10 +120,10 @@ def _visual(values: dict[str, Tensor], view: Tensor, places: np.ndarray) -> tupl
     return values["tokens"][-1:, :count], np.where(kept < 0, -1, places[kept.clip(max=len(places) - 1)])
 
 
-def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> Chunk:
+def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> PromptRows:
     """Describe the rows of a prompt of text, one image and text. Position ids have ``axes`` axes."""
     before, plan = len(question.before), facts.layout
-    image = VisualTokens(np.empty(0), kept, plan.total, layout=plan)
+    image = VisualTokens(None, kept, plan)
     positions = positions_of([*question.before, image, *question.after], 0, axes)
     size = positions.shape[-1]
 
@@ -132,7 +133,7 @@ def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> 
         return column
 
     patch, rows, columns = image.places
-    return Chunk(
+    return PromptRows(
         image=visual(0, -1),
         source=visual(np.arange(len(kept)), -1),
         patch=visual(patch, -1),
@@ -146,7 +147,7 @@ def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> 
 
 
 def _language(
-    graphs: list[Graph], weights: Reading, rows: Tensor, chunk: Chunk, facts: Facts, ranges: Ranges
+    graphs: list[Graph], weights: Reading, rows: Tensor, chunk: PromptRows, facts: Facts, ranges: Ranges
 ) -> dict[str, np.ndarray]:
     """Run the segments in order over the prompt, as shortened so far, and the forced tokens. Pruners see only
     the prompt."""
@@ -179,7 +180,7 @@ def _prune(
     graph: Graph,
     weights: Reading,
     before: dict[str, Tensor],
-    chunk: Chunk,
+    chunk: PromptRows,
     facts: Facts,
     arrays: dict[str, np.ndarray],
     ranges: Ranges,

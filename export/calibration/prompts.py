@@ -32,11 +32,12 @@ from foveate.export.bundling import write_graphs
 from foveate.export.bundling.precision import Precision
 from foveate.export.graphs.graph import Graph
 from foveate.export.spec import Parts
-from foveate.runtime.answer import Clock
 from foveate.runtime.bundle.compiled import backend
 from foveate.runtime.bundle.loading import FORMAT, Bundle, Manifest
-from foveate.runtime.llm.decoder import Decoder, prompt_items
-from foveate.runtime.llm.segment import Chunk
+from foveate.runtime.clock import Clock
+from foveate.runtime.llm.decoder import Decoder
+from foveate.runtime.llm.prompt_items import prompt_items
+from foveate.runtime.llm.prompt_rows import PromptRows
 from foveate.runtime.text.chat_prompt import ChatTokenizer, Turn
 from foveate.runtime.vision.stages import VisionStages
 
@@ -55,7 +56,7 @@ class Prompt:
     """
 
     hidden: Tensor
-    chunk: Chunk
+    chunk: PromptRows
     entering: Tensor | None = None
     scored: Tensor | None = None
     carried: dict[str, np.ndarray] | None = None
@@ -132,10 +133,11 @@ class Stages:
 
     def _begin(self, sample: Sample, vision: VisionStages, tokenizer: ChatTokenizer) -> Prompt:
         decoder, clock = self._decoder, Clock()
-        seen, question = vision.see(sample.image, clock), vision.question(sample.prompt, clock)
-        image = vision.prune(seen, question, vision.budget(None, vision.layout(seen)), clock)
+        opened, question = vision.open(sample.image), vision.question(sample.prompt, clock)
+        budget = vision.budget(None, opened.layout)
+        image = vision.prune(vision.see(opened, clock), question, budget, clock)
         items = prompt_items(tokenizer.encode_turns([Turn("user", sample.prompt, 1)]), [image])
-        rows, positions = sum(map(decoder.rows, items)), sum(map(decoder.span, items))
+        rows, positions = decoder.extent(items)
         if (room := decoder.room(rows, positions)) < 0:
             raise UserError(
                 f"a calibration prompt is too long | got {max(rows, positions)} tokens, expected at most "
@@ -171,7 +173,7 @@ def save_prompts(
     for name in ("hidden", "entering", "scored"):
         if getattr(first, name) is not None:
             arrays[name] = torch.cat([getattr(prompt, name)[0] for prompt in prompts]).numpy()
-    for field in fields(Chunk):
+    for field in fields(PromptRows):
         arrays[f"chunk.{field.name}"] = np.concatenate(
             [getattr(prompt.chunk, field.name) for prompt in prompts], axis=-1
         )
@@ -206,7 +208,7 @@ def _slice(arrays: dict[str, np.ndarray], rows: slice) -> Prompt:
 
     return Prompt(
         tensor("hidden"),
-        Chunk(**{field.name: arrays[f"chunk.{field.name}"][..., rows] for field in fields(Chunk)}),
+        PromptRows(**{field.name: arrays[f"chunk.{field.name}"][..., rows] for field in fields(PromptRows)}),
         tensor("entering"),
         tensor("scored"),
         {n.removeprefix("carried."): v[rows][None] for n, v in arrays.items() if n.startswith("carried.")},

@@ -49,8 +49,7 @@ class KVCache:
                 kept = old.numpy()[:, :, : self.length] if old is not None and self.length else None
                 self._buffers[name] = self._engine.allocate(name, sizes, kept)
         except BaseException as error:  # Ctrl-C as well: a cache with half its layers is useless
-            self._buffers.clear()
-            self.capacity = self.length = 0
+            self.clear()
             if isinstance(error, MemoryError):
                 raise UserError(
                     f"no memory for the cache | {rows} rows in {len(self._names)} buffers were wanted "
@@ -58,6 +57,11 @@ class KVCache:
                 ) from error
             raise
         self.capacity = self._buffers[self._names[0]].shape[_ROWS]
+
+    def clear(self) -> None:
+        """Forget all rows and free their memory."""
+        self._buffers.clear()
+        self.capacity = self.length = 0
 
     def cut(self, rows: int) -> None:
         """Forget all rows but the first ``rows``."""

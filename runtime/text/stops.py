@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from foveate.engines.errors import UserError
-from foveate.runtime.llm.generation import Generation
 from foveate.runtime.text.chat_prompt import Detokenizer
 
 __all__ = ["AnswerText", "StopStrings", "without_special"]
@@ -24,21 +23,23 @@ class StopStrings:
     ids: frozenset[int]
 
     @classmethod
-    def of(cls, generation: Generation, special: Mapping[str, int]) -> StopStrings:
-        """Return the stop strings of ``generation``. ``special`` holds the ids of special tokens.
+    def of(
+        cls, stops: Sequence[str], special: Mapping[str, int], *, keep_special: bool = False
+    ) -> StopStrings:
+        """Return the stop strings ``stops``. ``special`` holds the ids of special tokens.
 
         Raises UserError for a text with a special token in it, unless ``keep_special`` puts such tokens into
         the text.
         """
-        texts = tuple(stop for stop in generation.stop_strings if stop not in special)
-        for stop in texts if not generation.keep_special else ():
+        texts = tuple(stop for stop in stops if stop not in special)
+        for stop in texts if not keep_special else ():
             if inside := next((token for token in special if token in stop), None):
                 raise UserError(
                     f"wrong stop {stop!r} | it holds the special token {inside}, which does not stand in the "
                     "text | give text without special tokens, or the token alone, or keep special tokens",
                     code=2,
                 )
-        return cls(texts, frozenset(special[stop] for stop in generation.stop_strings if stop in special))
+        return cls(texts, frozenset(special[stop] for stop in stops if stop in special))
 
 
 class AnswerText:

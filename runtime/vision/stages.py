@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,39 +10,31 @@ from foveate.engines.buffer import Buffer, Feed
 from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.row_gather import Rows
-from foveate.engines.spec import GraphSpec, Symbol
-from foveate.runtime.answer import Clock
 from foveate.runtime.bundle.arrays import array
 from foveate.runtime.bundle.loading import Bundle
-from foveate.runtime.finite import first_wrong, lies_on_host, refuse
-from foveate.runtime.images.image_file import load_image, size_of
+from foveate.runtime.clock import Clock
+from foveate.runtime.finite import first_wrong, refuse, run_finite
+from foveate.runtime.images.image_file import ImageReader
 from foveate.runtime.images.image_source import ImageSource
 from foveate.runtime.images.processor import image_processor
-from foveate.runtime.images.token_layout import Layout, single, split
-from foveate.runtime.images.view import View
+from foveate.runtime.images.token_layout import Layout, single
 from foveate.runtime.llm.budget import Keep, resolve_keep, stage_keep
-from foveate.runtime.llm.decoder import VisualTokens
-from foveate.runtime.text.chat_prompt import ChatTokenizer, clip_segments, load_tokenizer
+from foveate.runtime.llm.visual_tokens import VisualTokens
+from foveate.runtime.text.chat_prompt import ChatTokenizer
 from foveate.runtime.video.video_file import Video
+from foveate.runtime.vision.features import ImageFeatures, ImageInput
+from foveate.runtime.vision.pieces import join, merged_pieces
+from foveate.runtime.vision.pre_llm_pruner import PreLLMPruner
+from foveate.runtime.vision.question import QuestionReader
 
-__all__ = ["Seen", "VisionStages"]
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """An image after the vision encoder.
-
-    ``outputs`` are ``projected`` (the visual tokens) and the taps, left where the engine put them. For a
-    video they hold the rows of all its steps. ``view`` tells where the visual tokens lie on the original.
-    """
-
-    outputs: dict[str, Buffer] | dict[str, Rows]
-    layout: Layout
-    view: View
+__all__ = ["VisionStages"]
 
 
 class VisionStages:
-    """The engine ``vision_encoder``, and ``text_encoder`` and ``pruner`` if the bundle has them."""
+    """The engine ``vision_encoder``, and ``text_encoder`` and ``pruner`` if the bundle has them.
+
+    An image passes through ``open``, ``see`` and ``prune`` in this order.
+    """
 
     def __init__(
         self, bundle: Bundle, engines: Mapping[str, Engine], tokenizer: ChatTokenizer, table: np.ndarray
@@ -53,12 +44,13 @@ class VisionStages:
         self._grid, self._method = manifest.grid, manifest.method
         self._total, self._points = manifest.num_visual_tokens, manifest.budgets.get("pruner", ())
         self._encoder = engines["vision_encoder"]
-        self._pruner = engines.get("pruner")
-        self._text = engines.get("text_encoder")
-        self._tokenizer, self._table = tokenizer, table
-        self._clip = load_tokenizer(bundle.file("clip_tokenizer.json")) if self._text else None
         newline = bundle.file("image_newline.npy")
         self._newline = Rows(array(newline)[None, None]) if newline.is_file() else None
+        self._pruner: PreLLMPruner | None = None
+        self._reader: QuestionReader | None = None
+        if (pruner := engines.get("pruner")) is not None:
+            self._pruner = PreLLMPruner(bundle, pruner, self._newline)
+            self._reader = QuestionReader(bundle, pruner, engines.get("text_encoder"), tokenizer, table)
 
     @property
     def merges(self) -> bool:
@@ -75,37 +67,36 @@ class VisionStages:
         """Return whether the number of visual tokens depends on the image."""
         return self.processor.varies
 
-    def layout(self, image: ImageSource | Video | Seen) -> Layout:
-        """Return the layout of an image's visual tokens.
+    def open(self, image: ImageSource | Video) -> ImageInput:
+        """Return an image with the layout of its visual tokens.
 
-        Raises UserError if the layout depends on the image and the image cannot be read.
+        The file is opened here only if the layout depends on the image. Raises UserError if the image cannot
+        be read then, or if it is a video and the model takes none.
         """
-        if isinstance(image, Seen):
-            return image.layout
         if isinstance(image, Video):
-            if self.processor.video is None:
+            video = self.processor.video
+            if video is None:
                 raise UserError(
                     "this model takes no videos | expected images | give frames of it with --image", code=2
                 )
-            return self.processor.video.token_layout(image.size, len(image.frames), image.interval)
+            return ImageInput(image, video.token_layout(image.size, len(image.frames), image.interval))
+        reader = ImageReader(image)
         if not self.varies:
-            return single(self._grid)
-        return self.processor.token_layout(size_of(image), self._grid)
+            return ImageInput(reader, single(self._grid))
+        return ImageInput(reader, self.processor.token_layout(reader.size, self._grid))
 
-    def budget(self, keep: Keep, plan: Layout | None = None) -> int:
-        """Return the budget that ``keep`` gives an image with layout ``plan``.
+    def budget(self, keep: Keep, layout: Layout | None = None) -> int:
+        """Return the budget that ``keep`` gives an image with ``layout``.
 
         None: the largest image there is.
 
         Raises UserError.
         """
-        total, tiles = (plan.total, plan.tiles) if plan else (self._total, 1)
-        method = (
-            {**self._method, "fixed_keep": self._method["fixed_keep"] * tiles}
-            if self.merges
-            else self._method
-        )
-        largest = None if self._pruner is None or self.varies else self._pruner.spec.input("keep").value.max
+        total, tiles = (layout.total, layout.tiles) if layout else (self._total, 1)
+        method = self._method
+        if self.merges:
+            method = {**method, "fixed_keep": method["fixed_keep"] * tiles}
+        largest = None if self._pruner is None or self.varies else self._pruner.most_keep
         return resolve_keep(keep, total, method, largest)
 
     def most_rows(self, keep: int, total: int) -> int:
@@ -117,225 +108,73 @@ class VisionStages:
             return min(keep, total) if self.merges else total
         return stage_keep(self._points, keep, total)
 
-    def see(self, image: ImageSource | Video, clock: Clock) -> Seen:
-        plan = self.layout(image)
-        view = self.processor.view(image.size if isinstance(image, Video) else size_of(image), plan)
-        found: list[dict[str, Buffer]] = []
-        steps = self.processor.video.preprocess(image.frames) if isinstance(image, Video) else None
-        for _ in range(plan.steps):
-            with clock.measure("preprocess"):
-                pixels = self.processor.preprocess(load_image(image)) if steps is None else next(steps)
-            with clock.measure("vision"):
-                spec = self._encoder.spec.input("pixel_values")
-                feeds = {"pixel_values": pixels.astype(spec.dtype, copy=False), **plan.feeds}
-                found.append(self._run(self._encoder, feeds))
-        if len(found) == 1:
-            return Seen(found[0], plan, view)
-        return Seen({name: Rows.join([Rows(each[name]) for each in found]) for name in found[0]}, plan, view)
+    def see(self, image: ImageInput, clock: Clock) -> ImageFeatures:
+        """Run the vision encoder on an image, or on each step of a video."""
+        source, layout = image.source, image.layout
+        if isinstance(source, Video):
+            assert self.processor.video is not None  # ``open`` refuses videos otherwise
+            steps = self.processor.video.preprocess(source.frames)
+            found = []
+            for _ in range(layout.steps):
+                with clock.measure("preprocess"):
+                    pixels = next(steps)
+                found.append(self._encode(pixels, layout, clock))
+            outputs = {name: Rows.join([Rows(each[name]) for each in found]) for name in found[0]}
+            view = self.processor.view(source.size, layout)
+            return ImageFeatures(outputs if len(found) > 1 else found[0], layout, view)
+        with clock.measure("preprocess"):
+            pixels = self.processor.preprocess(source.load())
+        view = self.processor.view(source.size, layout)
+        return ImageFeatures(self._encode(pixels, layout, clock), layout, view)
+
+    def _encode(self, pixels: np.ndarray, layout: Layout, clock: Clock) -> dict[str, Buffer]:
+        with clock.measure("vision"):
+            dtype = self._encoder.spec.input("pixel_values").dtype
+            feeds = {"pixel_values": pixels.astype(dtype, copy=False), **layout.feeds}
+            return run_finite(self._bundle, self._encoder, feeds)
 
     def question(self, text: str, clock: Clock) -> dict[str, Feed]:
         """Return what the pruner reads of the question: ``text_embeds``, ``clip_text``, both or neither."""
-        if self._pruner is None:
+        if self._reader is None:
             return {}
-        wanted = {tensor.name for tensor in self._pruner.spec.inputs}
         with clock.measure("prune"):
-            feeds: dict[str, Feed] = {}
-            if "text_embeds" in wanted:
-                feeds["text_embeds"] = self._text_embeds(text)
-            if "clip_text" in wanted:
-                feeds["clip_text"] = self._clip_text(text)
-            return feeds
+            return self._reader.read(text)
 
-    def prune(self, seen: Seen, question: Mapping[str, Feed], keep: int, clock: Clock) -> VisualTokens:
+    def prune(
+        self, features: ImageFeatures, question: Mapping[str, Feed], keep: int, clock: Clock
+    ) -> VisualTokens:
         """Return the image with its kept tokens, or with all if there is no pre-LLM pruner."""
-        plan = seen.layout
+        layout = features.layout
         with clock.measure("prune"):
             if self.merges:
-                pieces = self._merged(seen)
-            elif self._pruner is None:
-                rows = self._read(_rows(seen.outputs["projected"]), plan.order)
-                return VisualTokens(rows, np.arange(plan.total), plan.total, keep, layout=plan)
-            else:
-                pieces = self._pruned(seen, question, self.most_rows(keep, plan.total))
-            return self._joined(pieces, plan, keep)
+                outputs = features.outputs.items()  # they are Rows for videos, which no encoder merger has
+                buffers = {name: value for name, value in outputs if not isinstance(value, Rows)}
+                return join(merged_pieces(buffers, layout), layout, keep)
+            if self._pruner is None:
+                return VisualTokens(self._all_rows(features), np.arange(layout.total), layout, keep)
+            budget = self.most_rows(keep, layout.total)
+            return join(self._pruner.prune(features, question, budget), layout, keep)
 
-    def _pruned(self, seen: Seen, question: Mapping[str, Feed], budget: int) -> list[_Piece]:
-        """Run the pruner on each piece of the image.
-
-        Newline tokens get what the budget leaves after all others.
-        """
-        plan, spec = seen.layout, self._pruner.spec
-        pieces = [plan.whole] if self._method.get("whole") else plan.pieces
-        shares = split(min(budget, plan.whole.size), [piece.size for piece in pieces])
-        given = {
-            name: self._pruner.gather(name, value) if isinstance(value, Rows) else value
-            for name, value in seen.outputs.items()
-        }
-        found = []
-        for piece, share in zip(pieces, shares, strict=True):
-            if not share:
-                continue
-            known = {**given, **question, "keep": np.array(share, np.int64), "view": plan.order[piece]}
-            outputs = self._run(self._pruner, {tensor.name: known[tensor.name] for tensor in spec.inputs})
-            found.append(_piece(*_survivors(outputs)[0], piece.ravel()))
-        if budget > plan.whole.size:
-            lines = plan.newlines[: budget - plan.whole.size]
-            found.append(_Piece(self._newline.take(plan.order[lines]), lines, lines, None))
-        return found
-
-    def _merged(self, seen: Seen) -> list[_Piece]:
-        """Return what the encoder merger left of each tile, without tokens that show padding."""
-        plan, size = seen.layout, seen.outputs["owner"].shape[1]
-        place = np.full(plan.tiles * size, -1)
-        place[plan.order[plan.order >= 0]] = plan.whole[0]
-        found = []
-        for left, where in zip(_survivors(seen.outputs), place.reshape(plan.tiles, size), strict=True):
-            piece = _piece(*left, where)
-            found.append(piece.take(piece.kept >= 0))
-        return found
-
-    def _joined(self, pieces: list[_Piece], plan: Layout, keep: int) -> VisualTokens:
-        """Join the pieces into one image. Rows are in the order of the image's visual tokens.
-
-        Mixtures without a place among the tokens come last.
-        """
-        tokens = Rows.join([piece.tokens for piece in pieces])
-        kept, order = (
-            np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("kept", "order")
+    def _all_rows(self, features: ImageFeatures) -> Rows:
+        """Return all visual tokens [T,D] of an image: rows of the vision encoder's output, and newlines."""
+        projected = features.outputs["projected"]
+        rows = projected if isinstance(projected, Rows) else Rows(projected)
+        # -1 in ``order`` stands for the newline, which is the last row
+        return (rows if self._newline is None else Rows.join([rows, self._newline])).take(
+            features.layout.order
         )
-        rank = np.argsort(order, kind="stable")
-        owner = None
-        if any(piece.owner is not None for piece in pieces):
-            owner, first, row = np.full(plan.total, -1), 0, np.argsort(rank)
-            for piece in pieces:
-                if piece.owner is None:
-                    owner[piece.kept] = row[first : first + len(piece.kept)]
-                else:
-                    mine, rows = piece.owner
-                    owner[mine] = row[first + rows]
-                first += len(piece.kept)
-        return VisualTokens(tokens.take(rank), kept[rank], plan.total, keep, owner, layout=plan)
 
-    def _read(self, rows: Rows, order: np.ndarray) -> Rows:
-        """Return visual tokens [T,D] out of the vision encoder's ``rows`` [N,D].
-
-        ``order`` [T] gives the row of each token. -1 stands for the newline, which is appended as the last
-        row.
-        """
-        return (rows if self._newline is None else Rows.join([rows, self._newline])).take(order)
-
-    def _text_embeds(self, text: str) -> np.ndarray:
-        """Return [1, W, D]: the embeddings of the words' tokens, at most as many as the graph takes.
-
-        Returns one zero row for a text without tokens.
-        """
-        spec = self._pruner.spec.input("text_embeds")
-        ids = self._tokenizer.encode_text(text)[: _limit(self._pruner.spec, "text_embeds")]
-        rows = self._table[ids] if len(ids) else np.zeros((1, self._table.shape[1]))
-        return rows.astype(spec.dtype)[None]
-
-    def _clip_text(self, text: str) -> Feed:
-        """Return CLIP's features of the text, [1, S, J], one row per segment.
-
-        A text without segments gives one zero row.
-        """
-        spec = self._text.spec.input("input_ids")
-        segments = clip_segments(text, self._clip, spec.shape[1])[
-            : _limit(self._text.spec, "input_ids", axis=0)
-        ]
-        if not len(segments):
-            target = self._pruner.spec.input("clip_text")
-            return np.zeros((1, 1, target.shape[2]), target.dtype)
-        return self._run(self._text, {"input_ids": segments})["clip_text"]
-
-    def _run(self, engine: Engine, feeds: Mapping[str, Feed]) -> dict[str, Buffer]:
-        """Run a graph and return its outputs.
-
-        Raises UserError if an output in host memory holds NaN or infinity.
-        """
-        outputs = dict(engine.run(feeds))
-        rows = int(outputs["count"].numpy().max()) if "count" in outputs else None
-        seen = {name: output for name, output in outputs.items() if lies_on_host(output)}
-        if wrong := first_wrong(seen, rows):
-            raise refuse(self._bundle, engine.spec.name, outputs[wrong].dtype, wrong)
-        return outputs
-
-    def fault(self, seen: Seen, visual: VisualTokens) -> UserError | None:
+    def fault(self, features: ImageFeatures, visual: VisualTokens) -> UserError | None:
         """Return the error for an image whose features hold NaN or infinity, on host or device.
 
         None if all are finite.
         """
-        if wrong := first_wrong(seen.outputs):
-            return refuse(self._bundle, "vision_encoder", self._dtype(self._encoder), wrong)
-        if self._pruner is not None and first_wrong({"tokens": visual.tokens}):
-            return refuse(self._bundle, "pruner", self._dtype(self._pruner), "tokens")
+        if wrong := first_wrong(features.outputs):
+            return refuse(self._bundle, "vision_encoder", _dtype(self._encoder), wrong)
+        if self._pruner is not None and visual.tokens is not None and first_wrong({"tokens": visual.tokens}):
+            return refuse(self._bundle, "pruner", _dtype(self._pruner.engine), "tokens")
         return None
 
-    @staticmethod
-    def _dtype(engine: Engine) -> str:
-        return engine.spec.outputs[0].dtype
 
-
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """The rest of a piece of an image.
-
-    ``tokens`` [R,D]. ``kept`` [R]: the visual tokens of the image that they are, -1 for mixtures. ``order``
-    [R]: sort keys of the rows among all rows of the image. ``owner``: visual tokens, and for each the row of
-    ``tokens`` that it went into.
-    """
-
-    tokens: Rows
-    kept: np.ndarray
-    order: np.ndarray
-    owner: tuple[np.ndarray, np.ndarray] | None
-
-    def take(self, rows: np.ndarray) -> _Piece:
-        """Return the piece with the rows that ``rows`` [R] bool marks."""
-        places, row = self.owner
-        mine = rows[row]
-        owner = places[mine], (np.cumsum(rows) - 1)[row[mine]]
-        return _Piece(self.tokens.take(rows), self.kept[rows], self.order[rows], owner)
-
-
-def _survivors(outputs: Mapping[str, Buffer]) -> list[tuple[Rows, dict[str, np.ndarray]]]:
-    """Return what a pruner left of each tile: its rows, not copied, and integers about them on the host."""
-    tokens, width = Rows(outputs["tokens"]), outputs["tokens"].shape[1]
-    facts = {name: value.numpy() for name, value in outputs.items() if name != "tokens"}
-    return [
-        (
-            tokens.take(slice(tile * width, (tile + 1) * width)),
-            {name: value[tile] for name, value in facts.items()},
-        )
-        for tile in range(len(facts["count"]))
-    ]
-
-
-def _piece(tokens: Rows, facts: Mapping[str, np.ndarray], places: np.ndarray) -> _Piece:
-    """Return the rest of a piece, from an entry of ``_survivors``.
-
-    ``places`` are the piece's visual tokens in the image, -1 for those not in it.
-    Rows keep the method's order. Some methods put rows out of the image's order, such as VisionZip's mixtures
-    after its tokens. From the first such row on, rows go to the end of the image.
-    """
-    count = int(facts["count"])
-    index = facts["kept"][:count]
-    stand = np.maximum.accumulate(index)
-    behind = np.maximum.accumulate((index >= 0) & (index < stand))
-    kept = np.where(index < 0, -1, places[index])
-    order = np.where(behind, np.iinfo(np.int64).max, places[stand.clip(min=0)])
-    owner = None
-    if "owner" in facts:
-        mine = np.flatnonzero((facts["owner"] >= 0) & (places >= 0))
-        owner = places[mine], facts["owner"][mine]
-    return _Piece(tokens.take(slice(count)), kept, order, owner)
-
-
-def _rows(projected: Buffer | Rows) -> Rows:
-    """Return ``[tiles,N,D]`` as a lazy selection of rows."""
-    return projected if isinstance(projected, Rows) else Rows(projected)
-
-
-def _limit(spec: GraphSpec, name: str, axis: int = 1) -> int:
-    dim = spec.input(name).shape[axis]
-    return dim.max if isinstance(dim, Symbol) else dim
+def _dtype(engine: Engine) -> str:
+    return engine.spec.outputs[0].dtype

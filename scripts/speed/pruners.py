@@ -33,7 +33,7 @@ from foveate.export.checkpoints import pruner_weights
 from foveate.export.graphs.assemble import assemble
 from foveate.export.spec import Parts, VisionSpec
 from foveate.runtime.llm.budget import Points
-from foveate.runtime.llm.segment import Chunk
+from foveate.runtime.llm.prompt_rows import PromptRows
 from foveate.runtime.measuring.bench import environment
 
 GRIDS = {576: (24, 24), 2880: (48, 60)}
@@ -172,7 +172,7 @@ def feeds(engine: Engine, rows: int, keep: int, known: Mapping[str, np.ndarray])
     return {tensor.name: values(tensor) for tensor in engine.spec.inputs}
 
 
-def prompt(tokens: int, keep: int) -> Chunk:
+def prompt(tokens: int, keep: int) -> PromptRows:
     """Return a prompt with an image before the text."""
     rows, columns = GRIDS[tokens]
     seen, text = np.ones(tokens, np.int64), np.ones(TEXT, np.int64)
@@ -181,7 +181,7 @@ def prompt(tokens: int, keep: int) -> Chunk:
         return np.concatenate([seen * image, text * words])
 
     place = both(np.arange(tokens), -1)
-    return Chunk(
+    return PromptRows(
         both(0, -1), place, place, both(rows, 1), both(columns, 1),
         both(tokens, 0), both(tokens, 0), both(keep, 0),
         np.arange(tokens + TEXT),

@@ -28,10 +28,10 @@ from foveate.export.checkpoints.directory import Directory
 from foveate.export.settings import generation
 from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.compiling.compile import compile_bundle
-from foveate.runtime.llm.decoder import prompt_ids
 from foveate.runtime.llm.generation import Generation, Options
 from foveate.runtime.llm.logits import Logits
 from foveate.runtime.llm.penalties import Penalties
+from foveate.runtime.llm.prompt_items import prompt_ids
 from foveate.runtime.llm.sampling import Sampler, Sampling
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.text.chat_prompt import ImageSlot
@@ -85,7 +85,7 @@ class Case:
     def ids(self, turns: list[Turn]) -> torch.Tensor:
         """[1, P]: the prompt with as many image tokens as the image has visual tokens."""
         segments = self.pipe.tokenizer.encode_turns(turns)
-        plan = self.pipe.vision.layout(self.image)
+        plan = self.pipe.vision.open(self.image).layout
         held = [self.pipe.manifest.prompt["image_token_id"]] * plan.total
         ids = [held if isinstance(segment, ImageSlot) else segment for segment in segments]
         return torch.from_numpy(np.concatenate(ids).astype(np.int64))[None]
@@ -245,7 +245,7 @@ def test_the_ids_of_a_pruned_prompt_are_the_processor_s(tmp_path, save_checkpoin
     case = Llava(tmp_path, save_checkpoint, method="uniform")
     pipe = case.ours()
     segments = pipe.tokenizer.encode_turns([Turn("user", TEXT, 1)])
-    plan = pipe.vision.layout(case.image)
+    plan = pipe.vision.open(case.image).layout
     expected = case.through_the_processor(TEXT)
     assert prompt_ids(segments, [plan], pipe.manifest.prompt).tolist() == expected
     seen = []
@@ -258,7 +258,7 @@ def test_the_ids_of_a_pruned_prompt_are_the_processor_s(tmp_path, save_checkpoin
             super().__init__(generation, prompt, stop_ids)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("foveate.runtime.conversation.Penalties", Watching)
+        patch.setattr("foveate.runtime.answering.Penalties", Watching)
         answer = watched.generate(case.image, TEXT, keep=keep, max_new_tokens=2)
     assert len(answer.kept[0]) == keep and seen == [expected]
 
@@ -266,11 +266,11 @@ def test_the_ids_of_a_pruned_prompt_are_the_processor_s(tmp_path, save_checkpoin
 def test_a_video_counts_with_its_own_placeholder(case) -> None:
     if isinstance(case, Llava):
         with pytest.raises(UserError, match="takes no videos"):
-            case.pipe.vision.layout(Video((case.image,) * 4, 0.5))
+            case.pipe.vision.open(Video((case.image,) * 4, 0.5))
         return
     video = Video((case.image,) * 4, 0.5)
     segments = case.pipe.tokenizer.encode_turns([Turn("user", TEXT, 2)])
-    plans = [case.pipe.vision.layout(each) for each in (case.image, video)]
+    plans = [case.pipe.vision.open(each).layout for each in (case.image, video)]
     ids = prompt_ids(segments, plans, case.pipe.manifest.prompt).tolist()
     model = AutoModelForImageTextToText.from_pretrained(case.checkpoint)
     counts = [ids.count(getattr(model.config, f"{kind}_token_id")) for kind in ("image", "video")]

@@ -12,10 +12,10 @@ from transformers import Qwen2VLImageProcessorPil
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.runtime.answer import Clock
+from foveate.runtime.clock import Clock
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.images.processor import image_processor
-from foveate.runtime.llm.decoder import prompt_items
+from foveate.runtime.llm.prompt_items import prompt_items
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.text.chat_prompt import ImageSlot, Turn
 from foveate.runtime.video.video_file import Video
@@ -115,9 +115,11 @@ def compare(pipe, model, given, images) -> None:
     segments = pipe.tokenizer.encode_turns([Turn("user", TEXT, len(images))])
     tokens, expected = hf_answer(model, given, segments)
     clock = Clock()
-    shown = [pipe.vision.prune(pipe.vision.see(image, clock), {}, 1, clock) for image in images]
+    shown = [
+        pipe.vision.prune(pipe.vision.see(pipe.vision.open(image), clock), {}, 1, clock) for image in images
+    ]
     decoder = pipe.decoder()
-    logits = [decoder.prefill(prompt_items(segments, shown), NEW_TOKENS)]
+    logits = [decoder.prefill(prompt_items(segments, shown), NEW_TOKENS).logits]
     logits += [decoder.step(token) for token in tokens[:-1]]
     ours = np.stack([row.numpy() for row in logits])
     error, scale = np.abs(ours - expected).max(axis=1), np.abs(expected).max(axis=1)

@@ -9,9 +9,9 @@ from PIL import Image
 
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.runtime.answer import Clock
+from foveate.runtime.clock import Clock
 from foveate.runtime.compiling.compile import compile_bundle
-from foveate.runtime.llm.decoder import prompt_items
+from foveate.runtime.llm.prompt_items import prompt_items
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.text.chat_prompt import Turn
 
@@ -107,9 +107,11 @@ def compare(pipe, model, processor, images) -> list[str]:
     tokens, expected = hf_answer(model, processor, images, text)
     segments = pipe.tokenizer.encode_turns([Turn("user", text, len(images))])
     clock = Clock()
-    shown = [pipe.vision.prune(pipe.vision.see(image, clock), {}, 16, clock) for image in images]
+    shown = [
+        pipe.vision.prune(pipe.vision.see(pipe.vision.open(image), clock), {}, 16, clock) for image in images
+    ]
     decoder = pipe.decoder()
-    logits = [decoder.prefill(prompt_items(segments, shown), NEW_TOKENS)]
+    logits = [decoder.prefill(prompt_items(segments, shown), NEW_TOKENS).logits]
     logits += [decoder.step(token) for token in tokens[:-1]]
     ours = np.stack([row.numpy() for row in logits])
 

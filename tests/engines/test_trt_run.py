@@ -18,13 +18,14 @@ from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.engines.trt import cuda as trt_cuda
 from foveate.engines.trt.cuda import Device, TrtBuffer
 from foveate.engines.trt.runner import TrtEngine
-from foveate.runtime.answer import Clock
+from foveate.runtime.clock import Clock
 from foveate.runtime.images.processor import image_processor
 from foveate.runtime.images.token_layout import single
-from foveate.runtime.llm.decoder import VisualTokens
 from foveate.runtime.llm.logits import Logits
 from foveate.runtime.llm.sampling import Sampler, Sampling
-from foveate.runtime.vision.stages import Seen, VisionStages
+from foveate.runtime.llm.visual_tokens import VisualTokens
+from foveate.runtime.vision.features import ImageFeatures
+from foveate.runtime.vision.stages import VisionStages
 
 Place, Gather = Callable[[np.ndarray], Any], Callable[[str, Rows], Any]
 
@@ -359,7 +360,7 @@ def after_vision(
             left = {"tokens": tokens[:, :5].copy(), "kept": kept, "count": np.full(plan.tiles, 5)}
             owner = random.integers(-1, 5, (plan.tiles, 16))
             outputs = {name: place(each) for name, each in (left | {"owner": owner}).items()}
-        found.append(vision.prune(Seen(outputs, plan, None), {}, plan.total - 1, Clock()))
+        found.append(vision.prune(ImageFeatures(outputs, plan, None), {}, plan.total - 1, Clock()))
     return found, pruner.fed
 
 

@@ -99,13 +99,13 @@ def test_random_answers_never_show_a_part_of_a_stop_string() -> None:
 def test_special_tokens() -> None:
     special = {"<end>": 7, "<box>": 8}
     told = Generation(stop_strings=("<end>", "stop"))
-    assert StopStrings.of(told, special) == StopStrings(("stop",), frozenset({7}))
+    assert StopStrings.of(told.stop_strings, special) == StopStrings(("stop",), frozenset({7}))
     mixed = Generation(stop_strings=("a<box>",))
     with pytest.raises(UserError, match="special token <box>") as error:
-        StopStrings.of(mixed, special)
+        StopStrings.of(mixed.stop_strings, special)
     assert error.value.code == 2
     shown = Generation(stop_strings=("a<box>",), keep_special=True)
-    assert StopStrings.of(shown, special).texts == ("a<box>",)
+    assert StopStrings.of(shown.stop_strings, special, keep_special=True).texts == ("a<box>",)
 
 
 @pytest.mark.parametrize(

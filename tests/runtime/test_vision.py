@@ -12,14 +12,15 @@ import pytest
 from foveate.engines.engine import resolve
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
-from foveate.runtime.answer import Clock
 from foveate.runtime.bundle.loading import Bundle, load
+from foveate.runtime.clock import Clock
 from foveate.runtime.images.processor import image_processor
 from foveate.runtime.images.token_layout import single
-from foveate.runtime.llm.decoder import VisualTokens
 from foveate.runtime.llm.kv_cache import KVCache
+from foveate.runtime.llm.visual_tokens import VisualTokens
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.vision.stages import Seen, VisionStages
+from foveate.runtime.vision.features import ImageFeatures
+from foveate.runtime.vision.stages import VisionStages
 
 JOINT, CONTEXT = 6, 10
 
@@ -106,17 +107,17 @@ def own(bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(bundle, tmp_path / "own")
 
 
-def seen() -> Seen:
+def seen() -> ImageFeatures:
     plan = single((4, 4))
     view = image_processor({"kind": "clip", "size": [8, 8]}).view((8, 8), plan)
-    return Seen({"projected": HostBuffer(np.zeros((1, 16, 32), np.float32))}, plan, view)
+    return ImageFeatures({"projected": HostBuffer(np.zeros((1, 16, 32), np.float32))}, plan, view)
 
 
 def test_the_users_words_as_embeddings(own: Path) -> None:
     vision, _, pruner = stages(own)
     table = np.load(own / "embed_tokens.npy")
     vision.prune(seen(), vision.question("abc", Clock()), 3, Clock())
-    ids = vision._tokenizer.encode_text("abc")
+    ids = Pipeline.load(own).tokenizer.encode_text("abc")
     assert len(ids) == 3
     np.testing.assert_array_equal(pruner.fed[0]["text_embeds"], table[ids][None])
     vision.prune(seen(), vision.question("abcdefgh", Clock()), 3, Clock())
@@ -160,10 +161,9 @@ def test_positions_of_merged_rows(make_bundle) -> None:
     root = make_bundle(mode="keep")
     compile_bundle(root)
     decoder = Pipeline.load(root).decoder()
-    image = VisualTokens(None, np.array([-1, 2, -1, 9]), 16)
+    image = VisualTokens(None, np.array([-1, 2, -1, 9]), single((1, 16)))
     assert decoder._positions([5, image, 6]).tolist() == [0, 1, 3, 3, 10, 17]
-    assert decoder.span(image) == 16
-    assert decoder.rows(image) == 4
+    assert decoder.extent([image]) == (4, 16)
 
 
 def test_prefill_in_chunks_is_prefill_at_once(bundle: Path) -> None:
@@ -171,7 +171,7 @@ def test_prefill_in_chunks_is_prefill_at_once(bundle: Path) -> None:
     items = np.random.default_rng(0).integers(0, 256, 50).tolist()
     decoders = [Pipeline.load(bundle).decoder() for _ in range(2)]
     decoders[1]._most = 7
-    whole, chunked = (decoder.prefill(items, 4).numpy() for decoder in decoders)
+    whole, chunked = (decoder.prefill(items, 4).logits.numpy() for decoder in decoders)
     np.testing.assert_allclose(chunked, whole, atol=1e-5)
     np.testing.assert_allclose(*(decoder.step(9).numpy() for decoder in decoders), atol=1e-5)
     assert decoders[1].length == 51
@@ -182,7 +182,7 @@ def test_a_cache_that_cannot_grow_is_empty(
     bundle: Path, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = Pipeline.load(bundle).decoder()
-    whole = decoder.prefill([1, 2, 3], 2).numpy()
+    whole = decoder.prefill([1, 2, 3], 2).logits.numpy()
     allocate, calls = decoder.segments[0].engine.allocate, []
 
     def fail(*args: Any) -> Any:
@@ -197,7 +197,7 @@ def test_a_cache_that_cannot_grow_is_empty(
     cache = decoder.segments[0].cache
     assert (cache.capacity, cache.length, decoder.allocated) == (0, 0, 0)
     assert decoder.reuse([1, 2, 3]) == 0
-    np.testing.assert_allclose(decoder.prefill([1, 2, 3], 2).numpy(), whole, atol=1e-6)
+    np.testing.assert_allclose(decoder.prefill([1, 2, 3], 2).logits.numpy(), whole, atol=1e-6)
 
 
 def test_a_cache_as_long_as_the_engine_says() -> None:

@@ -282,7 +282,7 @@ def test_the_runtime_hands_clusters_and_raters_on(model, tmp_path):
     image = next(item for item in items if not isinstance(item, int))
     before = items.index(image)
     end = answer.timings.prompt_rows - 63
-    table = torch.from_numpy(np.array(chat._pipe.bundle.embeddings()))
+    table = torch.from_numpy(np.array(chat._model.bundle.embeddings()))
     text = table[items[:before]], torch.from_numpy(image.tokens.numpy()), table[items[before + 1 : end]]
     prompt = torch.cat(text)[None]
     fill(here.parts.decoder, here.parts.weights, "llm.")
