@@ -1,5 +1,11 @@
 """Graph specifications and the backends that compile and run graphs.
 
+* ``spec``: inputs and outputs of a graph; ``buffer``, ``row_gather``: what is passed to it
+* ``engine``: a graph that runs; ``prefill_switch``, ``topk_logits``: two additions to one
+* ``backend``: the interface of a backend; ``targets``: all of them; ``workarounds``: known faults
+* ``ort``, ``trt``: the backends
+* ``disk``, ``errors``, ``child``, ``hidden_install``: what everything above needs
+
 Importing this package switches ONNX Runtime's telemetry off.
 
 From 1.29 on ONNX Runtime reports to its vendor by default, on Linux too. Importing it writes a device id and

@@ -1,25 +1,7 @@
-"""The interface of an engine, and of the backend that makes engines.
+"""The interface of an engine: one compiled graph.
 
-An engine is one compiled graph. It takes named arrays or buffers and returns named buffers. Buffers live
-where the engine computes, so one graph's output can be the next graph's input without a copy through the
-host.
-
-A backend is a module of this package that is imported only when its target is asked for. A module that serves
-several targets has a function ``backend(target)`` that returns the backend instead. A backend has::
-
-    DIALECTS: tuple[str, ...]                     # the bundle dialects that it accepts, best first
-    machine(options) -> dict[str, Any]            # facts that must be equal when compiling and loading
-    key(machine) -> str                           # a folder name, e.g. onnxruntime-1.31.1-cpu-avx2
-    compile_graph(source, folder, spec, options)  # compiles an ONNX file for ``load``; returns notes
-    load(folder, spec, options) -> Engine         # spec is typed: it has no FLOAT placeholder
-
-and optionally::
-
-    cannot_run() -> str | None                    # why this machine can compile but not execute
-    workarounds: tuple[Workaround, ...]                  # workarounds, in the order in which to try them
-    refused_dialect(name) -> str | None           # why a dialect is not accepted | what to do
-    describe(folder, graph) -> dict[str, Any]     # facts about a compiled graph for ``foveate inspect``
-    refusal(kinds, machine) -> str | None         # why weights of these precisions cannot run there
+It takes named arrays or buffers and returns named buffers. Buffers live where the engine computes, so one
+graph's output can be the next graph's input without a copy through the host.
 """
 
 from __future__ import annotations
@@ -59,7 +41,7 @@ class Engine(Protocol):
         """
         ...
 
-    def run(self, feeds: Mapping[str, Feed]) -> dict[str, Buffer]:
+    def run(self, feeds: Mapping[str, Feed]) -> Mapping[str, Buffer]:
         """Run the graph and return every output by name.
 
         An output that the spec writes in place is the buffer that was fed. Raises ValueError, before anything

@@ -20,7 +20,7 @@ class UserError(Exception):
 
 
 def install_extra(name: str) -> str:
-    """Return the command that installs an extra. foveate is on no package index, so its name alone is not given."""
+    """Return the command that installs an extra: from a clone, since foveate is on no package index."""
     return f"in a clone of foveate: pip install --editable '.[{name}]'"
 
 

@@ -38,14 +38,18 @@ class ByRows:
 
     @property
     def spec(self) -> GraphSpec:
+        """Spec of the graph, the same for both engines."""
         return self._few.spec
 
     def allocate(self, name: str, sizes: Mapping[str, int], content: np.ndarray | None = None) -> Buffer:
+        """Return a buffer that both engines can use. See ``Engine.allocate``."""
         return self._few.allocate(name, sizes, content)
 
     def gather(self, name: str, rows: Rows) -> Feed:
+        """Return ``rows`` as an input of both engines. See ``Engine.gather``."""
         return self._few.gather(name, rows)
 
-    def run(self, feeds: Mapping[str, Feed]) -> dict[str, Buffer]:
+    def run(self, feeds: Mapping[str, Feed]) -> Mapping[str, Buffer]:
+        """Run the engine that is the faster one for this number of new rows. See ``Engine.run``."""
         many = self._rows in feeds and feeds[self._rows].shape[1] >= MANY
         return (self._many if many else self._few).run(feeds)

@@ -55,6 +55,7 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the selection: the number of rows, then the shape of a row."""
         return len(self), *self._rest
 
     def parts(self) -> Iterator[tuple[int, np.ndarray]]:

@@ -33,6 +33,7 @@ def offer(spec: GraphSpec) -> GraphSpec:
     if logits is None:
         return spec
     *lead, size = logits.shape
+    assert isinstance(size, int), "the number of tokens in the vocabulary is fixed"
     shape = (*lead, min(MOST, size))
     found = TensorSpec(VALUES, logits.dtype, shape), TensorSpec(IDS, "int32", shape)
     return replace(spec, outputs=(*spec.outputs, *found))

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.calib import samples, schemes
 from foveate.engines.errors import UserError
+from foveate.engines.targets import usable
 from foveate.export import lowering, methods
 from foveate.export.bundling import precision as precisions
 from foveate.export.bundling.precision import Precision, choices
 from foveate.export.bundling.publish import compiled
 from foveate.export.bundling.staging import reserved
 from foveate.export.checkpoints import model_names
-from foveate.runtime.bundle.compiled import usable
 from foveate.runtime.cli import Parser
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ GPU=$("$VENV/bin/python" -c 'from foveate.engines.trt.cuda import find_gpu; prin
 say "$GPU"
 TESTS=
 if [ -z "${BUNDLE:-}" ]; then
-    BUNDLE=$OUT/shapes TESTS=tests/engines/test_trt_gpu.py
+    BUNDLE=$OUT/shapes TESTS=tests/engines/trt/test_gpu.py
     step build "$VENV/bin/python" export/build.py --model scripts/shapes --method sppruner --precision fp16 --no-compile --out "$BUNDLE" || end
 fi
 step compile "$VENV/bin/foveate" compile "$BUNDLE" --target "$TARGET" --force || end

@@ -9,12 +9,24 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from foveate.engines.errors import UserError
 
-__all__ = ["OLDEST", "OLDEST_FOR_ORT", "UPGRADE", "load", "numbers", "probe", "refused_dialect"]
+__all__ = [
+    "OLDEST",
+    "OLDEST_FOR_ORT",
+    "PROVIDERS",
+    "UPGRADE",
+    "load",
+    "numbers",
+    "probe",
+    "providers",
+    "refused_dialect",
+]
 
 OLDEST = (1, 23)
 """Oldest version that is used at all. 1.23.2 is the last one for Python 3.10."""
@@ -27,6 +39,10 @@ two pieces, as in the second turn of a chat (masks of Attention with a cache).
 """
 
 UPGRADE = "pip install -U onnxruntime (1.24 and newer need Python 3.11)"
+
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""Values of the option ``provider``, with ONNX Runtime's names."""
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -107,3 +123,9 @@ def _installed(folder: Path) -> bool:
     places = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     parent = folder.absolute().parent
     return parent.name in ("site-packages", "dist-packages") or str(parent) in places
+
+
+def providers(options: Mapping[str, Any]) -> list[str]:
+    """Return ONNX Runtime's names of the providers for these options, in the order in which it tries them."""
+    provider = options.get("provider") or "cpu"
+    return [PROVIDERS[provider]] if provider == "cpu" else [PROVIDERS[provider], PROVIDERS["cpu"]]

@@ -34,14 +34,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.engines.backend import Backend, Machine, Options
 from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import builder, runner
 from foveate.engines.trt.cuda import Gpu, find_gpu
-from foveate.engines.workarounds import FLAGS_VARIABLE, WORKAROUNDS, Workaround, applicable
+from foveate.engines.trt.library import LIBRARY
+from foveate.engines.trt.profiles import compiled
+from foveate.engines.trt.workarounds import FLAGS_VARIABLE, WORKAROUNDS
+from foveate.engines.workarounds import Workaround, applicable
 
-__all__ = ["TensorRT", "backend", "capabilities", "compile_plan"]
+__all__ = ["TensorRT", "capabilities", "compile_plan"]
 
 _NATIVE_SINCE = 10, 15  # RotaryEmbedding, RMSNormalization and TensorScatter in the parser
 # precision -> the first GPUs that have it
@@ -49,14 +53,9 @@ _KINDS = {"fp8": (89, "an Ada GPU"), "int4": (80, "an Ampere GPU")}
 _PORTABLE_SINCE = 80  # documented: a portable plan of TensorRT-RTX runs on SM80 and later
 
 
-def backend(target: str) -> TensorRT:
-    """Return the backend of ``target``. Raises ModuleNotFoundError if its binding is not installed."""
-    return TensorRT(target)
-
-
 def capabilities(target: str = "tensorrt-rtx") -> list[str]:
     """Return the GPU architectures that ``target`` can compile for by name. Raises ModuleNotFoundError."""
-    return builder.capabilities(importlib.import_module(builder.MODULES[target]))
+    return builder.capabilities(importlib.import_module(LIBRARY[target]))
 
 
 def compile_plan(
@@ -72,7 +71,7 @@ def compile_plan(
     Raises UserError: see ``engines.trt.builder.build``.
     """
     options = {"max_context": max_context, "capability": [capability] if capability else None}
-    made = backend(target)
+    made = TensorRT(target)
     made.machine(options)
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / f"{spec.name}.plan"
@@ -80,25 +79,27 @@ def compile_plan(
         return plan.read_bytes()
 
 
-class TensorRT:
-    """The backend of one target. See ``engines.engine`` for the interface."""
+class TensorRT(Backend):
+    """The backend of one target. Making one raises ModuleNotFoundError if its binding is not installed."""
 
     def __init__(self, target: str) -> None:
         self.target = target
-        self.trt = importlib.import_module(builder.MODULES[target])
+        self.trt = importlib.import_module(LIBRARY[target])
         self.version: str = self.trt.__version__
 
     @property
-    def DIALECTS(self) -> tuple[str, ...]:  # noqa: N802, the name in the interface
+    def dialects(self) -> tuple[str, ...]:
+        """Dialects that the parser of this version takes."""
         numbers = tuple(int(part) for part in self.version.split(".")[:2])
         old = self.target == "tensorrt" and numbers < _NATIVE_SINCE
         return ("primitive",) if old else ("native", "primitive")
 
     @property
     def workarounds(self) -> tuple[Workaround, ...]:
-        return applicable(self.target, self.version)
+        """Workarounds for this version."""
+        return applicable(WORKAROUNDS, self.target, self.version)
 
-    def machine(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def machine(self, options: Options) -> Machine:
         """Return the version, platform and GPU that an engine with these options is for.
 
         Raises UserError if there can be no such engine.
@@ -113,7 +114,7 @@ class TensorRT:
             "gpu": self._gpu(options),
         }
 
-    def _gpu(self, options: Mapping[str, Any]) -> str:
+    def _gpu(self, options: Options) -> str:
         gpu, named = find_gpu(), options.get("capability")
         if self.target == "tensorrt":
             if named:
@@ -142,7 +143,7 @@ class TensorRT:
                 return f"SM{gpu.sm}"
         return "+".join(named) if named else "portable"
 
-    def refusal(self, kinds: Collection[str], machine: Mapping[str, Any]) -> str | None:
+    def refusal(self, kinds: Collection[str], machine: Machine) -> str | None:
         """Return why weights of these precisions (``kinds``) cannot run on ``machine``, or None."""
         gpus = [int(sm) for sm in re.findall(r"SM(\d+)", machine["gpu"])] or [_PORTABLE_SINCE]
         for kind, (since, name) in _KINDS.items():
@@ -150,7 +151,7 @@ class TensorRT:
                 return f"{kind} needs {name} or newer, SM{since}, and this is for {machine['gpu']}"
         return None
 
-    def key(self, machine: Mapping[str, Any]) -> str:
+    def key(self, machine: Machine) -> str:
         """Return the folder name for engines of ``machine``."""
         version, gpu = machine["version"].replace("*", "x"), machine["gpu"].replace(" or later", "-up")
         return f"{self.target}-{version}-{gpu}"
@@ -160,13 +161,11 @@ class TensorRT:
         gpu = find_gpu()
         return gpu if isinstance(gpu, str) else None
 
-    def compile_graph(
-        self, source: Path, folder: Path, spec: GraphSpec, options: Mapping[str, Any]
-    ) -> list[str]:
+    def compile_graph(self, source: Path, folder: Path, spec: GraphSpec, options: Options) -> list[str]:
         """Write ``folder/<graph>.plan`` and its facts. Return notes for the user.
 
-        ``options["workarounds"]`` names the workarounds that apply to this graph. The builder runs in a process
-        of its own, so that all its memory is freed. Raises UserError.
+        ``options["workarounds"]`` names the workarounds that apply to this graph. The builder runs in a
+        process of its own, so that all its memory is freed. Raises UserError.
         """
         folder.mkdir(parents=True, exist_ok=True)
         plan = folder / f"{spec.name}.plan"
@@ -182,7 +181,7 @@ class TensorRT:
         plan.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return facts["notes"]
 
-    def timings(self, folder: Path, options: Mapping[str, Any]) -> Path | None:
+    def timings(self, folder: Path, options: Options) -> Path | None:
         """Return the file of the timing cache, beside the engines.
 
         TensorRT-RTX gets none, since its timing cache does nothing from 1.2 on.
@@ -218,13 +217,13 @@ class TensorRT:
         """Return the facts of a plan's build."""
         return json.loads((folder / f"{graph}.json").read_text(encoding="utf-8"))
 
-    def load(self, folder: Path, spec: GraphSpec, options: Mapping[str, Any]) -> Engine:
+    def load(self, folder: Path, spec: GraphSpec, options: Options) -> Engine:
         """Load the engine ``folder/<graph>.plan``. ``options`` are those of ``compile_graph``.
 
         Raises UserError if the plan has changed, if there is no GPU, or if the GPU has too little memory.
         """
         return runner.load(
-            self.trt, self.target, folder / f"{spec.name}.plan", builder.compiled(spec, options), options
+            self.trt, self.target, folder / f"{spec.name}.plan", compiled(spec, options), options
         )
 
 

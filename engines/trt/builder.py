@@ -9,97 +9,30 @@ TensorRT-RTX; only the last has run here.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from foveate.engines import topk_logits
+from foveate.engines.backend import Options
 from foveate.engines.child import end_with
-from foveate.engines.disk.files import atomic_file
 from foveate.engines.errors import UserError
-from foveate.engines.spec import Dim, GraphSpec, Symbol, TensorSpec
-from foveate.engines.trt import logger, plan_file
+from foveate.engines.spec import GraphSpec
+from foveate.engines.trt import logger, plan_file, timing_cache
 from foveate.engines.trt.cuda import find_gpu
+from foveate.engines.trt.library import LIBRARY
 from foveate.engines.trt.onnx_dims import fix_dimensions
+from foveate.engines.trt.profiles import Profile, compiled, profiles
 
-__all__ = ["MODULES", "build", "capabilities", "compiled", "profiles", "settled"]
+__all__ = ["build", "capabilities"]
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Target -> the Python module of its binding."""
-
-LARGEST_SORT = 3840
-"""Largest k of TensorRT's TopK (its documented limit)."""
-
-_DIGEST = 32  # bytes of a SHA-256
 _NO_MEMORY = ("out of memory", "outofmemory", "insufficient memory", "cudaerrormemoryallocation")
-
-
-def compiled(spec: GraphSpec, options: Mapping[str, Any]) -> GraphSpec:
-    """Return the spec of the plan that these options give. See ``engines.trt.backend``."""
-    spec = settled(spec, options["max_context"])
-    return topk_logits.offer(spec) if options.get("device_sampling") else spec
-
-
-def settled(spec: GraphSpec, max_context: int) -> GraphSpec:
-    """Return the spec as compiled.
-
-    The cache has ``max_context`` rows, at most that many new rows are computed at once, and budgets are at
-    most ``LARGEST_SORT``.
-    """
-
-    def size(dim: Dim) -> Dim:
-        if isinstance(dim, int):
-            return dim
-        if dim.name == "cache":
-            return max_context
-        most = {"tokens": max_context}.get(dim.name, LARGEST_SORT if dim.name in values else dim.max)
-        high = min(dim.max, most)
-        return Symbol(dim.name, min(dim.min, high), min(dim.opt, high), high)
-
-    def settle(tensor: TensorSpec) -> TensorSpec:
-        return replace(
-            tensor,
-            shape=tuple(map(size, tensor.shape)),
-            value=None if tensor.value is None else size(tensor.value),
-        )
-
-    values = {tensor.value.name for tensor in spec.inputs if tensor.value is not None}
-    return replace(spec, inputs=tuple(map(settle, spec.inputs)), outputs=tuple(map(settle, spec.outputs)))
-
-
-Profile = dict[str, list[list[int]]]
-"""Input name -> its min, opt and max shape, or value if the value determines shapes."""
-
-
-def profiles(spec: GraphSpec) -> list[Profile]:
-    """Return the optimization profiles of a settled spec.
-
-    The first covers all ranges. With a cache there is a second one for decode: a single new row.
-    """
-
-    def profile(**fixed: int) -> Profile:
-        def ends(dim: Dim) -> list[int]:
-            if isinstance(dim, int):
-                return [dim] * 3
-            return [fixed[dim.name]] * 3 if dim.name in fixed else [dim.min, dim.opt, dim.max]
-
-        found: Profile = {}
-        for tensor in spec.inputs:
-            if tensor.value is not None:
-                found[tensor.name] = [[end] for end in ends(tensor.value)]
-            elif any(isinstance(dim, Symbol) for dim in tensor.shape):
-                found[tensor.name] = [list(shape) for shape in zip(*map(ends, tensor.shape), strict=True)]
-        return found
-
-    return [profile(), profile(tokens=1)] if spec.in_place else [profile()]
 
 
 def capabilities(trt: ModuleType) -> list[str]:
@@ -115,7 +48,7 @@ def build(
     trt: ModuleType,
     source: Path,
     spec: GraphSpec,
-    options: Mapping[str, Any],
+    options: Options,
     plan: Path,
     cache: Path | None = None,
 ) -> dict[str, Any]:
@@ -126,26 +59,29 @@ def build(
     memory runs out, if an input would be ignored (TensorRT drops ``nonpad_kv_seqlen`` with only a warning),
     and if the disk is full. Then there is no plan.
     """
-    start, log, notes = time.perf_counter(), logger.log(trt), []
+    start, log = time.perf_counter(), logger.log(trt)
+    notes: list[str] = []
     spec = compiled(spec, options)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, log, source, options["max_context"])
     if any(tensor.name == topk_logits.VALUES for tensor in spec.outputs):
-        _pick_candidates(trt, network, spec.output(topk_logits.VALUES).shape[-1])
+        count = spec.output(topk_logits.VALUES).shape[-1]
+        assert isinstance(count, int), "topk_logits.offer gives a number"
+        _pick_candidates(trt, network, count)
     layers = _layers(network)
     config = _config(trt, builder, options)
     ranges = profiles(spec)
     for each in ranges:
         config.add_optimization_profile(_profile(builder, spec, each))
-    timings = _read_timings(config, cache, notes)
+    timings = timing_cache.attach(config, cache, notes)
     with plan_file.written(plan) as file:
         built = plan_file.serialize(trt, builder, network, config, file)
         ignored = [line for line in log.lines if "Unused Input" in line]
         if not built or ignored:
             raise UserError(_refusal(trt, source, "; ".join(ignored) or log.said()))
-    if timings is not None:
-        _write_timings(timings, cache)
+    if timings is not None and cache is not None:
+        timing_cache.write(timings, cache)
     return {
         "bytes": file.size,
         "sha256": file.digest.hexdigest(),
@@ -206,7 +142,7 @@ def _layers(network: Any) -> dict[str, int]:
     return dict(found.most_common())
 
 
-def _config(trt: ModuleType, builder: Any, options: Mapping[str, Any]) -> Any:
+def _config(trt: ModuleType, builder: Any, options: Options) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that an engine can be inspected
     config.progress_monitor = logger.monitor(trt)
@@ -235,44 +171,6 @@ def _profile(builder: Any, spec: GraphSpec, ranges: Profile) -> Any:
     return profile
 
 
-def _read_timings(config: Any, file: Path | None, notes: list[str]) -> Any:
-    """Attach and return the timing cache.
-
-    It is new if the file is missing, damaged, or of another GPU or version.
-    """
-    if file is None:
-        return None
-    if content := _checked(file, notes):
-        cache = config.create_timing_cache(content)
-        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
-            return cache
-        notes.append(f"the timing cache {file.name} is of another machine: begun anew")
-    cache = config.create_timing_cache(b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
-    return cache
-
-
-def _checked(file: Path, notes: list[str]) -> bytes:
-    """Return the content behind the SHA-256 in ``file``, or ``b""`` if they do not match.
-
-    TensorRT-RTX accepts a damaged cache without an error.
-    """
-    if not file.is_file():
-        return b""
-    content = file.read_bytes()
-    digest, content = content[:_DIGEST], content[_DIGEST:]
-    if hashlib.sha256(content).digest() == digest:
-        return content
-    notes.append(f"the timing cache {file.name} is damaged: begun anew")
-    return b""
-
-
-def _write_timings(cache: Any, file: Path) -> None:
-    content = bytes(cache.serialize())
-    with atomic_file(file) as part:
-        part.write_bytes(hashlib.sha256(content).digest() + content)
-
-
 def _peak() -> int | None:
     try:
         import resource
@@ -282,7 +180,7 @@ def _peak() -> int | None:
 
 
 def _main(job: Mapping[str, Any]) -> dict[str, Any]:
-    trt = importlib.import_module(MODULES[job["target"]])
+    trt = importlib.import_module(LIBRARY[job["target"]])
     spec = GraphSpec.from_json(job["spec"])
     try:
         cache, plan = Path(job["cache"]) if job["cache"] else None, Path(job["plan"])
@@ -292,7 +190,7 @@ def _main(job: Mapping[str, Any]) -> dict[str, Any]:
     return facts | {"peak_bytes": _peak()} | _on_the_gpu(trt, plan, job["options"])
 
 
-def _on_the_gpu(trt: ModuleType, plan: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+def _on_the_gpu(trt: ModuleType, plan: Path, options: Options) -> dict[str, Any]:
     """Return what only an engine on a GPU tells: memory besides the weights, and kernels with their types."""
     if isinstance(find_gpu(), str):
         return {}

@@ -19,9 +19,11 @@ __all__ = ["Device", "Gpu", "TrtBuffer", "device", "find_gpu"]
 
 @dataclass(frozen=True)
 class Gpu:
+    """A GPU: its name, its compute capability (87 is 8.7), and its memory in bytes."""
+
     name: str
-    sm: int  # 87: compute capability 8.7
-    memory: int  # bytes
+    sm: int
+    memory: int
 
 
 @cache
@@ -120,17 +122,18 @@ class Device:
         """Copy ``rows [1,H,T,D]`` to row ``start`` of ``cache [1,H,S,D]`` in one strided copy."""
         _, heads, length, width = rows.shape
         row = width * np.dtype(cache.dtype).itemsize
-        host = isinstance(rows, np.ndarray)
-        source = np.ascontiguousarray(rows, cache.dtype) if host else rows
+        kinds, host = self._cuda.cudaMemcpyKind, isinstance(rows, np.ndarray)
+        if isinstance(rows, np.ndarray):
+            array = np.ascontiguousarray(rows, cache.dtype)
+            source, kind = array.ctypes.data, kinds.cudaMemcpyHostToDevice
+        else:
+            source, kind = rows.address, kinds.cudaMemcpyDeviceToDevice
         self.call(
             "cudaMemcpy2DAsync",
             *(cache.address + start * row, cache.shape[2] * row),
-            *(source.ctypes.data if host else source.address, length * row),
+            *(source, length * row),
             *(length * row, heads),
-            self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-            if host
-            else self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice,
-            self.stream,
+            *(kind, self.stream),
         )
         if host:
             self.call("cudaStreamSynchronize", self.stream)
@@ -148,6 +151,7 @@ class Device:
                 self.upload(address, np.ascontiguousarray(found, dtype))
                 address += len(index) * width
                 continue
+            assert isinstance(source, TrtBuffer), "rows on a GPU are in buffers of this module"
             for run in np.split(index, np.flatnonzero(np.diff(index) != 1) + 1):
                 place = source.address + int(run[0]) * width
                 self._copy("cudaMemcpyDeviceToDevice", address, place, len(run) * width)
@@ -190,7 +194,7 @@ class TrtBuffer:
     ) -> None:
         self._home, self._owner = home, owner
         self.shape, self.dtype = tuple(shape), dtype
-        self.address = owner.address if owner else home.take(self.nbytes)
+        self.address: int = owner.address if owner else home.take(self.nbytes)
         self.on_host = False
 
     def __del__(self) -> None:
@@ -199,15 +203,18 @@ class TrtBuffer:
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
     def head(self, rows: int) -> TrtBuffer:
+        """Return the first ``rows`` along axis 1 as a buffer over the same memory. Raises ValueError."""
         one, length, *rest = self.shape
         if one != 1 or not 0 < rows <= length:
             raise ValueError(f"no first {rows} rows of a buffer of the shape {self.shape}")
         return TrtBuffer(self._home, (one, rows, *rest), self.dtype, self._owner or self)
 
     def numpy(self) -> np.ndarray:
+        """Return a copy of the content on the host."""
         array = np.empty(self.shape, self.dtype)
         self._home.download(array, self.address)
         return array

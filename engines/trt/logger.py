@@ -12,8 +12,9 @@ __all__ = ["log", "monitor"]
 
 def log(trt: ModuleType) -> Any:
     """Return a logger that keeps the messages of the parser and the builder, so that an error can say why."""
+    base: Any = trt.ILogger  # a class without types
 
-    class Log(trt.ILogger):
+    class Log(base):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.lines: list[str] = []  # warnings and errors
@@ -39,7 +40,9 @@ def monitor(trt: ModuleType) -> Any:
     """
     terminal = sys.stderr.isatty()
 
-    class Monitor(trt.IProgressMonitor):
+    base: Any = trt.IProgressMonitor  # a class without types
+
+    class Monitor(base):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}

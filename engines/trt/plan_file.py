@@ -61,7 +61,9 @@ def serialize(trt: ModuleType, builder: Any, network: Any, config: Any, file: Pl
         return plan is not None
     failed: list[OSError] = []
 
-    class Writer(trt.IStreamWriter):
+    base: Any = trt.IStreamWriter  # a class without types
+
+    class Writer(base):
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)
 

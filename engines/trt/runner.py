@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from foveate.engines.backend import Options
 from foveate.engines.buffer import Feed, host
 from foveate.engines.engine import check_feeds, resolve
 from foveate.engines.errors import UserError
@@ -29,7 +30,7 @@ __all__ = ["TrtEngine", "load"]
 _MOST_GRAPHS = 4  # per engine: steps alternate between a few sets of buffers
 
 
-def load(trt: ModuleType, target: str, file: Path, spec: GraphSpec, options: Mapping[str, Any]) -> TrtEngine:
+def load(trt: ModuleType, target: str, file: Path, spec: GraphSpec, options: Options) -> TrtEngine:
     """Load the plan ``file`` with the binding ``trt``. See ``TensorRT.load``."""
     # Mapped, since on a Jetson the weights and the plan's copy of them share one memory.
     with file.open("rb") as opened:
@@ -83,6 +84,7 @@ class TrtEngine:
         self._graphs: dict[Any, Any] | None = {} if cuda_graphs else None
 
     def allocate(self, name: str, sizes: Mapping[str, int], content: np.ndarray | None = None) -> TrtBuffer:
+        """Return a zeroed buffer for the input ``name``. See ``Engine.allocate``."""
         buffer = TrtBuffer(self._home, resolve(self.spec, name, sizes), self.spec.input(name).dtype)
         self._home.clear(buffer.address, buffer.nbytes)
         if content is not None and content.ndim == 4:
@@ -94,6 +96,7 @@ class TrtEngine:
         return buffer
 
     def gather(self, name: str, rows: Rows) -> np.ndarray | TrtBuffer:
+        """Return ``rows`` as an input, on the GPU if some of them are there. See ``Engine.gather``."""
         dtype, on_device = self.spec.input(name).dtype, [s for s in rows.sources if isinstance(s, TrtBuffer)]
         if not on_device:
             return rows.numpy(dtype)[None]
@@ -106,41 +109,44 @@ class TrtEngine:
         return found
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, TrtBuffer]:
+        """Run the graph and return every output by name. See ``Engine.run``."""
         check_feeds(self.spec, feeds)
-        shared = dict(self.spec.in_place)
-        for past in shared.values():
-            if not isinstance(feeds[past], TrtBuffer):
-                message = f"{self.spec.name}: {past} is written in place | allocate a buffer for it"
-                raise ValueError(message)  # noqa: TRY004, as every feed that does not fit
+        written = {out: self._cache(past, feeds[past]) for out, past in self.spec.in_place}
         context, decoding = self._context(feeds)
-        held = {name: self._place(name, feed) for name, feed in feeds.items()}
-        for name, place in held.items():
+        # TensorRT reads values that determine shapes on the host, everything else on the GPU
+        values = {name: np.array(host(feeds[name]), order="C") for name in feeds if name in self._hosted}
+        held = {name: self._on_gpu(name, feed) for name, feed in feeds.items() if name not in values}
+        places = {name: value.ctypes.data for name, value in values.items()}
+        places |= {name: buffer.address for name, buffer in held.items()}
+        for name, address in places.items():
             if not context.set_input_shape(name, tuple(feeds[name].shape)):
                 raise RuntimeError(f"{self.spec.name}: TensorRT refuses {name} of shape {feeds[name].shape}")
-            context.set_tensor_address(name, place.ctypes.data if name in self._hosted else place.address)
+            context.set_tensor_address(name, address)
         if missing := context.infer_shapes():
             raise RuntimeError(f"{self.spec.name}: TensorRT lacks the shapes of {', '.join(missing)}")
-        outputs = self._outputs(context, {} if self.spec.appends else {o: held[p] for o, p in shared.items()})
+        outputs = self._outputs(context, {} if self.spec.appends else written)
         self._execute(context, (held, outputs) if decoding else None)
         if self.spec.appends:
             start = int(np.asarray(feeds["write_index"])[0])
-            for out, past in shared.items():
-                self._home.copy_rows(held[past], start, outputs[out])
-                outputs[out] = held[past]
+            for out, cache in written.items():
+                self._home.copy_rows(cache, start, outputs[out])
+                outputs[out] = cache
         return outputs
+
+    def _cache(self, name: str, feed: Feed) -> TrtBuffer:
+        """Return the buffer of the input ``name``, which is written in place."""
+        if not isinstance(feed, TrtBuffer):
+            message = f"{self.spec.name}: {name} is written in place | allocate a buffer for it"
+            raise ValueError(message)  # noqa: TRY004, as every feed that does not fit
+        return feed
 
     def _context(self, feeds: Mapping[str, Feed]) -> tuple[Any, bool]:
         """Return the context of the profile for these feeds, and True if a single row is decoded."""
         decoding = len(self._contexts) > 1 and feeds[self.spec.inputs[0].name].shape[1] == 1
         return self._contexts[int(decoding)], decoding
 
-    def _place(self, name: str, feed: Feed) -> TrtBuffer | np.ndarray:
-        """Put an input where TensorRT reads it.
-
-        That is the host for values that determine shapes, else the GPU.
-        """
-        if name in self._hosted:
-            return np.array(host(feed), order="C")
+    def _on_gpu(self, name: str, feed: Feed) -> TrtBuffer:
+        """Return the buffer of an input on the GPU, after copying it there if it is on the host."""
         if isinstance(feed, TrtBuffer):
             return feed
         array = np.ascontiguousarray(feed)

@@ -28,11 +28,11 @@ from foveate.engines.disk.files import atomic_file
 from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec
+from foveate.engines.targets import backend
 from foveate.export.bundling import write_graphs
 from foveate.export.bundling.precision import Precision
 from foveate.export.graphs.graph import Graph
 from foveate.export.spec import Parts
-from foveate.runtime.bundle.compiled import backend
 from foveate.runtime.bundle.loading import FORMAT, Bundle, Manifest
 from foveate.runtime.clock import Clock
 from foveate.runtime.llm.decoder import Decoder
@@ -101,10 +101,10 @@ class Stages:
         self._around = [pair for pair in pairwise(self._decoder.segments) if pair[0].pruner is not None]
 
     def _engine(self, name: str) -> Engine:
-        module, options = backend(_TARGET), {"provider": "cpu"}
+        engines, options = backend(_TARGET), {"provider": "cpu"}
         spec, folder = self._bundle.manifest.spec(name, _DIALECT), self._bundle.file("compiled")
-        module.compile_graph(self._bundle.graph_file(name, _DIALECT), folder, spec, options)
-        return module.load(folder, spec, options)
+        engines.compile_graph(self._bundle.graph_file(name, _DIALECT), folder, spec, options)
+        return engines.load(folder, spec, options)
 
     def pinned(self) -> set[str]:
         """Return the weights whose module's output a pruner reads directly.

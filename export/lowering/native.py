@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from foveate.engines.spec import GraphSpec
-from foveate.engines.trt.builder import LARGEST_SORT
+from foveate.engines.trt.limits import LARGEST_SORT
 
 __all__ = ["DTYPES", "DYNAMIC", "LARGEST_SORT", "REFUSES", "ZERO_POINTS", "passes"]
 

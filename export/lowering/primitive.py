@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from foveate.engines.spec import GraphSpec
-from foveate.engines.trt.builder import LARGEST_SORT
+from foveate.engines.trt.limits import LARGEST_SORT
 from foveate.export.lowering import primitive_passes as passes_of
 
 __all__ = ["DTYPES", "DYNAMIC", "LARGEST_SORT", "OPERATORS", "REFUSES", "ZERO_POINTS", "passes"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from foveate.engines.errors import UserError
-from foveate.engines.trt.builder import LARGEST_SORT
+from foveate.engines.trt.limits import LARGEST_SORT
 from foveate.export.checkpoints.directory import Source
 from foveate.export.settings.video_processor import video_settings
 

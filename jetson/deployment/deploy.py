@@ -27,13 +27,13 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from foveate.engines.errors import UserError
+from foveate.engines.targets import options_of
 from foveate.jetson.deployment.pack import add_wheels, contents, gather, installer
 from foveate.jetson.deployment.wheels import Target
 from foveate.jetson.device.devices import jetpack_of
 from foveate.jetson.device.inventory import l4t_of
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli import Parser, options
-from foveate.runtime.compiling.compile import options_of
 
 __all__ = ["Remote", "deploy", "main"]
 

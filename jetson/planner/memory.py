@@ -24,9 +24,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from foveate.engines.backend import MAX_CONTEXT
 from foveate.jetson.device.devices import Device
 from foveate.jetson.planner.model_sizes import Model
-from foveate.runtime.compiling.compile import MAX_CONTEXT
 from foveate.runtime.measuring import costs
 
 __all__ = ["DIALECTS", "Memory", "dialect_of", "fitting_context", "memory"]

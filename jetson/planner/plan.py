@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from foveate.engines.backend import MAX_CONTEXT
 from foveate.engines.errors import UserError
 from foveate.jetson.device import devices
 from foveate.jetson.device.devices import Device
@@ -20,7 +21,6 @@ from foveate.jetson.planner.model_config import PHOTO
 from foveate.jetson.planner.model_sizes import Model
 from foveate.jetson.planner.roofline import times
 from foveate.runtime.cli import Parser
-from foveate.runtime.compiling.compile import MAX_CONTEXT
 from foveate.runtime.llm.budget import Keep
 from foveate.runtime.measuring import costs
 

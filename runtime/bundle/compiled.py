@@ -2,10 +2,13 @@
 
 ``engines/<key>/`` holds a backend's compiled files and ``engine.json``::
 
-    {"target": "onnxruntime", "machine": {...},       # what the engine depends on, as its backend reports it
-     "dialect": "ort", "options": {...}, "sources": {"llm.ort.onnx": sha256, "weights/llm.data": sha256, ...},
-     "workarounds": {"llm": [...], ...},                  # what the compilation of a graph needed or reported,
-     in words "self_test": {"ok": true, "findings": [...]},     # or {"not_run": why}; see compiling.compile
+    {"target": "onnxruntime",
+     "machine": {...},                             # facts that the engine depends on (``Backend.machine``)
+     "dialect": "ort",
+     "options": {...},
+     "sources": {"llm.ort.onnx": sha256, "weights/llm.data": sha256, ...},
+     "workarounds": {"llm": [...], ...},           # in words: what a graph needed, and what was reported
+     "self_test": {"ok": true, "findings": [...]}, # or {"not_run": why}; see ``compiling.job``
      "files": {"llm.onnx": {"size": ..., "sha256": ...}, ...}}
 
 An engine is refused with the reason, and never loaded, if it was made from other files or for another
@@ -15,64 +18,29 @@ stamps are kept in ``engines/<key>/.checked.json``.
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from foveate.engines.engine import Engine
-from foveate.engines.errors import UserError, install_extra, unknown
+from foveate.engines.errors import UserError
 from foveate.engines.prefill_switch import ByRows
+from foveate.engines.targets import TARGETS, backend
 from foveate.runtime.bundle import stamps
 from foveate.runtime.bundle.loading import Bundle
 
 __all__ = [
-    "TARGETS",
     "Plan",
-    "backend",
-    "cannot_run",
     "choose",
+    "compile_command",
     "load_engine",
     "load_engines",
     "plans",
     "plans_in",
-    "refused_dialect",
     "sources",
-    "usable",
 ]
-
-TARGETS = {
-    "tensorrt": (
-        "foveate.engines.trt.backend",
-        "tensorrt",
-        "JetPack brings it; on a PC: pip install tensorrt",
-    ),
-    "tensorrt-rtx": ("foveate.engines.trt.backend", "tensorrt_rtx", install_extra("rtx")),
-    "onnxruntime": ("foveate.engines.ort.backend", "onnxruntime", "pip install onnxruntime"),
-}
-"""Target -> module, the library that the module imports, and how to get that library.
-
-Targets are tried in this order; the first engine that fits is loaded.
-"""
-
-
-def backend(target: str) -> Any:
-    """Return the backend of a target (see ``engines.engine``).
-
-    Raises UserError if the target is unknown or its library is not installed.
-    """
-    if target not in TARGETS:
-        raise unknown("target", target, TARGETS)
-    module, library, remedy = TARGETS[target]
-    try:
-        found = importlib.import_module(module)
-        return found.backend(target) if hasattr(found, "backend") else found
-    except ModuleNotFoundError as error:
-        if error.name != library:
-            raise
-        raise UserError(f"the target {target} needs {library} | it is not installed | {remedy}") from error
 
 
 @dataclass(frozen=True)
@@ -91,9 +59,11 @@ class Plan:
 
     @property
     def key(self) -> str:
+        """Name of the folder."""
         return self.path.name
 
     def write(self) -> None:
+        """Write ``engine.json``."""
         data = asdict(self)
         del data["path"]
         (self.path / "engine.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
@@ -108,10 +78,10 @@ class Plan:
         """
         if self.sources != sources(bundle, self.dialect):
             return "it was compiled from other files than the bundle holds now"
-        module = backend(self.target)
-        if reason := refused_dialect(module, self.dialect):
+        engines = backend(self.target)
+        if reason := engines.refused_dialect(self.dialect):
             return reason.replace(" | ", ": ")
-        here = module.machine(self.options)
+        here = engines.machine(self.options)
         for name in self.machine.keys() | here.keys():
             made, have = self.machine.get(name), here.get(name)
             if made != have:
@@ -203,44 +173,11 @@ def _misfit(bundle: Bundle, plan: Plan, progress: Callable[[str], None] | None) 
     if plan.target not in TARGETS:
         return f"this foveate knows no target {plan.target}", again
     try:
-        fault = plan.fault(bundle, progress=progress) or cannot_run(plan.target)
+        fault = plan.fault(bundle, progress=progress) or backend(plan.target).cannot_run()
     except UserError as error:  # the engine's library is not installed, or is broken
         *why, remedy = str(error).split(" | ")
         return ", ".join(why), remedy
     return (fault, again) if fault else None
-
-
-def cannot_run(target: str) -> str | None:
-    """Return why this machine cannot run engines of a target, although it may compile for it.
-
-    None if it can.
-    """
-    found = backend(target)
-    return found.cannot_run() if hasattr(found, "cannot_run") else None
-
-
-def refused_dialect(module: Any, name: str) -> str | None:
-    """Return why the installed version of a backend refuses a dialect, as "reason | remedy".
-
-    None if it takes it.
-    """
-    return module.refused_dialect(name) if hasattr(module, "refused_dialect") else None
-
-
-def usable(dialects: Collection[str]) -> list[str]:
-    """Return the targets that this machine can compile for and run.
-
-    ``dialects`` are those of the bundle.
-    """
-    found = []
-    for target in TARGETS:
-        try:
-            accepted = backend(target).DIALECTS
-        except (UserError, ImportError):  # the target's library is not installed, or cannot be loaded
-            continue
-        if cannot_run(target) is None and not set(accepted).isdisjoint(dialects):
-            found.append(target)
-    return found
 
 
 def compile_command(bundle: Bundle, plan: Plan) -> str:

@@ -7,10 +7,21 @@ import sys
 from dataclasses import fields
 from typing import Any
 
+from foveate.engines.backend import Option
+from foveate.engines.targets import TARGETS
 from foveate.runtime.answer import Answer
 from foveate.runtime.llm.generation import MAX_NEW_TOKENS, Options
 
-__all__ = ["add_engine", "add_generation", "add_images", "generation", "say", "timing_lines"]
+__all__ = [
+    "add_compilation",
+    "add_engine",
+    "add_generation",
+    "add_images",
+    "compilation",
+    "generation",
+    "say",
+    "timing_lines",
+]
 
 
 def say(line: str) -> None:
@@ -19,6 +30,7 @@ def say(line: str) -> None:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add ``--engine`` and ``--threads``."""
     parser.add_argument(
         "--engine",
         help="Use the compiled engine with this key, or whose key begins like this; `foveate inspect` lists "
@@ -29,6 +41,34 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="Use this many CPU threads in engines that run on the CPU (default: one per core).",
     )
+
+
+def add_compilation(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every target, in one group per backend. ``compilation`` reads their values."""
+    groups: dict[str, list[Option]] = {}
+    for target in sorted(TARGETS.values(), key=lambda target: target.title):
+        known = groups.setdefault(target.title, [])
+        known += [option for option in target.options if option not in known]
+    for title, found in groups.items():
+        group = parser.add_argument_group(title)
+        for option in found:
+            if option.kind == "switch":
+                group.add_argument(option.flag, action="store_true", help=option.help)
+            elif option.kind == "number":
+                group.add_argument(option.flag, type=int, metavar=option.metavar, help=option.help)
+            else:
+                group.add_argument(option.flag, metavar=option.metavar, help=option.help)
+
+
+def compilation(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of the options that ``add_compilation`` added, for ``compile_bundle``."""
+    values: dict[str, Any] = {}
+    for option in (option for target in TARGETS.values() for option in target.options):
+        given = getattr(args, option.name)
+        if given and option.kind == "names":
+            given = [name.strip().upper() for name in given.split(",")]
+        values[option.name] = given
+    return values
 
 
 def add_images(parser: argparse.ArgumentParser, what: str) -> None:
@@ -51,6 +91,7 @@ def add_images(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
+    """Add the options of generation. ``generation`` reads their values."""
     parser.add_argument(
         "--keep",
         help="Keep this many visual tokens of each image: a count such as 128, or a percentage such as "

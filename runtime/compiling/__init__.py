@@ -1,1 +1,8 @@
-"""Compile a bundle for this machine, each graph in its own process, and test the engines (``self_test``)."""
+"""Compiles a bundle for this machine, and tests the engines.
+
+* ``compile``: a bundle into a folder with engines
+* ``work_folder``: the folder that is written meanwhile, and the bundle's lock
+* ``job``: one graph after another, the self-test, the workarounds
+* ``self_test``: the replay of the reference answers that the build recorded
+* ``comparison``: an answer beside its reference, and the allowed differences
+"""

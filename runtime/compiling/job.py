@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foveate.engines.backend import Backend, Machine
 from foveate.engines.disk.files import sha256
 from foveate.engines.errors import UserError
 from foveate.engines.workarounds import Workaround
-from foveate.runtime.bundle.compiled import Plan, cannot_run, sources
+from foveate.runtime.bundle.compiled import Plan, sources
 from foveate.runtime.bundle.loading import Bundle
-from foveate.runtime.compiling import self_test as check
+from foveate.runtime.compiling import self_test
+from foveate.runtime.compiling.comparison import Finding
 
 __all__ = ["Job", "Progress"]
 
@@ -32,8 +34,8 @@ class Job:
     """
 
     bundle: Bundle
-    module: Any
-    machine: dict[str, Any]
+    backend: Backend
+    machine: Machine
     options: dict[str, Any]
     work: Path
     dialect: str
@@ -42,6 +44,7 @@ class Job:
     notes: dict[str, list[str]] = field(default_factory=dict)
 
     def compile(self, graphs: tuple[str, ...]) -> None:
+        """Compile these graphs into ``work``. Raises UserError that names the graph and the method."""
         manifest = self.bundle.manifest
         self.bundle.require_own_weights(self.dialect)
         for name in graphs:
@@ -49,7 +52,7 @@ class Job:
             for spec, file in manifest.forms(name, self.dialect):
                 start = time.perf_counter()
                 try:
-                    notes = self.module.compile_graph(self.bundle.file(file), self.work, spec, options)
+                    notes = self.backend.compile_graph(self.bundle.file(file), self.work, spec, options)
                 except UserError as error:
                     method = manifest.method["name"]
                     raise UserError(f"{spec.name} of {method}: {error}", code=error.code) from error
@@ -60,9 +63,9 @@ class Job:
 
     def _told(self, graph: str) -> str:
         """Return what the backend reports of a compiled graph, as the end of a progress line."""
-        if not hasattr(self.module, "describe"):
+        facts = self.backend.describe(self.work, graph)
+        if not facts:
             return ""
-        facts = self.module.describe(self.work, graph)
         layers = ", ".join(f"{count} {dtype}" for dtype, count in facts["layers"].items())
         memory = f", built within {facts['peak_bytes'] / 2**30:.2f} GiB" if facts["peak_bytes"] else ""
         return f"  layers: {layers}{memory}"
@@ -75,7 +78,8 @@ class Job:
             names.append(workaround.name)
         return {**options, "workarounds": names} if names else options, names
 
-    def write(self, self_test: dict[str, Any]) -> Plan:
+    def write(self, tested: dict[str, Any]) -> Plan:
+        """Write ``engine.json`` with ``tested`` as the outcome of the self-test."""
         files = {
             file.name: {"size": file.stat().st_size, "sha256": sha256(file)}
             for file in sorted(self.work.iterdir())
@@ -90,7 +94,7 @@ class Job:
             sources(self.bundle, self.dialect),
             self.notes,
             files,
-            self_test,
+            tested,
         )
         plan.write()
         return plan
@@ -105,15 +109,15 @@ class Job:
             self.write({"not_run": reason})
             return
         while wrong := self._first_wrong():
-            if error := check.not_finite(self.bundle, self.dialect, wrong):
+            if error := self_test.not_finite(self.bundle, self.dialect, wrong):
                 raise error
-            self.progress(f"{wrong.graph} is wrong: {check.seen(wrong)}")
+            self.progress(f"{wrong.graph} is wrong: {self_test.seen(wrong)}")
             workaround = self._workaround(wrong.graph)
             if workaround is None:
                 tried = sum(map(len, self.applied.values())) or "no"
                 raise UserError(
                     f"the graph {wrong.graph} is wrong on this machine "
-                    f"| {check.seen(wrong)}, after {tried} workarounds "
+                    f"| {self_test.seen(wrong)}, after {tried} workarounds "
                     "| nothing was written; compile for another target, or report it with `foveate doctor`"
                 )
             self._apply(workaround, wrong.graph)
@@ -122,12 +126,12 @@ class Job:
         recorded = self.bundle.golden(self.dialect)
         if not recorded.is_file():
             return f"the bundle has no {recorded.name}"
-        return cannot_run(self.machine["target"])
+        return self.backend.cannot_run()
 
-    def _first_wrong(self) -> check.Finding | None:
+    def _first_wrong(self) -> Finding | None:
         plan = self.write({})
         findings = []
-        for finding in check.replay(self.bundle, plan):
+        for finding in self_test.replay(self.bundle, plan):
             findings.append(finding)
             if not finding.ok:
                 return finding
@@ -137,7 +141,7 @@ class Job:
     def _workaround(self, graph: str) -> Workaround | None:
         """Return the first workaround that was not tried on this graph and that would change something."""
         tried = self.applied.get(graph, ())
-        known = getattr(self.module, "workarounds", ())
+        known = self.backend.workarounds
         return next(
             (workaround for workaround in known if workaround not in tried and self._changes(workaround)),
             None,
@@ -151,7 +155,7 @@ class Job:
     def _takes(self, dialect: str) -> bool:
         return (
             dialect != self.dialect
-            and dialect in self.module.DIALECTS
+            and dialect in self.backend.dialects
             and dialect in self.bundle.manifest.dialects
         )
 

@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.engines.errors import UserError
-from foveate.engines.ort import backend as ort
-from foveate.engines.ort.backend import onnxruntime
+from foveate.engines.ort.backend import OnnxRuntime, onnxruntime
 from foveate.engines.trt import backend as trt
 from foveate.export import lowering, methods, models
 from foveate.export.build import build
@@ -105,6 +104,7 @@ def in_dialect(bundle: Bundle, dialect: str, targets: list[str], compiled: dict[
 def numbers(bundle: Bundle, dialect: str) -> float | str:
     """Return the largest relative error of any answer, or what is wrong."""
     options = {"provider": "cpu", "accuracy_level": ACCURACY}
+    ort = OnnxRuntime()
     with tempfile.TemporaryDirectory() as folder:
         job = Job(bundle, ort, ort.machine(options), options, Path(folder), dialect, lambda line: None)
         try:
@@ -118,7 +118,7 @@ def numbers(bundle: Bundle, dialect: str) -> float | str:
 
 def takes(bundle: Bundle, dialect: str, targets: list[str], compiled: dict[str, str]) -> str:
     """Return "yes", or which graph TensorRT for RTX refuses for these GPUs, and why."""
-    backend = trt.backend("tensorrt-rtx")
+    backend = trt.TensorRT("tensorrt-rtx")
     for name in bundle.manifest.stages:
         for spec, file in bundle.manifest.forms(name, dialect):
             source = bundle.file(file)
@@ -139,7 +139,7 @@ def takes(bundle: Bundle, dialect: str, targets: list[str], compiled: dict[str, 
 
 def page(results: Results) -> str:
     """Return the page as Markdown. Cases that have not been tried yet are marked."""
-    versions = {"ort": onnxruntime.__version__, "rtx": trt.backend("tensorrt-rtx").version}
+    versions = {"ort": onnxruntime.__version__, "rtx": trt.TensorRT("tensorrt-rtx").version}
     lists = {"targets": TARGETS, "old": OLD_TARGETS, "fp8": FP8_TARGETS}
     targets = {name: ", ".join(names) for name, names in lists.items()}
     lines = [HEAD.format(**versions, **targets)]

@@ -24,7 +24,7 @@ import numpy as np
 
 from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
-from foveate.engines.ort import backend as ort
+from foveate.engines.ort.backend import OnnxRuntime
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.export import methods, models
 from foveate.export.bundling.precision import Precision
@@ -109,7 +109,7 @@ def build(name: str, tokens: int, precision: str, work: Path) -> list[GraphSpec]
         parts = pruner_weights.joined(parts, methods.load(name), None)
         write_graphs(root, parts, graphs, Precision(precision), ["ort"], lambda what, done, total: None)
         for spec in specs:
-            ort.compile_graph(root / f"{spec.name}.ort.onnx", root / "engine", spec, {})
+            OnnxRuntime().compile_graph(root / f"{spec.name}.ort.onnx", root / "engine", spec, {})
     return specs
 
 
@@ -125,7 +125,7 @@ def model(tokens: int) -> Parts:
 def measure(name: str, tokens: int, stages: Sequence[GraphSpec], args: argparse.Namespace) -> list[float]:
     """Return the seconds of a run through all stages: [median, fastest, slowest]."""
     folder = args.work / f"{name}-{tokens}-{args.precision}" / "engine"
-    loaded = [ort.load(folder, spec, {"threads": args.threads}) for spec in stages]
+    loaded = [OnnxRuntime().load(folder, spec, {"threads": args.threads}) for spec in stages]
     points = methods.load(name).budgets(model(tokens).spec)
     given = list(chained(loaded, points, tokens, args.keep))
     seconds = []

@@ -11,8 +11,7 @@ from PIL import Image
 from foveate.engines.errors import UserError
 from foveate.export import methods
 from foveate.export.models import llava
-from foveate.runtime.cli import inspect
-from foveate.runtime.compiling import self_test
+from foveate.runtime.cli import check, inspect
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.measuring import costs
 from foveate.runtime.pipeline import Pipeline
@@ -86,7 +85,7 @@ def test_an_encoder_that_merges_has_one_budget(pipes, image):
 
 def test_bundles_of_an_encoder_that_merges_are_checked_and_inspected(pipes, capsys):
     path = str(pipes("tome", keep="24").bundle.path)
-    assert self_test.main([path]) == 0
+    assert check.main([path]) == 0
     assert re.search(r"vision_encoder +tokens, kept .* agreement 100.0%", capsys.readouterr().out)
     assert inspect.main([path]) == 0
     assert (

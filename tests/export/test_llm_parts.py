@@ -19,8 +19,8 @@ from foveate.export.graphs.assemble import assemble
 from foveate.export.graphs.llm import _bounds
 from foveate.export.models import llava
 from foveate.export.pruning.in_llm import PruneLayer
+from foveate.runtime.cli import check
 from foveate.runtime.cli.inspect import main as inspect
-from foveate.runtime.compiling import self_test
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
@@ -40,7 +40,7 @@ def test_the_parts_are_stages_that_prove_themselves(
     build(parts, methods.load("none"), root, precision="fp32", dialects=["ort"], llm_parts=2)
     compile_bundle(root)
     assert json.loads((root / "bundle.json").read_text())["stages"] == wanted
-    assert self_test.main([str(root)]) == 0
+    assert check.main([str(root)]) == 0
     assert inspect([str(root)]) == 0
     printed = capsys.readouterr().out
     assert all(f"\n{name}\n" in printed for name in wanted)

@@ -30,7 +30,7 @@ from foveate.jetson.deployment.deploy import Remote, deploy
 from foveate.jetson.deployment.pack import contents, pack
 from foveate.jetson.deployment.wheels import Target, holds, requirements
 from foveate.runtime.bundle.loading import load
-from foveate.runtime.compiling import compile as compiling
+from foveate.runtime.cli import compile as compiling
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 KILLS = int(os.environ.get("FOVEATE_KILLS", "2"))

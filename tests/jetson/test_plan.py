@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.engines.trt.builder import settled
+from foveate.engines.trt.profiles import settled
 from foveate.export.models import families, family
 from foveate.export.networks.qwen_vision import WindowSpec
 from foveate.export.spec import VisionSpec

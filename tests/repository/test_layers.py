@@ -19,6 +19,29 @@ MAY_IMPORT = {
     "engines": {"engines"},
     "jetson": {"jetson", "runtime", "engines"},
 }
+INNER_ORDER: dict[str, list[str]] = {
+    # folder -> its modules and sub-packages. Each may import those in the lines above it, never one below it or
+    # beside it in its line. Every module is listed. A folder's __init__ may import all of them.
+    "engines": [
+        "child errors hidden_install spec",
+        "disk buffer workarounds",
+        "row_gather topk_logits",
+        "engine",
+        "backend prefill_switch",
+        "ort trt",
+        "targets",
+    ],
+    "engines/disk": ["mounts", "locks", "files"],
+    "engines/ort": ["library page_release", "compile session", "backend", "target"],
+    "engines/trt": [
+        "limits logger onnx_dims plan_file timing_cache workarounds library cuda",
+        "profiles runner",
+        "builder",
+        "backend",
+        "target",
+    ],
+    "runtime/compiling": ["comparison", "self_test", "job", "work_folder", "compile"],
+}
 DEVICE = ("engines", "runtime", "jetson")
 DEVICE_LIBRARIES = {"numpy", "PIL", "tokenizers", "foveate"}
 BACKENDS = {  # a backend's own library only in that backend's files
@@ -95,6 +118,61 @@ def test_the_layer_test_sees_faults(tmp_path, monkeypatch):
     assert len(layer_faults(bad, "runtime")) == 3
     bad.write_text("from foveate.engines.spec import Symbol\n")
     assert layer_faults(bad, "runtime") == []
+
+
+def order_faults(folder: str, order: list[str]) -> list[str]:
+    """Return what a folder's modules import although it does not come before them in ``order``."""
+    rank = {name: number for number, line in enumerate(order) for name in line.split()}
+    package = ["foveate", *folder.split("/")]
+    faults = []
+    for path in sources(folder):
+        name = path.relative_to(ROOT / folder).parts[0].removesuffix(".py")
+        if name == "__init__":
+            continue
+        if name not in rank:
+            faults.append(f"{folder}: {name} is not in the order")
+            continue
+        for module, taken, line in imports(path):
+            parts = [*module.split("."), *([taken] if taken else [])]
+            if parts[: len(package)] != package or len(parts) == len(package):
+                continue
+            target = parts[len(package)]
+            if target in rank and target != name and rank[target] >= rank[name]:
+                where = path.relative_to(ROOT)
+                faults.append(f"{where}:{line}: {folder}: {name} may not import {target}")
+    return faults
+
+
+@pytest.mark.parametrize("folder", INNER_ORDER)
+def test_imports_inside_a_folder_follow_its_order(folder):
+    order = INNER_ORDER[folder]
+    names = " ".join(order).split()
+    known = {
+        path.stem
+        for path in (ROOT / folder).iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert sorted(names) == sorted(known - {"__init__"})
+    assert not order_faults(folder, order)
+
+
+def test_the_order_test_sees_faults(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    for name, text in {
+        "part/low.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from foveate.part.high import A\n",
+        "part/beside.py": "def f():\n    from foveate.part import low\n",
+        "part/high/__init__.py": "import foveate.part.low\n",
+        "part/high/inner.py": "from foveate.part.high import other\nfrom foveate.part import top, low\n",
+        "part/new.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+    assert order_faults("part", ["low beside", "high", "top"]) == [
+        "part/beside.py:2: part: beside may not import low",
+        "part/high/inner.py:2: part: high may not import top",
+        "part/low.py:3: part: low may not import high",
+        "part: new is not in the order",
+    ]
 
 
 def test_nothing_imports_a_top_level_folder_by_its_bare_name():

@@ -12,7 +12,7 @@ from onnx import helper
 
 from foveate.engines import topk_logits
 from foveate.engines.engine import Engine
-from foveate.engines.ort import backend as ort
+from foveate.engines.ort.backend import OnnxRuntime
 from foveate.engines.spec import GraphSpec, TensorSpec
 from foveate.runtime.bundle.compiled import choose, load_engines
 from foveate.runtime.bundle.loading import load
@@ -96,9 +96,9 @@ def picking(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
             model.graph.output.append(helper.make_tensor_value_info(tensor.name, kind, tensor.shape))
         onnx.save(model, folder / "llm.onnx")
-        ort.compile_graph(folder / "llm.onnx", folder / "made", spec, {})
+        OnnxRuntime().compile_graph(folder / "llm.onnx", folder / "made", spec, {})
         engines = load_engines(opened, choose(opened), {"threads": 1})
-        return engines | {"llm": ort.load(folder / "made", spec, {"threads": 1})}
+        return engines | {"llm": OnnxRuntime().load(folder / "made", spec, {"threads": 1})}
 
     return make
 

@@ -57,7 +57,6 @@ def test_the_dialect_ort_by_version(version, why):
 def old(monkeypatch):
     """This process has ONNX Runtime 1.27.0, as far as the backend knows."""
     monkeypatch.setattr(ort, "VERSION", "1.27.0")
-    monkeypatch.setattr(ort, "DIALECTS", ("primitive",))
 
 
 def test_an_engine_of_the_dialect_ort_is_not_loaded_by_an_older_one(method_bundle, tmp_path, monkeypatch):

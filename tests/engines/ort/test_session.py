@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from foveate.engines.errors import UserError
-from foveate.engines.ort import backend as ort
+from foveate.engines.ort import backend, session
+from foveate.engines.ort.backend import OnnxRuntime
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 
 HEADS, WIDTH, ROWS = 2, 64, 64
@@ -93,13 +94,13 @@ def attention(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return (chances @ heads).transpose(1, 0, 2).reshape(x.shape)
 
 
-def make(folder: Path, block: int | None = None, **options: object) -> tuple[ort.OrtEngine, np.ndarray]:
+def make(folder: Path, block: int | None = None, **options: object) -> tuple[session.OrtEngine, np.ndarray]:
     weight = toy(folder / "source.onnx", block)
-    ort.compile_graph(folder / "source.onnx", folder / "out", SPEC, options)
-    return ort.load(folder / "out", SPEC, {"threads": 1, "log_severity": 2, **options}), weight
+    OnnxRuntime().compile_graph(folder / "source.onnx", folder / "out", SPEC, options)
+    return OnnxRuntime().load(folder / "out", SPEC, {"threads": 1, "log_severity": 2, **options}), weight
 
 
-def stepped(engine: ort.OrtEngine, x: np.ndarray, first: int) -> tuple[np.ndarray, ort.OrtBuffer]:
+def stepped(engine: session.OrtEngine, x: np.ndarray, first: int) -> tuple[np.ndarray, session.OrtBuffer]:
     """``first`` rows at once, then one at a time, over one cache."""
     cache = engine.allocate("past", {"cache": ROWS})
     pieces, at = [], 0
@@ -155,7 +156,7 @@ def test_accuracy_level_4_rounds_activations_and_little_more(tmp_path: Path) -> 
 
 def test_weights_are_prepacked_on_disk_and_mapped(tmp_path: Path) -> None:
     toy(tmp_path / "source.onnx", 32)
-    ort.compile_graph(tmp_path / "source.onnx", tmp_path / "out", SPEC, {})
+    OnnxRuntime().compile_graph(tmp_path / "source.onnx", tmp_path / "out", SPEC, {})
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["toy.data", "toy.onnx"]
     compiled = onnx.load(tmp_path / "out" / "toy.onnx", load_external_data=False)
     assert "MatMulNBits" in {node.op_type for node in compiled.graph.node}
@@ -163,7 +164,7 @@ def test_weights_are_prepacked_on_disk_and_mapped(tmp_path: Path) -> None:
         entry.key.rsplit("_", 1)[0] for tensor in compiled.graph.initializer for entry in tensor.external_data
     }
     assert "prepacked" in keys, keys
-    engine = ort.load(tmp_path / "out", SPEC, {})
+    engine = OnnxRuntime().load(tmp_path / "out", SPEC, {})
     if Path("/proc/self/maps").exists():
         assert str(tmp_path / "out" / "toy.data") in Path("/proc/self/maps").read_text()
     del engine
@@ -209,15 +210,15 @@ def test_non_contiguous_feeds_are_taken(tmp_path: Path) -> None:
 
 
 def test_machine_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = ort.machine({})
+    machine = OnnxRuntime().machine({})
     assert machine["provider"] == "cpu"
-    assert ort.key(machine).startswith(f"onnxruntime-{machine['version']}-cpu-")
-    assert "/" not in ort.key(machine)
+    assert OnnxRuntime().key(machine).startswith(f"onnxruntime-{machine['version']}-cpu-")
+    assert "/" not in OnnxRuntime().key(machine)
     with pytest.raises(UserError, match="did you mean cuda"):
-        ort.machine({"provider": "cudda"})
-    monkeypatch.setattr(ort.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+        OnnxRuntime().machine({"provider": "cudda"})
+    monkeypatch.setattr(backend.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(UserError, match="no CUDAExecutionProvider"):
-        ort.machine({"provider": "cuda"})
+        OnnxRuntime().machine({"provider": "cuda"})
 
 
 @pytest.mark.parametrize(
@@ -232,15 +233,15 @@ def test_machine_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_instruction_sets(tmp_path: Path, text: str, expected: list[str]) -> None:
     (tmp_path / "cpuinfo").write_text(text)
-    assert ort._instructions(tmp_path / "cpuinfo") == expected
+    assert backend._instructions(tmp_path / "cpuinfo") == expected
 
 
 def test_a_graph_that_onnx_runtime_refuses(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(UserError, match=r"does not take bad\.onnx"):
-        ort.compile_graph(tmp_path / "bad.onnx", tmp_path / "out", SPEC, {})
+        OnnxRuntime().compile_graph(tmp_path / "bad.onnx", tmp_path / "out", SPEC, {})
     with pytest.raises(UserError, match="cannot load toy"):
-        ort.load(tmp_path / "out", SPEC, {})
+        OnnxRuntime().load(tmp_path / "out", SPEC, {})
 
 
 def test_large_runs_give_their_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,13 +249,13 @@ def test_large_runs_give_their_memory_back(tmp_path: Path, monkeypatch: pytest.M
     given: list[str | None] = []
     run = engine.session.run_with_iobinding
 
-    def spy(binding: object, options: ort.onnxruntime.RunOptions | None) -> None:
+    def spy(binding: object, options: backend.onnxruntime.RunOptions | None) -> None:
         entry = "memory.enable_memory_arena_shrinkage"
         given.append(options.get_run_config_entry(entry) if options else None)
         run(binding, options)
 
     monkeypatch.setattr(engine.session, "run_with_iobinding", spy)
-    monkeypatch.setattr(ort, "_LARGE", 10 * HEADS * WIDTH * 4)
+    monkeypatch.setattr(session, "_LARGE", 10 * HEADS * WIDTH * 4)
     x = np.random.default_rng(1).standard_normal((1, 22, HEADS * WIDTH)).astype(np.float32)
     y, _ = stepped(engine, x, first=20)
     assert given == ["cpu:0", None, None]

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from foveate.engines import targets
 from foveate.engines.errors import UserError
-from foveate.engines.ort import backend as ort
+from foveate.engines.ort.backend import OnnxRuntime
 from foveate.engines.spec import GraphSpec
+from foveate.engines.targets import TARGETS, usable
 from foveate.engines.trt import backend as trt
-from foveate.engines.trt.builder import settled
+from foveate.engines.trt.profiles import settled
 from foveate.engines.workarounds import Workaround
 from foveate.runtime.bundle import compiled
 from foveate.runtime.bundle.loading import load
-from foveate.runtime.compiling import compile as module
-from foveate.runtime.compiling import job as compile_job
+from foveate.runtime.cli.compile import _parser
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
@@ -34,14 +35,13 @@ def workaround(name: str, **more: Any) -> Workaround:
     return Workaround(name, "a thread", ("onnxruntime",), **(more or {"flags": "-some"}))
 
 
-class Miscompiler:
+class Miscompiler(OnnxRuntime):
     """ONNX Runtime that compiles ``llm`` from the file ``wrong`` unless a workaround of the name ``cure`` is applied."""
 
-    DIALECTS = ort.DIALECTS
+    workarounds: tuple[Workaround, ...] = ()
 
     def __init__(self, wrong: Path, cure: str, workarounds: tuple[Workaround, ...]) -> None:
         self.wrong, self.cure, self.workarounds = wrong, cure, workarounds
-        self.machine, self.key, self.load = ort.machine, ort.key, ort.load
         self.levels: list[int] = []
 
     def compile_graph(
@@ -50,7 +50,7 @@ class Miscompiler:
         if spec.name == "llm" and self.cure not in options.get("workarounds", ()):
             source = self.wrong
         self.levels.append(options["accuracy_level"])
-        return ort.compile_graph(source, folder, spec, options)
+        return super().compile_graph(source, folder, spec, options)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def sick(make_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make(cure: str, *workarounds: Workaround) -> tuple[Path, Miscompiler]:
         found = Miscompiler(wrong / "llm.ort.onnx", cure, workarounds)
-        monkeypatch.setattr(module, "backend", lambda target: found)
+        monkeypatch.setattr(targets, "backend", lambda target: found)
         return root, found
 
     return make
@@ -100,7 +100,7 @@ def test_what_cannot_be_executed_here_is_compiled_and_says_so(
     make_bundle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_bundle()
-    monkeypatch.setattr(compile_job, "cannot_run", lambda target: "no GPU")
+    monkeypatch.setattr(OnnxRuntime, "cannot_run", lambda self: "no GPU")
     said: list[str] = []
     compile_bundle(root, progress=said.append)
     (plan,) = compiled.plans(load(root))
@@ -109,7 +109,7 @@ def test_what_cannot_be_executed_here_is_compiled_and_says_so(
 
 
 def test_an_engine_that_cannot_run_here_is_passed_over(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "cannot_run", lambda target: "no GPU can be used")
+    monkeypatch.setattr(OnnxRuntime, "cannot_run", lambda self: "no GPU can be used")
     with pytest.raises(UserError, match=r"does not fit \| no GPU can be used"):
         compiled.choose(load(bundle))
 
@@ -117,10 +117,10 @@ def test_an_engine_that_cannot_run_here_is_passed_over(bundle: Path, monkeypatch
 def test_a_graph_that_is_refused_is_named_with_its_method(
     make_bundle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(source: Path, *rest: object) -> None:
+    def refuse(self: OnnxRuntime, source: Path, *rest: object) -> None:
         raise UserError(f"cannot parse {source.name} | Unique node_7 | take another dialect")
 
-    monkeypatch.setattr(ort, "compile_graph", refuse)
+    monkeypatch.setattr(OnnxRuntime, "compile_graph", refuse)
     with pytest.raises(
         UserError, match=r"vision_encoder of tap: cannot parse vision_encoder\.ort\.onnx \| Unique"
     ):
@@ -149,15 +149,15 @@ def test_options_that_a_target_has_not(target: str, options: dict[str, Any], wor
 
 def test_a_build_ends_with_what_the_machine_can_execute(monkeypatch: pytest.MonkeyPatch) -> None:
     can = {"tensorrt-rtx": "no GPU"}
-    monkeypatch.setattr(compiled, "cannot_run", can.get)
-    assert compiled.usable(["ort", "native"]) == ["onnxruntime"]
-    assert compiled.usable(["native"]) == []
+    monkeypatch.setattr(trt.TensorRT, "cannot_run", lambda self: can.get(self.target))
+    assert usable(["ort", "native"]) == ["onnxruntime"]
+    assert usable(["native"]) == []
     can.clear()
-    assert compiled.usable(["ort", "native"]) == [
+    assert usable(["ort", "native"]) == [
         "tensorrt-rtx",
         "onnxruntime",
     ]  # full TensorRT is not installed
-    assert compiled.usable(["ort"]) == ["onnxruntime"]
+    assert usable(["ort"]) == ["onnxruntime"]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_precision_that_the_gpu_has_not(
 
 
 def test_an_orin_has_no_fp8() -> None:
-    made = trt.backend("tensorrt-rtx")
+    made = trt.TensorRT("tensorrt-rtx")
     assert "this is for SM87" in made.refusal({"fp8", "fp16"}, {"gpu": "SM87"})
     assert made.refusal({"int4", "int8", "fp16"}, {"gpu": "SM87"}) is None
     assert made.refusal({"fp8"}, {"gpu": "SM89+SM120"}) is None
@@ -270,7 +270,7 @@ def test_a_compilation_killed_half_way_leaves_no_engine(make_bundle: Any, tmp_pa
 
 def test_the_dialect_primitive_in_onnx_runtime(bundle: Path, tmp_path: Path) -> None:
     """Its new rows are copied into the cache: the same answers as from the dialect that writes in place."""
-    engine = ort.load(tmp_path, appending(tmp_path), {})
+    engine = OnnxRuntime().load(tmp_path, appending(tmp_path), {})
     buffer = engine.allocate("past.0.key", {"cache": 6})
     for start in (0, 2):
         rows = np.full((1, 2, 2, 4), start + 1, "float32")
@@ -329,8 +329,8 @@ def appending(folder: Path) -> GraphSpec:
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx", "onnxruntime"])
 def test_every_option_has_a_flag(target: str) -> None:
-    flags = {action.dest for action in module._parser()._actions}
-    assert set(module.OPTIONS[target]) <= flags
+    flags = {action.dest for action in _parser()._actions}
+    assert {option.name for option in TARGETS[target].options} <= flags
 
 
 def test_a_bundle_that_cannot_be_written_to(make_bundle) -> None:

@@ -15,9 +15,11 @@ from foveate.engines.errors import UserError
 from foveate.runtime import cli
 from foveate.runtime.bundle.compiled import choose
 from foveate.runtime.bundle.loading import load, write_manifest
+from foveate.runtime.cli.check import main
 from foveate.runtime.compiling import self_test
+from foveate.runtime.compiling.comparison import LIMITS, Limits, compare_logits
 from foveate.runtime.compiling.compile import compile_bundle
-from foveate.runtime.compiling.self_test import LIMITS, main, replay
+from foveate.runtime.compiling.self_test import replay
 
 
 def test_a_good_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +169,7 @@ def test_a_few_swapped_patches_are_excused_by_the_limits() -> None:
     }
     (one,) = self_test._replay_pruner("pruner", Swapped(), golden, LIMITS["float32"])
     assert (one.ok, one.agreement, one.excused) == (True, 0.99, 1)
-    (none,) = self_test._replay_pruner("pruner", Swapped(), golden, self_test.Limits(0.9, 0.1, 0.0))
+    (none,) = self_test._replay_pruner("pruner", Swapped(), golden, Limits(0.9, 0.1, 0.0))
     assert not none.ok
 
 
@@ -175,12 +177,10 @@ def test_near_ties_are_excused_and_others_not() -> None:
     limits = LIMITS["float32"]
     expected = np.array([[0.0, 10.0, 9.999], [10.0, 0.0, -3.0]])
     got = np.array([[0.0, 9.9985, 9.9995], [10.0, 0.0, -3.0]])
-    tied = self_test._compare_logits("llm", "logits", got, expected, limits)
+    tied = compare_logits("llm", "logits", got, expected, limits)
     assert (tied.ok, tied.agreement, tied.excused) == (True, 0.5, 1)
-    loose = self_test.Limits(cosine=0.0, error=0.02, swaps=0.0)
-    far = self_test._compare_logits(
-        "llm", "logits", np.array([[0.0, 9.8, 9.9]]), np.array([[0.0, 10.0, 9.5]]), loose
-    )
+    loose = Limits(cosine=0.0, error=0.02, swaps=0.0)
+    far = compare_logits("llm", "logits", np.array([[0.0, 9.8, 9.9]]), np.array([[0.0, 10.0, 9.5]]), loose)
     assert not far.ok
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.engines.trt.builder import MODULES
+from foveate.engines.targets import backend
 from foveate.engines.trt.cuda import find_gpu
+from foveate.engines.trt.library import LIBRARY
 from foveate.export import methods
 from foveate.export.build import build
 from foveate.export.models import llava
@@ -22,7 +23,7 @@ from foveate.runtime.llm.decoder import Decoder
 from foveate.runtime.llm.logits import Logits
 from foveate.runtime.pipeline import Pipeline
 
-TARGETS = [target for target, module in MODULES.items() if importlib.util.find_spec(module)]
+TARGETS = [target for target, module in LIBRARY.items() if importlib.util.find_spec(module)]
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(root: Path, request: pytest.FixtureRequest) -> compiled.Plan:
     """Compiled, and proved by the self-test."""
     target, dialect = request.param
-    if dialect not in compiled.backend(target).DIALECTS:
+    if dialect not in backend(target).dialects:
         pytest.skip(f"{target} is too old for the dialect {dialect}")
     folder = compile_bundle(root, target, dialect=dialect, options={"max_context": 128}, force=True)
     return compiled.choose(load(root), folder.name)
@@ -108,5 +109,5 @@ def test_a_buffer_outlives_the_next_run_of_its_engine(root: Path, plan: compiled
 
 
 def test_inspect_tells_the_memory_on_the_gpu(plan: compiled.Plan) -> None:
-    made = compiled.backend(plan.target)
+    made = backend(plan.target)
     assert made.describe(plan.path, "vision_encoder")["device_bytes"] >= 0

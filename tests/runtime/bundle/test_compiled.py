@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
+from foveate.engines.backend import Backend, Target
 from foveate.engines.disk.files import sha256
 from foveate.engines.errors import UserError
-from foveate.engines.ort import backend as ort
+from foveate.engines.ort.backend import OnnxRuntime
+from foveate.engines.targets import TARGETS, backend
 from foveate.runtime import cli
 from foveate.runtime.bundle import stamps
-from foveate.runtime.bundle.compiled import backend, choose, plans
+from foveate.runtime.bundle.compiled import choose, plans
 from foveate.runtime.bundle.loading import load
-from foveate.runtime.compiling.compile import compile_bundle, main
+from foveate.runtime.cli.compile import main
+from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
 
@@ -39,8 +42,8 @@ def edit(root: Path, change: Any) -> None:
 
 def test_record(copy: Path) -> None:
     data = json.loads(record(copy).read_text())
-    assert data["machine"] == ort.machine({})
-    assert record(copy).parent.name == ort.key(ort.machine({}))
+    assert data["machine"] == OnnxRuntime().machine({})
+    assert record(copy).parent.name == OnnxRuntime().key(OnnxRuntime().machine({}))
     assert data["options"] == {"provider": "cpu", "accuracy_level": 4}
     assert {"llm.ort.onnx", "weights/llm.data"} <= data["sources"].keys()
     assert {"llm.onnx", "pruner.onnx", "vision_encoder.onnx"} <= data["files"].keys()
@@ -180,11 +183,11 @@ def test_compiling_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_failed_compilation_leaves_nothing(make_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_bundle()
 
-    def fail(source: Path, folder: Path, *rest: object) -> None:
+    def fail(self: OnnxRuntime, source: Path, folder: Path, *rest: object) -> None:
         (folder / "half").write_text("x")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ort, "compile_graph", fail)
+    monkeypatch.setattr(OnnxRuntime, "compile_graph", fail)
     with pytest.raises(KeyboardInterrupt):
         compile_bundle(root)
     assert [p.name for p in (root / "engines").iterdir() if p.name != ".checked.json"] == []
@@ -194,7 +197,7 @@ def test_a_failed_compilation_keeps_the_old_engine(copy: Path, monkeypatch: pyte
     def fail(*args: object) -> None:
         raise UserError("no")
 
-    monkeypatch.setattr(ort, "compile_graph", fail)
+    monkeypatch.setattr(OnnxRuntime, "compile_graph", fail)
     with pytest.raises(UserError):
         compile_bundle(copy, force=True)
     Pipeline.load(copy)
@@ -204,12 +207,16 @@ def test_targets() -> None:
     with pytest.raises(UserError, match="did you mean onnxruntime"):
         backend("onnxruntim")
     with pytest.raises(UserError, match="wrong accuracy level"):
-        compile_bundle("nowhere", accuracy_level=7)
+        compile_bundle("nowhere", options={"accuracy_level": 7})
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from foveate.runtime.bundle import compiled as module
+    def make() -> Backend:
+        import no_such_library
 
-    monkeypatch.setitem(module.TARGETS, "abacus", ("no_such_library", "no_such_library", "pip install beads"))
+        return no_such_library.Backend()
+
+    abacus = Target("abacus", "Abacus", ("no_such_library",), "pip install beads", 99, (), make)
+    monkeypatch.setitem(TARGETS, "abacus", abacus)
     with pytest.raises(UserError, match=r"needs no_such_library \| it is not installed \| pip install beads"):
         backend("abacus")

@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from foveate.engines.ort import backend as ort
+from foveate.engines.ort import compile as compiler
+from foveate.engines.ort.backend import OnnxRuntime
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 
 
@@ -53,12 +54,12 @@ def test_prepacked_weights_stand_where_their_kernels_read_them(
 ) -> None:
     """ONNX Runtime 1.31.1 answers garbage when it maps the small ones; 1.32.0 places them right."""
     spec, weights = int4_stack(tmp_path / "stack.onnx", rows, columns)
-    workarounds = ort.compile_graph(tmp_path / "stack.onnx", tmp_path / "out", spec, {})
+    workarounds = OnnxRuntime().compile_graph(tmp_path / "stack.onnx", tmp_path / "out", spec, {})
     assert workarounds in ([], ["small weights are prepacked at load"])
-    assert not ort._misplaced(tmp_path / "out" / "stack.onnx")
+    assert not compiler._misplaced(tmp_path / "out" / "stack.onnx")
     prepacked = b"prepacked_0" in (tmp_path / "out" / "stack.onnx").read_bytes()
     assert prepacked is not bool(workarounds)
-    engine = ort.load(tmp_path / "out", spec, {})
+    engine = OnnxRuntime().load(tmp_path / "out", spec, {})
     x = np.random.default_rng(4).standard_normal((5, rows)).astype(np.float32)
     outputs = engine.run({"x": x})
     for i, weight in enumerate(weights):
@@ -71,21 +72,21 @@ def test_misplaced_weights_are_left_to_be_prepacked_at_load(
 ) -> None:
     spec, weights = int4_stack(tmp_path / "stack.onnx", 1024, [2048, 2048])
     found = iter([True, True, False])
-    monkeypatch.setattr(ort, "_misplaced", lambda model: next(found))
-    workarounds = ort.compile_graph(tmp_path / "stack.onnx", tmp_path / "out", spec, {})
+    monkeypatch.setattr(compiler, "_misplaced", lambda model: next(found))
+    workarounds = OnnxRuntime().compile_graph(tmp_path / "stack.onnx", tmp_path / "out", spec, {})
     assert workarounds == ["weights are prepacked at load"]
     assert b"prepacked_0" not in (tmp_path / "out" / "stack.onnx").read_bytes()
     x = np.random.default_rng(4).standard_normal((5, 1024)).astype(np.float32)
-    outputs = ort.load(tmp_path / "out", spec, {}).run({"x": x})
+    outputs = OnnxRuntime().load(tmp_path / "out", spec, {}).run({"x": x})
     assert np.abs(outputs["y0"].numpy() - x @ weights[0]).max() < 0.02 * np.abs(x @ weights[0]).max()
 
 
 def test_a_weight_that_ends_off_the_grid_is_prepacked_at_load(tmp_path: Path) -> None:
     rows, columns = 1024, [2049, 2051]  # more than 1 MiB each, and the second one's end is no multiple of 64
     spec, weights = int4_stack(tmp_path / "stack.onnx", rows, columns)
-    ort.compile_graph(tmp_path / "stack.onnx", tmp_path / "out", spec, {})
+    OnnxRuntime().compile_graph(tmp_path / "stack.onnx", tmp_path / "out", spec, {})
     x = np.random.default_rng(4).standard_normal((5, rows)).astype(np.float32)
-    outputs = ort.load(tmp_path / "out", spec, {}).run({"x": x})
+    outputs = OnnxRuntime().load(tmp_path / "out", spec, {}).run({"x": x})
     for i, weight in enumerate(weights):
         truth = x @ weight
         assert np.abs(outputs[f"y{i}"].numpy() - truth).max() < 0.02 * np.abs(truth).max()
@@ -116,9 +117,9 @@ def test_float32_weights_behind_an_odd_one_are_not_misread(tmp_path: Path) -> No
     tensors = tuple(TensorSpec(f"y{i}", "float32", (48, 48)) for i in range(4))
     inputs = TensorSpec("x", "float32", (48, 48)), TensorSpec("z", "float32", (1,))
     spec = GraphSpec("odd", inputs, (*tensors, TensorSpec("biased", "float32", (1037,))))
-    ort.compile_graph(tmp_path / "odd.onnx", tmp_path / "out", spec, {})
-    assert not ort._misplaced(tmp_path / "out" / "odd.onnx")
+    OnnxRuntime().compile_graph(tmp_path / "odd.onnx", tmp_path / "out", spec, {})
+    assert not compiler._misplaced(tmp_path / "out" / "odd.onnx")
     x = random.standard_normal((48, 48)).astype(np.float32)
-    answers = ort.load(tmp_path / "out", spec, {}).run({"x": x, "z": np.zeros(1, np.float32)})
+    answers = OnnxRuntime().load(tmp_path / "out", spec, {}).run({"x": x, "z": np.zeros(1, np.float32)})
     for i, weight in enumerate(weights):
         np.testing.assert_allclose(answers[f"y{i}"].numpy(), x @ weight, rtol=1e-4, atol=1e-4)

@@ -1,5 +1,5 @@
 """Execution of a plan, with CUDA and an engine that stand in for the real ones in host memory: what is bound where, what is
-allocated, which profile runs, what a CUDA graph replays. Whether TensorRT does its part, ``test_trt_gpu`` asks."""
+allocated, which profile runs, what a CUDA graph replays. Whether TensorRT does its part, ``test_gpu`` asks."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ negation (float16[rows] x) => (float16[rows] y) { y = Neg(x) }"""
 
 @pytest.fixture
 def rtx() -> trt.TensorRT:
-    return trt.backend("tensorrt-rtx")
+    return trt.TensorRT("tensorrt-rtx")
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ import pytest
 from cuda.bindings import runtime as cuda
 
 from foveate.engines.errors import UserError
+from foveate.engines.ort.backend import OnnxRuntime
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import backend as trt
-from foveate.engines.trt import builder, plan_file, runner
+from foveate.engines.trt import builder, plan_file, runner, timing_cache
 from foveate.engines.trt import cuda as trt_cuda
-from foveate.engines.workarounds import FLAGS_VARIABLE, WORKAROUNDS, applicable
+from foveate.engines.trt.workarounds import FLAGS_VARIABLE, WORKAROUNDS
+from foveate.engines.workarounds import applicable
 
 OPTIONS = {"max_context": 64}
 
@@ -55,7 +57,7 @@ BINDING = {  # how the code calls objects of TensorRT -> their class
 def test_every_call_is_one_that_the_binding_has(rtx: trt.TensorRT) -> None:
     """The binding comes without stubs, so what is not executed without a GPU is at least looked up."""
     seen = set()
-    for module in (builder, plan_file, runner, trt_cuda):
+    for module in (builder, timing_cache, plan_file, runner, trt_cuda):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             if isinstance(node, ast.Constant) and re.fullmatch("cuda[A-Z][A-Za-z0-9]+", str(node.value)):
                 assert hasattr(cuda, node.value) or hasattr(cuda.cudaMemcpyKind, node.value), node.value
@@ -174,19 +176,22 @@ class TestMachine:
         self, rtx: trt.TensorRT, target: str, version: str, dialects: tuple[str, ...]
     ) -> None:
         rtx.target, rtx.version = target, version
-        assert dialects == rtx.DIALECTS
+        assert dialects == rtx.dialects
 
 
 def test_workarounds_are_those_of_target_and_version() -> None:
-    names = {version: [r.flags for r in applicable("tensorrt", version)] for version in ("10.3.0", "10.13.3")}
+    names = {
+        version: [r.flags for r in applicable(WORKAROUNDS, "tensorrt", version)]
+        for version in ("10.3.0", "10.13.3")
+    }
     assert names == {
         "10.3.0": [None],
         "10.13.3": ["-peep:fc_h_fusion=off", "-peep:match_dual_gemm=off", None],
     }
-    assert [workaround.dialect for workaround in applicable("tensorrt-rtx", "1.7.1.116")] == ["primitive"]
-    assert [workaround.options for workaround in applicable("onnxruntime", "1.32.0")] == [
-        {"accuracy_level": 1}
+    assert [workaround.dialect for workaround in applicable(WORKAROUNDS, "tensorrt-rtx", "1.7.1.116")] == [
+        "primitive"
     ]
+    assert [workaround.options for workaround in OnnxRuntime().workarounds] == [{"accuracy_level": 1}]
     assert all(workaround.source for workaround in WORKAROUNDS)
 
 

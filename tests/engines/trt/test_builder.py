@@ -21,7 +21,7 @@ from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.engines.trt import backend as trt
 from foveate.engines.trt import builder as trt_build
-from foveate.engines.trt import logger, plan_file
+from foveate.engines.trt import logger, plan_file, profiles
 
 ROWS = Symbol("rows", 1, 8, 64)
 OPTIONS = {"max_context": 64}
@@ -112,9 +112,9 @@ def llm_spec() -> GraphSpec:
 
 
 def test_the_cache_is_settled_and_decoding_has_a_profile_of_its_own() -> None:
-    spec = trt_build.settled(llm_spec(), 128)
+    spec = profiles.settled(llm_spec(), 128)
     assert spec.input("past.0.key").shape == spec.output("present.0.key").shape == (1, 2, 128, 8)
-    prefill, decode = trt_build.profiles(spec)
+    prefill, decode = profiles.profiles(spec)
     assert prefill == {"inputs_embeds": [[1, 1, 16], [1, 128, 16], [1, 128, 16]]}
     assert decode == {"inputs_embeds": [[1, 1, 16]] * 3}
 
@@ -123,9 +123,9 @@ def test_budgets_are_capped_at_what_topk_can_pick() -> None:
     keep = Symbol("keep", 1, 1000, 5000)
     given = (TensorSpec("keep", "int64", (), keep),)
     spec = GraphSpec("pruner", given, (TensorSpec("tokens", "float16", (1, keep, 8)),))
-    settled = trt_build.settled(spec, 64)
+    settled = profiles.settled(spec, 64)
     assert settled.input("keep").value.max == settled.output("tokens").shape[1].max == 3840
-    assert trt_build.profiles(settled) == [{"keep": [[1], [1000], [3840]]}]
+    assert profiles.profiles(settled) == [{"keep": [[1], [1000], [3840]]}]
 
 
 def test_a_prompt_beyond_the_profile_is_refused_before_anything_is_launched() -> None:
@@ -135,7 +135,7 @@ def test_a_prompt_beyond_the_profile_is_refused_before_anything_is_launched() ->
     class Past:
         dtype, shape = "float16", (1, 2, 128, 8)
 
-    spec = trt_build.settled(llm_spec(), 128)
+    spec = profiles.settled(llm_spec(), 128)
     with pytest.raises(
         ValueError, match=r"inputs_embeds has shape \(1, 129, 16\) \| expected .*tokens:1\.\.128"
     ):
@@ -162,7 +162,7 @@ def test_the_likeliest_tokens_are_outputs_where_that_is_asked_for(
     monkeypatch.setattr(trt_build.plan_file, "serialize", watched)
     for options in (OPTIONS, {**OPTIONS, "device_sampling": True}):
         assert trt_build.build(rtx.trt, path, spec, options, tmp_path / "head.plan")["bytes"] > 100
-        told = trt_build.compiled(spec, options).outputs
+        told = profiles.compiled(spec, options).outputs
         assert [(name, shape) for name, _, shape in found[-1]] == [(each.name, each.shape) for each in told]
     assert found[0] == [("logits", "HALF", (1, 1, 90))]
     assert found[1][1:] == [("top_values", "HALF", (1, 1, 64)), ("top_ids", "INT32", (1, 1, 64))]

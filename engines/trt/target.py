@@ -1,0 +1,94 @@
+"""The targets ``tensorrt`` and ``tensorrt-rtx``, and their options."""
+
+from __future__ import annotations
+
+from foveate.engines.backend import MAX_CONTEXT, Backend, Option, Target
+from foveate.engines.errors import install_extra
+from foveate.engines.trt.library import LIBRARY
+
+__all__ = ["TARGETS"]
+
+_TITLE = "TensorRT and TensorRT for RTX"
+
+_OPTIONS = (
+    Option(
+        "max_context",
+        "Give the kv cache room for this many rows, prompt and answer together "
+        f"(default: {MAX_CONTEXT}, or the model's limit if that is lower).",
+        kind="number",
+        least=1,
+    ),
+    Option(
+        "optimization_level",
+        "Let the builder search with this effort, from 0 to 5 (default: TensorRT's own level).",
+        kind="number",
+        least=0,
+        most=5,
+    ),
+    Option(
+        "workspace",
+        "Let the builder use at most this much device memory, in MiB (default: TensorRT's own limit).",
+        kind="number",
+        least=1,
+        metavar="MIB",
+    ),
+    Option(
+        "version_compatible",
+        "Make engines that later TensorRT versions can load as well. Not yet tried on a device "
+        "(default: engines for this version).",
+        kind="switch",
+    ),
+    Option(
+        "cuda_graphs",
+        "Replay decoding steps as CUDA graphs. Not yet tried on a device (default: off).",
+        kind="switch",
+    ),
+    Option(
+        "device_sampling",
+        "Pick the likeliest tokens on the GPU, for greedy decoding and for a --top-k below 64. Not yet "
+        "tried on a device (default: the CPU picks them).",
+        kind="switch",
+    ),
+)
+
+_HARDWARE_COMPATIBLE = Option(
+    "hardware_compatible",
+    "TensorRT only: make engines that run on any GPU from Ampere on. Not yet tried on a device "
+    "(default: engines for this GPU).",
+    kind="switch",
+)
+
+_CAPABILITY = Option(
+    "capability",
+    "TensorRT for RTX only: compile for these GPUs (default: one portable engine).",
+    kind="names",
+    metavar="SM86[,SM89]",
+)
+
+
+def _make(target: str) -> Backend:
+    from foveate.engines.trt.backend import TensorRT
+
+    return TensorRT(target)
+
+
+TARGETS = (
+    Target(
+        "tensorrt",
+        title=_TITLE,
+        libraries=(LIBRARY["tensorrt"], "cuda"),
+        install="JetPack brings it; on a PC: pip install tensorrt",
+        rank=10,
+        options=(*_OPTIONS, _HARDWARE_COMPATIBLE),
+        make=lambda: _make("tensorrt"),
+    ),
+    Target(
+        "tensorrt-rtx",
+        title=_TITLE,
+        libraries=(LIBRARY["tensorrt-rtx"], "cuda"),
+        install=install_extra("rtx"),
+        rank=20,
+        options=(*_OPTIONS, _CAPABILITY),
+        make=lambda: _make("tensorrt-rtx"),
+    ),
+)
