@@ -1,5 +1,6 @@
-"""Watch a decoder layer during calibration: ranges of its inputs and kv cache, and rows on which factors are
-tried.
+"""Watches a decoder layer during calibration: ranges of its inputs and kv cache, and some rows.
+
+Factors (``smoothing``) are tried on these rows.
 
 ``LayerWatch`` hooks into a torch layer whose modules have the paths of ``fold.GROUPS``. Samples then pass
 through the layer, and ``finish`` returns the tensors of ``statistics``. Memory does not grow with the
@@ -24,28 +25,26 @@ ROWS = 256
 """Number of rows of each input that are kept, from all samples together."""
 
 _SHIFT = 19  # dropped low bits of a float32: |x| are counted by exponent and 4 bits of the mantissa
-_CLIPS = 2.0 ** (
-    -torch.arange(64, dtype=torch.float64) / 8
-)  # tried clips as shares of the peak, down to 1/256
+# The clips that are tried, as shares of the peak, down to 1/256.
+_CLIPS = 2.0 ** (-torch.arange(64, dtype=torch.float64) / 8)
 
 
 class InputWatch:
-    """Collects maxima and means per channel, counts by size, and ``each`` rows of every prompt, from rows [n,
-    in].
+    """Statistics of one input: maxima and means per channel, counts by size, and some rows.
 
-    The rows are at even distances, from the first row on, which has the largest activations of trained models
-    (Sun et al., arXiv 2402.17762).
+    ``width`` is the number of channels. ``each`` rows of every prompt are kept, at even distances from the
+    first row on, which has the largest activations of trained models (Sun et al., arXiv 2402.17762).
     """
 
-    def __init__(self, each: int) -> None:
-        self._each, self._seen, self._rows = each, 0, []
-        self._peak: Tensor | None = None
-        self._sum: Tensor | None = None
+    def __init__(self, each: int, width: int) -> None:
+        self._each, self._seen = each, 0
+        self._rows: list[Tensor] = []
+        self._peak = torch.zeros(width)
+        self._sum = torch.zeros(width, dtype=torch.float64)
         self._counts = torch.zeros(1 << 31 - _SHIFT, dtype=torch.int64)
 
     def see(self, x: Tensor) -> None:
-        if self._peak is None:
-            self._peak, self._sum = x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1], dtype=torch.float64)
+        """Count the rows ``x [n, in]`` of one prompt, float32."""
         size = x.abs()
         self._peak = torch.maximum(self._peak, size.amax(0))
         self._sum += size.sum(0, dtype=torch.float64)
@@ -57,14 +56,17 @@ class InputWatch:
 
     @property
     def absmax(self) -> Tensor:
+        """The largest |x| of each channel, float32 [in]."""
         return self._peak
 
     @property
     def mean_abs(self) -> Tensor:
+        """The mean |x| of each channel, float32 [in]."""
         return (self._sum / self._seen).float()
 
     @property
     def rows(self) -> Tensor:
+        """The rows that were kept, [m, in]."""
         return torch.cat(self._rows)
 
     def clip(self) -> float:
@@ -96,12 +98,12 @@ class InputWatch:
 
 
 class LayerWatch:
-    """Hooks on a decoder layer, through which ``prompts`` prompts will pass. ``close`` removes the hooks."""
+    """Hooks on a decoder layer, through which ``prompts`` prompts will pass."""
 
     def __init__(self, layer: nn.Module, prompts: int) -> None:
         each = max(2, -(-ROWS // prompts))
         self._layer = layer
-        self._inputs = {group.name: InputWatch(each) for group in GROUPS}
+        self._inputs = {group.name: InputWatch(each, len(self._weight(group.name))) for group in GROUPS}
         self._cache: list[Tensor] = []
         self._hooks = [
             layer.get_submodule(name).register_forward_pre_hook(functools.partial(_show, watch))
@@ -109,6 +111,7 @@ class LayerWatch:
         ]
 
     def close(self) -> None:
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
@@ -130,18 +133,20 @@ class LayerWatch:
             watch, name = self._inputs[group.name], f"{prefix}{group.name}.weight"
             found |= watch.tensors(name)
             if self._foldable(group) and f"{prefix}{group.maker}.weight" not in pinned:
-                weights = [self._layer.get_submodule(path).weight for path in group.reads]
+                weights = [self._weight(path) for path in group.reads]
                 found |= {f"{name}.{kind}": f.numpy() for kind, f in _factors(watch, weights).items()}
         return found
 
     def _foldable(self, group: Group) -> bool:
-        """Return True if the group's factors can be folded: as many outputs of the maker as inputs of the
-        matrices.
+        """Return True if the maker has as many outputs as the matrices have inputs: factors can be folded.
 
         With grouped-query attention o has more inputs than v has outputs, since query heads share values.
         """
-        made, reads = (self._layer.get_submodule(path).weight for path in (group.maker, group.name))
-        return made.shape[-1] == reads.shape[0]
+        return self._weight(group.maker).shape[-1] == self._weight(group.name).shape[0]
+
+    def _weight(self, path: str) -> Tensor:
+        """Return the weight of the module ``path``: [in, out], or [channels] of a norm."""
+        return self._layer.get_parameter(f"{path}.weight")
 
 
 def _factors(watch: InputWatch, weights: Sequence[Tensor]) -> dict[str, Tensor]:

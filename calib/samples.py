@@ -1,5 +1,6 @@
-"""Calibration samples: images with prompts, and their hash, from a folder, a JSONL file or the built-in
-scenes.
+"""Calibration samples: images with prompts, and their hash.
+
+They come from a folder, a JSONL file or the built-in scenes:
 
 * A folder holds images. The prompt of ``bus.jpg`` is in ``bus.txt``; without that file it is one of
   ``PROMPTS`` in turn.
@@ -16,7 +17,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -36,12 +37,15 @@ PROMPTS = (
     "Which colors do you see?",
     "Is there any text in the image? What does it say?",
 )
+T = TypeVar("T")
 _FIRST_SCENE = HELD_OUT + 500_000_000
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
 class Sample:
+    """An image, and the text that is asked with it."""
+
     image: ImageSource
     prompt: str
 
@@ -58,11 +62,10 @@ class Samples:
 
 
 def load(source: str, count: int = COUNT) -> Samples:
-    """Return at most ``count`` samples of ``source`` (a folder, a ``.jsonl`` file or "scenes"), at even
-    distances.
+    """Return at most ``count`` samples of ``source``, at even distances.
 
-    Every image is opened once. Raises UserError for sources, images and prompts that are missing, damaged or
-    empty.
+    ``source`` is a folder, a ``.jsonl`` file or "scenes". Every image is opened once. Raises UserError for
+    sources, images and prompts that are missing, damaged or empty.
     """
     if count < 1:
         raise UserError(f"wrong calibration-count | got {count}, expected 1 or more", code=2)
@@ -92,7 +95,7 @@ def _hashed(samples: Iterable[Sample]) -> Samples:
     return Samples(tuple(items), digest.hexdigest())
 
 
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
+def _spread(items: Sequence[T], count: int) -> list[T]:
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 

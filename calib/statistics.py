@@ -1,15 +1,14 @@
-"""Statistics of a model's activations, in a small safetensors file that belongs to one model, method and set
-of samples.
+"""Statistics of a model's activations, in a small safetensors file.
 
-Tensors are float32 and named after the weight that reads the activation; ``in`` is the number of rows of that
-matrix::
+A file belongs to one model, method and set of samples. Tensors are float32 and named after the weight that
+reads the activation, such as ``llm.layers.3.self_attn.q_proj.weight.absmax``. ``in`` is the number of rows of
+that matrix.
 
-    llm.layers.3.self_attn.q_proj.weight.absmax    [in]      largest |x| of each channel, over all rows
-    llm.layers.3.self_attn.q_proj.weight.mean_abs  [in]      mean |x| of each channel
-    llm.layers.3.self_attn.q_proj.weight.range     []        |x| at which static int8 clips
-    (``InputWatch.clip``) llm.layers.3.self_attn.q_proj.weight.awq       [in]      factors
-    (``smoothing.fold``); also ``smoothquant`` llm.layers.3.self_attn.k_proj.weight.cache     [Hkv,Dh]
-    largest |k| of the kv cache (rotated); also v_proj
+* ``absmax [in]``: the largest |x| of each channel, over all rows.
+* ``mean_abs [in]``: the mean |x| of each channel.
+* ``range []``: the |x| at which static int8 clips (``InputWatch.clip``).
+* ``awq [in]`` and ``smoothquant [in]``: factors (``smoothing.fold``).
+* ``cache [Hkv,Dh]``, of k and v: the largest value in the kv cache. Keys are rotated.
 
 q, k and v have the same input, which is stored under q. The input of gate and up is stored under gate.
 ``inputs`` resolves these names.
@@ -52,8 +51,10 @@ class InputStatistics(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistics:
-    """The statistics of a model: ``tensors`` as above, and ``identity``, JSON values of "model", "method" and
-    "samples"."""
+    """The statistics of a model.
+
+    ``tensors`` are described above. ``identity`` holds JSON values of "model", "method" and "samples".
+    """
 
     tensors: Mapping[str, np.ndarray]
     identity: Mapping[str, Any]
@@ -89,8 +90,10 @@ class Statistics:
             save_file(arrays, part, {"format": _FORMAT, "identity": json.dumps(dict(self.identity))})
 
     def require(self, identity: Mapping[str, Any], label: str | os.PathLike[str]) -> None:
-        """Raise UserError if an entry of ``identity`` differs from these statistics. ``label`` is the file's
-        name."""
+        """Raise UserError if an entry of ``identity`` differs from these statistics.
+
+        ``label`` is the file's name.
+        """
         for what, expected in identity.items():
             if (got := self.identity.get(what)) != expected:
                 raise UserError(
@@ -105,22 +108,25 @@ class Statistics:
         return InputStatistics(absmax, mean, float(clip))
 
     def cache(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the largest |k| (rotated) and |v| in the kv cache of a layer by head and channel: float32
-        [Hkv, Dh]."""
+        """Return the largest |k| (rotated) and |v| in the kv cache of a layer: float32 [Hkv, Dh]."""
         keys, values = (
             self.tensors[f"llm.layers.{layer}.self_attn.{each}_proj.weight.cache"] for each in "kv"
         )
         return keys, values
 
     def factors(self, kind: str) -> dict[str, np.ndarray]:
-        """Return the factors of ``kind`` ("awq" or "smoothquant") for ``fold.Smoothed``: float32 [in] by
-        matrix."""
+        """Return the factors of ``kind`` for ``fold.Smoothed``: float32 [in] by matrix.
+
+        ``kind`` is "awq" or "smoothquant".
+        """
         assert kind in KINDS, kind
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for name, value in self.tensors.items():
             weight, _, last = name.rpartition(".")
             if last == kind:
-                layer, first = of_layer(weight)
+                place = of_layer(weight)
+                assert place is not None, f"{weight} has factors and is in no layer"
+                layer, first = place
                 group = next(group for group in GROUPS if group.name == first)
                 found |= {f"{layer}{module}.weight": value for module in group.reads}
         return found
@@ -147,6 +153,10 @@ class Statistics:
 
 
 def _input(weight: str) -> str:
+    """Return the matrix under whose name the statistics of the input of ``weight`` are stored."""
     place = of_layer(weight)
-    group = place and next((group for group in GROUPS if place[1] in group.reads), None)
-    return f"{place[0]}{group.name}.weight" if group else weight
+    if place is None:
+        return weight
+    layer, module = place
+    group = next((group for group in GROUPS if module in group.reads), None)
+    return f"{layer}{group.name}.weight" if group else weight

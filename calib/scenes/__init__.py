@@ -1,1 +1,5 @@
-"""Synthetic scenes of coloured shapes: drawing them, and asking about them."""
+"""Synthetic scenes of coloured shapes.
+
+* ``draw``: an image and a list of the things in it, from a seed.
+* ``questions``: questions with true answers about a scene.
+"""

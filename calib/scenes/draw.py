@@ -37,8 +37,10 @@ GLYPHS = {
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape or a sign: `radius` and the centre (`x`, `y`) in pixels; a sign has a `glyph` and the colour
-    white."""
+    """A shape or a sign. `radius` and the centre (`x`, `y`) are in pixels.
+
+    A sign has a `glyph` and the colour white.
+    """
 
     shape: str
     colour: str
@@ -49,6 +51,7 @@ class Thing:
 
     @property
     def size(self) -> str:
+        """The word for its radius: small, medium or large."""
         return "small" if self.radius <= 9 else "large" if self.radius >= 15 else "medium"
 
     @property
@@ -69,8 +72,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """`image` (RGB, SIDE x SIDE), its `things`, and `owner` [SIDE, SIDE]: index of the thing at a pixel +
-    1, else 0."""
+    """An `image` (RGB, SIDE x SIDE) and the `things` in it.
+
+    `owner` [SIDE, SIDE] uint8 is 1 + the index of the thing at a pixel, or 0 on the ground.
+    """
 
     image: Image.Image
     things: tuple[Thing, ...]
@@ -78,14 +83,18 @@ class Scene:
 
     @property
     def shapes(self) -> list[Thing]:
+        """The things without the sign."""
         return [thing for thing in self.things if thing.glyph is None]
 
 
 def make_scene(
     seed: int, *, things: tuple[int, int] = (1, 6), sign: float = 0.5, clutter: float = 0.7
 ) -> Scene:
-    """Make the scene of a seed: `things` (minimum, maximum) shapes, a sign and a cluttered ground by the
-    given chances."""
+    """Make the scene of a seed.
+
+    `things` are the smallest and largest number of shapes. `sign` and `clutter` are the chances of a sign and
+    of a cluttered ground.
+    """
     rng = np.random.default_rng(seed)
     pixels = _ground(rng, clutter)
     placed = _place(rng, int(rng.integers(things[0], things[1] + 1)), rng.random() < sign)
@@ -96,8 +105,10 @@ def make_scene(
 
 
 def _ground(rng: np.random.Generator, clutter: float) -> np.ndarray:
-    """Make a dull ground, [SIDE, SIDE, 3] float: plain, or any of gradient, stripes, grain, lines and grey
-    specks."""
+    """Make a dull ground, [SIDE, SIDE, 3] float.
+
+    It is plain, or has any of gradient, stripes, grain, lines and grey specks.
+    """
     base = rng.uniform(15, 120) + rng.uniform(-12, 12, 3)
     pixels = np.empty((SIDE, SIDE, 3), np.float32)
     pixels[:] = base
@@ -134,9 +145,11 @@ def _grey(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _place(rng: np.random.Generator, count: int, sign: bool) -> list[Thing]:
-    """Place things without overlap. A theme (a shape or colour that most things share) makes counts above one
-    common."""
-    colours, placed = list(COLOURS), []
+    """Place things without overlap.
+
+    A theme, which is a shape or colour that most things share, makes counts above one common.
+    """
+    colours, placed = list(COLOURS), list[Thing]()
     theme_shape, theme_colour = rng.integers(len(SHAPES)), rng.integers(len(colours))
     themed = rng.choice(3, p=(0.5, 0.3, 0.2))  # 1: the shape is shared, 2: the colour
     for turn in range(count + sign):
@@ -162,7 +175,7 @@ def _spot(rng: np.random.Generator, radius: int, placed: Sequence[Thing]) -> tup
     touching = bool(placed) and rng.random() < 0.25
     for _ in range(40):
         if touching:
-            other, angle = placed[rng.integers(len(placed))], rng.uniform(0, 2 * math.pi)
+            other, angle = placed[int(rng.integers(len(placed)))], rng.uniform(0, 2 * math.pi)
             reach = other.radius + radius
             x, y = round(other.x + reach * math.cos(angle)), round(other.y + reach * math.sin(angle))
         else:
@@ -181,15 +194,17 @@ def _paint(pixels: np.ndarray, owner: np.ndarray, thing: Thing, label: int, rng:
     colour = np.asarray(COLOURS.get(thing.colour, (235, 235, 235)), np.float32) + rng.uniform(-14, 14, 3)
     ink = np.broadcast_to(colour, (*alpha.shape[:2], 3)).copy()
     if thing.glyph is not None:
-        ink[_strokes(thing)] = rng.uniform(0, 45)
+        ink[_strokes(thing.glyph, thing.radius)] = rng.uniform(0, 45)
     region = pixels[top:bottom, left:right]
     region += alpha * (ink - region)
     owner[top:bottom, left:right][alpha[..., 0] > 0.5] = label
 
 
 def _silhouette(thing: Thing) -> np.ndarray:
-    """Return the share of each pixel of its box that a thing covers, [side, side] in 0..1, drawn at four
-    times the size."""
+    """Return the share of each pixel of its box that a thing covers, [side, side] in 0..1.
+
+    It is drawn at four times the size.
+    """
     side, r = 2 * thing.radius + 1, 4.0 * thing.radius
     c = 2.0 * side - 0.5
     image = Image.new("L", (4 * side, 4 * side))
@@ -208,10 +223,10 @@ def _silhouette(thing: Thing) -> np.ndarray:
     return np.asarray(image.resize((side, side), Image.Resampling.BOX), np.float32) / 255
 
 
-def _strokes(thing: Thing) -> np.ndarray:
+def _strokes(glyph: str, radius: int) -> np.ndarray:
     """Return the mask of a sign's glyph, [side, side] bool. A dot of its bitmap is 3 or 4 pixels wide."""
-    side, dot = 2 * thing.radius + 1, 4 if thing.radius > 15 else 3
-    rows = bytes.fromhex(GLYPHS[thing.glyph])
+    side, dot = 2 * radius + 1, 4 if radius > 15 else 3
+    rows = bytes.fromhex(GLYPHS[glyph])
     bits = (
         np.array([[row >> (4 - k) & 1 for k in range(5)] for row in rows], bool).repeat(dot, 0).repeat(dot, 1)
     )

@@ -1,5 +1,6 @@
-"""Questions with true answers about synthetic scenes. The checkpoint `shapes` is trained and measured on
-them.
+"""Questions with true answers about synthetic scenes.
+
+The checkpoint `shapes` is trained and measured on them::
 
     scene = make_scene(HELD_OUT + 7)                             # an image and the things in it, by seed
     for question in questions(scene, np.random.default_rng(7)):  # kind, text, answer, boxes
@@ -42,8 +43,7 @@ T = TypeVar("T")
 
 
 class Question(NamedTuple):
-    """A question as a user would type it, its only right answer, and the boxes of the things that it
-    needs."""
+    """A question as a user would type it, its only right answer, and the boxes of the things it needs."""
 
     kind: str
     text: str
@@ -52,8 +52,10 @@ class Question(NamedTuple):
 
 
 def questions(scene: Scene, rng: np.random.Generator, count: int = 7) -> list[Question]:
-    """Return `count` questions, whose kinds take turns in random order. Kinds without a question here are
-    skipped."""
+    """Return `count` questions, whose kinds take turns in random order.
+
+    Kinds without a question about this scene are skipped.
+    """
     asked: list[Question] = []
     while len(asked) < count:
         for kind in rng.permutation(KINDS):
@@ -80,7 +82,7 @@ def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def _name(thing: Thing, rng: np.random.Generator) -> str:
@@ -141,8 +143,10 @@ def _shape(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Ask for a number. Every number that is the answer to some question about this scene is equally
-    likely."""
+    """Ask for a number.
+
+    Every number that is the answer to some question about this scene is equally likely.
+    """
     counted: dict[int, list[tuple[str, list[Thing]]]] = {}
     wanted = [(f"{s}s", [t for t in scene.shapes if t.shape == s]) for s in SHAPES]
     wanted += [(f"{c} shapes", [t for t in scene.shapes if t.colour == c]) for c in COLOURS]
@@ -183,12 +187,13 @@ def _location(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _read(scene: Scene, rng: np.random.Generator) -> Question | None:
-    signs = [t for t in scene.things if t.glyph is not None]
+    signs = [(t.glyph, t.box) for t in scene.things if t.glyph is not None]
     if not signs:
         return None
-    what = "digit" if signs[0].glyph.isdigit() else "letter"
+    glyph, box = signs[0]
+    what = "digit" if glyph.isdigit() else "letter"
     text = _pick(rng, ("What {} is on the sign?", "Which {} is on the sign?"))
-    return Question("read", text.format(what), signs[0].glyph, (signs[0].box,))
+    return Question("read", text.format(what), glyph, (box,))
 
 
 _ASKERS = {

@@ -15,12 +15,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from foveate.calib.schemes.scheme import Form, Quantized, Site
+from foveate.calib.graph_values import axis_size, input_of, like, shape_of
+from foveate.calib.schemes.graph_site import Site
+from foveate.calib.schemes.quantized import Form, PartKind, PartName, Quantized
+from foveate.calib.schemes.scheme import Scheme
 
-__all__ = ["BLOCK", "ROUNDS_ACTIVATIONS", "block_size", "needs", "place", "quantize", "takes"]
+__all__ = ["BLOCK", "SCHEME", "block_size"]
 
 BLOCK = 128
-ROUNDS_ACTIVATIONS = False
 _LIMIT = 7  # symmetric: -8 is left unused
 
 
@@ -29,80 +31,81 @@ def block_size(inputs: int) -> int | None:
     return next((size for size in (BLOCK, 64, 32) if inputs % size == 0), None)
 
 
-def takes(inputs: int, outputs: int) -> bool:
-    return block_size(inputs) is not None
+class _Int4(Scheme):
+    def takes(self, inputs: int, outputs: int) -> bool:
+        return block_size(inputs) is not None
 
+    def quantize(self, weight: np.ndarray) -> Quantized:
+        inputs, outputs = weight.shape
+        block = block_size(inputs)
+        if block is None:
+            raise ValueError(
+                f"cannot pack int4 weights | got shape {weight.shape}, expected [multiple of 32, ...]"
+            )
+        blocks = weight.astype(np.float32, copy=False).reshape(inputs // block, block, outputs)
+        peak = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
+        tiny = np.finfo(np.float16).smallest_normal
+        scales = np.maximum(peak / _LIMIT, tiny).astype(np.float16).astype(np.float32)
+        values = np.empty(blocks.shape, np.int8)
+        for block_values, block_weights, scale in zip(values, blocks, scales, strict=True):
+            scaled = block_weights * (1 / scale)
+            np.clip(np.rint(scaled, out=scaled), -_LIMIT, _LIMIT, out=scaled)
+            block_values[...] = scaled
+        return Quantized(values.reshape(weight.shape), scales)
 
-def quantize(weight: np.ndarray) -> Quantized:
-    """Quantize ``weight [K,N]`` float, K a multiple of 32. Raises ValueError for other shapes.
-
-    Scales are rounded to float16 first, so that the float32 and float16 graphs dequantize to the same
-    weights.
-    """
-    inputs, outputs = weight.shape
-    block = block_size(inputs)
-    if not takes(inputs, outputs):
-        raise ValueError(
-            f"cannot pack int4 weights | got shape {weight.shape}, expected [multiple of 32, ...]"
+    def needs(self, form: Form) -> tuple[PartName, ...]:
+        return (
+            PartName(PartKind.VALUES, "int4"),
+            PartName(PartKind.SCALES, form.dtype),
+            PartName(PartKind.ZEROS, "int4") if form.zero_points else PartName(PartKind.SHIFTS, form.dtype),
+            PartName(PartKind.ORDER, "int64"),
         )
-    blocks = weight.astype(np.float32, copy=False).reshape(inputs // block, block, outputs)
-    peak = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
-    tiny = np.finfo(np.float16).smallest_normal
-    scales = np.maximum(peak / _LIMIT, tiny).astype(np.float16).astype(np.float32)
-    values = np.empty(blocks.shape, np.int8)
-    for block_values, block_weights, scale in zip(values, blocks, scales, strict=True):
-        scaled = block_weights * (1 / scale)
-        np.clip(np.rint(scaled, out=scaled), -_LIMIT, _LIMIT, out=scaled)
-        block_values[...] = scaled
-    return Quantized(values.reshape(weight.shape), scales)
 
-
-def needs(form: Form) -> tuple[str, ...]:
-    zeros = "zero.int4" if form.zero_points else f"shift.{form.dtype}"
-    return "int4", f"scale.{form.dtype}", zeros, "order.int64"
-
-
-def place(site: Site) -> None:
-    opsets = site.graph.opset_imports
-    opsets[""] = max(opsets[""], 21)  # the opset that introduced int4 and blocks
-    values, scale, zeros, order = map(site.stored, needs(site.form))
-    block = site.weight.shape[0] // scale.shape[0]
-    given = [values, scale, *([zeros] if zeros is not None and site.form.zero_points else [])]
-    weight = site.dequantized(given, axis=0, block_size=block)
-    for product in site.products:
-        if order is not None:
-            product.replace_input_with(0, _ordered(site, product.inputs[0], order))
-        product.replace_input_with(1, weight)
-        if zeros is not None and not site.form.zero_points:
-            y, sums = product.outputs[0], _sums(site, product.inputs[0], block)
-            shift = site.insert(sums, "MatMul", [sums, zeros], f"{product.name}.shift")
-            site.replace(product, site.insert(y, "Add", [y, shift], f"{product.name}.shifted"))
+    def place(self, site: Site) -> None:
+        opsets = site.graph.opset_imports
+        opsets[""] = max(opsets[""], 21)  # the opset that introduced int4 and blocks
+        of_values, of_scales, of_zeros, of_order = self.needs(site.form)
+        values, scale = site.stored(of_values), site.stored(of_scales)
+        zeros, order = site.find(of_zeros), site.find(of_order)
+        block = axis_size(site.weight, 0) // axis_size(scale, 0)
+        given = [values, scale, *([zeros] if zeros is not None and site.form.zero_points else [])]
+        weight = site.dequantized(given, axis=0, block_size=block)
+        for product in site.products:
+            if order is not None:
+                product.replace_input_with(0, _ordered(site, input_of(product, 0), order))
+            product.replace_input_with(1, weight)
+            if zeros is not None and not site.form.zero_points:
+                y, sums = product.outputs[0], _sums(site, input_of(product, 0), block)
+                shift = site.insert(sums, "MatMul", [sums, zeros], f"{product.name}.shift")
+                site.replace(product, site.insert(y, "Add", [y, shift], f"{product.name}.shifted"))
 
 
 def _ordered(site: Site, source: ir.Value, order: ir.Value) -> ir.Value:
+    """Gather the input's columns [..., K] in the order of the weight's rows."""
+    content = order.const_value
+    assert content is not None, f"{order.name} is no initializer"
+
     def make() -> ir.Value:
         value = site.insert(source, "Gather", [source, order], f"{site.weight.name}.input.ordered", axis=-1)
-        value.shape, value.dtype = source.shape, source.dtype
-        return value
+        return like(value, source)
 
-    return site.once(source, order.const_value.numpy().tobytes(), make)
+    return site.once(source, content.numpy().tobytes(), make)
 
 
 def _sums(site: Site, source: ir.Value, block: int) -> ir.Value:
     """Sum the input over blocks: [..., K] -> [..., G]."""
 
     def make() -> ir.Value:
-        name = f"{site.weight.name}.input"
-        shape = site.constant(f"{name}.blocks", np.array([*[0] * (len(source.shape) - 1), -1, block]))
+        name, others = f"{site.weight.name}.input", len(shape_of(source)) - 1
+        shape = site.constant(f"{name}.blocks", np.array([*[0] * others, -1, block]))
         split = site.insert(source, "Reshape", [source, shape], f"{name}.split")
-        sums = site.insert(
-            split,
-            "ReduceSum",
-            [split, site.constant("sums.axis", np.array([-1]))],
-            f"{name}.sums",
-            keepdims=0,
-        )
-        sums.dtype = source.dtype
+        last = site.constant("sums.axis", np.array([-1]))
+        sums = site.insert(split, "ReduceSum", [split, last], f"{name}.sums", keepdims=0)
+        if source.dtype is not None:
+            sums.dtype = source.dtype
         return sums
 
     return site.once(source, ("sums", block), make)
+
+
+SCHEME = _Int4()

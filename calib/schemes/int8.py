@@ -18,25 +18,56 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from foveate.calib.schemes.scheme import Form, Quantized, Site
+from foveate.calib.graph_values import input_of
+from foveate.calib.schemes.graph_site import Site
+from foveate.calib.schemes.quantized import Form, PartKind, PartName, Quantized
+from foveate.calib.schemes.scheme import Scheme
 from foveate.calib.statistics import InputStatistics
 
-__all__ = ["ROUNDS_ACTIVATIONS", "needs", "place", "quantize", "rounded", "takes"]
+__all__ = ["SCHEME"]
 
-ROUNDS_ACTIVATIONS = True
 _LIMIT = 127  # symmetric: -128 is left unused
 _NARROW = 64  # the sum of 2 products with uint8 is at most 32,640, which fits in 16 bits
 _TINY = 1e-6  # the smallest scale; float16 holds it with 4 bits
 
 
-def takes(inputs: int, outputs: int) -> bool:
-    return True
+class _Int8(Scheme):
+    rounds_activations = True
+
+    def quantize(self, weight: np.ndarray) -> Quantized:
+        weight = weight.astype(np.float32, copy=False)
+        return replace(_round(weight, _LIMIT), narrow=partial(_round, weight, _NARROW))
+
+    def needs(self, form: Form) -> tuple[PartName, ...]:
+        values, scales = (
+            ("int7", PartKind.NARROW_COLUMN_SCALES) if form.dynamic else ("int8", PartKind.COLUMN_SCALES)
+        )
+        return PartName(PartKind.VALUES, values), PartName(scales, form.dtype)
+
+    def place(self, site: Site) -> None:
+        if site.form.dynamic:
+            for product in site.products:
+                _dynamic(site, product)
+            return
+        values, scale = map(site.stored, self.needs(site.form))
+        weight = site.dequantized([values, scale], axis=1)
+        for product in site.products:
+            product.replace_input_with(0, site.rounded(product, _step(site.inputs), np.int8(0)))
+            product.replace_input_with(1, weight)
+
+    def rounded(self, x: Tensor, form: Form, seen: InputStatistics | None) -> Tensor:
+        if not form.dynamic:
+            fixed = float(form.step(_step(seen)))
+            return (x / fixed).round().clamp(-128, 127) * fixed
+        peak = x.abs().amax(-1, keepdim=True).clamp(min=_TINY)
+        even = x / peak
+        low, high = even.min().clamp(max=0), even.max().clamp(min=0)
+        step = (high - low) / 255
+        zero = (-low / step).round()
+        return ((even / step).round() + zero).clamp(0, 255).sub(zero) * step * peak
 
 
-def quantize(weight: np.ndarray) -> Quantized:
-    """Quantize ``weight [K,N]`` float. Scales are rounded to float16 first, as in ``int4``."""
-    weight = weight.astype(np.float32, copy=False)
-    return replace(_round(weight, _LIMIT), narrow=partial(_round, weight, _NARROW))
+SCHEME = _Int8()
 
 
 def _round(weight: np.ndarray, limit: int) -> Quantized:
@@ -46,44 +77,24 @@ def _round(weight: np.ndarray, limit: int) -> Quantized:
     return Quantized(np.clip(np.rint(scaled, out=scaled), -limit, limit).astype(np.int8), scales[None])
 
 
-def needs(form: Form) -> tuple[str, ...]:
-    return ("int7", f"channel7.{form.dtype}") if form.dynamic else ("int8", f"channel.{form.dtype}")
-
-
-def place(site: Site) -> None:
-    if site.form.dynamic:
-        for product in site.products:
-            _dynamic(site, product)
-        return
-    values, scale = map(site.stored, needs(site.form))
-    weight = site.dequantized([values, scale], axis=1)
-    for product in site.products:
-        product.replace_input_with(0, site.rounded(product, site.inputs.range / _LIMIT, np.int8(0)))
-        product.replace_input_with(1, weight)
-
-
-def rounded(x: Tensor, form: Form, seen: InputStatistics | None) -> Tensor:
-    if not form.dynamic:
-        step = float(form.step(seen.range / _LIMIT))
-        return (x / step).round().clamp(-128, 127) * step
-    peak = x.abs().amax(-1, keepdim=True).clamp(min=_TINY)
-    even = x / peak
-    low, high = even.min().clamp(max=0), even.max().clamp(min=0)
-    step = (high - low) / 255
-    zero = (-low / step).round()
-    return ((even / step).round() + zero).clamp(0, 255).sub(zero) * step * peak
+def _step(seen: InputStatistics | None) -> float:
+    """Return the calibrated scale of an activation."""
+    assert seen is not None, "ranges of this form are calibrated, see require_ranges"
+    return seen.range / _LIMIT
 
 
 def _dynamic(site: Site, product: ir.Node) -> None:
-    source, name = product.inputs[0], product.name
-    values, scale = map(site.stored, needs(site.form))
+    source, name = input_of(product, 0), product.name
+    values, scale = map(site.stored, SCHEME.needs(site.form))
     peak = site.once(source, "peak", lambda: _peaks(site, source))
 
     def make() -> ir.Value:
         even = site.insert(peak, "Div", [source, peak], f"{site.weight.name}.input.even")
         return site.insert(even, "DynamicQuantizeLinear", [even], f"{site.weight.name}.input", outputs=3)
 
-    rounded, step, zero = site.once(source, "dynamic", make).producer().outputs
+    quantize = site.once(source, "dynamic", make).producer()
+    assert quantize is not None, "made by a node"
+    rounded, step, zero = quantize.outputs
     y = product.outputs[0]
     whole = site.insert(
         y, "MatMulInteger", [rounded, values, zero, site.constant("zero.int8", np.int8(0))], f"{name}.integer"

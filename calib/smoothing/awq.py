@@ -28,8 +28,7 @@ _LIMIT = 7
 
 
 def factors(rows: Tensor, mean_abs: Tensor, weights: Sequence[Tensor]) -> Tensor | None:
-    """Return the factors of an input, float32 [in], above 0; None if these matrices cannot be quantized to
-    int4.
+    """Return the factors of an input, float32 [in], above 0; None if int4 does not take its matrices.
 
     ``rows`` [n, in] are some activations, ``mean_abs`` [in] is the mean over all of them, ``weights`` [in,
     out] are the matrices that read them.

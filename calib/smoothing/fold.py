@@ -11,17 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
-__all__ = ["GROUPS", "Group", "Smoothed", "of_layer"]
+__all__ = ["GROUPS", "Group", "Smoothed", "Weights", "of_layer"]
 
 
 @dataclass(frozen=True)
 class Group:
-    """The matrices of a decoder layer that read one input, and the module that makes it, as paths in the
-    layer."""
+    """The matrices of a decoder layer that read one input, and the module that makes it.
+
+    Both are paths in the layer.
+    """
 
     reads: tuple[str, ...]
     maker: str
@@ -41,28 +44,41 @@ GROUPS = (
 
 
 def of_layer(name: str) -> tuple[str, str] | None:
-    """Split ``llm.layers.3.mlp.up_proj.weight`` into ``llm.layers.3.`` and ``mlp.up_proj``; None outside the
-    layers."""
+    """Split ``llm.layers.3.mlp.up_proj.weight`` into ``llm.layers.3.`` and ``mlp.up_proj``.
+
+    Returns None for a name outside the layers.
+    """
     parts = name.split(".")
     if parts[:2] != ["llm", "layers"] or len(parts) < 5:
         return None
     return ".".join(parts[:3]) + ".", ".".join(parts[3:-1])
 
 
+class Weights(Protocol):
+    """A source of weights by name, such as ``export.spec.Weights``."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def get(self, name: str) -> Tensor:
+        """Return a weight: matrices are [in, out]."""
+        ...
+
+
 class Smoothed:
-    """Weights (``export.spec.Weights``) with ``factors`` folded in. Other weights stay as they are.
+    """Weights with ``factors`` folded in. Other weights stay as they are.
 
     ``factors`` are float32 [in] by the weight's name, the same for all matrices of a group. Factors of
     ``o_proj`` need as many key heads as query heads.
     """
 
-    def __init__(self, weights: Any, factors: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, weights: Weights, factors: Mapping[str, np.ndarray]) -> None:
         self._weights, self._factors = weights, factors
 
     def __contains__(self, name: str) -> bool:
         return name in self._weights
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str) -> Tensor:
+        """Return the weight ``name`` with the factors of its inputs and of its outputs."""
         value = self._weights.get(name)
         place = of_layer(name)
         if place is None:

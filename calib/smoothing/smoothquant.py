@@ -21,8 +21,10 @@ _LEAST = 1e-5
 
 
 def factors(absmax: Tensor, weights: Sequence[Tensor], alpha: float = ALPHA) -> Tensor:
-    """Return the factors float32 [in], all above 0, from ``absmax`` [in] of the activations and ``weights``
-    [in, out]."""
+    """Return the factors of an input: float32 [in], all above 0.
+
+    ``absmax`` [in] is the largest |x| of each channel, ``weights`` [in, out] are the matrices that read it.
+    """
     reads = torch.stack([weight.abs().amax(1) for weight in weights]).amax(0)
     found = absmax.clamp(min=_LEAST) ** alpha / reads.clamp(min=_LEAST) ** (1 - alpha)
     return torch.where((absmax > 0) & (reads > 0), found.clamp(min=_LEAST), 1.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,7 +183,7 @@ def _rows(value: Any) -> Any:
     return tuple(map(int, value))
 
 
-_CONVERT = {
+_CONVERT: dict[str, Callable[[Any], Any]] = {
     "r": _count,
     "lora_alpha": float,
     "rank_pattern": lambda value: {name: _count(each) for name, each in _pattern(value).items()},

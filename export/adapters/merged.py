@@ -60,7 +60,7 @@ class Adapted:
         """
         folder = self.adapter.folder
         settings = folder.json("tokenizer_config.json") or {}
-        found = ()
+        found: tuple[str, ...] = ()
         if folder.file("tokenizer.json"):
             found += _TOKENIZER
         if "chat_template" in settings or any(map(folder.file, _TEMPLATES)):
@@ -74,12 +74,15 @@ class Adapted:
         return self.adapter.folder if there else self.base
 
     def json(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON file of the adapter or the base model, or None."""
         return self._from(name).json(name)
 
     def file(self, name: str) -> Path | None:
+        """Return the path of a file of the adapter or the base model, or None."""
         return self._from(name).file(name)
 
     def names(self) -> frozenset[str]:
+        """Return the names of all tensors of the merged model."""
         changes = self.adapter.changes.values()
         return self.base.names() | {f"{each.module}.{part}" for each in changes for part in each.whole}
 
@@ -115,23 +118,32 @@ class _Plan:
 
 def _plan(adapter: Adapter, entries: Mapping[str, Entry], stored: frozenset[str], unread: Unread) -> _Plan:
     """Plan the merge. Raises UserError for tensors whose name or shape fits nothing."""
-    config, owners, lost = adapter.config, _owners(entries, stored), []
-    whole, also_whole, steps, also_steps = {}, {}, {}, {}
+    config, owners = adapter.config, _owners(entries, stored)
+    whole: dict[str, Tensor] = {}
+    also_whole: dict[str, Tensor] = {}
+    steps: dict[str, _Step] = {}
+    also_steps: dict[str, _Step] = {}
     for change in adapter.changes.values():
         tie = config.ensure_weight_tying or "trainable_tokens_delta" in change.parts
         alone = config.saves(change.module) and not tie
         for part, tensor in change.whole.items():
-            for name in _found(lost, owners, unread, f"{change.module}.{part}"):
-                whole[name] = tensor
+            names = owners.get(f"{change.module}.{part}", [])
+            whole |= dict.fromkeys(names[:1], tensor)
             if not alone:
-                also_whole |= dict.fromkeys(owners.get(f"{change.module}.{part}", ())[1:], tensor)
-        biased = "lora_B.bias" in change.parts
-        for part in ("weight", "bias")[: 1 + biased] if change.parts else ():
+                also_whole |= dict.fromkeys(names[1:], tensor)
+        for part in _changed(change):
             key = f"{change.module}.{part}"
-            for number, name in enumerate(_found(lost, owners, unread, key, all_of=tie)):
+            names = owners.get(key, [])
+            for number, name in enumerate(names if tie else names[:1]):
                 paths = (change.module, *(n.rpartition(".")[0] for n in entries[name].names if n != key))
                 step = _Step(entries[name], change, paths, config.scaling(paths))
                 (also_steps if number else steps)[name] = step
+    lost = [
+        key
+        for change in adapter.changes.values()
+        for key in (f"{change.module}.{part}" for part in (*change.whole, *_changed(change)))
+        if key not in owners and not any(re.fullmatch(rule, key) for rule in unread)
+    ]
     if lost:
         raise UserError(
             f"{adapter.label} does not fit the model | the model has no {some(lost)} "
@@ -151,6 +163,13 @@ def _plan(adapter: Adapter, entries: Mapping[str, Entry], stored: frozenset[str]
     return plan
 
 
+def _changed(change: Change) -> tuple[str, ...]:
+    """Return which tensors of its module a change adds to: "weight", "bias", or none."""
+    if not change.parts:
+        return ()
+    return ("weight", "bias") if "lora_B.bias" in change.parts else ("weight",)
+
+
 def _owners(entries: Mapping[str, Entry], stored: frozenset[str]) -> dict[str, list[str]]:
     """Return, for each name in a checkpoint, our tensors that may be read from it.
 
@@ -168,18 +187,6 @@ def _owners(entries: Mapping[str, Entry], stored: frozenset[str]) -> dict[str, l
     return found
 
 
-def _found(
-    lost: list[str], owners: Mapping[str, list[str]], unread: Unread, key: str, *, all_of: bool = False
-) -> list[str]:
-    """Return the first owner of ``key``, or ``all_of`` them.
-
-    A key without an owner is added to ``lost``, unless a rule in ``unread`` explains it.
-    """
-    if key not in owners and not any(re.fullmatch(rule, key) for rule in unread):
-        lost.append(key)
-    return owners.get(key, [])[: None if all_of else 1]
-
-
 def _place(entry: Entry, stored: frozenset[str]) -> str | None:
     return next((name for name in entry.names if name in stored), None)
 
@@ -191,12 +198,12 @@ def _check_shapes(plan: _Plan) -> None:
             wrong.append((tensor, plan.entries[name].stored_shape))
     for name, step in plan.steps.items():
         for part, shape in _expected(name, step, plan.adapter.config).items():
-            tensor = step.change.parts.get(part)
-            if tensor is None:
+            if part not in step.change.parts:
                 raise UserError(
                     f"{plan.adapter.label} is incomplete | {step.change.module} has no {part} | "
                     f"{plan.adapter.folder.remedy}"
                 )
+            tensor = step.change.parts[part]
             if tensor.shape != shape and not (
                 part == "lora_magnitude_vector" and _length(tensor) == _length(shape)
             ):

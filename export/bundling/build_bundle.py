@@ -20,9 +20,9 @@ from foveate.export.bundling import write_graphs
 from foveate.export.bundling.precision import Precision
 from foveate.export.bundling.publish import publish
 from foveate.export.bundling.staging import Place, no_room, reserved
-from foveate.export.bundling.weight_store import packed
 from foveate.export.calibration import calibrate
 from foveate.export.checkpoints import pruner_weights
+from foveate.export.checkpoints.layered_weights import packed
 from foveate.export.graphs.assemble import assemble
 from foveate.export.graphs.graph import Graph
 from foveate.export.pruning.budgets import sampled

@@ -109,19 +109,19 @@ class Precision:
     def refusal(self, dialect: str, calibrated: bool) -> str | None:
         """Return why this precision is impossible in ``dialect`` as "reason | what to do", or None if it is
         possible."""
-        module = lowering.dialect(dialect)
+        target = lowering.load(dialect)
         for scheme in (self.decoder, *self.schemes):
-            if scheme not in module.DTYPES:
-                able = ", ".join(kind for kind in choices() if kind in module.DTYPES)
-                return f"{module.REFUSES[scheme]} | choose one of {able}, or another dialect"
-        rounds = [name for name in self.schemes if schemes.load(name).ROUNDS_ACTIVATIONS]
-        if rounds and not module.DYNAMIC and not calibrated:
+            if scheme not in target.dtypes:
+                able = ", ".join(kind for kind in choices() if kind in target.dtypes)
+                return f"{target.refuses[scheme]} | choose one of {able}, or another dialect"
+        rounds = [name for name in self.schemes if schemes.load(name).rounds_activations]
+        if rounds and not target.dynamic and not calibrated:
             return (
                 f"{rounds[0]} needs ranges of the activations there | collect them with --calibrate, or give "
                 "--statistics"
             )
-        if rounds and module.DYNAMIC and module.DTYPES[self.decoder] != "float32":
-            dtype = module.DTYPES[self.decoder]
+        if rounds and target.dynamic and target.dtypes[self.decoder] != "float32":
+            dtype = target.dtypes[self.decoder]
             return f"{rounds[0]} is computed in float32 there, not in {dtype} | use --precision fp32"
         return None
 
@@ -143,8 +143,8 @@ def dialects(
     if left_out and (asked or not found):
         name, reason = next(iter(left_out.items()))
         raise UserError(f"this bundle cannot have the dialect {name} | {reason}", code=2)
-    if precision.prefill and not any(lowering.dialect(name).DYNAMIC for name in found):
-        able = [name for name in lowering.names() if lowering.dialect(name).DYNAMIC]
+    if precision.prefill and not any(lowering.load(name).dynamic for name in found):
+        able = [name for name in lowering.names() if lowering.load(name).dynamic]
         raise UserError(
             f"--prefill-precision {precision.prefill} has no dialect | it got {', '.join(found)}, "
             f"expected {', '.join(able)}, where ranges are found at run time "
@@ -155,7 +155,7 @@ def dialects(
 
 
 def _too_many(name: str, sorts: int) -> str | None:
-    most = lowering.dialect(name).LARGEST_SORT
+    most = lowering.load(name).largest_sort
     if most is None or sorts <= most:
         return None
     return (

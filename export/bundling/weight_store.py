@@ -1,5 +1,4 @@
-"""Write weights from the checkpoint to the bundle's external data, one tensor at a time, and quantize them
-meanwhile.
+"""Writes weights from the checkpoint to the bundle's external data, one at a time, and quantizes them.
 
 ``Store.write`` writes every tensor that the traced graphs need, once, in each part that some dialect needs.
 Dialects share equal parts. ``attach`` then points a graph's initializers to them. The encoding of a weight is
@@ -8,7 +7,7 @@ the name of a scheme (``calib/schemes``), or a dtype if the weight is not quanti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -18,9 +17,12 @@ import onnx_ir as ir
 import torch
 
 from foveate.calib import schemes
-from foveate.calib.schemes.scheme import Form, Part, Quantized, Site, unpack
+from foveate.calib.graph_values import dtype_of, shape_of
+from foveate.calib.schemes.graph_site import Site
+from foveate.calib.schemes.quantized import Form, Part, PartKind, PartName, Quantized, unpack
 from foveate.calib.statistics import InputStatistics, Statistics
 from foveate.engines.errors import UserError
+from foveate.export.checkpoints.layered_weights import packed
 from foveate.export.lowering.common_passes import cast_behind
 from foveate.export.spec import Weights
 
@@ -29,7 +31,6 @@ __all__ = [
     "Rounding",
     "Store",
     "attach",
-    "packed",
     "parts_of",
     "pending",
     "require_finite",
@@ -37,7 +38,8 @@ __all__ = [
 ]
 
 _ALIGNMENT = 4096  # one page, since engines map the file into memory
-_VALUES = ("int4", "int8", "int7", "float8_e4m3fn")
+_QUANTIZED = tuple(PartName(PartKind.VALUES, dtype) for dtype in ("int4", "int8", "int7", "float8_e4m3fn"))
+_PLAIN = tuple(PartName(PartKind.VALUES, dtype) for dtype in ("float32", "float16"))
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,6 @@ class _Place:
     dtype: ir.DataType
 
 
-def packed(weights: Weights) -> Mapping[str, Callable[[], Quantized]]:
-    """Return the matrices that the checkpoint itself holds quantized, by name. Most checkpoints have none."""
-    return getattr(weights, "packed", {})
-
-
 class Store:
     """External data under ``root/weights``. It reads back what it wrote, so it is itself a source of Weights.
 
@@ -62,18 +59,22 @@ class Store:
 
     def __init__(self, root: Path, source: Weights) -> None:
         self.root, self.source = root, source
-        self._places: dict[tuple[str, str], _Place] = {}
-        self._asked: set[tuple[str, str]] = set()  # parts that were written or that the weight does not have
+        self._places: dict[tuple[str, PartName], _Place] = {}
+        self._asked: set[tuple[str, PartName]] = (
+            set()
+        )  # parts that were written or that the weight does not have
         self._files: dict[str, BinaryIO] = {}
         (root / "weights").mkdir(exist_ok=True)
 
-    def missing(self, name: str, parts: Collection[str]) -> set[str]:
+    def missing(self, name: str, parts: Collection[PartName]) -> set[PartName]:
         """Return those of ``parts`` that were not requested yet for the weight ``name``."""
         left = {part for part in parts if (name, part) not in self._asked}
         return self.source.missing(name, left) if isinstance(self.source, Store) else left
 
     def write(
-        self, wanted: Mapping[tuple[str, str], set[str]], progress: Callable[[str], None] = lambda name: None
+        self,
+        wanted: Mapping[tuple[str, str], set[PartName]],
+        progress: Callable[[str], None] = lambda name: None,
     ) -> None:
         """Write the parts of every tensor in ``wanted``, which maps (name, encoding) to parts.
 
@@ -92,7 +93,7 @@ class Store:
                 file.close()
             self._files.clear()
 
-    def _encode(self, name: str, encoding: str) -> Callable[[str], Part | None]:
+    def _encode(self, name: str, encoding: str) -> Callable[[PartName], Part | None]:
         if encoding in schemes.names():
             read = packed(self.source).get(name)
             return (read() if read else self._quantize(name, encoding)).part
@@ -102,10 +103,10 @@ class Store:
     def _quantize(self, name: str, scheme: str) -> Quantized:
         return schemes.load(scheme).quantize(self.source.get(name).float().numpy())
 
-    def _append(self, name: str, part: str, content: Part | None) -> None:
+    def _append(self, name: str, part: PartName, content: Part | None) -> None:
         if content is None:
             return
-        path = f"weights/{name.partition('.')[0]}.{part.rpartition('.')[2]}.data"
+        path = f"weights/{name.partition('.')[0]}.{part.dtype}.data"
         if path not in self._files:
             self._files[path] = (self.root / path).open("ab")
         file, data = self._files[path], np.ascontiguousarray(content.data)
@@ -114,7 +115,7 @@ class Store:
         self._places[name, part] = _Place(path, file.tell(), data.nbytes, content.shape, content.dtype)
         file.write(data.view(np.uint8).data)
 
-    def tensor(self, name: str, part: str) -> ir.ExternalTensor | None:
+    def tensor(self, name: str, part: PartName) -> ir.ExternalTensor | None:
         """Return the external tensor of a part, or None if the weight has no such part."""
         if (name, part) not in self._places:
             return self.source.tensor(name, part) if isinstance(self.source, Store) else None
@@ -132,11 +133,10 @@ class Store:
     def __contains__(self, name: str) -> bool:
         return any(known == name for known, _ in self._places)
 
-    def get(self, name: str, parts: Collection[str] = ()) -> torch.Tensor:
-        """Return the weight in float32 as the graphs compute with it, from ``parts`` or else from the best
-        stored form.
+    def get(self, name: str, parts: Collection[PartName] = ()) -> torch.Tensor:
+        """Return the weight in float32 as the graphs compute with it.
 
-        Quantized weights are dequantized, float16 is widened, and float32 is the mapped file itself. Raises
+        It is read from ``parts``, or else from the best stored form. Quantized weights are dequantized, float16 is widened, and float32 is the mapped file itself. Raises
         KeyError for an unknown weight.
         """
         found = {
@@ -146,22 +146,24 @@ class Store:
         }
         if not found and isinstance(self.source, Store):
             return self.source.get(name, parts)
-        values = next((part for part in _VALUES if part in found), None)
+        values = next((part for part in _QUANTIZED if part in found), None)
         if values is None:
-            part = next((part for part in ("float32", "float16") if part in found), None)
-            if part is None:
+            plain = next((part for part in _PLAIN if part in found), None)
+            if plain is None:
                 raise KeyError(name)
-            return torch.from_numpy(self._read(found[part]).astype("float32", copy=False))
+            return torch.from_numpy(self._read(found[plain]).astype("float32", copy=False))
 
-        def read(*kinds: str) -> np.ndarray | None:
-            part = next((part for part in sorted(found) if part.partition(".")[0] in kinds), None)
+        def read(*kinds: PartKind) -> np.ndarray | None:
+            part = next((part for part in sorted(found) if part.kind in kinds), None)
             return None if part is None else self._read(found[part])
 
-        scales = np.atleast_2d(read("scale", "channel", "channel7").astype(np.float32))
-        zeros, shift = read("zero"), read("shift")
+        scales = read(PartKind.SCALES, PartKind.COLUMN_SCALES, PartKind.NARROW_COLUMN_SCALES)
+        assert scales is not None, f"{name} has quantized values and no scales"
+        scales = np.atleast_2d(scales.astype(np.float32))
+        zeros, shift = read(PartKind.ZEROS), read(PartKind.SHIFTS)
         if zeros is None and shift is not None:
             zeros = np.rint(-shift.astype(np.float32) / scales).astype(np.int8)
-        weight = Quantized(self._read(found[values]), scales, zeros, read("order"))
+        weight = Quantized(self._read(found[values]), scales, zeros, read(PartKind.ORDER))
         return torch.from_numpy(weight.dequantize())
 
     def _read(self, place: _Place) -> np.ndarray:
@@ -193,17 +195,17 @@ class Reading:
 
     def get(self, name: str) -> torch.Tensor:
         """Return a weight in float32 (``Store.get``). The graph need not use the weight."""
-        read = self.form is not None and name in self.encodings
-        return self.store.get(name, parts_of(self.encodings[name], self.form) if read else ())
+        if self.form is None or name not in self.encodings:
+            return self.store.get(name)
+        return self.store.get(name, parts_of(self.encodings[name], self.form))
 
     def rounding(self, name: str) -> Rounding | None:
-        """Return the rounding of the inputs of products with the weight ``name``, or None if they are not
-        rounded."""
-        encoding = self.encodings.get(name)
-        if encoding is None or not _rounds(encoding):
+        """Return the rounding of the inputs of products with the weight ``name``; None if there is none."""
+        encoding, form = self.encodings.get(name), self.form
+        if encoding is None or form is None or not _rounds(encoding):
             return None
         seen = _inputs(self.statistics, name)
-        return lambda x: schemes.load(encoding).rounded(x, self.form, seen)
+        return lambda x: schemes.load(encoding).rounded(x, form, seen)
 
     @property
     def rounds(self) -> bool:
@@ -214,22 +216,26 @@ class Reading:
 
 
 def _rounds(encoding: str) -> bool:
-    return encoding in schemes.names() and schemes.load(encoding).ROUNDS_ACTIVATIONS
+    return encoding in schemes.names() and schemes.load(encoding).rounds_activations
 
 
 def pending(
     model: ir.Model, choose: Callable[[str, tuple[int, ...]], str | None]
 ) -> Iterator[tuple[str, str]]:
-    """Yield (name, encoding) for the weights of a traced graph. The encoding is the choice of ``choose``, or
-    the dtype."""
+    """Yield (name, encoding) for the weights of a traced graph.
+
+    The encoding is the choice of ``choose``, or the dtype.
+    """
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
-            yield name, choose(name, tuple(value.shape.numpy())) or value.dtype.numpy().name
+            yield name, choose(name, shape_of(value).numpy()) or dtype_of(value).numpy().name
 
 
-def parts_of(encoding: str, form: Form) -> tuple[str, ...]:
+def parts_of(encoding: str, form: Form) -> tuple[PartName, ...]:
     """Return the parts that a graph of that form reads of a weight in that encoding."""
-    return schemes.load(encoding).needs(form) if encoding in schemes.names() else (encoding,)
+    if encoding in schemes.names():
+        return schemes.load(encoding).needs(form)
+    return (PartName(PartKind.VALUES, encoding),)
 
 
 def require_finite(name: str, stored: np.ndarray) -> None:
@@ -263,31 +269,35 @@ def attach(
     form: Form,
     statistics: Statistics | None = None,
 ) -> None:
-    """Give each pending initializer its external data. Schemes replace it with their own nodes
-    (``require_ranges``)."""
-    graph, shared = model.graph, {}
+    """Give each pending initializer its external data. Schemes replace it with their own nodes.
+
+    ``require_ranges`` has checked that the ranges which they need are known.
+    """
+    graph = model.graph
+    shared: dict[tuple[ir.Value, Hashable], ir.Value] = {}
     for name, encoding in encodings:
         value = graph.initializers[name]
         if encoding not in schemes.names():
-            value.const_value = store.tensor(name, encoding)
-            stored_as = value.const_value.dtype
-            if stored_as != value.dtype:  # a widened graph, see write_graphs.widen
-                cast_behind(graph, value, value.dtype)
-                value.type = ir.TensorType(stored_as)
+            tensor = store.tensor(name, PartName(PartKind.VALUES, encoding))
+            assert tensor is not None, f"{name} was not written"
+            value.const_value = tensor
+            if tensor.dtype != value.dtype:  # a widened graph, see write_graphs.widen
+                cast_behind(graph, value, dtype_of(value))
+                value.type = ir.TensorType(tensor.dtype)
             continue
 
-        def stored(part: str, name: str = name) -> ir.Value | None:
+        def find(part: PartName, name: str = name) -> ir.Value | None:
             tensor = store.tensor(name, part)
-            return None if tensor is None else _initializer(graph, f"{name}.{part.partition('.')[0]}", tensor)
+            return None if tensor is None else _initializer(graph, f"{name}.{part.label}", tensor)
 
-        site = Site(graph, value, form, stored, _inputs(statistics, name), shared)
+        site = Site(graph, value, form, find, _inputs(statistics, name), shared)
         schemes.load(encoding).place(site)
         del graph.initializers[name]
 
 
 def _inputs(statistics: Statistics | None, name: str) -> InputStatistics | None:
     try:
-        return statistics and statistics.inputs(name)
+        return statistics.inputs(name) if statistics else None
     except KeyError:
         return None
 

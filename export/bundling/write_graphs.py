@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from foveate.calib.schemes.scheme import Form
+from foveate.calib.schemes.quantized import Form, PartName
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
 from foveate.export import lowering
@@ -23,12 +23,12 @@ from foveate.export.bundling.weight_store import (
     Reading,
     Store,
     attach,
-    packed,
     parts_of,
     pending,
     require_finite,
     require_ranges,
 )
+from foveate.export.checkpoints.layered_weights import LayeredWeights, TensorWeights, packed
 from foveate.export.graphs import trace
 from foveate.export.graphs.graph import Graph
 from foveate.export.networks.decoder import Decoder, rope_tables
@@ -52,21 +52,6 @@ GOLDEN_TEXT = "What is in the image, and where?"
 
 Progress = Callable[[str, int, int], None]
 """Function that shows progress. Arguments: the current work in words, the finished and the total amount."""
-
-
-class _WithTables:
-    """Weights, and the rotary tables, which are computed and not learnt."""
-
-    def __init__(self, weights: Weights, decoder: Decoder) -> None:
-        self.weights = weights
-        self.tables = dict(zip(("llm.rope_cos", "llm.rope_sin"), rope_tables(decoder.spec), strict=True))
-        self.packed = packed(weights)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tables or name in self.weights
-
-    def get(self, name: str) -> torch.Tensor:
-        return self.tables[name] if name in self.tables else self.weights.get(name)
 
 
 @dataclass
@@ -113,7 +98,8 @@ def write_graphs(
     index: dict[str, dict[str, Any]] = {}
     forms = {name: lowering.form(name, precision.decoder) for name in dialects}
     jobs = [(graph, dtype) for graph in graphs for dtype in sorted({form.dtype for form in forms.values()})]
-    first = Store(root, _WithTables(parts.weights, parts.decoder))
+    tables = dict(zip(("llm.rope_cos", "llm.rope_sin"), rope_tables(parts.decoder.spec), strict=True))
+    first = Store(root, LayeredWeights(TensorWeights(tables), parts.weights))
     second = Store(root, first)
     schemes = {first: precision.choose(packed(parts.weights)), second: precision.prefilling.choose()}
 
@@ -170,7 +156,7 @@ def _write_weights(
 ) -> Container[tuple[str, str]]:
     """Write the (weight, encoding) pairs that the graphs of ``store`` need and that are not ``known``; return
     them."""
-    wanted: dict[tuple[str, str], set[str]] = {}
+    wanted: dict[tuple[str, str], set[PartName]] = {}
     for item in (item for item in lowered if item.store is store):
         for name, encoding in item.needs:
             if (name, encoding) not in known:

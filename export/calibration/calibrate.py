@@ -26,10 +26,10 @@ from foveate.calib.smoothing.fold import Smoothed
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
 from foveate.export.bundling.precision import Precision
-from foveate.export.bundling.weight_store import packed
 from foveate.export.bundling.write_graphs import Progress
 from foveate.export.calibration.prompts import Prompt, Stages, load_prompts, save_prompts
 from foveate.export.checkpoints.find import fill
+from foveate.export.checkpoints.layered_weights import packed
 from foveate.export.graphs.graph import Graph
 from foveate.export.networks.decoder import Decoder, DecoderLayer, RMSNorm, rope_of, rope_tables
 from foveate.export.pruning.method import Method
@@ -195,7 +195,7 @@ def _head(parts: Parts, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
     with torch.device("meta"):
         norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
     fill(norm, parts.weights, "llm.norm.")
-    watch = InputWatch(max(2, -(-ROWS // len(prompts))))
+    watch = InputWatch(max(2, -(-ROWS // len(prompts))), spec.hidden_size)
     for prompt in prompts:
         watch.see(norm(prompt.hidden[0, torch.from_numpy(prompt.chunk.image) < 0]))
     return watch.tensors("llm.lm_head.weight")

@@ -85,10 +85,10 @@ def check_tower(source: Source, vision: VisionSpec) -> None:
 
 
 class JointSpace:
-    """The joint space: ``text_encoder`` on the meta device at once, weights and tokenizer after ``open``.
+    """The joint space: ``text_encoder`` on the meta device, and its weights, which are read when needed.
 
-    ``config`` is the CLIP checkpoint's config. ``source`` is that checkpoint, or a hub id that ``open``
-    downloads. Raises UserError for a checkpoint that is not the CLIP of ``vision``.
+    ``config`` is the CLIP checkpoint's config. ``source`` is that checkpoint, or a hub id that is downloaded
+    at the first read. Raises UserError for a checkpoint that is not the CLIP of ``vision``.
     """
 
     def __init__(self, config: dict[str, Any], vision: VisionSpec, source: Source | str) -> None:
@@ -105,6 +105,10 @@ class JointSpace:
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
+
+    def get(self, name: str) -> torch.Tensor:
+        """Return a tensor of the checkpoint."""
+        return self.open()[0].get(name)
 
     def open(self) -> tuple[Weights, Any]:
         """Return the weights and the tokenizer file (a path, or bytes for a dummy).
@@ -141,9 +145,8 @@ class JointSpace:
 
 
 def _text_spec(config: dict[str, Any]) -> TextSpec:
-    override = config.get(
-        "text_config_dict"
-    )  # of old configs: it replaces text_config's keys, and its missing keys have their defaults
+    # Of old configs: it replaces text_config's keys, and its missing keys have their defaults.
+    override = config.get("text_config_dict")
     text = _TEXT | (config.get("text_config") or {}) | (_TEXT | override if override else {})
     sizes = Config(text, {}, f"{_WHERE}: text_config")
     return TextSpec(

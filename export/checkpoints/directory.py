@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from foveate.calib.schemes.scheme import Quantized
+from foveate.calib.schemes.quantized import Quantized
 from foveate.engines.errors import UserError
 from foveate.export.checkpoints.files import is_read
 from foveate.export.checkpoints.prequantized import Packing, packing
@@ -56,6 +56,7 @@ class Entry:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
+        """The shape in the checkpoint."""
         return self.shape[::-1] if self.transposed else self.shape
 
 
@@ -122,21 +123,24 @@ class Directory(Folder):
         self.config = config
 
     def file(self, name: str) -> Path | None:
+        """Return the path of a file, or None. Its name must be in ``checkpoints/files.py``."""
         assert name.endswith((".safetensors", ".bin")) or is_read(name), (
             f"{name} is not in checkpoints/files.py"
         )
         return super().file(name)
 
     def names(self) -> frozenset[str]:
+        """Return the names of all stored tensors, without a wrapper's prefix."""
         return frozenset(self._tensors())
 
     def weights(self, entries: Mapping[str, Entry], unread: Unread | None = None) -> Stored:
+        """Return the tensors that ``entries`` name, as ``Source.weights`` says."""
         tensors = self._tensors()
         reader = Reader(self.label)
         packed = self._packed(entries, tensors)
         entries = {name: entry for name, entry in entries.items() if name not in packed}
-        places = {name: next((n for n in e.names if n in tensors), None) for name, e in entries.items()}
-        missing = [entries[name].names[0] for name, place in places.items() if place is None]
+        places = {name: n for name, e in entries.items() for n in [n for n in e.names if n in tensors][:1]}
+        missing = [entry.names[0] for name, entry in entries.items() if name not in places]
         if missing:
             raise self._missing(missing, tensors)
         misfits = [
@@ -206,11 +210,12 @@ class Directory(Folder):
 
     def _packed(self, entries: Mapping[str, Entry], tensors: Mapping[str, Tensor]) -> dict[str, _Packed]:
         """Return the modules that the checkpoint stores quantized, by our names."""
-        found, form = {}, packing(self.config, self.label)
-        for name, entry in entries.items() if form else ():
-            for module in (
-                there.removesuffix(".weight") for there in entry.names if there.endswith(".weight")
-            ):
+        found: dict[str, _Packed] = {}
+        form = packing(self.config, self.label)
+        if form is None:
+            return found
+        for name, entry in entries.items():
+            for module in (n.removesuffix(".weight") for n in entry.names if n.endswith(".weight")):
                 if f"{module}.weight" not in tensors and f"{module}.{form.parts[0]}" in tensors:
                     held = {
                         part: tensors[key] for part in form.parts if (key := f"{module}.{part}") in tensors
@@ -246,6 +251,7 @@ class _Packed:
         return {f"{self.module}.{part}" for part in (*self.form.parts, *self.form.extra)}
 
     def read(self, tensor: Callable[[Tensor], torch.Tensor]) -> Quantized:
+        """Return the matrix. Raises UserError when its tensors do not fit together."""
         arrays = {part: tensor(each) for part, each in self.tensors.items()}
         try:
             found = self.form.read(

@@ -83,10 +83,10 @@ def _fetch(repo: str, name: str, revision: str) -> None:
     """Download one file as a blob of the cache, under the name by which huggingface_hub looks for it."""
     url = huggingface_hub.hf_hub_url(repo, name, revision=revision)
     found = huggingface_hub.get_hf_file_metadata(url)
-    cache, folder = (
-        Path(constants.HF_HUB_CACHE),
-        file_download.repo_folder_name(repo_id=repo, repo_type="model"),
-    )
+    if found.etag is None:
+        raise OSError(f"the hub gives no hash of {name}")
+    cache = Path(constants.HF_HUB_CACHE)
+    folder = file_download.repo_folder_name(repo_id=repo, repo_type="model")
     blob = cache / folder / "blobs" / found.etag
     partial = blob.with_name(f"{blob.name}.partial")
     lock = cache / ".locks" / folder / f"{found.etag}.lock"  # huggingface_hub's own

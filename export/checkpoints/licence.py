@@ -20,7 +20,7 @@ __all__ = ["of"]
 
 _FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LONGEST = 1 << 20  # bytes of a card or a licence file
-_FIELDS = ("license", "license_name", "license_link")
+_FIELDS = {"license": "id", "license_name": "name", "license_link": "link"}  # a card's, and bundle.json's
 
 _NON_COMMERCIAL = re.compile(
     r"(?:^|[-_. ])nc(?:[-_. ]|$)|non-?commercial|research|amlr|deepfloyd-if", re.IGNORECASE
@@ -48,10 +48,7 @@ def of(folder: Folder, role: str) -> tuple[dict[str, Any], dict[str, Path]]:
         for name in matching(names, LICENCES)
         if (folder.path / name).stat().st_size <= _LONGEST
     }
-    values = {
-        key.replace("license", "id", 1) if key == "license" else key[8:]: said.get(key) for key in _FIELDS
-    }
-    values = {key: value for key, value in values.items() if value}
+    values = {key: said[field] for field, key in _FIELDS.items() if said.get(field)}
     return {"source": folder.label, **values, "use": _use(values), "files": list(files)}, files
 
 

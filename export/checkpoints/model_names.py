@@ -28,13 +28,14 @@ def checkpoints() -> dict[str, str]:
 
     The names are the keys of ``CHECKPOINTS`` in the families' files, which are read as text.
     """
-    found = {}
+    found: dict[str, str] = {}
     for family in families():
         tree = ast.parse((_MODELS / f"{family}.py").read_text(encoding="utf-8"))
         for node in tree.body:
-            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-            if any(isinstance(target, ast.Name) and target.id == "CHECKPOINTS" for target in targets):
-                found |= dict.fromkeys(ast.literal_eval(node.value), family)
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if any(isinstance(target, ast.Name) and target.id == "CHECKPOINTS" for target in targets):
+                    found |= dict.fromkeys(ast.literal_eval(node.value), family)
     return found
 
 

@@ -1,8 +1,8 @@
 """Quantized checkpoints: reads 4-bit GPTQ, AWQ and compressed-tensors weights without quantizing them again.
 
 A packing turns the stored tensors of one module into the ``Quantized`` that every dialect supports
-(``calib/schemes/scheme.py``). K is the number of inputs, N of outputs, G of groups. A 32-bit word holds eight
-4-bit values, lowest bits first.
+(``calib/schemes/quantized.py``). K is the number of inputs, N of outputs, G of groups. A 32-bit word holds
+eight 4-bit values, lowest bits first.
 
 * ``gptq`` (AutoGPTQ, GPTQModel): ``qweight [K/8,N]``, ``qzeros [G,N/8]``, ``scales [G,N]``, and ``g_idx
   [K]``, the group of each input. Values and zeros are unsigned; the first version of the format stores zeros
@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from foveate.calib.schemes import int4
-from foveate.calib.schemes.scheme import Quantized
+from foveate.calib.schemes.quantized import Quantized
 from foveate.engines.errors import UserError
 
 __all__ = ["Packing", "packing"]
@@ -40,15 +40,22 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Packing(Protocol):
-    """A storage format of quantized weights.
+    """A storage format of quantized weights."""
 
-    ``parts`` are the tensors of a module; a module that has the first one is quantized. ``extra`` tensors
-    repeat what the config says and are not read.
-    """
+    @property
+    def name(self) -> str:
+        """The format's name in ``quant_method``."""
+        ...
 
-    name: str
-    parts: tuple[str, ...]
-    extra: tuple[str, ...]
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The tensors of a module. A module that has the first one is quantized."""
+        ...
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """Tensors that repeat what the config says and are not read."""
+        ...
 
     def read(self, arrays: Arrays) -> Quantized:
         """Return the weights. Raises ValueError, with the reason, when the arrays do not fit together."""
@@ -183,8 +190,9 @@ def _grouped(
         values = values[order]
     if zeros is not None:
         zeros = None if (zeros == 8).all() else zeros.astype(np.int8) - np.int8(8)
-    repeated = (None if each is None else np.repeat(each, size // block, axis=0) for each in (scales, zeros))
-    scales, zeros = repeated
+    scales = np.repeat(scales, size // block, axis=0)
+    if zeros is not None:
+        zeros = np.repeat(zeros, size // block, axis=0)
     halves = scales.astype(np.float16).astype(np.float32)
     if not np.isfinite(halves).all():
         raise ValueError(f"a scale of {np.abs(scales).max():g}, expected what float16 holds")

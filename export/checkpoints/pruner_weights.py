@@ -11,19 +11,21 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from foveate.engines.disk.files import atomic_file
 from foveate.engines.errors import UserError
-from foveate.export.bundling.weight_store import packed
 from foveate.export.checkpoints import hub, licence
 from foveate.export.checkpoints.directory import Entry
+from foveate.export.checkpoints.layered_weights import LayeredWeights, TensorWeights
 from foveate.export.checkpoints.random_weights import DummyWeights
 from foveate.export.checkpoints.tensor_files import Folder, some
 from foveate.export.pruning.method import Method
-from foveate.export.spec import ModelSpec, Parts, Weights
+from foveate.export.spec import ModelSpec, Parts
 
 __all__ = ["dummy", "entries", "joined", "load", "read", "save"]
 
@@ -43,13 +45,14 @@ def joined(parts: Parts, method: Method, pruner: str | None = None) -> Parts:
     before = method.pre_llm
     with torch.device("meta"):
         network = before.module(parts.spec) if before else None
-    if network is None:
+    if before is None or network is None:
         if pruner is not None:
             raise UserError(
                 f"{method.name} has no trained weights | got --pruner {pruner} | leave it out", code=2
             )
         return parts
-    licences, files = {}, {}
+    licences: dict[str, Any] = {}
+    files: dict[str, Path] = {}
     if pruner is None and parts.source.get("load_format") == "dummy":
         label, found = "dummy", dummy(network)
     else:
@@ -59,25 +62,13 @@ def joined(parts: Parts, method: Method, pruner: str | None = None) -> Parts:
             licences["pruner"], files = licence.of(Folder(path.parent, label), "pruner")
     return dataclasses.replace(
         parts,
-        weights=_Joined(parts.weights, {_PREFIX + name: value for name, value in found.items()}),
+        weights=LayeredWeights(
+            TensorWeights({_PREFIX + name: value for name, value in found.items()}), parts.weights
+        ),
         source=parts.source | {"pruner": label},
         licence=parts.licence | licences,
         files=parts.files | files,
     )
-
-
-class _Joined:
-    """The weights of the model and of the pruner."""
-
-    def __init__(self, model: Weights, pruner: dict[str, Tensor]) -> None:
-        self._model, self._pruner = model, pruner
-        self.packed = packed(model)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._pruner or name in self._model
-
-    def get(self, name: str) -> Tensor:
-        return self._pruner[name] if name in self._pruner else self._model.get(name)
 
 
 def entries(network: nn.Module) -> dict[str, Entry]:
@@ -91,7 +82,9 @@ def entries(network: nn.Module) -> dict[str, Entry]:
 
 
 def _tables(network: nn.Module) -> dict[str, Tensor]:
-    return network.tables() if hasattr(network, "tables") else {}
+    """Return the tensors that the network computes and no file holds."""
+    tables = getattr(network, "tables", None)
+    return tables() if tables else {}
 
 
 def dummy(network: nn.Module) -> dict[str, Tensor]:
@@ -107,7 +100,8 @@ def save(network: nn.Module, path: Path, dtype: torch.dtype, metadata: dict[str,
         name: (found[name].T if entry.transposed else found[name]).detach().to("cpu", dtype).contiguous()
         for name, entry in entries(network).items()
     }
-    safetensors.torch.save_file(stored, path, metadata)
+    with atomic_file(path) as part:
+        safetensors.torch.save_file(stored, part, metadata)
 
 
 def load(network: nn.Module, path: Path) -> nn.Module:

@@ -34,15 +34,19 @@ class Dummy:
         self.folders: dict[str, Folder] = {}
 
     def json(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON file of the checkpoint, or None."""
         return self._checkpoint.json(name) if self._checkpoint else None
 
     def file(self, name: str) -> Path | None:
+        """Return the path of a file of the checkpoint, or None."""
         return self._checkpoint.file(name) if self._checkpoint else None
 
     def names(self) -> frozenset[str]:
+        """Return no names: a dummy stores nothing."""
         return frozenset()
 
     def weights(self, entries: Mapping[str, Entry], unread: Unread | None = None) -> Weights:
+        """Return random tensors for ``entries``."""
         return DummyWeights(entries)
 
 
@@ -64,6 +68,7 @@ class DummyWeights:
         return name in self._entries
 
     def get(self, name: str) -> torch.Tensor:
+        """Return the random tensor ``name`` in float32."""
         entry = self._entries[name]
         owner = self._owners[entry.names[0]]
         made = _random(owner, self._entries[owner].shape)

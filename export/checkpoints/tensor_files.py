@@ -73,6 +73,7 @@ class Folder:
         return found
 
     def damaged(self, name: str, got: str) -> UserError:
+        """Return the error for a file that is ``got`` instead of what it should be."""
         return UserError(f"{self.label}: {name} is damaged | it is {got} | {self.remedy}")
 
     def weights_file(self) -> str | None:
@@ -96,7 +97,7 @@ class Folder:
         return self._header(name) if name.endswith(".safetensors") else self._archive(name)
 
     def _shards(self, index: str) -> list[str]:
-        places = self.json(index).get("weight_map")
+        places = (self.json(index) or {}).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
             raise self.damaged(index, "without a weight_map of tensors to files")
         files = sorted(set(places.values()))

@@ -8,11 +8,6 @@ from foveate.export.settings.generation import KEYS
 __all__ = ["GENERATION"]
 
 
-def _table() -> Table:
-    told = {name: text.partition(": ") for name, text in KEYS.items()}
-    return {
-        name: Key(status, why, by="export/settings/generation.py") for name, (status, _, why) in told.items()
-    }
-
-
-GENERATION: Table = _table()
+GENERATION: Table = {
+    name: Key(status, why, by="export/settings/generation.py") for name, (status, why) in KEYS.items()
+}

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["FamilyKeys", "Key", "Table", "irrelevant", "refused", "refused_elsewhere", "used"]
+__all__ = ["FamilyKeys", "Key", "Status", "Table", "irrelevant", "refused", "refused_elsewhere", "used"]
+
+
+Status = Literal["used", "irrelevant", "refused"]
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,13 @@ class Key:
     that refuses values in place of this table.
     """
 
-    status: Literal["used", "irrelevant", "refused"]
+    status: Status
     why: str
     harmless: tuple[Any, ...] = ()
     by: str = ""
 
     def refuses(self, value: Any) -> bool:
+        """Return True if this table refuses the key with that value."""
         if self.status != "refused" or self.by or value is None or self._is_harmless(value):
             return False
         return not (isinstance(value, list) and all(map(self._is_harmless, value)))
@@ -37,6 +41,7 @@ class Key:
 
     @property
     def expected(self) -> str:
+        """The harmless values, for messages."""
         return " or ".join(map(str, self.harmless)) if self.harmless else "null"
 
     @property
@@ -78,16 +83,20 @@ class FamilyKeys:
 
 
 def used(why: str, *names: str) -> Table:
+    """Return rows of keys that are used."""
     return dict.fromkeys(names, Key("used", why))
 
 
 def irrelevant(why: str, *names: str) -> Table:
+    """Return rows of keys that change no answer."""
     return dict.fromkeys(names, Key("irrelevant", why))
 
 
 def refused(why: str, harmless: tuple[Any, ...], *names: str) -> Table:
+    """Return rows of keys that are refused unless their values are ``harmless``."""
     return dict.fromkeys(names, Key("refused", why, harmless))
 
 
 def refused_elsewhere(why: str, by: str, *names: str) -> Table:
+    """Return rows of keys whose values the module ``by`` refuses."""
     return dict.fromkeys(names, Key("refused", why, by=by))

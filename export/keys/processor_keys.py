@@ -85,8 +85,10 @@ _PROCESSOR: Table = (
 
 _IN_FILE = "tokenizer.json has it"
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_MEDIA = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")
-_MEDIA += ("vision_bos_token", "vision_eos_token", "image_break_token", "image_end_token")
+_MEDIA = (
+    *("image_token", "video_token", "audio_token", "boi_token", "eoi_token"),
+    *("vision_bos_token", "vision_eos_token", "image_break_token", "image_end_token"),
+)
 _TOKENS: Table = (
     used("chat templates use it by name", *_NAMES, *_MEDIA)
     | used("refused if tokenizer.json lacks one that is needed", "additional_special_tokens")

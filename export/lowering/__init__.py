@@ -1,19 +1,13 @@
-"""Dialects, the forms of a graph for different engines. A dialect is a module of this package::
+"""Dialects, the forms of a graph for different engines: ``native``, ``ort``, ``primitive``.
 
-DTYPES: dict[str, str]      # compute dtype by precision; other precisions are refused
-REFUSES: dict[str, str]     # reason by refused precision
-DYNAMIC: bool               # ranges of activations are found at run time, else they are calibrated
-ZERO_POINTS: bool           # int4 weights may have zero points
-LARGEST_SORT: int | None    # how many numbers its engines can sort; None: any
-passes(spec)                # rewrites of the canonical graph (opset 24, native operators, explicit mask)
+* ``dialect``: what a dialect is.
+* ``common_passes``, ``primitive_passes``: rewrites of graphs.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from foveate.engines.errors import unknown
@@ -22,35 +16,40 @@ from foveate.engines.spec import GraphSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from foveate.calib.schemes.scheme import Form
+    from foveate.calib.schemes.quantized import Form
+    from foveate.export.lowering.dialect import Dialect
 
-__all__ = ["dialect", "form", "lower", "names", "require"]
+__all__ = ["form", "load", "lower", "names", "require"]
+
+
+_NAMES = ("native", "ort", "primitive")
 
 
 def names() -> list[str]:
-    return sorted(
-        path.stem for path in Path(__file__).parent.glob("[!_]*.py") if not path.stem.endswith("passes")
-    )
+    """Return the names of all dialects. Imports none of them."""
+    return list(_NAMES)
 
 
 def require(given: Iterable[str]) -> None:
     """Raise UserError (code 2) for a name that is no dialect. Imports no dialect."""
     for name in given:
-        if name not in names():
-            raise unknown("dialect", name, names())
+        if name not in _NAMES:
+            raise unknown("dialect", name, _NAMES)
 
 
-def dialect(name: str) -> ModuleType:
+def load(name: str) -> Dialect:
+    """Return the dialect ``name``. Raises UserError (code 2) for an unknown name."""
     require([name])
-    return importlib.import_module(f"{__name__}.{name}")
+    found: Dialect = importlib.import_module(f"{__name__}.{name}").DIALECT
+    return found
 
 
 def form(name: str, precision: str) -> Form:
     """Return the form of the weights of a decoder in ``precision`` in the dialect ``name``."""
-    from foveate.calib.schemes.scheme import Form  # this imports ONNX
+    from foveate.calib.schemes.quantized import Form  # this imports ONNX
 
-    module = dialect(name)
-    return Form(module.DTYPES[precision], module.DYNAMIC, module.ZERO_POINTS)
+    found = load(name)
+    return Form(found.dtypes[precision], found.dynamic, found.zero_points)
 
 
 def lower(model: ir.Model, spec: GraphSpec, name: str, *, widened: bool = False) -> ir.Model:
@@ -68,6 +67,6 @@ def lower(model: ir.Model, spec: GraphSpec, name: str, *, widened: bool = False)
     # ONNX requires unique names, in subgraphs as well. Constants are moved out of loops, because ONNX Runtime
     # 1.23.2 writes those of a subgraph twice into its optimized model, and then refuses that model.
     tidy = (common.LiftSubgraphInitializersToMainGraphPass(), common.NameFixPass())
-    for rewrite in (*dialect(name).passes(spec), *tidy):
+    for rewrite in (*load(name).passes(spec), *tidy):
         rewrite(model)
     return model

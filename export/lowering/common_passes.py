@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from foveate.calib.graph_values import graph_of, input_of
 from foveate.engines.spec import FLOAT, GraphSpec
 
 __all__ = ["CausalByLength", "Float16Edges", "cast_behind"]
@@ -12,19 +13,20 @@ _MASK, _NONPAD = 3, 6  # positions of Attention-24's attn_mask and nonpad_kv_seq
 
 
 class CausalByLength(ir.passes.InPlacePass):
-    """Replace the explicit causal mask by ``is_causal`` with ``nonpad_kv_seqlen``, which skips the unused kv
-    cache.
+    """Replaces the explicit causal mask by ``is_causal`` with ``nonpad_kv_seqlen``.
 
-    Requires the mask of ``Decoder.causal_mask``, the new rows as the first input, ``write_index``, and an
-    engine that honours ``nonpad_kv_seqlen`` (ONNX Runtime does; TensorRT ignores it silently). Ensures that
-    no Attention node reads a mask.
+    Attention then skips the unused part of the kv cache. Requires the mask of ``Decoder.causal_mask``, the
+    new rows as the first input, ``write_index``, and an engine that honours ``nonpad_kv_seqlen`` (ONNX
+    Runtime does; TensorRT ignores it silently). Ensures that no Attention node reads a mask.
     """
 
     def requires(self, model: ir.Model) -> None:
+        """Raise PreconditionError for a graph without a kv cache."""
         if "write_index" not in {value.name for value in model.graph.inputs}:
             raise ir.passes.PreconditionError(f"{model.graph.name} has no input write_index")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every Attention node that reads a mask."""
         masked = [
             node for node in model.graph if node.op_type == "Attention" and _input(node, _MASK) is not None
         ]
@@ -38,13 +40,14 @@ class CausalByLength(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(masked))
 
     def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError if an Attention node still reads a mask."""
         for node in model.graph:
             if node.op_type == "Attention" and _input(node, _MASK) is not None:
                 raise ir.passes.PostconditionError(f"{node.name} still reads a mask")
 
 
 class Float16Edges(ir.passes.InPlacePass):
-    """Give a float32 graph float16 inputs and outputs, so that its neighbours and kv caches stay as they are.
+    """Gives a float32 graph float16 inputs and outputs. Its neighbours and kv caches stay as they are.
 
     Requires a graph traced in float32 whose kv caches are written only by ``TensorScatter`` and read only by
     ``Attention``. Ensures that the inputs and outputs that ``spec`` leaves in the compute dtype are float16.
@@ -57,6 +60,7 @@ class Float16Edges(ir.passes.InPlacePass):
         self._caches = {name for pair in spec.in_place for name in pair}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Insert the casts, and change the types of inputs, caches and outputs."""
         graph = model.graph
         for value in graph.inputs:
             if value.name in self._floats - self._caches:
@@ -80,6 +84,7 @@ class Float16Edges(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError if an input or output has another dtype than float16."""
         for value in (*model.graph.inputs, *model.graph.outputs):
             if value.name in self._floats and value.dtype != ir.DataType.FLOAT16:
                 raise ir.passes.PostconditionError(f"{value.name} is {value.dtype}")
@@ -108,9 +113,9 @@ def cast_behind(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
 
 def _cast_before(reader: ir.Node, index: int, dtype: ir.DataType) -> None:
     """Cast input ``index`` of the node ``reader`` to ``dtype``."""
-    node = _cast(reader.inputs[index], dtype)
+    node = _cast(input_of(reader, index), dtype)
     node.name = node.outputs[0].name = f"{reader.name}.{node.name}"
-    reader.graph.insert_before(reader, node)
+    graph_of(reader).insert_before(reader, node)
     reader.replace_input_with(index, node.outputs[0])
 
 

@@ -1,22 +1,20 @@
 """The dialect of TensorRT >= 10.15 and TensorRT-RTX: the canonical graph without changes, in float16.
 
 The explicit mask stays, because TensorRT parses and builds ``nonpad_kv_seqlen`` but silently ignores it.
+TensorRT has no ``MatMulInteger`` and no ``DynamicQuantizeLinear``.
 """
 
 from __future__ import annotations
 
-import onnx_ir as ir
-
-from foveate.engines.spec import GraphSpec
 from foveate.engines.trt.limits import LARGEST_SORT
+from foveate.export.lowering.dialect import Dialect
 
-__all__ = ["DTYPES", "DYNAMIC", "LARGEST_SORT", "REFUSES", "ZERO_POINTS", "passes"]
+__all__ = ["DIALECT"]
 
-DTYPES = dict.fromkeys(("fp32", "fp16", "int4", "int8", "fp8"), "float16")
-REFUSES: dict[str, str] = {}
-DYNAMIC = False  # no MatMulInteger, no DynamicQuantizeLinear
-ZERO_POINTS = False
-
-
-def passes(spec: GraphSpec) -> list[ir.passes.InPlacePass]:
-    return []
+DIALECT = Dialect(
+    dtypes=dict.fromkeys(("fp32", "fp16", "int4", "int8", "fp8"), "float16"),
+    passes=lambda spec: (),
+    dynamic=False,
+    zero_points=False,
+    largest_sort=LARGEST_SORT,
+)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.export.bundling.weight_store import packed
 from foveate.export.checkpoints import find as sources
 from foveate.export.checkpoints import licence
 from foveate.export.checkpoints.clip_joint_space import JointSpace, joint_size
 from foveate.export.checkpoints.directory import Entry, Source, Unread
 from foveate.export.checkpoints.find import entries, language_entries, under
+from foveate.export.checkpoints.layered_weights import LayeredWeights
 from foveate.export.checkpoints.random_weights import Dummy, byte_tokenizer
 from foveate.export.keys import config_keys, processor_keys
 from foveate.export.keys.key_table import FamilyKeys
@@ -257,7 +257,7 @@ def parts(
         vision=build,
         projector=projector,
         decoder=language,
-        weights=weights if joint is None else _Joined(weights, joint),
+        weights=weights if joint is None else LayeredWeights(joint, weights),
         image=image_processor.image_settings(source, vision.image_size) if image is None else image,
         prompt=prompt,
         files=files,
@@ -265,20 +265,6 @@ def parts(
         text_encoder=joint.text_encoder if joint else None,
         source={"model": source.label, "revision": source.revision, "load_format": source.load_format},
     )
-
-
-class _Joined:
-    """The weights of the checkpoint and of the joint space, which is opened at the first read."""
-
-    def __init__(self, weights: Weights, joint: JointSpace) -> None:
-        self._weights, self._joint = weights, joint
-        self.packed = packed(weights)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._weights or name in self._joint
-
-    def get(self, name: str) -> torch.Tensor:
-        return self._joint.open()[0].get(name) if name in self._joint else self._weights.get(name)
 
 
 def _specs(source: Source, clip: dict[str, Any] | None) -> tuple[VisionSpec, DecoderSpec, Config]:

@@ -70,6 +70,7 @@ def conversations(template: ChatTemplate) -> list[list[Turn]]:
 
 
 def system_turns(template: ChatTemplate) -> list[list[Turn]]:
+    """Return conversations that begin with a system turn."""
     ask, reply = Turn("user", "Why?", 1), Turn("assistant", "It.")
     return [[Turn("system", word), ask, reply, ask] for word in _words(template)]
 

@@ -40,7 +40,8 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = self._date
-        self._special, self._now = special, None
+        self._special = special
+        self._now: datetime | None = None
         self.dated = False
         try:
             self._template = environment.from_string(text)

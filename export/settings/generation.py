@@ -16,6 +16,7 @@ from typing import Any
 
 from foveate.engines.errors import UserError
 from foveate.export.checkpoints.directory import Source
+from foveate.export.keys.key_table import Status
 from foveate.runtime.llm.generation import Generation
 
 __all__ = ["KEYS", "defaults", "notes", "stop_ids"]
@@ -37,6 +38,9 @@ _USED: dict[str, str] = {
     "top_k": "a default of --sample",
     "top_p": "a default of --sample",
 }
+
+_DRAWING = ("temperature", "top_k", "top_p")
+"""The keys of ``--sample``."""
 
 _SAMPLING: dict[str, tuple[tuple[Any, ...], str]] = {
     "min_p": (_NONE, "--sample supports temperature, top-k and top-p only"),
@@ -106,12 +110,12 @@ _IRRELEVANT: dict[str, str] = {
     ),
 }
 
-KEYS: dict[str, str] = {
-    **{name: f"used: {reason}" for name, reason in _USED.items()},
-    **{name: f"irrelevant: {reason}" for name, reason in _IRRELEVANT.items()},
-    **{name: f"refused: {reason}" for name, (_, reason) in (_SAMPLING | _REFUSED).items()},
+KEYS: dict[str, tuple[Status, str]] = {
+    **{name: ("used", reason) for name, reason in _USED.items()},
+    **{name: ("irrelevant", reason) for name, reason in _IRRELEVANT.items()},
+    **{name: ("refused", reason) for name, (_, reason) in (_SAMPLING | _REFUSED).items()},
 }
-"""Every key of transformers' ``GenerationConfig``: "used: ...", "irrelevant: why" or "refused: why"."""
+"""Every key of transformers' ``GenerationConfig``: its status, and what it does or why it is not used."""
 
 _UNSAID_LENGTH = 20
 """The ``max_length`` that transformers 4 writes if nobody set one."""
@@ -146,7 +150,7 @@ def defaults(source: Source) -> dict[str, Any]:
         value = found.get(key)
         if value is not None and (value := check(source, place, key, value)) not in neutral:
             said[key] = value
-    sample = {key: said.pop(key) for key in ("temperature", "top_k", "top_p") if key in said}
+    sample: dict[str, Any] = {key: said.pop(key) for key in _DRAWING if key in said}
     sample |= {key: found[key] for key, (neutral, _) in _SAMPLING.items() if found.get(key) not in neutral}
     return said | ({"sample": sample} if sample else {})
 
@@ -181,7 +185,9 @@ def _settings(source: Source) -> tuple[dict[str, Any], str]:
     if found is not None:
         return found, "generation_config.json"
     top = {key: value for key, value in source.config.items() if value is not None}
-    inner = next((top[name] for name in ("decoder", "generator", "text_config") if top.get(name)), {})
+    inner: dict[str, Any] = next(
+        (top[name] for name in ("decoder", "generator", "text_config") if top.get(name)), {}
+    )
     return {key: value for key, value in (inner | top).items() if key in KEYS}, "config.json"
 
 

@@ -100,6 +100,7 @@ class Config:
         return value
 
     def number(self, key: str) -> float:
+        """Return a number above 0. Raises UserError for another value."""
         value = self.get(key)
         if type(value) not in (int, float) or not value > 0:
             raise self.misfit(key, value, "a number above 0")
@@ -113,6 +114,7 @@ class Config:
         return value
 
     def misfit(self, key: str, got: Any, expected: str) -> UserError:
+        """Return the error for a value that is not supported."""
         return UserError(
             f"{self.where}: {key} is not supported | got {got}, expected {expected} | use another checkpoint"
         )

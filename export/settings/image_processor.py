@@ -189,17 +189,15 @@ def _pixels(found: dict[str, Any], label: str) -> tuple[int, int]:
     """
     size = found.get("size", _QWEN_SIZE)
     size = size if isinstance(size, dict) else {}
-    got = (
-        found.get("min_pixels", size.get("shortest_edge")),
-        found.get("max_pixels", size.get("longest_edge")),
+    least = found.get("min_pixels", size.get("shortest_edge"))
+    most = found.get("max_pixels", size.get("longest_edge"))
+    if type(least) is int and type(most) is int and min(least, most) > 0:
+        return least, most
+    raise UserError(
+        f"{label}: cannot tell how large images may be "
+        f"| got size {found.get('size')}, expected shortest_edge and longest_edge, in pixels "
+        "| repair size in the processor's config"
     )
-    if not all(type(pixels) is int and pixels > 0 for pixels in got):
-        raise UserError(
-            f"{label}: cannot tell how large images may be "
-            f"| got size {found.get('size')}, expected shortest_edge and longest_edge, in pixels "
-            "| repair size in the processor's config"
-        )
-    return got
 
 
 def _window_steps(found: dict[str, Any], where: str) -> dict[str, Any]:

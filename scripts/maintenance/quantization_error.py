@@ -14,14 +14,14 @@ import argparse
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from foveate.calib import schemes
 from foveate.calib.activation_watch import LayerWatch
-from foveate.calib.schemes.scheme import Form
+from foveate.calib.schemes.quantized import Form
+from foveate.calib.schemes.scheme import Scheme
 from foveate.calib.smoothing.fold import GROUPS, Smoothed
 from foveate.calib.statistics import InputStatistics, Statistics
 from foveate.export.checkpoints.find import fill
@@ -112,7 +112,7 @@ class Tensors:
 class Rounded:
     """``weights`` with matrices rounded by a scheme, ``narrow`` as for dynamic int8."""
 
-    def __init__(self, weights: Tensors | Smoothed, scheme: ModuleType, narrow: bool) -> None:
+    def __init__(self, weights: Tensors | Smoothed, scheme: Scheme, narrow: bool) -> None:
         self._weights, self._scheme, self._narrow = weights, scheme, narrow
 
     def __contains__(self, name: str) -> bool:

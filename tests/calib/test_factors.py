@@ -25,7 +25,7 @@ def weights():
 
 
 def test_awq_tries_the_rounding_that_int4_does(weights):
-    expected = int4.quantize(weights[0].numpy()).dequantize()
+    expected = int4.SCHEME.quantize(weights[0].numpy()).dequantize()
     torch.testing.assert_close(
         awq.rounded(weights[0], int4.BLOCK), torch.from_numpy(expected), atol=1e-6, rtol=0
     )
@@ -34,7 +34,7 @@ def test_awq_tries_the_rounding_that_int4_does(weights):
 def error_of_int4(rows, weights, factor):
     total = 0.0
     for weight in weights:
-        quantized = torch.from_numpy(int4.quantize((weight * factor[:, None]).numpy()).dequantize())
+        quantized = torch.from_numpy(int4.SCHEME.quantize((weight * factor[:, None]).numpy()).dequantize())
         total += ((rows / factor) @ quantized - rows @ weight).square().sum().item()
     return total
 
@@ -71,7 +71,7 @@ def error_of_int8(x, clip):
 
 
 def clip(x):
-    watch = activation_watch.InputWatch(2)
+    watch = activation_watch.InputWatch(2, x.shape[1])
     for part in x.chunk(4):
         watch.see(part)
     torch.testing.assert_close(watch.absmax, x.abs().amax(0))

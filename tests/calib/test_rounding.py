@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from foveate.calib import schemes
-from foveate.calib.schemes.scheme import Form, Site
+from foveate.calib.schemes.graph_site import Site
+from foveate.calib.schemes.quantized import Form, PartName
 from foveate.calib.statistics import InputStatistics
 from foveate.engines.ort.backend import onnxruntime
 
@@ -31,20 +32,19 @@ def product(dtype: str) -> ir.Model:
 
 
 def placed(scheme: str, form: Form, weight: np.ndarray, seen: InputStatistics) -> ir.Model:
-    """The product with ``weight`` in that scheme."""
-    model, module = product(form.dtype), schemes.load(scheme)
-    encoded = module.quantize(weight)
+    """Return the product with ``weight`` in that scheme."""
+    model, encoded = product(form.dtype), schemes.load(scheme).quantize(weight)
 
-    def stored(name: str) -> ir.Value:
+    def find(name: PartName) -> ir.Value:
         part = encoded.part(name)
-        tensor = ir.Tensor(part.data.reshape(part.shape), dtype=part.dtype, name=f"w.{name}")
+        tensor = ir.Tensor(part.data.reshape(part.shape), dtype=part.dtype, name=f"w.{name.label}")
         value = ir.Value(
             name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
         )
         model.graph.register_initializer(value)
         return value
 
-    module.place(Site(model.graph, model.graph.initializers["w"], form, stored, seen, {}))
+    schemes.load(scheme).place(Site(model.graph, model.graph.initializers["w"], form, find, seen, {}))
     del model.graph.initializers["w"]
     return model
 

@@ -98,7 +98,7 @@ def test_onnx_equals_torch(tmp_path, precision, kv_heads, dialect):
     path = tmp_path / f"llm.{dialect}.onnx"
     onnx.checker.check_model(path, full_check=True)
     run = session(path)
-    dtype = lowering.dialect(dialect).DTYPES[precision]
+    dtype = lowering.load(dialect).dtypes[precision]
     past = None
     for rows, written in ((37, 0), (1, 37), (5, 38), (1, 43)):  # prefill, decode, a chunk, decode
         feeds = inputs(reference.spec, rows, written, 64, past)
@@ -200,7 +200,7 @@ def test_activations_are_rounded_as_the_scheme_says(tmp_path, monkeypatch, preci
     """Answers agree in float32, for one of three prompts at least: a value on the edge of a rounding falls to either side, and what follows
     amplifies that. The ``native`` form is taken as it is written: ONNX Runtime's own fusion of it overflows on CPUs without
     VNNI, which ``ort`` avoids."""
-    monkeypatch.setitem(lowering.dialect(dialect).DTYPES, precision, "float32")
+    monkeypatch.setitem(lowering.load(dialect).dtypes, precision, "float32")
     _, reference = export(tmp_path, precision, only=dialect)
     path = tmp_path / f"llm.{dialect}.onnx"
     onnx.checker.check_model(path, full_check=True)

@@ -95,9 +95,9 @@ def test_dialects_that_cannot_say_why(precision, asked, calibrated, words):
 
 def test_every_dialect_answers_for_every_precision():
     for name in lowering.names():
-        module = lowering.dialect(name)
-        assert set(module.DTYPES) | set(module.REFUSES) == {"fp32", "fp16", *schemes.names()}
-        assert not set(module.DTYPES) & set(module.REFUSES)
+        dialect = lowering.load(name)
+        assert set(dialect.dtypes) | set(dialect.refuses) == {"fp32", "fp16", *schemes.names()}
+        assert not set(dialect.dtypes) & set(dialect.refuses)
 
 
 def test_a_range_that_calibration_has_not_seen_is_named():

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foveate.calib.schemes.scheme import Quantized
+from foveate.calib.schemes.quantized import Quantized
 from foveate.engines.errors import UserError
 from foveate.engines.ort.backend import onnxruntime
 from foveate.engines.trt import backend as trt
 from foveate.export import models
 from foveate.export.bundling.precision import Precision
-from foveate.export.bundling.weight_store import packed
+from foveate.export.checkpoints.layered_weights import packed
 from foveate.export.bundling.write_graphs import write_graphs
 from foveate.export.checkpoints.prequantized import packing
 from foveate.export.graphs.llm import language_graphs

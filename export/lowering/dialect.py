@@ -1,0 +1,37 @@
+"""What a dialect is: the form of the graphs of one kind of engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from foveate.engines.spec import GraphSpec
+
+__all__ = ["Dialect", "Passes"]
+
+Passes = Callable[[GraphSpec], Sequence[ir.passes.PassBase]]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """The form of the graphs of one kind of engine: ``DIALECT`` in a module of this package."""
+
+    dtypes: Mapping[str, str]
+    """The compute dtype by precision. Other precisions are refused."""
+
+    passes: Passes
+    """Return the rewrites of a canonical graph: opset 24, native operators, explicit mask."""
+
+    dynamic: bool
+    """True if ranges of activations are found at run time, False if they are calibrated."""
+
+    zero_points: bool
+    """True if int4 weights may have zero points."""
+
+    largest_sort: int | None
+    """How many numbers its engines can sort; None for any."""
+
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    """The reason by refused precision."""
