@@ -31,7 +31,7 @@ from foveate.export.bundling.weight_store import (
 from foveate.export.checkpoints.layered_weights import LayeredWeights, TensorWeights, packed
 from foveate.export.graphs import trace
 from foveate.export.graphs.graph import Graph
-from foveate.export.networks.decoder import Decoder, rope_tables
+from foveate.export.networks.decoder import rope_tables
 from foveate.export.pruning.method import Method
 from foveate.export.spec import Parts, Weights
 from foveate.runtime.images.processor import image_processor

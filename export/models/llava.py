@@ -27,7 +27,7 @@ from foveate.export.settings import generation, image_processor
 from foveate.export.settings import prompt as processor
 from foveate.export.settings.hf_config import Config, clip_vision_spec, decoder_spec
 from foveate.export.settings.vocabulary import fed_by, refuse_tokens_beside, refuse_tokens_beyond
-from foveate.export.spec import DecoderSpec, ModelSpec, Parts, StartMerging, VisionSpec, Weights
+from foveate.export.spec import DecoderSpec, ModelSpec, Parts, StartMerging, VisionSpec
 
 __all__ = [
     "CHECKPOINTS",

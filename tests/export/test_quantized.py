@@ -19,8 +19,8 @@ from foveate.engines.ort.backend import onnxruntime
 from foveate.engines.trt import backend as trt
 from foveate.export import models
 from foveate.export.bundling.precision import Precision
-from foveate.export.checkpoints.layered_weights import packed
 from foveate.export.bundling.write_graphs import write_graphs
+from foveate.export.checkpoints.layered_weights import packed
 from foveate.export.checkpoints.prequantized import packing
 from foveate.export.graphs.llm import language_graphs
 
