@@ -2,6 +2,7 @@
 # make test    every test but the slow ones, in an environment of its own
 # make matrix  every method on every family, in every dialect, which takes a while; writes docs/engines-matrix.md
 # make generated  writes the tables and data files that follow from the code
+# make release  wheel, sdist, tested constraints, SBOMs and SHA256SUMS in dist/, tried in fresh environments
 # make lint    ruff: check and format
 # make clean   removes the environment and what was built
 
@@ -15,7 +16,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUNDLE := bundles/shapes.sppruner
 
-.PHONY: demo test matrix generated lint types clean
+.PHONY: demo test matrix generated release lint types clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.export
@@ -34,6 +35,11 @@ matrix: $(VENV)/.dev
 generated: $(VENV)/.export
 	$(BIN)/python scripts/generate.py
 
+# The tools are installed into an environment of the release's own.
+release: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python scripts/release.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,7 +51,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build bundles kept.png .pytest_cache .ruff_cache
+	rm -rf $(VENV) build bundles dist kept.png .pytest_cache .ruff_cache
 
 # The stamps keep a second `make` from installing again; they are older than pyproject.toml when that changes.
 $(VENV)/.made:
