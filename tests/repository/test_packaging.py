@@ -89,6 +89,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     names = zipfile.ZipFile(built[0]).namelist()
     inside = {n for n in names if not n.split("/")[0].endswith(".dist-info")}
     assert {n for n in inside if n.endswith(".py")} == modules_on_disk()
+    data = {f"foveate/{p.relative_to(ROOT).as_posix()}" for top in TOP for p in (ROOT / top).rglob("*.json")}
+    assert {n for n in inside if n.endswith(".json")} == data and len(data) > 5
     assert {n.split("/")[0] for n in inside} == {"foveate"}
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert not [n for n in inside if n.startswith(("foveate/tests", "foveate/scripts", "foveate/docs"))]
