@@ -1,5 +1,7 @@
-"""Tiers 1 and 2: every method's graphs, tiny, in every dialect: standard ONNX, ONNX Runtime equals torch, and
-TensorRT-RTX compiles each distinct one."""
+"""Tiers 1 and 2: every method's graphs, tiny, in every dialect: standard ONNX, ONNX Runtime equals torch, TensorRT-RTX compiles.
+
+The graphs of most methods are slow tests: ``tests/helpers/often.py`` says which ones are in every run.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from often import METHODS, often
 
 from foveate.engines.ort.backend import onnxruntime
 from foveate.engines.trt import backend as trt
@@ -26,6 +29,8 @@ VARIANTS = {
     "SparseVLM+": ("sparsevlm", {"version": "2"}),
     "vscan in two stages": ("vscan+pyramiddrop", {"pyramiddrop.layers": "2"}),
 }
+OFTEN = (*METHODS, "sppruner with CLIP", "vscan in two stages")
+each_variant = pytest.mark.parametrize("variant", often(VARIANTS, OFTEN))
 TOLERANCE = {"float32": 2e-4, "float16": 2e-2}  # largest error over largest value; scores and kept sets aside
 COMPILED: dict[str, int] = {}
 DOCUMENTED: dict[str, list[str]] = {}
@@ -66,7 +71,7 @@ def names_in(graph: onnx.GraphProto) -> Iterator[str]:
         yield from (name for node in each.node for name in node.output if name)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@each_variant
 def test_graphs_are_standard_onnx(bundles, variant):
     bundle = bundles(variant, "fp16")
     for dialect in lowering.names():
@@ -86,7 +91,8 @@ def test_graphs_are_standard_onnx(bundles, variant):
 
 @pytest.mark.parametrize("dialect", lowering.names())
 @pytest.mark.parametrize(
-    ("variant", "precision"), [*((v, "fp16") for v in VARIANTS), ("sppruner", "fp32"), ("sppruner", "int4")]
+    ("variant", "precision"),
+    often([*((v, "fp16") for v in VARIANTS), ("sppruner", "fp32"), ("sppruner", "int4")], OFTEN),
 )
 def test_onnx_runtime_answers_as_recorded_by_torch(bundles, variant, precision, dialect):
     bundle = bundles(variant, precision)
@@ -137,7 +143,7 @@ def test_a_method_before_the_projector_brings_it_along(bundles):
 
 
 @pytest.mark.parametrize("dialect", ["native", "primitive"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@each_variant
 def test_tensorrt_rtx_compiles_every_distinct_graph(bundles, variant, dialect):
     bundle = bundles(variant, "fp16")
     data = Manifest.from_json(manifest(bundle))
@@ -148,7 +154,7 @@ def test_tensorrt_rtx_compiles_every_distinct_graph(bundles, variant, dialect):
         assert COMPILED[digest] > 1000
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@each_variant
 def test_primitive_graphs_hold_to_what_tensorrt_10_3_documents(bundles, variant):
     bundle = bundles(variant, "fp16")
     for file in manifest(bundle)["dialects"]["primitive"]["files"].values():

@@ -1,10 +1,13 @@
-"""The contract of every in-LLM method: how many rows stay, in torch and, exported, in ONNX Runtime; nothing overflows in half
-precision. (``tests/contracts/test_graphs.py`` compiles all of them with TensorRT-RTX.)"""
+"""The contract of every in-LLM method: how many rows stay, in torch and ONNX Runtime; nothing overflows in half precision.
+
+``tests/contracts/test_graphs.py`` compiles their graphs with TensorRT for RTX. What is exported or compiled is slow for most methods.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from often import METHODS, often
 
 from foveate.export import methods
 from foveate.export.models import llava
@@ -20,10 +23,13 @@ CASES = [
     ),
     ("sparsevlm", {"version": "2", "heads": "2"}, 1),
 ]
+OFTEN = (*METHODS, "feather")  # of two layers
 LAYOUTS = [(5, -64, 9), (3, -30, 4, -64, 6), (-9, 1), (2, -20, 150)]
 each_case = pytest.mark.parametrize(("name", "options", "stage"), CASES, ids=str)
 exported = pytest.mark.parametrize(
-    ("name", "options", "stage"), [c for c in CASES if c[:2] != ("sparsevlm", {}) or not c[2]], ids=str
+    ("name", "options", "stage"),
+    often([c for c in CASES if c[:2] != ("sparsevlm", {}) or not c[2]], OFTEN),
+    ids=str,
 )
 first_cut = pytest.mark.parametrize("name", NAMES)
 
@@ -88,7 +94,7 @@ def test_onnxruntime_keeps_what_torch_keeps(model, name, options, stage, tmp_pat
         )
 
 
-@first_cut
+@pytest.mark.parametrize("name", often(NAMES))
 def test_nothing_overflows_in_half_precision(model, name, tmp_path):
     method = load(name, {})
     here = model(method)

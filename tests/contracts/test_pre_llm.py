@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from often import often
 
 from foveate.export import methods
 from foveate.export.pruning.pre_llm import PreLLMPruner
 
 NAMES = [name for name in methods.names() if methods.load(name).pre_llm]
+EXPORTED = [*((name, "float32") for name in NAMES), *often((name, "float16") for name in NAMES)]
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3}  # of mixtures of tokens of about size 1
 GRIDS = [(4, 4), (12, 12), (24, 24), (9, 16), (1, 30)]
 
@@ -78,8 +80,7 @@ def test_images_of_a_batch_do_not_mix(bench, name):
         assert torch.equal(alone[1][0], together[1][b])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "dtype"), EXPORTED)
 def test_onnxruntime_keeps_what_torch_keeps(bench, name, dtype, tmp_path):
     here, method = bench(), methods.load(name).pre_llm
     session = here.session(method, tmp_path, dtype)
@@ -96,7 +97,7 @@ def test_onnxruntime_keeps_what_torch_keeps(bench, name, dtype, tmp_path):
             assert torch.equal(ours[0], theirs[0]), (seed, keep)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", often(NAMES))
 def test_tensorrt_rtx_compiles_it(bench, name, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     from foveate.engines.trt import backend as trt

@@ -1,4 +1,4 @@
-"""The chain as a whole on the tiny model: budgets, and what pruning must not change."""
+"""The chain as a whole on the tiny model: budgets, and what pruning must not change; slow for most methods."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from often import often
 from PIL import Image
 
 from foveate.engines.errors import UserError
@@ -41,7 +42,7 @@ def image():
     return Image.fromarray(np.random.default_rng(5).integers(0, 256, (70, 90, 3), np.uint8))
 
 
-@pytest.mark.parametrize("method", [name for name in methods.names() if name != "none"])
+@pytest.mark.parametrize("method", often(name for name in methods.names() if name != "none"))
 def test_keeping_everything_is_method_none(pipes, image, method):
     whole = pipes("none").generate(image, QUESTION, max_new_tokens=24)
     pruned = pipes(method, **({"keep": str(SPEC.vision.num_tokens)} if method in FIXED else {}))
@@ -51,7 +52,7 @@ def test_keeping_everything_is_method_none(pipes, image, method):
     np.testing.assert_array_equal(answer.kept[0], np.arange(total))
 
 
-@pytest.mark.parametrize("method", [name for name in methods.names() if name not in ("none", *FIXED)])
+@pytest.mark.parametrize("method", often(name for name in methods.names() if name not in ("none", *FIXED)))
 def test_one_bundle_serves_every_budget(pipes, image, method):
     pipe = pipes(method)
     total = pipe.manifest.num_visual_tokens

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from often import often
 
 from foveate.engines.errors import UserError
 from foveate.runtime import cli
@@ -47,7 +48,7 @@ def test_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("fault", ["mask", "swap", "stale", "scale", "rope"])
-@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("limits", often(LIMITS, ("float32", "float16, fp8")))  # the narrowest, the widest
 def test_planted_faults(make_bundle: Any, fault: str, limits: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also under the limits that leave room for rounded activations."""
     root = make_bundle(fault=fault)
