@@ -17,6 +17,8 @@ FLOAT16_MAX = 65504.0
 
 
 class Cause(NamedTuple):
+    """Why numbers are not finite, and what the user can do, in words."""
+
     what: str
     remedy: str
 
@@ -59,7 +61,7 @@ def cause_of(bundle: Bundle, dialect: str, graph: str, *, recorded: bool) -> Cau
             remedy,
         )
     found = exceeded(bundle, graph)
-    return found and Cause(f"float16 cannot hold what it computes: {found}", remedy)
+    return Cause(f"float16 cannot hold what it computes: {found}", remedy) if found else None
 
 
 def exceeded(bundle: Bundle, graph: str) -> str | None:

@@ -32,7 +32,10 @@ Images = OneImage | Sequence[OneImage] | None
 
 @dataclass(frozen=True, eq=False)
 class PromptImage:
-    """An image of a prompt, with its budget. ``visual`` holds its tokens if it was pruned before, else None."""
+    """An image of a prompt, with its budget.
+
+    ``visual`` holds its tokens if it was pruned before, else None.
+    """
 
     image: ImageInput | ImageFeatures
     keep: int
@@ -49,8 +52,8 @@ class Request:
     """A question whose arguments were checked.
 
     ``segments`` and ``images`` make up the prompt. ``ids`` int64 [P] are the token ids of the whole prompt
-    (``llm.prompt_items.prompt_ids``). ``question`` is what the pruner reads. ``most`` is the largest number of
-    tokens of the answer.
+    (``llm.prompt_items.prompt_ids``). ``question`` is what the pruner reads. ``most`` is the largest number
+    of tokens of the answer.
     """
 
     segments: list[Segment]

@@ -29,6 +29,7 @@ __all__ = [
     "STANDARD_INPUT",
     "EncodedImage",
     "ImageSource",
+    "ReadableImage",
     "from_command_line",
     "read_once",
     "short",
@@ -62,6 +63,10 @@ or [H, W].
 """
 
 
+ReadableImage = str | PathLike[str] | EncodedImage | Image.Image | np.ndarray
+"""An image that can be opened repeatedly: a file, its content, or an image in memory."""
+
+
 def from_command_line(names: Sequence[str], *, allow_url: bool = False) -> list[ImageSource]:
     """Return ``read_once`` of each value of ``--image``. "-" is the standard input, which holds one image."""
     inputs = [name for name in names if name in STANDARD_INPUT]
@@ -88,7 +93,7 @@ def _of_standard_input() -> EncodedImage:
     return _encoded(_read(sys.stdin.buffer, "standard input"), "standard input")
 
 
-def read_once(source: ImageSource, *, allow_url: bool = False) -> ImageSource:
+def read_once(source: ImageSource, *, allow_url: bool = False) -> ReadableImage:
     """Return ``source`` in a form that can be opened repeatedly, or as it is if it has such a form already.
 
     Pipes, devices of process substitution, open files, bytes and URLs become an ``EncodedImage``. A pipe is
@@ -109,7 +114,9 @@ def read_once(source: ImageSource, *, allow_url: bool = False) -> ImageSource:
             "a PIL image or a uint8 array | give one of these",
             code=2,
         )
-    scheme = re.match(r"(data|https?|file|ftp):", source, re.IGNORECASE) if isinstance(source, str) else None
+    if not isinstance(source, str):
+        return _of_path(source)
+    scheme = re.match(r"(data|https?|file|ftp):", source, re.IGNORECASE)
     if scheme is None:
         return _of_path(source)
     if scheme[1].lower() == "data":
@@ -123,7 +130,7 @@ def short(name: object) -> str:
     return text if len(text) <= _LONGEST_NAME else f"{text[:120]}...{text[-60:]} ({len(text)} characters)"
 
 
-def _of_path(source: str | PathLike[str]) -> ImageSource:
+def _of_path(source: str | PathLike[str]) -> str | PathLike[str] | EncodedImage:
     if source == "":  # a Path would take it for the current directory
         raise _unreadable('""', "the name is empty", "give the path of an image file")
     path, name = Path(source), short(source)

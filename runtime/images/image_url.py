@@ -13,6 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from importlib.metadata import version
+from typing import IO
 
 from foveate.engines.errors import UserError
 
@@ -89,8 +90,10 @@ def _in_ascii(url: str) -> str:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener with urllib's handlers for http and https only. Its default opener also reads file:
-    and ftp:."""
+    """Return an opener with urllib's handlers for http and https only.
+
+    Its default opener also reads file: and ftp:.
+    """
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -106,7 +109,15 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         old, new = (urllib.parse.urlsplit(each).scheme.lower() for each in (req.full_url, newurl))
         if new not in ("http", "https") or (old, new) == ("https", "http"):
             raise _failed(

@@ -47,8 +47,8 @@ def draw_overlay(
     """Return an RGB image in the proportions of ``image``, 640 to ``largest`` pixels on its longer side.
 
     ``kept`` int64 [R] are indices into ``grid`` (rows, columns), row-major; -1 is a row without a place.
-    ``owner`` int64 [N] is the row of ``kept`` that each patch went into, -1 if none. ``processor`` tells where
-    patches lie. Raises UserError if ``image`` cannot be read.
+    ``owner`` int64 [N] is the row of ``kept`` that each patch went into, -1 if none. ``processor`` tells
+    where patches lie. Raises UserError if ``image`` cannot be read.
     """
     opened = load_image(image)
     canvas = opened.resize(_canvas(opened.size, largest), Image.Resampling.LANCZOS)

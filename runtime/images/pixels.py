@@ -28,7 +28,7 @@ class Normalization:
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> Normalization:
-        """Return the settings ``resample``, ``rescale``, ``mean`` and ``std``; a step without one is left out."""
+        """Return the settings in those of bundle.json. A step without a setting is left out."""
         return cls(
             Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC)),
             settings.get("rescale", 1.0),
@@ -43,6 +43,7 @@ class Normalization:
         table = np.arange(256, dtype=np.float64)[:, None].repeat(3, axis=1)
         table = (table * self.rescale).astype(np.float32)
         if self.mean is not None:
-            table = (table - np.float32(self.mean)) / np.float32(self.std)
+            mean, std = (np.array(each, np.float32) for each in (self.mean, self.std))
+            table = (table - mean) / std
         pixels = np.asarray(image)  # [H, W, 3]
         return np.stack([table[:, c][pixels[:, :, c]] for c in range(3)])[None]

@@ -71,7 +71,10 @@ class VideoProcessor(Protocol):
     """Videos of a kind of image. Frames are upright, in mode RGB, and have one size."""
 
     def token_layout(self, size: Size, frames: int, interval: float) -> Layout:
-        """Return the layout of ``frames`` frames of ``size``, ``interval`` seconds apart. Raises UserError."""
+        """Return the layout of ``frames`` frames of ``size``, ``interval`` seconds apart.
+
+        Raises UserError for a video that is too long.
+        """
 
     def preprocess(self, frames: Sequence[Image.Image]) -> Iterator[np.ndarray]:
         """Yield the vision encoder's input for each of its runs (``Layout.steps``)."""
@@ -85,7 +88,10 @@ _KINDS: dict[str, Callable[[Mapping[str, Any]], ImageProcessor]] = {
 
 
 def image_processor(settings: Mapping[str, Any]) -> ImageProcessor:
-    """Return the image processor with the ``settings`` of bundle.json. Raises UserError for an unknown kind."""
+    """Return the image processor with the ``settings`` of bundle.json.
+
+    Raises UserError for an unknown kind.
+    """
     if settings["kind"] not in _KINDS:
         raise unknown("kind of image preprocessing", settings["kind"], _KINDS)
     return _KINDS[settings["kind"]](settings)

@@ -42,6 +42,7 @@ class Layout:
 
     @property
     def total(self) -> int:
+        """Return the number of visual tokens, T."""
         return len(self.order)
 
     @property

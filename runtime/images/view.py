@@ -57,6 +57,7 @@ class View:
         return np.where(kept[:, None] < 0, np.nan, self.boxes[kept])
 
     def to_json(self) -> dict[str, Any]:
+        """Return the view without the boxes of its tokens, as ``--json`` prints it."""
         return {
             "size": list(self.size),
             "resized": list(self.resized),

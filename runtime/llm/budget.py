@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, SupportsIndex
 
 from foveate.engines.errors import UserError
 
@@ -94,9 +94,12 @@ def _number(kind: type, text: str) -> Any:
 
 
 def _index(keep: object) -> int | None:
+    """Return a whole number of Python's or NumPy's, None for anything else."""
+    if isinstance(keep, bool) or not isinstance(keep, SupportsIndex):
+        return None
     try:
-        return None if isinstance(keep, bool) else operator.index(keep)
-    except TypeError:
+        return operator.index(keep)
+    except TypeError:  # an array of several numbers
         return None
 
 

@@ -3,11 +3,12 @@
 The bundle's are in ``generation`` of bundle.json, written by the export. Every key is optional, and older
 bundles have none::
 
-    {"repetition_penalty": 1.05, "no_repeat_ngram_size": 3,    # count prompt and answer
-     "suppress_tokens": [7], "begin_suppress_tokens": [9],      # never generated; not generated as first
-     token "min_new_tokens": 4, "max_new_tokens": 512,                # length of the answer "min_length": 10,
-     "max_length": 4096,                      # length of prompt and answer together "stop_strings":
-     ["USER:"], "sample": {"temperature": 0.7, "top_k": 20, "top_p": 0.8}} # settings of --sample
+    {"repetition_penalty": 1.05, "no_repeat_ngram_size": 3,     # count prompt and answer
+     "suppress_tokens": [7], "begin_suppress_tokens": [9],      # never generated; never as the first token
+     "min_new_tokens": 4, "max_new_tokens": 512,                # length of the answer
+     "min_length": 10, "max_length": 4096,                      # length of prompt and answer together
+     "stop_strings": ["USER:"],
+     "sample": {"temperature": 0.7, "top_k": 20, "top_p": 0.8}} # settings of --sample
 
 Answers are greedy unless the caller asks for sampling.
 """
@@ -55,10 +56,12 @@ class Generation:
     def from_json(cls, data: Mapping[str, Any]) -> Generation:
         """Return the bundle's settings. Keys that this version does not know are left out."""
         known = {each.name for each in fields(cls)} - {"sampling", "keep_special"}
-        values = {name: value for name, value in data.items() if name in known}
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        )
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in data.items()
+            if name in known
+        }
+        return cls(**values)
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -150,6 +153,7 @@ class Options:
 
     @property
     def texts(self) -> tuple[str, ...]:
+        """Return the stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def over(self, bundle: Generation) -> Generation:

@@ -68,6 +68,7 @@ class KVCache:
         self.length = min(self.length, rows)
 
     def feeds(self) -> dict[str, Buffer]:
+        """Return the buffers by the names of the engine's inputs."""
         return self._buffers
 
     @property

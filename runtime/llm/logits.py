@@ -62,8 +62,8 @@ class Logits:
                 return ids[order[:count]], values[order[:count]]
         values = self.finite()
         if count == 1:
-            best = values.argmax()
-            return best[None], values[best][None]
+            best = np.array([values.argmax()])
+            return best, values[best]
         order = np.argsort(-values.astype(np.float32), kind="stable")[:count]
         return order, values[order]
 

@@ -1,11 +1,11 @@
-"""A chat template as plain pieces of text: renders the turns of a conversation as the text of a prompt.
+r"""A chat template as plain pieces of text: renders the turns of a conversation as the text of a prompt.
 
 The device has no template engine. ``foveate build`` derives the pieces from the checkpoint's chat template
 and checks that they make the same prompts. For LLaVA-1.5::
 
     {"before": "",                       # opens the prompt, unless a system turn does
      "roles": {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "},           # opens a turn
-     "image": "<image>\\n",              # stands for one image
+     "image": "<image>\n",               # stands for one image
      "order": "images first",            # images before texts, whatever the order of the parts; or "given"
      "after_text": " ",                  # follows each text of a turn
      "end": "",                          # closes a turn
@@ -15,9 +15,9 @@ and checks that they make the same prompts. For LLaVA-1.5::
 Optional settings for what a chat template does to texts, by role::
 
     {"strip": {"user": {"left": null, "right": null}},        # removes blanks around each text
-     "reasoning": {"assistant": {"end": "</think>", "left": "\\n"}},   # keeps only what follows the last
-     </think> "limits": ["user last"]}            # conversations that pieces cannot render; keys of
-     ``LIMITS``
+     # keeps only what follows the last </think>
+     "reasoning": {"assistant": {"end": "</think>", "left": "\n"}},
+     "limits": ["user last"]}            # conversations that pieces cannot render; keys of ``LIMITS``
 
 ``left`` and ``right`` are the characters that are removed on that side; null means every kind of blank. A
 side that is absent is not stripped. The sides of ``reasoning`` apply only to texts that hold ``end``. With

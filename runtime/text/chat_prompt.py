@@ -3,9 +3,9 @@
 ``settings`` are the bundle's: the pieces of ``text.chat_format``, and for LLaVA-1.5::
 
     {"image_token": "<image>", "image_token_id": 32000,
-     "bos_id": 1,                         # before the first piece; null if there is none, or if a piece holds
-     it "suffix_ids": [],                    # after the last piece; optional "stop_ids": [2], "pad_id":
-     32001}    # pad_id may be null
+     "bos_id": 1,                         # before the first piece; null if there is none or a piece holds it
+     "suffix_ids": [],                    # after the last piece; optional
+     "stop_ids": [2], "pad_id": 32001}    # pad_id may be null
 
 Special tokens in the pieces become their ids. Special tokens in the user's words do not: a user's ``<image>``
 or ``</s>`` is ordinary text, whereas Hugging Face's tokenizer would let it add an image or end the answer.

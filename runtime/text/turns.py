@@ -36,7 +36,7 @@ class Turn:
         self, role: str, text: str | None = None, images: int = 0, *, parts: Sequence[Part] | None = None
     ) -> None:
         if parts is None:
-            parts = [IMAGE] * images + ([] if text is None else [text])
+            parts = [*[IMAGE] * images, *([] if text is None else [text])]
         elif text is not None or images:
             raise ValueError("a turn has parts, or a text and a number of images, not both")
         object.__setattr__(self, "role", role)
@@ -44,6 +44,7 @@ class Turn:
 
     @property
     def texts(self) -> list[str]:
+        """Return the words between the images, in order."""
         return [part for part in self.parts if isinstance(part, str)]
 
     @property
@@ -75,7 +76,7 @@ def user_turn(prompt: Prompt, images: int) -> Turn:
         )
     turn = Turn("user", prompt, images) if isinstance(prompt, str) else Turn("user", parts=prompt)
     if not turn.images:  # the prompt names no places
-        turn = Turn("user", parts=[IMAGE] * images + turn.texts)
+        turn = Turn("user", parts=[*[IMAGE] * images, *turn.texts])
     if turn.images != images:
         raise UserError(
             f"places and images differ in number | got {turn.images} places in the prompt, {images} images "

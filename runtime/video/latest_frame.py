@@ -49,6 +49,7 @@ class Frame:
 
     @property
     def age(self) -> float:
+        """Return the seconds since the frame was read."""
         return time.monotonic() - self.taken
 
 
@@ -69,7 +70,7 @@ class Reader:
         self._thread = threading.Thread(target=self._run, daemon=True, name="frames")
         self.read = 0
 
-    def __enter__(self):
+    def __enter__(self) -> Reader:  # noqa: PYI034  Self is newer than Python 3.10
         self._thread.start()
         return self
 

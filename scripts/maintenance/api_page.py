@@ -43,7 +43,8 @@ def _class(kind: type) -> Iterator[str]:
             default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
             yield f"| `{field.name}` | `{str(field.type).replace('|', chr(92) + '|')}{default}` |"
         yield ""
-    for name, member in vars(kind).items():
+    inherited = {name: member for base in reversed(kind.__mro__[:-1]) for name, member in vars(base).items()}
+    for name, member in inherited.items():
         if name.startswith("_"):
             continue
         if isinstance(member, property):
