@@ -1,4 +1,4 @@
-"""Pieces put together by hand; that they equal chat templates is proven in tests/export/test_chat.py."""
+"""Pieces put together by hand; that they equal chat templates is proven in tests/export/settings/test_chat_template.py."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from foveate.export.methods._ocvtp_network import SlotPruner
 from foveate.export.models import llava
 
 METHOD = methods.load("ocvtp")
-SHAPES = Path(__file__).parents[2] / "scripts" / "shapes"
+SHAPES = Path(__file__).parents[3] / "scripts" / "shapes"
 WIDTH = 64  # of the tower of ``llava.tiny()``
 
 
