@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from foveate.engines.targets import TARGETS
+
 ROOT = Path(__file__).parents[2]
 MAY_IMPORT = {
     "export": {"export", "calib", "runtime", "engines"},
@@ -19,6 +21,7 @@ MAY_IMPORT = {
     "engines": {"engines"},
     "jetson": {"jetson", "runtime", "engines"},
 }
+BACKENDS = sorted(path.parent.name for path in (ROOT / "engines").glob("*/target.py"))
 INNER_ORDER: dict[str, list[str]] = {
     # folder -> its modules and sub-packages. Each may import those in the lines above it, never one below it or
     # beside it in its line. Every module is listed. A folder's __init__ may import all of them.
@@ -28,7 +31,7 @@ INNER_ORDER: dict[str, list[str]] = {
         "row_gather topk_logits",
         "engine",
         "backend prefill_switch",
-        "ort trt",
+        " ".join(BACKENDS),
         "targets",
     ],
     "engines/disk": ["mounts", "locks", "files"],
@@ -44,11 +47,12 @@ INNER_ORDER: dict[str, list[str]] = {
 }
 DEVICE = ("engines", "runtime", "jetson")
 DEVICE_LIBRARIES = {"numpy", "PIL", "tokenizers", "foveate"}
-BACKENDS = {  # a backend's own library only in that backend's files
-    "onnxruntime": re.compile(r"engines/ort/\w+\.py"),
-    "tensorrt": re.compile(r"engines/trt/\w+\.py"),
-    "tensorrt_rtx": re.compile(r"engines/trt/\w+\.py"),
-    "cuda": re.compile(r"engines/trt/\w+\.py"),
+OWN_LIBRARIES = {  # library -> the files that may import it
+    **{
+        library: re.compile(rf"engines/{target.make.__module__.split('.')[2]}/\w+\.py")
+        for target in TARGETS.values()
+        for library in target.libraries
+    },
     "cv2": re.compile(r"runtime/video/(capture|video_file)\.py"),
 }
 HOST_ONLY = (
@@ -189,8 +193,8 @@ def test_the_device_side_imports_only_its_few_libraries(path):
         top = module.split(".")[0]
         if top in sys.stdlib_module_names or top in DEVICE_LIBRARIES:
             continue
-        assert top in BACKENDS, f"{where}:{line}: {top} is not for the device side"
-        assert BACKENDS[top].fullmatch(where), f"{where}:{line}: {top} belongs in its backend's file"
+        assert top in OWN_LIBRARIES, f"{where}:{line}: {top} is not for the device side"
+        assert OWN_LIBRARIES[top].fullmatch(where), f"{where}:{line}: {top} belongs in its backend's file"
 
 
 @pytest.mark.parametrize("path", sources(*DEVICE), ids=lambda p: str(p.relative_to(ROOT)))
@@ -210,7 +214,9 @@ def test_the_device_side_is_python_3_10(path):
 
 
 def test_device_modules_import_without_the_host_libraries():
-    modules = [m for m in map(module_name, sources(*DEVICE)) if not m.startswith("foveate.engines.trt")]
+    need_libraries = tuple(f"foveate.engines.{name}." for name in BACKENDS if name != "ort")
+    modules = [m for m in map(module_name, sources(*DEVICE)) if not m.startswith(need_libraries)]
+    modules += [f"foveate.engines.{name}.target" for name in BACKENDS]
     script = (
         "import importlib, sys\n"
         f"for name in {(*HOST_ONLY, 'tensorrt', 'tensorrt_rtx')!r}:\n    sys.modules[name] = None\n"
