@@ -19,7 +19,6 @@ import errno
 import importlib
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from pathlib import Path
 from types import ModuleType
 
 from foveate.engines.disk import mounts
+from foveate.engines.disk.lock_owner import Owner, started
 from foveate.engines.errors import UserError
 
 try:
@@ -34,7 +34,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["Owner", "beside", "held", "inside", "try_flock"]
+__all__ = ["beside", "held", "inside", "try_flock"]
 
 _PAUSE = 0.2  # seconds between two attempts to take a lock
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -67,41 +67,6 @@ def inside(folder: Path) -> Path:
 def beside(folder: Path) -> Path:
     """Return the lock file to hold while replacing ``folder``, which need not exist."""
     return folder.with_name(f".{folder.name}.lock")
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The process that holds a lock.
-
-    ``boot`` is Linux's boot id, ``started`` the start time of the process (clock ticks after the boot),
-    ``space`` its PID namespace.
-    """
-
-    what: str
-    host: str
-    boot: str
-    space: str
-    pid: int
-    started: str
-    since: str
-
-    @classmethod
-    def here(cls, what: str) -> Owner:
-        """Return the record of this process, which does ``what``, e.g. "foveate build"."""
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        pid = os.getpid()
-        return cls(what, platform.node(), _boot(), _space(), pid, _started(pid), since)
-
-    @classmethod
-    def parse(cls, text: str) -> Owner | None:
-        """Read a record. Return None if ``text`` is not a complete one, as while it is being written."""
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
-            return None
-
-    def __str__(self) -> str:
-        return f"{self.what} (process {self.pid} on {self.host}, since {self.since})"
 
 
 @contextlib.contextmanager
@@ -228,7 +193,7 @@ def _create_owner(file: Path, me: Owner, *, flocked: bool) -> str | None:
                 continue  # it was removed just now
             if there.boot != me.boot or (there.space != me.space and not flocked):
                 raise _unseen(file, there, me) from None
-            if not flocked and _started(there.pid) == there.started:
+            if not flocked and started(there.pid) == there.started:
                 return str(there)
             file.unlink(missing_ok=True)  # left by a process of this host that has ended
         else:
@@ -280,28 +245,3 @@ def _write(descriptor: int, owner: Owner) -> None:
 
 def _read(descriptor: int) -> str:
     return os.pread(descriptor, 4096, 0).decode("utf-8", "replace")
-
-
-def _boot() -> str:
-    """Return the boot id: new at every start of a machine, and shared by its containers."""
-    return _line("/proc/sys/kernel/random/boot_id")
-
-
-def _space() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str:
-    """Return the start time of a process of this namespace, or "" if there is none with this id."""
-    fields = _line(f"/proc/{pid}/stat").rpartition(")")[2].split()  # a program's name may contain spaces
-    return fields[19] if len(fields) > 19 else ""
-
-
-def _line(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

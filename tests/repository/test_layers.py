@@ -34,7 +34,7 @@ INNER_ORDER: dict[str, list[str]] = {
         " ".join(BACKENDS),
         "targets",
     ],
-    "engines/disk": ["mounts", "locks", "files"],
+    "engines/disk": ["mounts lock_owner", "locks", "files"],
     "engines/ort": ["library page_release", "compile session", "backend", "target"],
     "engines/trt": [
         "limits logger onnx_dims plan_file timing_cache workarounds library cuda",

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from foveate.engines.disk import locks, mounts
-from foveate.engines.disk.locks import Owner
+from foveate.engines.disk.lock_owner import Owner
 from foveate.engines.errors import UserError
 
 HOLD = """
