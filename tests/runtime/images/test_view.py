@@ -174,7 +174,7 @@ def test_run_and_the_library_tell(bundle: Path, tmp_path: Path, capsys: pytest.C
 
 
 def test_the_example_in_the_docs(bundle: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    page = (Path(__file__).parents[2] / "docs/images.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/images.md").read_text()
     example = page.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     Path("bundles").mkdir()
@@ -186,7 +186,7 @@ def test_the_example_in_the_docs(bundle: Path, tmp_path: Path, monkeypatch, caps
 
 
 def test_the_keys_in_the_docs_are_those_of_the_document() -> None:
-    page = (Path(__file__).parents[2] / "docs/images.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/images.md").read_text()
     told = [
         line.split("`")[1] for line in page.split("| key | what |")[1].splitlines() if line.startswith("| `")
     ]
