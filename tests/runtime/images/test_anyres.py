@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
 
-from foveate.engines.errors import UserError
-from foveate.runtime.images.image_file import load_image, size_of
+from foveate.runtime.images.image_file import load_image
 from foveate.runtime.images.processor import image_processor
-from foveate.runtime.images.token_layout import Layout, single, split
+from foveate.runtime.images.token_layout import Layout
 
 
 def preprocess(image, settings) -> np.ndarray:
@@ -104,33 +103,3 @@ def test_the_lines_of_tokens_lie_on_the_image(size) -> None:
     assert plan.on_finest(kept).tolist() == [-1, len(boxes) - 1, -1, -1]
     owner = np.arange(plan.total)
     assert plan.owned(owner)[plan.on_finest(kept[1:2])] == kept[1]
-
-
-def test_one_tile() -> None:
-    plan = single((3, 4))
-    assert plan.total == plan.whole.size == 12 and plan.tiles == 1 and not len(plan.newlines)
-    assert plan.order.tolist() == plan.patch.tolist() == plan.pieces[0].ravel().tolist() == list(range(12))
-
-
-def test_a_budget_is_split_in_proportion_and_spent() -> None:
-    assert split(640, [576] * 5) == [128] * 5
-    assert split(2, [1, 1, 1]) == [1, 1, 0]
-    random = np.random.default_rng(2)
-    for _ in range(100):
-        sizes = random.integers(1, 600, random.integers(1, 6)).tolist()
-        budget = int(random.integers(1, sum(sizes) + 1))
-        shares = split(budget, sizes)
-        assert sum(shares) == budget
-        for share, size in zip(shares, sizes, strict=True):
-            assert abs(share - budget * size / sum(sizes)) < 1 and share <= size
-
-
-def test_the_size_of_a_file_is_that_of_the_upright_image(tmp_path) -> None:
-    path = tmp_path / "turned.jpg"
-    image, exif = Image.new("RGB", (30, 20)), Image.Exif()
-    exif[0x0112] = 6
-    image.save(path, exif=exif)
-    assert size_of(path) == (20, 30) and size_of(image) == (30, 20)
-    assert size_of(np.zeros((20, 30, 3), np.uint8)) == (30, 20)
-    with pytest.raises(UserError, match="no such file"):
-        size_of(tmp_path / "missing.jpg")

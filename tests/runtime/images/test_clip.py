@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,11 @@ import pytest
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from transformers import AutoImageProcessor, CLIPImageProcessor
-from transformers.image_utils import load_image as hugging_face_load_image
 
 from foveate.engines.errors import UserError
 from foveate.runtime.images import clip as module
 from foveate.runtime.images.clip import ClipProcessor
-from foveate.runtime.images.image_file import load_image, size_of
+from foveate.runtime.images.image_file import load_image
 from foveate.runtime.images.processor import image_processor
 
 
@@ -144,64 +142,6 @@ def test_exif_rotation_does_something(tag, tmp_path):
     assert turned.tobytes() != plain.tobytes()
 
 
-@pytest.mark.parametrize("kind", ("JPEG", "PNG", "WEBP", "TIFF"))
-@pytest.mark.parametrize("tag", range(1, 9))
-def test_the_size_is_that_of_the_upright_image(kind, tag, tmp_path):
-    """Also in TIFF, which Pillow turns by itself; the size decides which tokens an image has."""
-    exif = Image.Exif()
-    exif[0x0112] = tag
-    Image.fromarray(noise(60, 80)).save(tmp_path / "x", kind, exif=exif)
-    want = hugging_face_load_image(str(tmp_path / "x"))
-    assert size_of(tmp_path / "x") == load_image(tmp_path / "x").size == want.size
-    assert np.array_equal(np.asarray(load_image(tmp_path / "x")), np.asarray(want))
-
-
-def _saved(folder, name, image, kind, **options):
-    image.save(folder / name, kind, **options)
-
-
-def _png_of_16_bits(folder, name, *_):
-    """RGB of 16 bits, which Pillow reads but does not write."""
-    rows = np.random.default_rng(3).integers(0, 65536, (60, 80, 3)).astype(">u2")
-    head = (80).to_bytes(4, "big") + (60).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
-    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    chunks = ((b"IHDR", head), (b"IDAT", body), (b"IEND", b""))
-    (folder / name).write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks))
-
-
-FRAMES = {"save_all": True, "append_images": [Image.fromarray(noise(60, 80, seed=n)) for n in (1, 2)]}
-RGB = Image.fromarray(noise(60, 80))
-ODD = {
-    "animated GIF": (_saved, RGB, "GIF", FRAMES),
-    "animated WebP": (_saved, RGB, "WEBP", FRAMES),
-    "animated PNG": (_saved, RGB, "PNG", FRAMES),
-    "pages of a TIFF": (_saved, RGB, "TIFF", FRAMES),
-    "MPO of a phone": (_saved, RGB, "MPO", FRAMES),
-    "CMYK": (_saved, RGB.convert("CMYK"), "JPEG", {}),
-    "CMYK TIFF": (_saved, RGB.convert("CMYK"), "TIFF", {}),
-    "LAB": (_saved, Image.merge("LAB", RGB.split()), "TIFF", {}),
-    "floats": (_saved, Image.fromarray(noise(60, 80, 1).astype(np.float32) * 1.5), "TIFF", {}),
-    "16 bit grey": (_saved, Image.fromarray(noise(60, 80, 1).astype(np.uint16) * 3), "PNG", {}),
-    "32 bit grey": (_saved, Image.fromarray(noise(60, 80, 1).astype(np.int32) * 3), "TIFF", {}),
-    "16 bit RGB": (_png_of_16_bits, RGB, "PNG", {}),
-    "progressive": (_saved, RGB, "JPEG", {"progressive": True}),
-    "JPEG 2000": (_saved, RGB, "JPEG2000", {}),
-    "BMP": (_saved, RGB, "BMP", {}),
-    "PPM": (_saved, RGB, "PPM", {}),
-    "icon": (_saved, RGB, "ICO", {}),
-}
-
-
-@pytest.mark.parametrize("name", ODD)
-def test_odd_images_are_what_hugging_face_loads(name, tmp_path):
-    make, image, kind, options = ODD[name]
-    make(tmp_path, "x", image, kind, **options)
-    want = hugging_face_load_image(str(tmp_path / "x"))
-    got = load_image(tmp_path / "x")
-    assert size_of(tmp_path / "x") == got.size
-    assert np.array_equal(np.asarray(got), np.asarray(want))
-
-
 @pytest.mark.parametrize(
     "size, crop, edge, side",
     [((40, 60), [56, 48], 30, None), ((61, 40), [31, 77], 50, None), ((50, 70), None, None, [42, 56])],
@@ -270,75 +210,6 @@ def test_resizing_only_what_is_seen_gives_the_same_pixels(height, width, monkeyp
     whole = preprocess(array, SETTINGS)
     monkeypatch.setattr(module, "_RESIZE_WHOLE", 0)
     assert np.abs(grey_levels(whole) - grey_levels(preprocess(array, SETTINGS))).max() <= 1.001 / 255
-
-
-def bad_file(folder: Path, kind: str) -> Path:
-    path = folder / "image.jpg"
-    if kind == "truncated jpeg":
-        Image.fromarray(smooth(300, 300)).save(path)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif kind == "truncated png":
-        Image.fromarray(noise(90, 90)).save(path, "PNG")
-        path.write_bytes(path.read_bytes()[:2000])
-    elif kind == "broken png header":
-        Image.fromarray(noise(90, 90)).save(path, "PNG")
-        data = bytearray(path.read_bytes())
-        data[18] ^= 255
-        path.write_bytes(data)
-    elif kind == "zero bytes":
-        path.write_bytes(b"")
-    elif kind == "bomb":
-        path.write_bytes(png(20_000, 20_000))
-    elif kind == "large":
-        path.write_bytes(png(10_000, 10_000))
-    elif kind == "text":
-        path.write_text("This is not an image at all, although its name says so.\n" * 20)
-    elif kind == "directory":
-        path.mkdir()
-    return path
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
-
-
-def png(width: int, height: int) -> bytes:
-    """A well-formed bilevel PNG of black pixels: small as a file, huge when decoded."""
-    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([1, 0, 0, 0, 0])
-    packer = zlib.compressobj(1)
-    rows = b"".join(packer.compress(bytes(1 + (width + 7) // 8)) for _ in range(height)) + packer.flush()
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize(
-    "kind, says",
-    [
-        ("truncated jpeg", "damaged or cut short"),
-        ("truncated png", "damaged or cut short"),
-        ("broken png header", "not an image|damaged"),
-        ("zero bytes", "the file is empty"),
-        ("bomb", "too large"),
-        ("large", "too large"),
-        ("text", "not an image"),
-        ("directory", "got a directory"),
-        ("missing", "no such file"),
-    ],
-)
-def test_bad_images_are_refused_with_one_sentence(kind, says, tmp_path, recwarn):
-    path = bad_file(tmp_path, kind)
-    with pytest.raises(UserError, match=says) as caught:
-        preprocess(path, SETTINGS)
-    message = str(caught.value)
-    assert str(path) in message and message.count(" | ") == 2 and "\n" not in message
-    assert not recwarn.list
-
-
-@pytest.mark.parametrize(
-    "array", [np.zeros((5, 5, 3), np.float32), np.zeros((3, 5, 5), np.uint8), np.zeros((0, 5, 3), np.uint8)]
-)
-def test_arrays_that_are_no_images(array):
-    with pytest.raises(UserError, match="this array is no image"):
-        preprocess(array, SETTINGS)
 
 
 def test_unknown_settings_are_refused():

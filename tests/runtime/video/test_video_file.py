@@ -10,15 +10,8 @@ import pytest
 from PIL import Image
 
 from foveate.engines.errors import UserError
-from foveate.runtime.images.processor import image_processor
-from foveate.runtime.images.token_layout import Layout
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.video.video_file import Video, load_video, sampled
-
-
-def film(size, settings, frames, interval) -> Layout:
-    return image_processor(settings).video.token_layout(size, frames, interval)
-
 
 SETTINGS = {
     "kind": "windows",
@@ -182,23 +175,6 @@ def test_what_is_no_video_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match=r"pip install --editable '\.\[video\]'"):
         load_video(text, FLAT)
-
-
-def test_time_passes_in_positions():
-    plan = film((280, 140), SETTINGS, 6, 0.5)
-    rows, columns = plan.finest
-    assert plan.steps == 3 and plan.total == 3 * rows * columns
-    time, down, across = plan.positions.reshape(3, 3, rows, columns)
-    assert (time == np.array([0, 2, 4])[:, None, None]).all()
-    assert (down == np.arange(rows)[:, None]).all() and (across == np.arange(columns)).all()
-    assert [piece.shape for piece in plan.pieces] == [(rows, columns)] * 3
-
-
-def test_a_video_has_limits():
-    assert film((1920, 1080), SETTINGS, 8, 0.5).total <= 4 * 768
-    assert film((1920, 1080), SETTINGS, 64, 0.5).total <= 16384
-    with pytest.raises(UserError, match="the video is too long"):
-        film((1920, 1080), SETTINGS, 768, 0.5)
 
 
 def test_a_model_without_videos_refuses_them(bundle):
