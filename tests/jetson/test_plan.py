@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from dataclasses import replace
@@ -21,38 +20,30 @@ from foveate.jetson.planner.memory import memory
 from foveate.jetson.planner.plan import best_keep, main, plan
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.measuring import costs
+from maintenance import fit_plan
 
 ROOT = Path(__file__).parents[2]
 NANO, AGX = device("orin-nano-8gb"), device("agx-orin-64gb")
 
 
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_committed_efficiencies_are_those_of_the_published_measurements():
-    assert script("fit_plan").fits() == roofline.fitted()
+    assert fit_plan.fits() == roofline.fitted()
 
 
 @pytest.mark.parametrize("stage", ("vision", "prefill", "decode"))
 def test_errors_stay_below_20_percent_where_it_was_not_fitted(stage):
     """A row, or a whole device, left out of the fit."""
-    fit = script("fit_plan")
-    rows = fit.published()["fit"]
+    rows = fit_plan.published()["fit"]
     for key in (id, lambda row: row["device"]):
-        errors = [abs(e) for _, e in fit.left_out(rows, stage, key)]
+        errors = [abs(e) for _, e in fit_plan.left_out(rows, stage, key)]
         assert len(errors) >= 7 and max(errors) < 0.2, errors
 
 
 def test_other_engines_and_people_measured_much_the_same():
-    fit = script("fit_plan")
     errors = [
-        fit.error(roofline.fitted()[stage], sample)
-        for row in fit.published()["held_out"]
-        for stage, take in fit.STAGES.items()
+        fit_plan.error(roofline.fitted()[stage], sample)
+        for row in fit_plan.published()["held_out"]
+        for stage, take in fit_plan.STAGES.items()
         if (sample := take(row))
     ]
     assert len(errors) == 9 and max(map(abs, errors)) < 0.21
@@ -60,13 +51,13 @@ def test_other_engines_and_people_measured_much_the_same():
 
 def test_a_wrong_power_mode_would_be_seen():
     """The original NX and the Super Nano are off by more than a fifth: the modes read into the rows are needed."""
-    fit = script("fit_plan")
-    for row in fit.published()["fit"]:
+    for row in fit_plan.published()["fit"]:
         other = {"orin-nx-16gb-super": "orin-nx-16gb", "orin-nano-8gb": "orin-nano-8gb-super"}.get(
             row["device"]
         )
         if other:
-            assert abs(fit.error(roofline.fitted()["prefill"], fit.prefill(row | {"device": other}))) > 0.2
+            seconds = fit_plan.prefill(row | {"device": other})
+            assert abs(fit_plan.error(roofline.fitted()["prefill"], seconds)) > 0.2
 
 
 def test_a_schedule_is_that_of_the_bundle():
