@@ -35,7 +35,7 @@ VERBS = {
     "check": ("foveate.runtime.cli.check", "test that a compiled bundle answers correctly here"),
     "inspect": ("foveate.runtime.cli.inspect", "show what a bundle holds"),
     "watch": ("foveate.runtime.cli.watch", "answer a question about a camera's newest frame, repeatedly"),
-    "bench": ("foveate.runtime.measuring.bench", "measure the speed of a compiled bundle on this machine"),
+    "bench": ("foveate.runtime.cli.bench", "measure the speed of a compiled bundle on this machine"),
     "plan": ("foveate.jetson.planner.plan", "estimate memory and speed on a device before anything is built"),
     "doctor": ("foveate.jetson.device.doctor", "show what is on this machine and what is wrong with it"),
     "pack": (

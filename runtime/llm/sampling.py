@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from foveate.engines.errors import UserError
 from foveate.runtime.llm.logits import Logits
 
-if TYPE_CHECKING:
-    from foveate.runtime.llm.penalties import Penalties
-
-__all__ = ["Sampler", "Sampling", "misfit", "wrong"]
+__all__ = ["LogitsChange", "Sampler", "Sampling", "misfit", "wrong"]
 
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -66,13 +63,23 @@ def wrong(name: str, got: object, expected: str) -> UserError:
     return UserError(f"wrong {name} | got {got}, expected {expected} | leave it out for the default", code=2)
 
 
+class LogitsChange(Protocol):
+    """Changes logits before a token is chosen, see ``penalties.Penalties``."""
+
+    def at(self, length: int) -> Sequence[object]:
+        """Return the steps for the token after an answer of ``length`` tokens, none if nothing changes."""
+
+    def __call__(self, logits: np.ndarray, answer: Sequence[int]) -> np.ndarray:
+        """Return ``logits`` [V] of the token after ``answer``, changed: float32 [V], -inf if excluded."""
+
+
 class Sampler:
     """Chooses the tokens of one answer.
 
     The same seed gives the same draws. ``penalties`` change the logits first.
     """
 
-    def __init__(self, sampling: Sampling, penalties: Penalties | None = None) -> None:
+    def __init__(self, sampling: Sampling, penalties: LogitsChange | None = None) -> None:
         self.sampling, self._penalties = sampling, penalties
         self._random = np.random.default_rng(sampling.seed)
 

@@ -1,23 +1,20 @@
-"""``foveate bench``: measure loading, memory and each stage of a compiled bundle at several budgets.
+"""Measurement of loading, memory and each stage of a compiled bundle at several budgets.
 
 Budgets take turns, round by round, in one process after a warm-up round, so that ratios hold even on a busy
-machine. Each figure is a median with the smallest and largest value of all rounds. The last line of the
-output is one JSON document. The image is noise; it costs a model as much as any other image of its size. On
-boards with power monitors (``runtime.measuring.energy``) energy is measured as well: that of the whole
-machine, from the question to the end of the answer, and the share of decoding per token.
+machine. Each figure is a median with the smallest and largest value of all rounds. The image is noise; it
+costs a model as much as any other image of its size. On boards with power monitors
+(``runtime.measuring.energy``) energy is measured as well: that of the whole machine, from the question to the
+end of the answer, and the share of decoding per token.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
-import json
-import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,121 +26,47 @@ from foveate.engines.errors import UserError
 from foveate.runtime.answer import Answer
 from foveate.runtime.bundle.compiled import choose
 from foveate.runtime.bundle.loading import Manifest, load
-from foveate.runtime.cli import Parser, options
 from foveate.runtime.llm.budget import Keep
 from foveate.runtime.measuring import costs
 from foveate.runtime.measuring.energy import Sampler
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.text.chat_prompt import Turn
 
-__all__ = ["STAGES", "environment", "main", "measure", "question", "resident_bytes", "run", "table"]
+__all__ = ["IMAGE_SIZE", "STAGES", "environment", "measure", "question", "resident_bytes", "table"]
 
 STAGES = ("preprocess", "vision", "prune", "prefill", "first_token")
 _BUDGETS = ("100%", "33.3%", "22.2%", "11.1%")
-_IMAGE_SIZE = 640, 480
+IMAGE_SIZE = 640, 480
+"""Width and height of the image that is shown, in pixels."""
 _JOULES = {"joules": "J per answer", "joules_per_token": "J per token"}
 
 Energy = tuple[float | None, float | None]
 """Joules per answer, and joules of decoding per token. None if there is no power monitor."""
 
 
-def main(argv: list[str]) -> int:
-    print(json.dumps(run(argv)))
-    return 0
-
-
-def run(argv: list[str]) -> dict[str, Any]:
-    """Parse the arguments, measure, print the table, and return what was measured."""
-    parser = Parser(
-        prog="foveate bench",
-        description="Measure the speed, memory and energy of a compiled bundle on this machine.",
-    )
-    parser.add_argument("bundle", metavar="BUNDLE", help="The folder of a compiled bundle.")
-    parser.add_argument(
-        "--keep",
-        nargs="+",
-        help="Measure these budgets of visual tokens, and compare the others with the first "
-        "(default: 100%% 33.3%% 22.2%% 11.1%%).",
-    )
-    parser.add_argument(
-        "--text-tokens",
-        type=int,
-        default=40,
-        help="Use a prompt with this many text tokens, those of the chat template included (default: 40).",
-    )
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        nargs=2,
-        default=_IMAGE_SIZE,
-        metavar=("WIDTH", "HEIGHT"),
-        help="Use an image of this size in pixels; some models make more visual tokens of larger images "
-        "(default: 640 480).",
-    )
-    old_name = {"type": int, "nargs": 2, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-    parser.add_argument("--picture", dest="image_size", **old_name)
-    parser.add_argument(
-        "--new-tokens",
-        type=int,
-        default=16,
-        help="Decode this many tokens in each round (default: 16).",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=5,
-        help="Measure each budget this many times (default: 5).",
-    )
-    options.add_engine(parser)
-    args = parser.parse_args(argv)
-    for name in ("text_tokens", "new_tokens", "rounds"):
-        if getattr(args, name) < 1:
-            wrong = name.replace("_", "-")
-            raise UserError(
-                f"wrong {wrong} | got {getattr(args, name)}, expected 1 or more | leave it out", code=2
-            )
-    largest = Image.MAX_IMAGE_PIXELS or math.inf
-    if min(args.image_size) < 1 or math.prod(args.image_size) > largest:
-        raise UserError(
-            f"wrong image size | got {args.image_size}, "
-            f"expected width and height of at most {largest:g} pixels in all | leave it out",
-            code=2,
-        )
-    found = measure(
-        args.bundle,
-        args.keep,
-        image_size=args.image_size,
-        text_tokens=args.text_tokens,
-        new_tokens=args.new_tokens,
-        rounds=args.rounds,
-        threads=args.threads,
-        engine=args.engine,
-    )
-    print("\n".join(table(found)))
-    return found
-
-
 def measure(
     path: str | os.PathLike[str],
     keep: Sequence[Keep] | None = None,
     *,
-    image_size: Sequence[int] = _IMAGE_SIZE,
+    image_size: Sequence[int] = IMAGE_SIZE,
     text_tokens: int = 40,
     new_tokens: int = 16,
     rounds: int = 5,
     threads: int | None = None,
     engine: str | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure the bundle at ``path``: times in seconds, sizes in bytes, and FLOPs of the prefill (``costs``).
 
     ``image_size`` is the width and height of the image in pixels. There is one row per budget of ``keep``; None
     stands for the usual budgets, or for the only one if the bundle leaves no choice. Each time is [median,
-    fastest, slowest], and so are joules, which are None if there is no power monitor.
+    fastest, slowest], and so are joules, which are None if there is no power monitor. ``progress`` gets a line
+    for each large file that is hashed.
 
     Raises UserError as ``Pipeline.load`` and ``Pipeline.generate`` do.
     """
     # hash the files here, so that hashing is not counted as loading
-    load(path, progress=lambda name: options.say(f"checking {name}"))
+    load(path, progress=(lambda name: progress(f"checking {name}")) if progress else None)
     start = time.perf_counter()
     pipe = Pipeline.load(path, engine, threads=threads)
     loading = time.perf_counter() - start

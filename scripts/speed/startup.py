@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foveate.runtime.measuring import bench
+from foveate.runtime.cli import bench
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from foveate.engines.errors import UserError
 from foveate.jetson.device import power_modes
+from foveate.runtime.cli import bench
 from foveate.runtime.compiling.compile import compile_bundle
-from foveate.runtime.measuring import bench
 from foveate.runtime.measuring.energy import Rails, Sampler, find
 
 

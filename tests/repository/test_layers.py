@@ -43,7 +43,42 @@ INNER_ORDER: dict[str, list[str]] = {
         "backend",
         "target",
     ],
+    "runtime": [
+        "bundle clock input_file text",
+        "images overflow",
+        "answer finite llm video",
+        "compiling vision",
+        "model",
+        "request",
+        "answering",
+        "conversation",
+        "pipeline",
+        "measuring",
+        "cli",
+    ],
+    "runtime/cli": [
+        "__main__ options signals streams typed_prompt",
+        "bench chat check compile inspect run",
+        "watch",
+    ],
     "runtime/compiling": ["comparison", "self_test", "job", "work_folder", "compile"],
+    "runtime/images": [
+        "image_url pixels token_layout",
+        "image_source view",
+        "anyres clip image_file windows",
+        "processor",
+        "overlay",
+    ],
+    "runtime/llm": [
+        "budget kv_cache logits visual_tokens",
+        "prompt_items sampling",
+        "generation prompt_rows",
+        "penalties segment",
+        "decoder",
+    ],
+    "runtime/text": ["turns", "chat_format", "chat_prompt", "stops"],
+    "runtime/video": ["capture latest_frame video_file"],
+    "runtime/vision": ["features pieces question", "pre_llm_pruner", "stages"],
 }
 DEVICE = ("engines", "runtime", "jetson")
 DEVICE_LIBRARIES = {"numpy", "PIL", "tokenizers", "foveate"}
