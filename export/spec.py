@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,17 @@ from torch import nn
 
 from foveate.engines.spec import FLOAT, Dim, Symbol, TensorSpec
 
-__all__ = ["DecoderSpec", "Merging", "ModelSpec", "Parts", "StartMerging", "VisionSpec", "Weights"]
+__all__ = [
+    "BundleFiles",
+    "ClipFiles",
+    "DecoderSpec",
+    "Merging",
+    "ModelSpec",
+    "Parts",
+    "StartMerging",
+    "VisionSpec",
+    "Weights",
+]
 
 
 @dataclass(frozen=True)
@@ -186,7 +197,19 @@ StartMerging = Callable[[int, int, torch.device], Merging]
 """Starts a ``Merging``: takes the number of images, the number of patches of each, and the device."""
 
 
-@dataclass
+BundleFiles = dict[str, bytes | Path]
+"""Files of a bundle: their content, or the file that is copied, by their path in the bundle."""
+
+
+@dataclass(frozen=True)
+class ClipFiles:
+    """What a bundle with CLIP's text encoder takes from CLIP's checkpoint."""
+
+    files: BundleFiles  # clip_tokenizer.json, and the licence's files
+    licence: dict[str, Any]  # by role, as ``Parts.licence``
+
+
+@dataclass(frozen=True)
 class Parts:
     """A model in pieces. Its modules are on the ``meta`` device: they have shapes and no memory.
 
@@ -196,7 +219,8 @@ class Parts:
     ``projector()`` builds the module's last part alone, ``features [1,N,Dv]`` to ``projected``, for methods
     that act before it. ``decoder`` has ``layers``, ``norm`` and ``lm_head`` (see ``networks/decoder.py``).
     ``text_encoder`` maps ``input_ids [S,C]`` to ``clip_text [1,S,J]``; it is None without a CLIP checkpoint.
-    ``files`` are copied into the bundle (``tokenizer.json``, ``clip_tokenizer.json``).
+    ``files`` are copied into the bundle. ``open_clip`` opens the checkpoint of the text encoder, and may
+    download it; it returns the files and licences that a bundle with the text encoder has besides.
     """
 
     spec: ModelSpec
@@ -208,6 +232,7 @@ class Parts:
     prompt: dict[str, Any]  # chat format and stop ids, see runtime/text/chat_prompt.py
     licence: dict[str, Any] = field(default_factory=dict)  # by role, see runtime/bundle/licence.py
     generation: dict[str, Any] = field(default_factory=dict)  # see settings/generation.py
-    files: dict[str, Any] = field(default_factory=dict)  # name in the bundle -> path or bytes
+    files: BundleFiles = field(default_factory=dict)
     text_encoder: nn.Module | None = None
+    open_clip: Callable[[], ClipFiles] | None = None
     source: dict[str, str] = field(default_factory=dict)  # model, revision, load format: for bundle.json

@@ -23,7 +23,7 @@ from foveate.export.bundling.staging import Place, no_room, reserved
 from foveate.export.calibration import calibrate
 from foveate.export.checkpoints import pruner_weights
 from foveate.export.checkpoints.layered_weights import packed
-from foveate.export.graphs.assemble import assemble
+from foveate.export.graphs.assemble import assemble, with_files_for
 from foveate.export.graphs.graph import Graph
 from foveate.export.pruning.budgets import sampled
 from foveate.export.pruning.method import Method
@@ -97,7 +97,7 @@ def write_bundle(
     root = place.root
     with _stages() as stage:
         graphs = assemble(parts, method, llm_parts)
-        parts = pruner_weights.joined(parts, method, pruner)
+        parts = pruner_weights.joined(with_files_for(parts, method), method, pruner)
         for note in licence.notes(parts.licence):
             print(note, file=sys.stderr)
         if calibration is not None:
@@ -107,7 +107,7 @@ def write_bundle(
             )
         written = write_graphs.write_graphs(root, parts, graphs, precision, dialects, stage, statistics)
         table = write_graphs.write_embeddings(root, parts.weights, precision)
-        write_graphs.write_files(root, parts, graphs)
+        write_graphs.write_files(root, parts)
         stage("recording golden.npz", 0, 1)
         ranges = write_graphs.write_golden(root, parts, method, graphs, written.readings, table)
         write_graphs.widen(root, written, ranges, lambda line: print(line, file=sys.stderr), asked)

@@ -187,13 +187,9 @@ def write_embeddings(root: Path, weights: Weights, precision: Precision) -> np.n
     return np.load(path, mmap_mode="r")
 
 
-def write_files(root: Path, parts: Parts, graphs: list[Graph]) -> None:
-    """Write licences and tokenizers. CLIP's tokenizer is written only if its text encoder is among the
-    ``graphs``."""
-    reads_clip = any(graph.spec.name == "text_encoder" for graph in graphs)
+def write_files(root: Path, parts: Parts) -> None:
+    """Write licences, tokenizers and the family's own files."""
     for name, source in parts.files.items():
-        if name == "clip_tokenizer.json" and not reads_clip:
-            continue
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(source, bytes):
             (root / name).write_bytes(source)

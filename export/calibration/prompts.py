@@ -85,7 +85,7 @@ class Stages:
         exact = Precision("fp32")
         written = write_graphs.write_graphs(folder, parts, others, exact, [_DIALECT], progress)
         (self._weights,) = written.readings.values()
-        write_graphs.write_files(folder, parts, graphs)
+        write_graphs.write_files(folder, parts)
         table = write_graphs.write_embeddings(folder, parts.weights, exact)
         values = manifest | {"dialects": written.index, "files": {}, "format": FORMAT}
         self._bundle = Bundle(folder, Manifest.from_json(values))

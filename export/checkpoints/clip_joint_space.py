@@ -12,6 +12,7 @@ import torch
 
 from foveate.engines.errors import UserError
 from foveate.export.checkpoints import find as sources
+from foveate.export.checkpoints import licence
 from foveate.export.checkpoints.directory import Source
 from foveate.export.checkpoints.find import entries
 from foveate.export.checkpoints.random_weights import byte_tokenizer
@@ -20,7 +21,7 @@ from foveate.export.keys.checkpoint_keys import check_clip
 from foveate.export.networks.clip import JointHead, TextEncoder, TextSpec
 from foveate.export.settings.hf_config import Config, clip_vision_spec
 from foveate.export.settings.vocabulary import refuse_tokens_beyond
-from foveate.export.spec import VisionSpec, Weights
+from foveate.export.spec import BundleFiles, ClipFiles, VisionSpec, Weights
 
 __all__ = ["JointSpace", "check_tower", "joint_size"]
 
@@ -124,10 +125,14 @@ class JointSpace:
             self._folders = list(source.folders.values())
         return self._opened
 
-    def folders(self) -> list[Folder]:
-        """Open the checkpoint and return its directories; none for a dummy."""
-        self.open()
-        return self._folders
+    def clip_files(self) -> ClipFiles:
+        """Open the checkpoint and return the files and the licence that a bundle takes from it."""
+        files: BundleFiles = {"clip_tokenizer.json": self.open()[1]}
+        licences: dict[str, Any] = {}
+        for folder in self._folders:
+            licences["clip"], found = licence.of(folder, "clip")
+            files |= found
+        return ClipFiles(files, licences)
 
     def _tokenizer(self, source: Source) -> Any:
         if source.load_format == "dummy":

@@ -5,6 +5,8 @@ A graph is a module on the meta device with its interface.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from foveate.engines.errors import UserError
 from foveate.export import methods
 from foveate.export.graphs.graph import Graph
@@ -15,7 +17,7 @@ from foveate.export.pruning.method import Method
 from foveate.export.pruning.taps import TEXT_TAPS
 from foveate.export.spec import ModelSpec, Parts
 
-__all__ = ["assemble", "missing", "taps_of"]
+__all__ = ["assemble", "missing", "taps_of", "with_files_for"]
 
 
 def assemble(parts: Parts, method: Method, llm_parts: int = 1) -> list[Graph]:
@@ -36,6 +38,17 @@ def assemble(parts: Parts, method: Method, llm_parts: int = 1) -> list[Graph]:
         projector = parts.projector() if pruner.source == "features" else None
         graphs.append(pruner_graph(parts.spec, pruner, projector))
     return [*graphs, *language_graphs(parts, method.in_llm, llm_parts)]
+
+
+def with_files_for(parts: Parts, method: Method) -> Parts:
+    """Return ``parts`` with the files and the licence of CLIP's checkpoint, if the method compares with CLIP.
+
+    Opens that checkpoint, and may download it. Raises UserError when it is missing or does not fit.
+    """
+    if parts.open_clip is None or "clip_image" not in taps_of(parts.spec, method):
+        return parts
+    found = parts.open_clip()
+    return replace(parts, files=parts.files | found.files, licence=parts.licence | found.licence)
 
 
 def taps_of(spec: ModelSpec, method: Method) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ half a gigabyte.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -48,7 +49,9 @@ def trace(graph: Graph, dtype: str) -> ir.Model:
 
 def _trace(graph: Graph, spec: GraphSpec, dtype: str) -> ir.Model:
     symbols = _symbols(spec)
-    module = graph.module.to(getattr(torch, dtype)).eval()
+    module = (
+        copy.deepcopy(graph.module).to(getattr(torch, dtype)).eval()
+    )  # on the meta device: it costs nothing
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,

@@ -12,6 +12,7 @@ A family's file has
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from types import ModuleType
 
 from foveate.engines.errors import UserError, unknown
@@ -78,11 +79,11 @@ def load(
     checkpoint_keys.check(source, family(model_type).KEYS)
     answers = generation.defaults(source)  # refuses settings before any long work
     parts = family(model_type).load(source, clip=clip, max_pixels=max_pixels)
-    parts.generation = answers
+    origin, licences, files = dict(parts.source), dict(parts.licence), dict(parts.files)
     if isinstance(source, Adapted):
         found = source.adapter
-        parts.source |= {"adapter": found.folder.label, "adapter_revision": found.revision}
+        origin |= {"adapter": found.folder.label, "adapter_revision": found.revision}
     for role, folder in source.folders.items():
-        parts.licence[role], files = licence.of(folder, role)
-        parts.files |= files
-    return parts
+        licences[role], more = licence.of(folder, role)
+        files |= more
+    return replace(parts, generation=answers, source=origin, licence=licences, files=files)

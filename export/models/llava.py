@@ -13,7 +13,6 @@ import torch
 
 from foveate.engines.errors import UserError
 from foveate.export.checkpoints import find as sources
-from foveate.export.checkpoints import licence
 from foveate.export.checkpoints.clip_joint_space import JointSpace, joint_size
 from foveate.export.checkpoints.directory import Entry, Source, Unread
 from foveate.export.checkpoints.find import entries, language_entries, under
@@ -225,17 +224,12 @@ def parts(
     activation = top.demand("projector_hidden_act", *ACTIVATIONS, default="gelu")
 
     def build(taps: tuple[str, ...], merging: StartMerging | None = None) -> Vision:
-        if "clip_image" in taps:
-            if joint is None:
-                raise UserError(
-                    f"{source.label} has no joint space of images and texts "
-                    "| expected the CLIP checkpoint of its vision tower in its directory under clip "
-                    "| name it with --clip"
-                )
-            files["clip_tokenizer.json"] = joint.open()[1]
-            for folder in joint.folders():
-                licences["clip"], found = licence.of(folder, "clip")
-                files.update(found)
+        if "clip_image" in taps and joint is None:
+            raise UserError(
+                f"{source.label} has no joint space of images and texts "
+                "| expected the CLIP checkpoint of its vision tower in its directory under clip "
+                "| name it with --clip"
+            )
         with torch.device("meta"):
             return Vision(vision, projector(), taps, merging)
 
@@ -246,11 +240,10 @@ def parts(
     joint = JointSpace(clip, vision, clip_source) if clip else None
     with torch.device("meta"):
         language = Decoder(decoder)
-    files: dict[str, Any] = {"tokenizer.json": _tokenizer(source, decoder, top)}
-    licences: dict[str, Any] = {}
-    prompt = _prompt(source, files["tokenizer.json"], top)
-    refuse_tokens_beyond(decoder.vocab_size, files["tokenizer.json"], source.label, fed_by(prompt))
-    refuse_tokens_beside(source, files["tokenizer.json"], fed_by(prompt))
+    tokenizer = _tokenizer(source, decoder, top)
+    prompt = _prompt(source, tokenizer, top)
+    refuse_tokens_beyond(decoder.vocab_size, tokenizer, source.label, fed_by(prompt))
+    refuse_tokens_beside(source, tokenizer, fed_by(prompt))
     weights = source.weights(_entries(build(()), language) | dict(beside or {}), _unread(vision))
     return Parts(
         spec=ModelSpec("llava", vision, decoder, ("layers", *(TAPS if joint else TAPS[:-1]))),
@@ -260,9 +253,9 @@ def parts(
         weights=weights if joint is None else LayeredWeights(joint, weights),
         image=image_processor.image_settings(source, vision.image_size) if image is None else image,
         prompt=prompt,
-        files=files,
-        licence=licences,
+        files={"tokenizer.json": tokenizer},
         text_encoder=joint.text_encoder if joint else None,
+        open_clip=joint.clip_files if joint else None,
         source={"model": source.label, "revision": source.revision, "load_format": source.load_format},
     )
 

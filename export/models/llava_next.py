@@ -98,9 +98,9 @@ def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | st
     width = _width(source)
     parts = llava.parts(source, clip, clip_source, image, {"image_newline": Entry((width,), _NEWLINE)})
     tiles = 1 + max(height * across // side**2 for height, across in canvases)
-    parts.spec = replace(parts.spec, family="llava_next", vision=replace(parts.spec.vision, max_tiles=tiles))
-    parts.files["image_newline.npy"] = _npy(parts.weights.get("image_newline").float().numpy())
-    return parts
+    newline = {"image_newline.npy": _npy(parts.weights.get("image_newline").float().numpy())}
+    spec = replace(parts.spec, family="llava_next", vision=replace(parts.spec.vision, max_tiles=tiles))
+    return replace(parts, spec=spec, files=parts.files | newline)
 
 
 def _width(source: Source) -> int:

@@ -11,8 +11,9 @@ import torch
 
 from foveate.engines.errors import UserError
 from foveate.engines.ort.backend import onnxruntime
-from foveate.export import models
+from foveate.export import methods, models
 from foveate.export.checkpoints.find import fill
+from foveate.export.graphs.assemble import with_files_for
 from foveate.export.models import llava
 from foveate.export.networks import onnx_ops
 from foveate.export.networks.clip import TAPS, TextEncoder
@@ -123,7 +124,7 @@ def test_joint_space_equals_transformers(llava_checkpoint, clip_checkpoint, eos)
         patches = clip.visual_projection(clip.vision_model.post_layernorm(answer["features"]))
     assert close(answer["clip_image"], patches)
     assert parts.spec.vision.joint_size == 40
-    assert parts.files["clip_tokenizer.json"] == clip_path / "tokenizer.json"
+    assert parts.open_clip().files["clip_tokenizer.json"] == clip_path / "tokenizer.json"
 
 
 def test_clip_beside_the_checkpoint_is_found(llava_checkpoint, clip_checkpoint, tmp_path):
@@ -133,8 +134,11 @@ def test_clip_beside_the_checkpoint_is_found(llava_checkpoint, clip_checkpoint, 
     parts = models.load(str(path))
     assert parts.spec.taps == ("layers", *TAPS)
     assert "clip_tokenizer.json" not in parts.files  # nobody has asked for the joint space yet
-    parts.vision(("clip_image",))
-    assert parts.files["clip_tokenizer.json"] == path / "clip" / "tokenizer.json"
+    for name, reads in (("sppruner", False), ("trim", True)):
+        opened = with_files_for(parts, methods.load(name))
+        assert ("clip_tokenizer.json" in opened.files) == reads
+    assert opened.files["clip_tokenizer.json"] == path / "clip" / "tokenizer.json"
+    assert "clip_tokenizer.json" not in parts.files
 
 
 def test_a_clip_of_another_tower_is_refused(clip_checkpoint):

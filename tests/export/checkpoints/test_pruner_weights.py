@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,7 @@ def refusal(call, *args, **options) -> str:
 
 def real(parts, model: str = "local"):
     """The same parts, as of a checkpoint that is no dummy."""
-    parts.source = {"model": model, "revision": "local", "load_format": "auto"}
-    return parts
+    return replace(parts, source={"model": model, "revision": "local", "load_format": "auto"})
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "wrapped.pth", "pruner.safetensors"])
