@@ -1,6 +1,7 @@
-"""Shared fixtures: random checkpoints in Hugging Face's format, tiny bundles of every method; which tests share a process.
+"""Shared fixtures: random checkpoints in Hugging Face's format, and tiny bundles of every method.
 
-torch and transformers are imported by what needs them: a test without them starts in half a second.
+It also says which tests share a process. torch and transformers are imported by what needs them: a test
+without them starts in half a second.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ _SHARING = {"test_chain.py": "bundles of methods", "test_graphs.py": "bundles of
 
 
 def pytest_collection_modifyitems(items):
-    """Group tests for ``--dist loadgroup``: tests of a file share a process, and so do files that trace the same graphs."""
+    """Group tests for ``--dist loadgroup``.
+
+    Tests of a file share a process, and so do files that trace the same graphs.
+    """
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_SHARING.get(item.path.name, str(item.path))))
 
@@ -41,7 +45,7 @@ def method_bundle(tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def save_checkpoint() -> Callable[..., tuple[Any, Any]]:
-    """Return ``llava_checkpoint.save``, which writes a random checkpoint in the format of LLaVA or LLaVA-NeXT."""
+    """Return ``llava_checkpoint.save``, which writes a random checkpoint of LLaVA or LLaVA-NeXT."""
     from llava_checkpoint import save
 
     return save

@@ -71,7 +71,7 @@ class Case:
         raise NotImplementedError
 
     def theirs(self, turns: list[Turn], **asked: Any) -> list[int]:
-        """transformers' tokens by the file that ``write`` wrote, without the stop id."""
+        """Transformers' tokens by the file that ``write`` wrote, without the stop id."""
         model = AutoModelForImageTextToText.from_pretrained(self.checkpoint).eval()
         batch = self.batch(turns)
         said = model.generation_config

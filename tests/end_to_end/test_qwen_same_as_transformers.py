@@ -36,7 +36,7 @@ SHAPES = {
 
 @pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "tied"])
 def both(request, tmp_path_factory):
-    """transformers' model and its image processor, and the pipeline of its bundle."""
+    """Transformers' model and its image processor, and the pipeline of its bundle."""
     tied, path = request.param, tmp_path_factory.mktemp("qwen")
     model = save_checkpoint(path / "checkpoint", tied=tied, noise=0.02)
     (path / "checkpoint/video_preprocessor_config.json").write_text(
@@ -73,7 +73,7 @@ def of_video(processor, frames, interval) -> dict[str, torch.Tensor]:
 
 
 def hf_answer(model, given, segments) -> tuple[list[int], np.ndarray]:
-    """transformers' own greedy tokens and the logits that led to each."""
+    """Transformers' own greedy tokens and the logits that led to each."""
     kind = "video" if "video_grid_thw" in given else "image"
     counts = (given[f"{kind}_grid_thw"].prod(-1) // 4).tolist()
     held = IMAGE_ID if kind == "image" else model.config.video_token_id

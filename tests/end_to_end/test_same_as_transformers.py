@@ -26,7 +26,7 @@ CHECKPOINTS = {
 
 
 def hf_answer(model, processor, images, text):
-    """transformers' own greedy tokens and the logits that led to each."""
+    """Transformers' own greedy tokens and the logits that led to each."""
     content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     batch = processor(images=images, text=prompt, return_tensors="pt")

@@ -1,4 +1,4 @@
-"""Random checkpoints in Hugging Face's format, written by transformers itself: what the families are held against."""
+"""Random checkpoints in Hugging Face's format, written by transformers: the oracle of the families."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from foveate.runtime.text.chat_prompt import ChatTokenizer
 
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": 3, "<pad>": 4}
 TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ message['role'].upper() + ': ' }}{% endif %}"
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}"
     "{% generation %}{{ part['text'] + ' ' }}{% endgeneration %}{% endfor %}{% endfor %}"
@@ -52,7 +53,7 @@ MakeCheckpoint = Callable[..., tuple[Path, LlavaForConditionalGeneration]]
 
 
 def randomize(model: torch.nn.Module) -> None:
-    """transformers starts biases at 0 and norms at 1, which would hide that one was forgotten or swapped."""
+    """Transformers starts biases at 0 and norms at 1, which would hide that one was forgotten or swapped."""
     for name, value in model.named_parameters():
         noise = torch.randn_like(value)
         value.data = (
@@ -62,9 +63,9 @@ def randomize(model: torch.nn.Module) -> None:
 
 @pytest.fixture(scope="session")
 def llava_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
-    """``llava_checkpoint(kv_heads=4, tied=False, feature_layer=-2)`` -> directory, transformers' model in eval mode.
+    """``llava_checkpoint(kv_heads=4, tied=False, feature_layer=-2)``: directory, transformers' model.
 
-    Made once per set of options: do not change the directory.
+    The model is in eval mode. Made once per set of options: do not change the directory.
     """
     made: dict[Any, tuple[Path, LlavaForConditionalGeneration]] = {}
 
@@ -124,7 +125,10 @@ def save_processor(path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def clip_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, CLIPModel]]:
-    """``clip_checkpoint(eos_token_id=2)`` -> directory, transformers' model: the tower of ``llava_checkpoint``'s size."""
+    """``clip_checkpoint(eos_token_id=2)``: directory, transformers' model.
+
+    The tower has the size of ``llava_checkpoint``'s.
+    """
     made: dict[int, tuple[Path, CLIPModel]] = {}
 
     def make(eos_token_id: int) -> tuple[Path, CLIPModel]:
@@ -170,7 +174,7 @@ def shards(llava_checkpoint: MakeCheckpoint, copy: Path) -> Path:
 
 @pytest.fixture
 def shard_pickled() -> Callable[[Path], None]:
-    """``shard_pickled(path)``: the directory's weights become PyTorch archives with an index, as transformers 4 saves them."""
+    """``shard_pickled(path)`` turns a directory's weights into PyTorch archives, as transformers 4 saves."""
 
     def change(path: Path, files: int = 3) -> None:
         tensors = load_file(path / "model.safetensors")
@@ -200,7 +204,10 @@ def edit_json() -> Callable[..., None]:
 
 @pytest.fixture
 def place(copy: Path, clock: None):
-    """``place(template, tokenizer=None, **changes of tokenizer_config.json)`` -> our tokenizer, transformers' processor."""
+    """``place(template, tokenizer=None, **changes)``: our tokenizer, transformers' processor.
+
+    ``changes`` are those of tokenizer_config.json.
+    """
 
     def make(template: str | None, tokenizer: Tokenizer | None = None, **changes: Any):
         if template is not None:
@@ -222,7 +229,7 @@ def place(copy: Path, clock: None):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """transformers' date is ``NOW``."""
+    """Transformers' date is ``NOW``."""
 
     class Frozen(datetime):
         @classmethod

@@ -25,7 +25,10 @@ Feeds = dict[str, torch.Tensor]
 
 
 class Model:
-    """A small random model pruned by a method whose graphs ``pruner.<stage>`` are run. The grid is 8 x 8, heads are 4."""
+    """A small random model with a method whose graphs ``pruner.<stage>`` are run.
+
+    The grid is 8 x 8, and there are 4 heads.
+    """
 
     grid = (8, 8)
 
@@ -42,8 +45,10 @@ class Model:
     def prompt(
         self, seed: int, keep: int = 16, layout: tuple[int, ...] = (5, -64, 9), dtype: str = "float32"
     ) -> Feeds:
-        """Every input that a pruner may have. ``layout``: lengths of text, negative ones of images, which keep the first
-        patches."""
+        """Return every input that a pruner may have.
+
+        ``layout`` holds lengths of text, and negative ones of images, which keep their first patches.
+        """
         generator = torch.Generator().manual_seed(seed)
         image, patch, entered = [], [], []
         for length in layout:
@@ -89,8 +94,10 @@ class Model:
         return np.concatenate(turned, axis=1)
 
     def reference(self, feeds: Feeds, layer: int) -> SimpleNamespace:
-        """The feeds in float64 without the batch, queries and keys of ``layer`` per query head ``[H,T,Dh]``, and attention
-        ``[H,T,T]``."""
+        """Return the feeds in float64 without the batch, and what the attention of ``layer`` computes.
+
+        Queries and keys are per query head ``[H,T,Dh]``; the attention is ``[H,T,T]``.
+        """
         known = {
             name: value[0].double().numpy() if value.is_floating_point() else value[0].numpy()
             for name, value in feeds.items()

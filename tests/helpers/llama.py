@@ -23,7 +23,10 @@ CORPUS = [
 
 
 def llama(prefix: str) -> Tokenizer:
-    """A tokenizer like LLaMA's: BPE with byte fallback; ``prefix`` says who puts the leading blank ("normalizer" or a Metaspace scheme)."""
+    """Return a tokenizer like LLaMA's: BPE with byte fallback.
+
+    ``prefix`` says who puts the leading blank: "normalizer", or a scheme of Metaspace.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     if prefix == "normalizer":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -24,9 +24,11 @@ from transformers import (
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
 
@@ -43,7 +45,7 @@ def save(
     mistral: bool = False,
     **_: Any,
 ) -> tuple[Any, Any]:
-    """Save a checkpoint in Hugging Face's format for LLaVA, or for LLaVA-NeXT with ``tiles``; return model and processor.
+    """Save a random checkpoint of LLaVA, or with ``tiles`` of LLaVA-NeXT; return model and processor.
 
     Tokenizer, chat template and image processor are saved with it.
     """

@@ -1,4 +1,4 @@
-"""The methods of which every test run builds bundles; the other methods' bundles are slow tests, for ``make matrix``."""
+"""The methods of which every test run builds bundles. Bundles of others are slow, for ``make matrix``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared by tests of pre-LLM pruners: a small model in numbers, random inputs for any pruner, its graph in ONNX."""
+"""What tests of pre-LLM pruners share: a small model's sizes, random inputs, and the graph in ONNX."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Bench:
     def inputs(
         self, method: PreLLMPruner, seed: int, batch: int = 1, dtype: str = "float32"
     ) -> dict[str, torch.Tensor]:
-        """Tokens (under ``method.source``) and every tap the method asks for; attention rows are probabilities."""
+        """Return tokens (under ``method.source``) and every tap of the method; attention rows add up to 1."""
         generator = torch.Generator().manual_seed(seed)
         found = {}
         for name in (method.source, *method.taps(self.spec)):

@@ -26,7 +26,7 @@ def ids_of(ours: ChatTokenizer, turns: list[Turn], generation: bool = True) -> l
 
 
 def expected(theirs, turns: list[Turn], generation: bool = True) -> list[int]:
-    """transformers' ids."""
+    """Transformers' ids."""
     image = Image.fromarray(np.zeros((56, 56, 3), np.uint8))
     messages = [
         {

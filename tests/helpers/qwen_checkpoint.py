@@ -48,9 +48,10 @@ VISION = {
 def save_checkpoint(
     path: Path, *, tied: bool = False, noise: float = 0.0
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """Save a random checkpoint of Qwen2.5-VL's form, with tokenizer, chat template and image processor; return its model.
+    """Save a random checkpoint of Qwen2.5-VL's form, and return its model.
 
-    ``noise`` is added to every parameter, so that biases and norms are not those of a fresh model.
+    Tokenizer, chat template and image processor are saved with it. ``noise`` is added to every parameter, so
+    that biases and norms are not those of a fresh model.
     """
     config = Qwen2_5_VLConfig(
         text_config=TEXT | {"tie_word_embeddings": tied},

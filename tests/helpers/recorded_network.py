@@ -2,15 +2,16 @@
 
     unshare --map-root-user --net --mount python recorded_network.py RECORD COMMAND ...
 
-The network has an interface, addresses, default routes of IPv4 and IPv6, and a resolver that never answers: programs that
-look whether there is a network find one. RECORD is a JSON file::
+The network has an interface, addresses, default routes of IPv4 and IPv6, and a resolver that never answers:
+programs that look whether there is a network find one. RECORD is a JSON file::
 
     {"exit": 0,                                # of the command, negative: the signal that ended it
      "names": ["example.org"],                 # that the resolver was asked for
      "packets": ["UDP to 192.0.2.53:53"],      # every packet that left, IPv4 and IPv6
      "files": ["/var/tmp/x"]}                  # left in /var/tmp and /dev/shm, which are the command's own
 
-With ``--no-sockets`` the kernel also kills (SIGSYS) whichever process of the command opens an IPv4 or IPv6 socket.
+With ``--no-sockets`` the kernel also kills (SIGSYS) any process of the command that opens an IPv4 or IPv6
+socket.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def _parts(packet: bytes) -> tuple[int, str, bytes]:
 
 
 def _describe(packet: bytes) -> str | None:
-    """ "UDP to 192.0.2.53:53"; None for what the kernel sends of its own accord."""
+    """Describe a packet, such as "UDP to 192.0.2.53:53"; None for those that the kernel sends by itself."""
     protocol, destination, payload = _parts(packet)
     if packet[0] >> 4 == 6 and protocol in _OF_THE_KERNEL:
         return None
@@ -126,7 +127,10 @@ def _asked(packet: bytes) -> str | None:
 
 
 def _forbid_sockets() -> None:
-    """A filter of system calls, which children inherit: socket(AF_INET or AF_INET6, ...) kills its process."""
+    """Install a filter of system calls, which children inherit.
+
+    A process that calls socket(AF_INET or AF_INET6, ...) is killed.
+    """
     number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
     load, equal, give = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
     allow, kill = 0x7FFF0000, 0x80000000  # SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS

@@ -1,11 +1,15 @@
 """Recorded machines: file trees and what commands print, in the published formats.
 
 * ``/etc/nv_tegra_release``: as boards of JetPack 6.2 (R36.4.3) and 7.2.1 (R39.2.1) show it in public notes.
-* ``nvpmodel -q``: "NV Power Mode: NAME" and the number on the next line, after a warning on some boards (jetson_stats' emulator).
-* ``/etc/nvpmodel.conf``: the file's own header, NVIDIA's skill jetson-customize-nvpmodel; modes of an Orin Nano Super.
-* ``nvidia-smi`` on the nvgpu stack names "<model> (nvgpu)": NVIDIA's skill jetson-diagnostic; driver 540.4.0 as recorded there.
-* INA3221: Linux' Documentation/hwmon/ina3221.rst (mV, mA; in7 is the sum of the shunts); labels from the device tree of Orin
-  NX and Nano (VDD_IN, VDD_CPU_GPU_CV, VDD_SOC) and, AGX Orin, from a tegrastats line of JetPack 7.2.
+* ``nvpmodel -q``: "NV Power Mode: NAME" and the number on the next line, after a warning on some boards
+  (jetson_stats' emulator).
+* ``/etc/nvpmodel.conf``: the file's own header, NVIDIA's skill jetson-customize-nvpmodel; modes of an Orin
+  Nano Super.
+* ``nvidia-smi`` on the nvgpu stack names "<model> (nvgpu)": NVIDIA's skill jetson-diagnostic; driver 540.4.0
+  as recorded there.
+* INA3221: Linux' Documentation/hwmon/ina3221.rst (mV, mA; in7 is the sum of the shunts); labels from the
+  device tree of Orin NX and Nano (VDD_IN, VDD_CPU_GPU_CV, VDD_SOC) and, AGX Orin, from a tegrastats line of
+  JetPack 7.2.
 * ``/proc/meminfo``, ``/proc/swaps``: proc(5); their numbers are ours.
 """
 
@@ -28,7 +32,8 @@ _spec.loader.exec_module(_by_hand)
 make_bundle = _by_hand.make_bundle
 
 RELEASE_6 = (
-    "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025\n"
+    "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, "
+    "DATE: Wed Jan  8 01:49:37 UTC 2025\n"
     "# KERNEL_VARIANT: oot\nTARGET_USERSPACE_LIB_DIR=nvidia\n"
     "TARGET_USERSPACE_LIB_DIR_PATH=usr/lib/aarch64-linux-gnu/nvidia\n"
 )
@@ -46,7 +51,10 @@ CPU_ONLINE CORE_0 1
 CPU_ONLINE CORE_0 1
 < PM_CONFIG DEFAULT=1 >
 """
-MEMINFO = "MemTotal: {total} kB\nMemFree: 1000 kB\nMemAvailable: {free} kB\nSwapTotal: {swap} kB\nCmaTotal: {cma} kB\n"
+MEMINFO = (
+    "MemTotal: {total} kB\nMemFree: 1000 kB\nMemAvailable: {free} kB\n"
+    "SwapTotal: {swap} kB\nCmaTotal: {cma} kB\n"
+)
 GPU = "/sys/class/devfreq/17000000.gpu"
 
 Files = dict[str, str]
@@ -79,7 +87,10 @@ def nano() -> tuple[Files, Outputs]:
         f"{GPU}/min_freq": "306000000\n",
         f"{GPU}/max_freq": "624750000\n",
         "/proc/meminfo": MEMINFO.format(total=7803200, free=5200000, swap=3901600, cma=262144),
-        "/proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 1950800 0 5\n/dev/zram1 partition 1950800 0 5\n",
+        "/proc/swaps": (
+            "Filename Type Size Used Priority\n/dev/zram0 partition 1950800 0 5\n"
+            "/dev/zram1 partition 1950800 0 5\n"
+        ),
         **rails(
             "/sys/class/hwmon/hwmon1",
             ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"],
@@ -125,7 +136,10 @@ def agx() -> tuple[Files, Outputs]:
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Callable[..., System]:
-    """``recorded("nano", files={...}, outputs={...}, links={...}, free=...)`` -> a System; a value None takes away."""
+    """``recorded("nano", files={...}, outputs={...}, links={...}, free=...)``: a System.
+
+    A value None takes a file or an output away.
+    """
 
     def make(name: str = "", files=None, outputs=None, links=None, free: int = 50 * 10**9) -> System:
         all_files, all_outputs = {"nano": nano, "agx": agx, "": lambda: ({}, {})}[name]()

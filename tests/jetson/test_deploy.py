@@ -1,6 +1,7 @@
-"""Packing and deploying for real: an OpenSSH server on loopback, rsync, a fresh environment, kills at random moments.
+"""Packing and deploying for real: an OpenSSH server on loopback, rsync, a fresh environment, random kills.
 
-The wheel that is installed is a shim whose ``foveate`` runs the one under test: everything else is what a device would see.
+The wheel that is installed is a shim whose ``foveate`` runs the one under test. Everything else is what a
+device would see.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def make_wheel(folder: Path, name: str, files: dict[str, str], requires: tuple[s
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pip's own wheel, packed from this environment, and the shim."""
+    """Pip's own wheel, packed from this environment, and the shim."""
     folder = tmp_path_factory.mktemp("wheels")
     import pip
 
@@ -73,7 +74,9 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 archive.write(path, Path("pip", path.relative_to(root)))
     shim = (
         "import os, sys\n"
-        f"def main():\n    os.execv({sys.executable!r}, [{sys.executable!r}, '-m', 'foveate.runtime.cli', *sys.argv[1:]])\n"
+        "def main():\n"
+        f"    command = [{sys.executable!r}, '-m', 'foveate.runtime.cli', *sys.argv[1:]]\n"
+        "    os.execv(command[0], command)\n"
     )
     make_wheel(
         folder,
@@ -98,13 +101,17 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     config = folder / "config"
     config.write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
+        f"Port {port}\nListenAddress 127.0.0.1\n"
+        f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
         f"PidFile {folder}/pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\n"
     )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     server = subprocess.Popen([SSHD, "-D", "-e", "-f", config], stderr=subprocess.DEVNULL)
-    options = f"-p {port} -i {folder}/user -o StrictHostKeyChecking=no -o UserKnownHostsFile={folder}/known -o LogLevel=ERROR"
+    options = (
+        f"-p {port} -i {folder}/user -o StrictHostKeyChecking=no -o UserKnownHostsFile={folder}/known "
+        "-o LogLevel=ERROR"
+    )
     for _ in range(50):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -174,8 +181,11 @@ def test_from_a_bundle_to_an_answer(source: Path, sshd: str, device: Path, wheel
 
 @needs_ssh
 def test_killed_at_random_moments(source: Path, sshd: str, tmp_path: Path, wheels: Path) -> None:
-    """kill -9 of everything that runs, here and there, in each step in turn: what is in its place is whole each time, and the
-    next run completes, the last one on a device that was cut off in every step."""
+    """Everything that runs, here and there, is killed with -9 in each step in turn.
+
+    The bundle in its place is whole each time, and the next run completes. The last one does so on a device
+    that was cut off in every step.
+    """
     steps, chance = STEPS if len(STEPS) <= KILLS else STEPS[2::2], random.Random(7)
     for first in range(0, KILLS, len(steps)):
         device = tmp_path / f"device{first}"
@@ -192,8 +202,8 @@ def cut_off(step: str, after: float, source: Path, sshd: str, device: Path, whee
     """Deploy, and kill everything so many seconds after ``step`` began."""
     script = (
         "import sys; from pathlib import Path; from foveate.jetson.deployment.deploy import *; "
-        "deploy(Path(sys.argv[1]), Remote('127.0.0.1', sys.argv[2]), root=sys.argv[3], python=sys.executable, "
-        "wheels_in=Path(sys.argv[4]))"
+        "deploy(Path(sys.argv[1]), Remote('127.0.0.1', sys.argv[2]), root=sys.argv[3], "
+        "python=sys.executable, wheels_in=Path(sys.argv[4]))"
     )
     command = [sys.executable, "-c", script, source, f"{sshd} -o ServerAliveInterval=1", device, wheels]
     run = subprocess.Popen(

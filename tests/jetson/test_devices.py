@@ -13,7 +13,8 @@ SPARSE_TOPS = {  # published for the GPU, with sparsity: twice the dense rate
     "orin-nano-8gb-super": 67,
     "agx-orin-64gb": 170,
 }
-WITH_DLA = {  # published for GPU and DLAs together; DLAs of the NX 16GB give 40, of the NX 8GB 20 and, Super, 80 and 40
+# Published for GPU and DLAs together. DLAs of the NX 16GB give 40, of the NX 8GB 20, as Super 80 and 40.
+WITH_DLA = {
     "orin-nx-8gb": 70 - 20,
     "orin-nx-16gb": 100 - 40,
     "orin-nx-8gb-super": 117 - 40,

@@ -50,7 +50,7 @@ def test_other_engines_and_people_measured_much_the_same():
 
 
 def test_a_wrong_power_mode_would_be_seen():
-    """The original NX and the Super Nano are off by more than a fifth: the modes read into the rows are needed."""
+    """The modes of the rows are needed: the original NX and the Super Nano are off by more than a fifth."""
     for row in fit_plan.published()["fit"]:
         other = {"orin-nx-16gb-super": "orin-nx-16gb", "orin-nano-8gb": "orin-nano-8gb-super"}.get(
             row["device"]
@@ -117,7 +117,10 @@ def test_the_config_of_every_model_that_is_known_by_name(name, tmp_path):
 
 
 def test_images_in_tiles():
-    """LLaVA-NeXT: one of 640 x 480 is a tile and four more, of which padding is not read, and a newline behind each row."""
+    """An image of 640 x 480 in LLaVA-NeXT is a tile and four more, and a newline behind each row.
+
+    Padding of the tiles is not read.
+    """
     m = model_sizes.model("llava-v1.6-mistral-7b")
     assert m.manifest.num_visual_tokens == 576 + 36 * (48 + 1)
     assert m.vision_flops == 5 * model_sizes.model("llava-1.5-7b").vision_flops
@@ -247,7 +250,7 @@ def test_the_cache_is_what_tensorrt_allocates(make_bundle):
 
 
 def test_no_fit_is_promised_that_is_none(capsys):
-    """The default cache alone is 2.15 GB with LLaVA-1.5-7B: an Orin Nano has no room for it beside weights and scratch."""
+    """An Orin Nano has no room for LLaVA-1.5-7B's default cache of 2.15 GB beside weights and scratch."""
     usual = ["--model", "llava-1.5-7b", "--method", "sppruner", "--keep", "128", "--device", "orin-nano-8gb"]
     assert main([*usual, "--json"]) == 0
     needs = json.loads(capsys.readouterr().out)["memory"]
@@ -306,7 +309,7 @@ def test_wrong_usage(extra, message):
 
 
 def test_a_bundle_plans_itself(make_bundle, capsys):
-    """A plan of any model by the sizes in its bundle.json. One that was built before they were there is refused."""
+    """A bundle of any model is planned by the sizes in its bundle.json. One without sizes is refused."""
     root = make_bundle()
     arguments = [str(root), "--device", "orin-nano-8gb", "--keep", "4", "--json"]
     with pytest.raises(UserError, match="does not tell the sizes of its vision encoder"):
@@ -323,7 +326,7 @@ def test_a_bundle_plans_itself(make_bundle, capsys):
 
 
 def test_an_encoder_tells_its_sizes():
-    """Sizes of the published towers are the table's, however they are written: a bundle is planned as its model is."""
+    """Sizes of the published towers are the table's, however written: a bundle is planned as its model."""
     table = json.loads((ROOT / "jetson" / "data" / "models.json").read_text())["models"]
     clip = VisionSpec(336, 14, 1024, 4096, 16, depth=23, activation="quick_gelu", layer_norm_eps=1e-5)
     assert clip.sizes == table["llava-1.5-7b"]["vision"]

@@ -1,4 +1,7 @@
-"""Energy from recorded monitors, and power modes that are put back (conftest.py has the sources of what is recorded)."""
+"""Energy from recorded monitors, and power modes that are put back.
+
+conftest.py has the sources of the records.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,7 @@ def test_jetson_stats_where_there_is_no_ina3221(tmp_path, monkeypatch):
 
 
 def test_bench_tells_joules(recorded, make_bundle, monkeypatch, capsys):
-    """The board takes 6 W all the time: six times the seconds at least, and an answer more than its tokens."""
+    """The board takes 6 W all the time: at least 6 J a second, and an answer takes more than its tokens."""
     root = make_bundle()
     compile_bundle(root)
     monkeypatch.setattr("foveate.runtime.measuring.energy.find", lambda: Rails(recorded("nano").root))

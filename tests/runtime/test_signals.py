@@ -59,7 +59,7 @@ def test_so_does_process_1_of_a_container() -> None:
 
 
 def test_a_library_that_catches_everything_changes_nothing() -> None:
-    """torch's tracer does."""
+    """Torch's tracer does."""
     busy = """
         try:
             time.sleep(60)

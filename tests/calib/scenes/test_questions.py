@@ -81,7 +81,7 @@ def test_most_is_ground_and_some_things_are_small_or_touch(scenes):
 
 
 def matching(scene: Scene, words: str) -> list:
-    """The things that words like "small red circles" or "sign" may mean; an independent reading of the question."""
+    """Return the things that words like "small red circles" or "sign" mean, read without the code."""
     if "sign" in words:
         return [t for t in scene.things if t.glyph]
     found = [t for t in scene.things if not t.glyph]

@@ -72,7 +72,8 @@ def test_products_read_what_the_scheme_says(scheme, form):
     encoded = encoded.narrow() if form.dynamic else encoded
     rounded = schemes.load(scheme).rounded(torch.from_numpy(x).float(), form, seen).numpy()
     expected = rounded @ encoded.dequantize()
-    # A row at a time: rows differ by four orders of magnitude. Without rounding, some are off by more than a hundredth.
+    # A row at a time, since rows differ by four orders of magnitude. Without rounding, some are off by more
+    # than a hundredth.
     tolerance = (2e-3 if form.dtype == "float16" else 1e-5) * np.abs(expected).max(axis=1, keepdims=True)
     assert (np.abs(got - expected) <= tolerance + 1e-6).all()
     exact = x.astype(np.float32) @ encoded.dequantize()

@@ -159,7 +159,7 @@ def test_what_a_process_of_this_host_left_is_removed(
 
 
 def test_without_any_locks_processes_of_other_containers_cannot_be_seen(file: Path, unreliable: str) -> None:
-    """flock on this host: a free lock tells that the other container's process ended."""
+    """Flock on this host: a free lock tells that the other container's process ended."""
     owner = leave(file, space="pid:[1]", pid=1)
     if unreliable == "no flock":
         with pytest.raises(UserError, match="is locked in another container"), held(file):

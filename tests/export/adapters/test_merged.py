@@ -1,5 +1,4 @@
-"""LoRA adapters: merged, every tensor of a model is what peft's ``merge_and_unload`` makes of it in
-float32."""
+"""LoRA adapters: every merged tensor is what peft's ``merge_and_unload`` makes of it in float32."""
 
 from __future__ import annotations
 
@@ -146,8 +145,10 @@ TIED = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("options", TIED.values(), ids=TIED)
 def test_a_tied_head_and_its_table_are_those_of_the_model_that_was_trained(base, tmp_path, options):
-    """peft's merge changes both where one was trained, so the oracle is the model before it: its table and
-    head, asked for every token and every direction."""
+    """The oracle is peft's model before its merge, which changes both tensors where one was trained.
+
+    Its table and head are asked for every token and every direction.
+    """
     train(base("llava, tied"), tmp_path / "adapter", **options)
     plain = AutoModelForImageTextToText.from_pretrained(base("llava, tied"), dtype=torch.float32).eval()
     model = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").get_base_model()

@@ -1,4 +1,4 @@
-"""The hub: what is fetched, how it goes on, what users read when it does not; against a hub on this machine."""
+"""Downloads from a hub on this machine: which files, how they continue, and messages when they fail."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def test_no_network_and_no_cache(tmp_path):
     dummy, message = run.stdout.splitlines()
     assert dummy == "dummy"  # needs no network
     assert message.startswith(
-        "cannot get llava-hf/llava-1.5-7b-hf | there is no directory of that name here, the hub cannot be reached, and the cache does not hold all of it |"
+        "cannot get llava-hf/llava-1.5-7b-hf | there is no directory of that name here, the hub cannot be "
+        "reached, and the cache does not hold all of it |"
     )
     assert "--load-format dummy" in message
     assert "Traceback" not in run.stderr
@@ -256,8 +257,10 @@ def test_the_clip_of_the_tower_is_fetched_when_a_method_asks_for_it(hub, monkeyp
 
 def test_offline_and_no_cache(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    said = "cannot get some/model | there is no directory of that name here, HF_HUB_OFFLINE is set, and the cache does not hold all of it |"
-    assert refusal("some/model").startswith(said)
+    assert refusal("some/model").startswith(
+        "cannot get some/model | there is no directory of that name here, HF_HUB_OFFLINE is set, and the "
+        "cache does not hold all of it |"
+    )
 
 
 def cached(path, cache, revision="0123abc"):

@@ -1,4 +1,4 @@
-"""Checkpoints that are quantized already: written here from the formats' descriptions, read without requantizing."""
+"""Quantized checkpoints, written here from the formats' descriptions, are read without requantizing."""
 
 from __future__ import annotations
 
@@ -28,14 +28,20 @@ PREFIX = "language_model.model.layers."
 
 
 def words(values: torch.Tensor, order=range(8)) -> torch.Tensor:
-    """[R, 8M] values of 0..15 to int32 [R, M], ``order`` giving the column that each nibble holds, lowest bits first."""
+    """Pack values of 0..15 [R,8M] into int32 [R,M], lowest bits first.
+
+    ``order`` gives the column that each nibble holds.
+    """
     groups = values.to(torch.int64).reshape(values.shape[0], -1, 8)
     total = sum(groups[..., column] << (4 * nibble) for nibble, column in enumerate(order))
     return torch.where(total >= 2**31, total - 2**32, total).to(torch.int32)
 
 
 def grid(weight: torch.Tensor, size: int, symmetric: bool, groups: torch.Tensor):
-    """``weight [N,K]`` -> values 0..15 [N,K], scales [N,G] float16, zeros [N,G] 0..15, and what they stand for."""
+    """Quantize ``weight [N,K]``.
+
+    Returns values 0..15 [N,K], scales [N,G] float16, zeros 0..15 [N,G], and the weight that these stand for.
+    """
     count = weight.shape[1] // size
     low = torch.stack([weight[:, groups == g].amin(1) for g in range(count)], 1).clamp(max=0)
     high = torch.stack([weight[:, groups == g].amax(1) for g in range(count)], 1).clamp(min=0)
@@ -95,8 +101,12 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
 AWQ = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
 CASES = {  # packer, its options, quantization_config
     "gptq": (gptq, {"symmetric": True, "size": 32}, GPTQ | {"group_size": 32, "sym": True}),
-    "gptq by importance": (gptq, {"symmetric": False, "size": 32, "shuffled": True}, GPTQ | {"desc_act": True}),
-    "gptq_v2": (gptq, {"symmetric": False, "size": 32, "version": 2}, GPTQ | {"checkpoint_format": "gptq_v2"}),
+    "gptq by importance": (
+        gptq, {"symmetric": False, "size": 32, "shuffled": True}, GPTQ | {"desc_act": True},
+    ),
+    "gptq_v2": (
+        gptq, {"symmetric": False, "size": 32, "version": 2}, GPTQ | {"checkpoint_format": "gptq_v2"},
+    ),
     "gptq by column": (gptq, {"symmetric": True, "size": None}, GPTQ | {"group_size": -1}),
     "awq": (awq, {"symmetric": False, "size": 32}, AWQ),
     "compressed-tensors": (compressed_tensors, {"symmetric": True, "size": 32}, ct_config(True, 32)),
@@ -107,7 +117,10 @@ CASES = {  # packer, its options, quantization_config
 
 
 def quantize(source: Path, out: Path, packer, config, *, symmetric, size, shuffled=False, **options):
-    """A copy of the checkpoint with the decoder's matrices packed, and what these stand for: stored name -> [N,K]."""
+    """Copy the checkpoint with the decoder's matrices packed.
+
+    Returns the matrices [N,K] that these stand for, by stored name.
+    """
     shutil.copytree(source, out)
     tensors, meant = load_file(out / "model.safetensors"), {}
     generator = torch.Generator().manual_seed(3)
@@ -173,7 +186,7 @@ def test_group_sizes(size):
 
 @pytest.mark.parametrize("case", ["gptq by importance", "awq", "compressed-tensors"])
 def test_graphs_answer_as_the_model_with_those_weights(checkpoints, llava_checkpoint, tmp_path, case):
-    """Against transformers, whose weights are replaced by what the packed ones stand for; and TensorRT compiles them."""
+    """The oracle is transformers with the weights that the packed ones stand for. TensorRT compiles them."""
     path, meant = checkpoints(case)
     parts = _once(llava_checkpoint, path)
     (graph,) = language_graphs(parts, None)

@@ -1,4 +1,4 @@
-"""A trained pruner's weights: found, read from either format, refused where they do not fit, and in the bundle."""
+"""A trained pruner's weights are found, read from either format, and refused where they do not fit."""
 
 from __future__ import annotations
 

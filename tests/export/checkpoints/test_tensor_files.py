@@ -1,5 +1,7 @@
-"""Weights in the forms that people save: shards, archives, wrappers' names; what nothing reads; what is no
-number."""
+"""Weights in the forms that people save: shards, archives, names with a wrapper's prefix.
+
+Tensors that nothing reads are named, and NaN and infinity are refused.
+"""
 
 from __future__ import annotations
 

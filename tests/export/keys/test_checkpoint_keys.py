@@ -1,4 +1,4 @@
-"""The tables of keys: complete by transformers' own classes, true by what the code reads, and held against checkpoints."""
+"""The tables of keys have every key of transformers' classes, and say truly what the code reads."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_defaults_are_those_of_transformers():
                 assert (list(found) if isinstance(found, tuple) else found) == value, (kind, key)
 
 
-# --- what the code reads -----------------------------------------------------------------------------------------------
+# --- what the code reads ---
 
 
 class Reading(dict):
@@ -261,7 +261,7 @@ def test_every_settings_file_is_downloaded():
     assert not {*processor_keys.FILES, "config.json"} - set(SETTINGS)
 
 
-# --- what checkpoints meet ---------------------------------------------------------------------------------------------
+# --- what happens to checkpoints ---
 
 
 def test_checkpoints_as_transformers_saves_them_give_no_warning(checkpoint, capfd):

@@ -1,4 +1,4 @@
-"""Settings files in the forms of published checkpoints, written by many versions of transformers: no warning, no refusal."""
+"""Settings files of published checkpoints, by many versions of transformers: no warning, no refusal."""
 
 from __future__ import annotations
 

@@ -29,7 +29,10 @@ def rewritten(
     *rewrites: object,
     **attributes: object,
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return the answer of one node, the answer of its rewritten form, and the latter's operators. ``output``: dtype, rank."""
+    """Return the answer of one node, the answer of its rewritten form, and the latter's operators.
+
+    ``output`` is the dtype and the rank of the answer.
+    """
     given = {name: array for name, array in inputs.items() if array is not None}
     names = [name if array is not None else "" for name, array in inputs.items()]
     out = helper.make_tensor_value_info("y", output[0], [None] * output[1])
@@ -130,7 +133,7 @@ def test_an_operator_that_tensorrt_10_3_lacks_is_named() -> None:
 
 
 def test_a_cache_is_read_and_its_new_rows_are_given_out() -> None:
-    """Chunk by chunk with a cache whose unwritten rows are filth, against attention over everything at once."""
+    """Chunks with a cache whose unwritten rows are garbage give what attention over all rows gives."""
     tokens, cache, heads, kv_heads, width = 11, 16, 4, 2, 8
     whole = {
         name: normal(1, h, tokens, width) for name, h in (("q", heads), ("k", kv_heads), ("v", kv_heads))

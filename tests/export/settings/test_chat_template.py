@@ -1,5 +1,7 @@
-"""Chat templates to pieces: ids equal those of transformers' processors, and what pieces cannot say is
-refused."""
+"""Chat templates become pieces whose ids equal those of transformers' processors.
+
+A template that pieces cannot express is refused.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ ENDS = (
     + IMAGES
     + TEXTS
     + "{% if m['role'] == 'assistant' %}"
-    "{{ eos_token }}{% else %}{{ ' ' }}{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    "{{ eos_token }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 NO_SYSTEM = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"

@@ -49,7 +49,10 @@ def checkpoint(request, tmp_path_factory, save_checkpoint):
 
 
 def say(path, file: Any = ABSENT, top: Any = ABSENT, text: Any = ABSENT, key: str = "eos_token_id") -> None:
-    """Put values of a key into generation_config.json ("no file": there is none), config.json and its text_config."""
+    """Put values of a key into generation_config.json, config.json and its text_config.
+
+    "no file" stands for a checkpoint without generation_config.json.
+    """
     config = json.loads((path / "config.json").read_text())
     for where, value in ((config, top), (config["text_config"], text)):
         where.pop(key, None)

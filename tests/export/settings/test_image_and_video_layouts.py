@@ -1,4 +1,4 @@
-"""Image and video settings in every layout that transformers 4 and 5 write: what transformers loads from the same folder."""
+"""Image and video settings in every layout of transformers 4 and 5, against what transformers loads."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_images_of_qwen(qwen, tmp_path, files):
 
 
 def test_the_first_name_of_qwens_image_processor(qwen, tmp_path):
-    """transformers 4.49 wrote it, 5 does not know it."""
+    """Transformers 4.49 wrote it, 5 does not know it."""
     files = [
         QWEN | {"size": PIXELS} | kind for kind in ({}, {"image_processor_type": "Qwen2_5_VLImageProcessor"})
     ]

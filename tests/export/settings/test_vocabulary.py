@@ -1,4 +1,4 @@
-"""Tokens that the embedding has no row for: refused at build by name, and no traceback from bundles of before."""
+"""Tokens without a row in the embedding are refused at build by name; older bundles give no traceback."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def smooth(height: int, width: int) -> np.ndarray:
 
 
 def images() -> dict[str, tuple[Image.Image, str, dict]]:
-    """name -> (pixels, file format, options of ``save``)."""
+    """Name -> (pixels, file format, options of ``save``)."""
     rgb = Image.fromarray
     out = {
         f"{h}x{w}": (rgb(noise(h, w)), "PNG", {})
