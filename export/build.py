@@ -213,7 +213,7 @@ def _build(
     precisions.dialects(precision, asked, calibrated)  # refused before anything is downloaded
     with reserved(out) as place:
         if args.no_compile and (engines := compiled(place.folder)):
-            keys = ", ".join(plan.key for plan in engines)
+            keys = ", ".join(engine.key for engine in engines)
             print(
                 f"{out} has compiled engines: {keys}; those that do not fit the new files will be removed",
                 file=sys.stderr,

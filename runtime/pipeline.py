@@ -63,8 +63,8 @@ class Pipeline(LoadedModel):
             )
         say = (lambda name: progress(f"checking {name}")) if progress else None
         bundle = load_bundle(path, progress=say)
-        plan = choose(bundle, engine, say)
-        return cls(bundle, load_engines(bundle, plan, {"threads": threads}))
+        made = choose(bundle, engine, say)
+        return cls(bundle, load_engines(bundle, made, {"threads": threads}))
 
     def see(self, image: ImageSource | Video) -> ImageFeatures:
         """Run the vision encoder on an image. Return its output.

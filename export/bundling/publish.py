@@ -22,7 +22,7 @@ from pathlib import Path
 from foveate.engines.disk import files
 from foveate.engines.errors import UserError
 from foveate.export.bundling.staging import FULL, Place, in_the_way, unfinished_files
-from foveate.runtime.bundle.compiled import Plan, compile_command, plans_in, sources
+from foveate.runtime.bundle.compiled import CompiledEngine, compile_command, compiled_engines_in, sources
 from foveate.runtime.bundle.loading import UNFINISHED, Bundle
 
 __all__ = ["compiled", "publish"]
@@ -30,17 +30,17 @@ __all__ = ["compiled", "publish"]
 _ENGINES = "engines"
 
 
-def compiled(folder: Path, bundle: Bundle | None = None) -> list[Plan]:
+def compiled(folder: Path, bundle: Bundle | None = None) -> list[CompiledEngine]:
     """Return the engines in ``folder``; with ``bundle``, only those that were compiled from its files."""
     try:
-        found = plans_in(folder)
+        found = compiled_engines_in(folder)
     except UserError:  # an engine with a damaged record cannot be run
         return []
     if bundle is None:
         return found
     dialects = bundle.manifest.dialects
     return [
-        plan for plan in found if plan.dialect in dialects and plan.sources == sources(bundle, plan.dialect)
+        made for made in found if made.dialect in dialects and made.sources == sources(bundle, made.dialect)
     ]
 
 
@@ -57,29 +57,29 @@ def publish(place: Place, bundle: Bundle, say: Callable[[str], None]) -> None:
             raise OSError(reason)
         if place.inside:
             kept = fitting
-            _put_inside(place, {plan.key for plan in kept})
+            _put_inside(place, {made.key for made in kept})
         else:
-            kept = [plan for plan in fitting if _carried(plan, place.root)]
+            kept = [made for made in fitting if _carried(made, place.root)]
             _carry_timings(place)
             if not _exchanged(place):
-                _put_inside(place, {plan.key for plan in kept})
+                _put_inside(place, {made.key for made in kept})
     except OSError as error:
         raise _kept_beside(place, error) from error
-    for plan in before:
-        if any(plan.key == each.key for each in kept):
-            say(f"the compiled engine {plan.key} is kept: it was made from the same files")
+    for made in before:
+        if any(made.key == each.key for each in kept):
+            say(f"the compiled engine {made.key} is kept: it was made from the same files")
         else:
-            command = compile_command(Bundle(place.folder, bundle.manifest), plan)
-            say(f"the compiled engine {plan.key} of the older bundle is gone; to compile it again: {command}")
+            command = compile_command(Bundle(place.folder, bundle.manifest), made)
+            say(f"the compiled engine {made.key} of the older bundle is gone; to compile it again: {command}")
 
 
-def _carried(plan: Plan, root: Path) -> bool:
+def _carried(made: CompiledEngine, root: Path) -> bool:
     """Bring the files of an engine into ``root``, as hard links if the file system has them. False: the disk
     is full."""
-    target = root / _ENGINES / plan.key
+    target = root / _ENGINES / made.key
     try:
         target.mkdir(parents=True)
-        for path in plan.path.iterdir():
+        for path in made.path.iterdir():
             try:
                 os.link(path, target / path.name)
             except OSError:  # FAT has no links

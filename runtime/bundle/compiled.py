@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foveate.engines.backend import Machine
 from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.prefill_switch import ByRows
@@ -32,24 +33,24 @@ from foveate.runtime.bundle import stamps
 from foveate.runtime.bundle.loading import Bundle
 
 __all__ = [
-    "Plan",
+    "CompiledEngine",
     "choose",
     "compile_command",
+    "compiled_engines",
+    "compiled_engines_in",
     "load_engine",
     "load_engines",
-    "plans",
-    "plans_in",
     "sources",
 ]
 
 
 @dataclass(frozen=True)
-class Plan:
+class CompiledEngine:
     """One folder of compiled graphs, with the contents of its ``engine.json``."""
 
     path: Path
     target: str
-    machine: dict[str, Any]
+    machine: Machine
     dialect: str
     options: dict[str, Any]
     sources: dict[str, str]
@@ -121,21 +122,21 @@ def sources(bundle: Bundle, dialect: str) -> dict[str, str]:
     }
 
 
-def plans(bundle: Bundle) -> Iterator[Plan]:
+def compiled_engines(bundle: Bundle) -> Iterator[CompiledEngine]:
     """Yield every compiled engine of the bundle, in the order of TARGETS and then by key.
 
     Raises UserError for a damaged record.
     """
-    yield from plans_in(bundle.path)
+    yield from compiled_engines_in(bundle.path)
 
 
-def plans_in(folder: Path) -> list[Plan]:
-    """Return the engines that ``plans`` yields, for the bundle in ``folder``. Its manifest is not read."""
+def compiled_engines_in(folder: Path) -> list[CompiledEngine]:
+    """Return the engines that ``compiled_engines`` yields for the bundle in ``folder``, without its manifest."""
     found = []
     # hidden folders belong to compilations that are running or were killed
     for file in (folder / "engines").glob("[!.]*/engine.json"):
         try:
-            found.append(Plan(path=file.parent, **json.loads(file.read_text(encoding="utf-8"))))
+            found.append(CompiledEngine(path=file.parent, **json.loads(file.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:
             raise UserError(
                 f"{file} is damaged | {error} | remove {file.parent} and compile again"
@@ -144,46 +145,50 @@ def plans_in(folder: Path) -> list[Plan]:
     return sorted(found, key=lambda p: (order.index(p.target) if p.target in order else 99, p.key))
 
 
-def choose(bundle: Bundle, engine: str | None = None, progress: Callable[[str], None] | None = None) -> Plan:
+def choose(
+    bundle: Bundle, engine: str | None = None, progress: Callable[[str], None] | None = None
+) -> CompiledEngine:
     """Return the first engine that fits this machine.
 
     ``engine`` is a key or the beginning of one, for example a target. ``progress`` gets the path of each
     large file before it is hashed. Raises UserError if none fits.
     """
-    every = list(plans(bundle))
-    wanted = [plan for plan in every if engine is None or plan.key.startswith(engine)]
+    every = list(compiled_engines(bundle))
+    wanted = [made for made in every if engine is None or made.key.startswith(engine)]
     if not wanted:
-        got = f"compiled are: {', '.join(plan.key for plan in every)}" if every else "nothing is compiled"
+        got = f"compiled are: {', '.join(made.key for made in every)}" if every else "nothing is compiled"
         what = f"no compiled engine {engine}" if engine else "no compiled engine"
         target = f" --target {engine}" if engine in TARGETS else ""
         raise UserError(f"{what} | {got} | foveate compile {bundle.path}{target}")
     faults = []
-    for plan in wanted:
-        fault = _misfit(bundle, plan, progress)
+    for made in wanted:
+        fault = _misfit(bundle, made, progress)
         if fault is None:
-            return plan
-        faults.append((plan, *fault))
-    plan, why, remedy = faults[-1]
-    raise UserError(f"the engine {plan.key} does not fit | {why} | {remedy}")
+            return made
+        faults.append((made, *fault))
+    made, why, remedy = faults[-1]
+    raise UserError(f"the engine {made.key} does not fit | {why} | {remedy}")
 
 
-def _misfit(bundle: Bundle, plan: Plan, progress: Callable[[str], None] | None) -> tuple[str, str] | None:
+def _misfit(
+    bundle: Bundle, made: CompiledEngine, progress: Callable[[str], None] | None
+) -> tuple[str, str] | None:
     """Return why the engine cannot be run here and what to do about it, or None."""
-    again = compile_command(bundle, plan)
-    if plan.target not in TARGETS:
-        return f"this foveate knows no target {plan.target}", again
+    again = compile_command(bundle, made)
+    if made.target not in TARGETS:
+        return f"this foveate knows no target {made.target}", again
     try:
-        fault = plan.fault(bundle, progress=progress) or backend(plan.target).cannot_run()
+        fault = made.fault(bundle, progress=progress) or backend(made.target).cannot_run()
     except UserError as error:  # the engine's library is not installed, or is broken
         *why, remedy = str(error).split(" | ")
         return ", ".join(why), remedy
     return (fault, again) if fault else None
 
 
-def compile_command(bundle: Bundle, plan: Plan) -> str:
+def compile_command(bundle: Bundle, made: CompiledEngine) -> str:
     """Return the command that compiles the engine again."""
-    options = "".join(_flag(name, value) for name, value in plan.options.items())
-    return f"foveate compile {bundle.path} --target {plan.target}{options}"
+    options = "".join(_flag(name, value) for name, value in made.options.items())
+    return f"foveate compile {bundle.path} --target {made.target}{options}"
 
 
 def _flag(name: str, value: Any) -> str:
@@ -193,20 +198,20 @@ def _flag(name: str, value: Any) -> str:
     return f" --{name.replace('_', '-')}{text}"
 
 
-def load_engines(bundle: Bundle, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Engine]:
+def load_engines(bundle: Bundle, made: CompiledEngine, settings: Mapping[str, Any]) -> dict[str, Engine]:
     """Return the engine of every stage, by graph name.
 
     ``settings`` (``threads``) are added to the options of the compilation.
     """
-    return {name: load_engine(bundle, plan, name, settings) for name in bundle.manifest.stages}
+    return {name: load_engine(bundle, made, name, settings) for name in bundle.manifest.stages}
 
 
-def load_engine(bundle: Bundle, plan: Plan, name: str, settings: Mapping[str, Any]) -> Engine:
+def load_engine(bundle: Bundle, made: CompiledEngine, name: str, settings: Mapping[str, Any]) -> Engine:
     """Return the engine of one stage.
 
     It joins two engines if the bundle has another form of the graph for prefill.
     """
-    forms = bundle.manifest.forms(name, plan.dialect)
-    options = {**plan.options, **settings}
-    engines = [backend(plan.target).load(plan.path, spec, options) for spec, _ in forms]
+    forms = bundle.manifest.forms(name, made.dialect)
+    options = {**made.options, **settings}
+    engines = [backend(made.target).load(made.path, spec, options) for spec, _ in forms]
     return engines[0] if len(engines) == 1 else ByRows(*engines)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from foveate.engines.errors import UserError
-from foveate.runtime.bundle.compiled import Plan, choose, compile_command
+from foveate.runtime.bundle.compiled import CompiledEngine, choose, compile_command
 from foveate.runtime.bundle.loading import Bundle, load
 from foveate.runtime.cli import Parser, options
 from foveate.runtime.compiling import self_test
@@ -34,29 +34,29 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
     bundle = load(args.bundle, full=True, progress=lambda name: options.say(f"hashing {name}"))
-    plan = choose(bundle, args.engine)
-    options.say(f"hashing {plan.key}")
-    if fault := plan.fault(bundle, full=True):
+    made = choose(bundle, args.engine)
+    options.say(f"hashing {made.key}")
+    if fault := made.fault(bundle, full=True):
         raise UserError(
-            f"the engine {plan.key} is damaged | {fault} | {compile_command(bundle, plan)} --force"
+            f"the engine {made.key} is damaged | {fault} | {compile_command(bundle, made)} --force"
         )
     findings = []
-    for finding in self_test.replay(bundle, plan, args.threads):
+    for finding in self_test.replay(bundle, made, args.threads):
         findings.append(finding)
         if not args.json:
             print(_line(finding), flush=True)
     if args.json:
-        print(json.dumps(_document(bundle, plan, findings)))
+        print(json.dumps(_document(bundle, made, findings)))
     wrong = next((finding for finding in findings if not finding.ok), None)
     if wrong:
-        limits = self_test.limits_of(bundle, plan, wrong.graph)
-        raise self_test.not_finite(bundle, plan.dialect, wrong) or UserError(
+        limits = self_test.limits_of(bundle, made, wrong.graph)
+        raise self_test.not_finite(bundle, made.dialect, wrong) or UserError(
             f"the graph {wrong.graph} is wrong on this machine "
             f"| {self_test.seen(wrong)}, expected {limits.cosine} and {limits.error:g} "
-            f"| {compile_command(bundle, plan)} --force"
+            f"| {compile_command(bundle, made)} --force"
         )
     if not args.json:
-        print(f"fine: {len(bundle.manifest.files)} files, {len(findings)} answers, engine {plan.key}")
+        print(f"fine: {len(bundle.manifest.files)} files, {len(findings)} answers, engine {made.key}")
     return 0
 
 
@@ -69,13 +69,13 @@ def _line(finding: Finding) -> str:
     return line + ("" if finding.ok else "  WRONG")
 
 
-def _document(bundle: Bundle, plan: Plan, findings: list[Finding]) -> dict[str, Any]:
+def _document(bundle: Bundle, made: CompiledEngine, findings: list[Finding]) -> dict[str, Any]:
     return {
         "bundle": str(bundle.path),
-        "engine": plan.key,
+        "engine": made.key,
         "files": len(bundle.manifest.files),
         "ok": all(finding.ok for finding in findings),
-        "limits": {name: asdict(self_test.limits_of(bundle, plan, name)) for name in bundle.manifest.stages},
+        "limits": {name: asdict(self_test.limits_of(bundle, made, name)) for name in bundle.manifest.stages},
         "findings": [_plain(finding) for finding in findings],
     }
 

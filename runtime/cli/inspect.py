@@ -14,7 +14,7 @@ from foveate.engines.errors import UserError
 from foveate.engines.spec import FLOAT, TensorSpec
 from foveate.runtime import overflow
 from foveate.runtime.bundle import licence
-from foveate.runtime.bundle.compiled import Plan, plans
+from foveate.runtime.bundle.compiled import CompiledEngine, compiled_engines
 from foveate.runtime.bundle.loading import Bundle, Manifest, load
 from foveate.runtime.cli import Parser, options
 from foveate.runtime.images.processor import image_processor
@@ -74,7 +74,7 @@ def describe(bundle: Bundle, text_tokens: int = costs.TEXT_TOKENS) -> dict[str, 
         "stages": [_stage(bundle, name) for name in manifest.stages],
         "files": {name: entry["size"] for name, entry in manifest.files.items()},
         "bytes": sum(entry["size"] for entry in manifest.files.values()),
-        "engines": [_engine(bundle, plan) for plan in plans(bundle)],
+        "engines": [_engine(bundle, made) for made in compiled_engines(bundle)],
     }
 
 
@@ -151,27 +151,27 @@ def _tensor(tensor: TensorSpec) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype, "shape": shape}
 
 
-def _engine(bundle: Bundle, plan: Plan) -> dict[str, Any]:
+def _engine(bundle: Bundle, made: CompiledEngine) -> dict[str, Any]:
     try:
-        fault = plan.fault(bundle, progress=lambda name: options.say(f"checking {name}"))
+        fault = made.fault(bundle, progress=lambda name: options.say(f"checking {name}"))
     except UserError as error:  # the engine's library is not installed here
         fault = str(error)
     return {
-        "key": plan.key,
-        "machine": plan.machine,
-        "dialect": plan.dialect,
-        "options": plan.options,
-        "bytes": sum(entry["size"] for entry in plan.files.values()),
+        "key": made.key,
+        "machine": made.machine,
+        "dialect": made.dialect,
+        "options": made.options,
+        "bytes": sum(entry["size"] for entry in made.files.values()),
         "fault": fault,
-        "workarounds": plan.workarounds,
-        "self_test": plan.self_test,
-        "graphs": _compiled(plan),
+        "workarounds": made.workarounds,
+        "self_test": made.self_test,
+        "graphs": _compiled(made),
     }
 
 
-def _compiled(plan: Plan) -> dict[str, Any]:
+def _compiled(made: CompiledEngine) -> dict[str, Any]:
     """Return what the engine reports of each graph: layers, types, memory. Empty if it reports nothing."""
-    facts = {name.removesuffix(".json"): plan.path / name for name in plan.files if name.endswith(".json")}
+    facts = {name.removesuffix(".json"): made.path / name for name in made.files if name.endswith(".json")}
     return {
         graph: json.loads(file.read_text(encoding="utf-8")) for graph, file in facts.items() if file.is_file()
     }

@@ -19,7 +19,7 @@ from foveate.engines import targets
 from foveate.engines.backend import MAX_CONTEXT, Backend, Machine, Options
 from foveate.engines.disk import files
 from foveate.engines.errors import UserError, unknown
-from foveate.runtime.bundle.compiled import Plan
+from foveate.runtime.bundle.compiled import CompiledEngine
 from foveate.runtime.bundle.loading import Bundle, load
 from foveate.runtime.compiling.job import Job, Progress
 from foveate.runtime.compiling.work_folder import locked, work_folder
@@ -121,8 +121,8 @@ def _require_precision(bundle: Bundle, backend: Backend, machine: Machine) -> No
         )
 
 
-def _existing(folder: Path) -> Plan | None:
+def _existing(folder: Path) -> CompiledEngine | None:
     try:
-        return Plan(path=folder, **json.loads((folder / "engine.json").read_text(encoding="utf-8")))
+        return CompiledEngine(path=folder, **json.loads((folder / "engine.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # there is no engine, or one in another format
         return None

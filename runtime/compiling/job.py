@@ -15,7 +15,7 @@ from foveate.engines.backend import Backend, Machine
 from foveate.engines.disk.files import sha256
 from foveate.engines.errors import UserError
 from foveate.engines.workarounds import Workaround
-from foveate.runtime.bundle.compiled import Plan, sources
+from foveate.runtime.bundle.compiled import CompiledEngine, sources
 from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.compiling import self_test
 from foveate.runtime.compiling.comparison import Finding
@@ -78,14 +78,14 @@ class Job:
             names.append(workaround.name)
         return {**options, "workarounds": names} if names else options, names
 
-    def write(self, tested: dict[str, Any]) -> Plan:
+    def write(self, tested: dict[str, Any]) -> CompiledEngine:
         """Write ``engine.json`` with ``tested`` as the outcome of the self-test."""
         files = {
             file.name: {"size": file.stat().st_size, "sha256": sha256(file)}
             for file in sorted(self.work.iterdir())
             if file.name != "engine.json"
         }
-        plan = Plan(
+        made = CompiledEngine(
             self.work,
             self.machine["target"],
             self.machine,
@@ -96,8 +96,8 @@ class Job:
             files,
             tested,
         )
-        plan.write()
-        return plan
+        made.write()
+        return made
 
     def prove(self) -> None:
         """Run the self-test. While it fails, compile again with the next workaround.
@@ -129,9 +129,9 @@ class Job:
         return self.backend.cannot_run()
 
     def _first_wrong(self) -> Finding | None:
-        plan = self.write({})
+        made = self.write({})
         findings = []
-        for finding in self_test.replay(self.bundle, plan):
+        for finding in self_test.replay(self.bundle, made):
             findings.append(finding)
             if not finding.ok:
                 return finding

@@ -17,7 +17,7 @@ from foveate.engines import topk_logits
 from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.runtime.bundle.arrays import Archive
-from foveate.runtime.bundle.compiled import Plan, load_engines
+from foveate.runtime.bundle.compiled import CompiledEngine, load_engines
 from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.compiling.comparison import (
     LIMITS,
@@ -33,22 +33,22 @@ from foveate.runtime.overflow import cause_of
 __all__ = ["limits_of", "not_finite", "replay", "seen"]
 
 
-def replay(bundle: Bundle, plan: Plan, threads: int | None = None) -> Iterator[Finding]:
+def replay(bundle: Bundle, made: CompiledEngine, threads: int | None = None) -> Iterator[Finding]:
     """Yield a finding per output of each graph, in the order of the stages.
 
     Raises UserError if the bundle has no ``golden.npz``, or a damaged one.
     """
-    recorded = bundle.golden(plan.dialect)
+    recorded = bundle.golden(made.dialect)
     if not recorded.is_file():
         raise UserError(
             f"{bundle.path} cannot be checked | it has no {recorded.name} | build the bundle again"
         )
-    engines = load_engines(bundle, plan, {"threads": threads})
+    engines = load_engines(bundle, made, {"threads": threads})
     with Archive(recorded) as golden:
         for name in bundle.manifest.stages:
             prunes = f"{name}.out.kept" in golden  # the pruners, and a vision encoder that merges
             kind = _replay_segment if name.startswith("llm") else _replay_pruner if prunes else _replay_plain
-            yield from kind(name, engines[name], golden, limits_of(bundle, plan, name))
+            yield from kind(name, engines[name], golden, limits_of(bundle, made, name))
 
 
 def seen(finding: Finding) -> str:
@@ -74,15 +74,15 @@ def not_finite(bundle: Bundle, dialect: str, finding: Finding) -> UserError | No
     )
 
 
-def limits_of(bundle: Bundle, plan: Plan, graph: str) -> Limits:
+def limits_of(bundle: Bundle, made: CompiledEngine, graph: str) -> Limits:
     """Return the limits for a graph: by its dtype, and by the rounding of the precisions that it reads."""
-    dialect = bundle.manifest.dialects[plan.dialect]
+    dialect = bundle.manifest.dialects[made.dialect]
     dtype, prompts = dialect["dtype"], dialect.get("prefill", {})
     pruning = "prefill" if prompts else "decoder"
     parts = {"vision_encoder": ("vision",), "llm": ("decoder", "head"), "pruner.": (pruning,)}
     read = next((names for start, names in parts.items() if graph.startswith(start)), ())
     kinds = {bundle.manifest.precision[name] for name in read}
-    products = dtype == "float32" and "int4" in kinds and plan.options.get("accuracy_level") == 4
+    products = dtype == "float32" and "int4" in kinds and made.options.get("accuracy_level") == 4
     if graph in prompts or products:
         return LIMITS["float32, int8 unrecorded"]
     rounded = next((kind for kind in ("fp8", "int8") if kind in kinds), None)

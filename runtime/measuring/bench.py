@@ -75,7 +75,7 @@ def measure(
             f"wrong text-tokens | got {text_tokens}, expected at most the model's {most} | leave it out",
             code=2,
         )
-    plan = choose(pipe.bundle, engine)
+    made = choose(pipe.bundle, engine)
     budgets = keep or _choice(pipe.manifest)
     width, height = image_size
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
@@ -94,11 +94,11 @@ def measure(
     return {
         "bundle": pipe.manifest.name,
         "precision": pipe.manifest.precision,
-        "engine": plan.key,
+        "engine": made.key,
         "environment": environment(threads),
         "load": loading,
         "bundle_bytes": sum(entry["size"] for entry in pipe.manifest.files.values()),
-        "engine_bytes": sum(entry["size"] for entry in plan.files.values()),
+        "engine_bytes": sum(entry["size"] for entry in made.files.values()),
         "resident": resident_bytes(),
         "image_size": [width, height],
         "text_tokens": _text_tokens(pipe, text),

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime.bundle.compiled import plans
+from foveate.runtime.bundle.compiled import compiled_engines
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.compiling.compile import compile_bundle
 
@@ -137,7 +137,7 @@ def test_a_compilation_that_is_killed_loses_nothing(container, checkpoint: Path,
     whole = timed(container, command)
     for seconds, number in moments(whole, seed=41):
         killed(container, command, seconds, number)
-        (plan,) = plans(load(disk, full=True))
+        (plan,) = compiled_engines(load(disk, full=True))
         assert plan.self_test["ok"] and plan.fault(load(disk), full=True) is None
     compile_bundle(disk, force=True)
     assert hidden(disk) == []

@@ -22,7 +22,7 @@ from foveate.export.bundling import publish, staging
 from foveate.export.bundling.build_bundle import build
 from foveate.export.bundling.staging import reserved
 from foveate.export.models import llava
-from foveate.runtime.bundle.compiled import plans
+from foveate.runtime.bundle.compiled import compiled_engines
 from foveate.runtime.bundle.loading import UNFINISHED, Bundle, load
 from foveate.runtime.compiling.compile import compile_bundle
 
@@ -248,7 +248,7 @@ def test_a_compilation_waits_for_a_build_and_compiles_the_new_bundle(
         write(load(other), place.root)
         publish.publish(place, Bundle(place.root, load(other).manifest), said.append)
     assert process.communicate(timeout=120) and process.returncode == 0
-    assert load(out).manifest.name == "other" and len(list(plans(load(out)))) == 1
+    assert load(out).manifest.name == "other" and len(list(compiled_engines(load(out)))) == 1
 
 
 def test_leftovers_of_killed_builds_are_removed_whatever_lives_under_their_ids(
@@ -279,17 +279,17 @@ def test_engines_that_fit_are_kept_and_others_are_named(source: Path, other: Pat
         with pytest.MonkeyPatch.context() as patch:
             if inside:
                 patch.setattr(staging, "_cannot_be_renamed", lambda folder: folder.is_dir())
-            (plan,) = plans(load(out))
+            (plan,) = compiled_engines(load(out))
             (line,) = put(other, out)
             assert line.startswith(f"the compiled engine {plan.key} is kept")
-            (kept,) = plans(load(out))
+            (kept,) = compiled_engines(load(out))
             assert kept.fault(load(out), full=True) is None and load(out).manifest.name == "other"
             different = tmp_path / f"different{inside}"
             build(llava.tiny(layers=3), methods.load("none"), different, precision="fp32", dialects=["ort"])
             (line,) = put(different, out)
             assert f"{plan.key} of the older bundle is gone" in line
             assert f"foveate compile {out} --target onnxruntime" in line
-            assert not list(plans(load(out)))
+            assert not list(compiled_engines(load(out)))
 
 
 def test_where_there_are_no_links_engines_are_copied(
@@ -304,7 +304,7 @@ def test_where_there_are_no_links_engines_are_copied(
 
     monkeypatch.setattr(os, "link", refuse)
     put(other, out)
-    (kept,) = plans(load(out))
+    (kept,) = compiled_engines(load(out))
     assert kept.fault(load(out), full=True) is None
 
 
@@ -371,7 +371,7 @@ def test_a_file_system_without_links(source: Path, other: Path, stick: Path) -> 
         compile_bundle(out)
         (line,) = put(other, out)
         assert "is kept" in line
-        (kept,) = plans(load(out, full=True))
+        (kept,) = compiled_engines(load(out, full=True))
         assert kept.fault(load(out), full=True) is None and load(out).manifest.name == "other"
         assert not [
             path

@@ -43,7 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(
     scope="module", params=[(t, d) for t in TARGETS for d in ("native", "primitive")], ids="-".join
 )
-def plan(root: Path, request: pytest.FixtureRequest) -> compiled.Plan:
+def plan(root: Path, request: pytest.FixtureRequest) -> compiled.CompiledEngine:
     """Compiled, and proved by the self-test."""
     target, dialect = request.param
     if dialect not in backend(target).dialects:
@@ -52,13 +52,15 @@ def plan(root: Path, request: pytest.FixtureRequest) -> compiled.Plan:
     return compiled.choose(load(root), folder.name)
 
 
-def test_the_self_test_passes_without_a_workaround(plan: compiled.Plan) -> None:
+def test_the_self_test_passes_without_a_workaround(plan: compiled.CompiledEngine) -> None:
     assert plan.self_test["ok"]
     assert not any(plan.workarounds.values())
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_the_same_logits_as_onnx_runtime(root: Path, plan: compiled.Plan, cuda_graphs: bool) -> None:
+def test_the_same_logits_as_onnx_runtime(
+    root: Path, plan: compiled.CompiledEngine, cuda_graphs: bool
+) -> None:
     """Prefill and 24 steps, in both engines after the same tokens."""
     bundle = load(root)
     settings = {"threads": 1, "cuda_graphs": cuda_graphs}
@@ -76,7 +78,7 @@ def test_the_same_logits_as_onnx_runtime(root: Path, plan: compiled.Plan, cuda_g
 
 
 def test_the_same_answer_with_device_sampling(
-    root: Path, plan: compiled.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, plan: compiled.CompiledEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The output of one engine whose candidates nobody looks at; the self-test did."""
     own = shutil.copytree(root, tmp_path / "own")
@@ -98,7 +100,7 @@ def test_the_same_answer_with_device_sampling(
     assert answers() == found
 
 
-def test_a_buffer_outlives_the_next_run_of_its_engine(root: Path, plan: compiled.Plan) -> None:
+def test_a_buffer_outlives_the_next_run_of_its_engine(root: Path, plan: compiled.CompiledEngine) -> None:
     engine = load_engines(load(root), plan, {})["vision_encoder"]
     shape = engine.spec.input("pixel_values").shape
     first, second = (np.full(shape, value, "float16") for value in (0.1, 0.9))
@@ -108,6 +110,6 @@ def test_a_buffer_outlives_the_next_run_of_its_engine(root: Path, plan: compiled
     np.testing.assert_array_equal(held.numpy(), before)
 
 
-def test_inspect_tells_the_memory_on_the_gpu(plan: compiled.Plan) -> None:
+def test_inspect_tells_the_memory_on_the_gpu(plan: compiled.CompiledEngine) -> None:
     made = backend(plan.target)
     assert made.describe(plan.path, "vision_encoder")["device_bytes"] >= 0

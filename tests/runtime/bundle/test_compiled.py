@@ -17,7 +17,7 @@ from foveate.engines.ort.backend import OnnxRuntime
 from foveate.engines.targets import TARGETS, backend
 from foveate.runtime import cli
 from foveate.runtime.bundle import stamps
-from foveate.runtime.bundle.compiled import choose, plans
+from foveate.runtime.bundle.compiled import choose, compiled_engines
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli.compile import main
 from foveate.runtime.compiling.compile import compile_bundle
@@ -158,7 +158,7 @@ def test_the_one_that_fits_is_taken(copy: Path) -> None:
     data = json.loads((other / "engine.json").read_text())
     data["machine"]["version"] = "0.1"
     (other / "engine.json").write_text(json.dumps(data))
-    assert [plan.key for plan in plans(load(copy))] == ["onnxruntime-0.1", folder.name]
+    assert [plan.key for plan in compiled_engines(load(copy))] == ["onnxruntime-0.1", folder.name]
     assert choose(load(copy)).key == folder.name
 
 

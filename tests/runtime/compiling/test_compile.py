@@ -75,7 +75,7 @@ def test_workarounds_are_tried_in_order_and_recorded(sick: Any) -> None:
     )
     said: list[str] = []
     compile_bundle(root, progress=said.append)
-    (plan,) = compiled.plans(load(root))
+    (plan,) = compiled.compiled_engines(load(root))
     assert plan.workarounds["llm"] == ["first", "second"]
     assert plan.workarounds["vision_encoder"] == []
     assert plan.self_test["ok"] and len(plan.self_test["findings"]) == 8
@@ -90,9 +90,9 @@ def test_where_nothing_helps_nothing_is_written_and_the_graph_is_named(sick: Any
         UserError, match=r"the graph llm is wrong .* after 1 workarounds .* nothing was written"
     ):
         compile_bundle(root)
-    assert not list(compiled.plans(load(root)))
+    assert not list(compiled.compiled_engines(load(root)))
     compile_bundle(root, self_test=False)
-    (plan,) = compiled.plans(load(root))
+    (plan,) = compiled.compiled_engines(load(root))
     assert "not_run" in plan.self_test
 
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_executed_here_is_compiled_and_says_so(
     monkeypatch.setattr(OnnxRuntime, "cannot_run", lambda self: "no GPU")
     said: list[str] = []
     compile_bundle(root, progress=said.append)
-    (plan,) = compiled.plans(load(root))
+    (plan,) = compiled.compiled_engines(load(root))
     assert plan.self_test == {"not_run": "no GPU"}
     assert said[-1] == "self-test not run: no GPU"
 
@@ -221,13 +221,15 @@ def planned(make_bundle: Any) -> Path:
 
 
 def test_a_plan_of_tensorrt_rtx(planned: Path) -> None:
-    (plan,) = compiled.plans(load(planned))
+    (plan,) = compiled.compiled_engines(load(planned))
     assert plan.machine["gpu"] == "SM86" and plan.key.endswith("-SM86")
     assert plan.options["max_context"] == 64
     assert plan.fault(load(planned), full=True) is None
     for name, value in (("version", "1.2.3"), ("gpu", "SM120"), ("platform", "linux-aarch64")):
         record = json.loads((plan.path / "engine.json").read_text())
-        changed = compiled.Plan(plan.path, **{**record, "machine": {**record["machine"], name: value}})
+        changed = compiled.CompiledEngine(
+            plan.path, **{**record, "machine": {**record["machine"], name: value}}
+        )
         assert f"made for {name} {value}, this machine has" in changed.fault(load(planned))
     command = compiled.compile_command(load(planned), plan)
     assert command.endswith("--target tensorrt-rtx --max-context 64 --device-sampling --capability SM86")
@@ -238,7 +240,7 @@ def test_inspect_shows_the_key_and_what_the_engine_tells(
 ) -> None:
     from foveate.runtime.cli.inspect import _engine, _engine_lines
 
-    (plan,) = compiled.plans(load(planned))
+    (plan,) = compiled.compiled_engines(load(planned))
     text = "\n".join(_engine_lines(_engine(load(planned), plan)))
     assert "gpu SM86" in text and "max_context 64" in text and "self-test" in text
     assert "layers: " in text and "float" in text
@@ -263,7 +265,7 @@ def test_a_compilation_killed_half_way_leaves_no_engine(make_bundle: Any, tmp_pa
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    assert not list(compiled.plans(load(root)))
+    assert not list(compiled.compiled_engines(load(root)))
     compile_bundle(root)
     assert compiled.choose(load(root)).self_test["ok"]
 
