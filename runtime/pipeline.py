@@ -33,7 +33,7 @@ from foveate.runtime.llm.generation import Options
 from foveate.runtime.model import LoadedModel
 from foveate.runtime.request import Images, Request, check, image_list, open_images
 from foveate.runtime.text.turns import Prompt, user_turn
-from foveate.runtime.video.video_file import Video, load_video
+from foveate.runtime.video.video_file import Video, VideoSampling, load_video
 from foveate.runtime.vision.features import ImageFeatures
 
 __all__ = ["Answer", "Chat", "Options", "Pipeline", "Stream", "Timings"]
@@ -79,13 +79,13 @@ class Pipeline(LoadedModel):
 
         Raises UserError if the model takes no videos.
         """
-        if "video" not in self.manifest.image:
+        if self.vision.processor.video is None:
             raise UserError(
                 f"{self.manifest.family} takes no videos | got {path}, expected images "
                 "| show frames of it with --image",
                 code=2,
             )
-        return load_video(path, {**self.manifest.image, **self.manifest.image["video"]})
+        return load_video(path, VideoSampling.from_json(self.manifest.image))
 
     def chat(self, system: str | None = None, *, started: datetime | None = None) -> Chat:
         """Return a new conversation.

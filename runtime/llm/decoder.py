@@ -17,7 +17,7 @@ from foveate.engines.row_gather import Rows
 from foveate.engines.spec import Symbol
 from foveate.runtime.bundle.loading import Manifest
 from foveate.runtime.llm.logits import Logits
-from foveate.runtime.llm.prompt_items import Item, axes_of, item_rows, item_runs, item_span, positions_of
+from foveate.runtime.llm.prompt_items import Item, axes_of, extent_of, item_rows, item_runs, positions_of
 from foveate.runtime.llm.prompt_rows import PromptRows
 from foveate.runtime.llm.segment import Segment
 from foveate.runtime.llm.visual_tokens import VisualTokens
@@ -113,8 +113,7 @@ class Decoder:
 
     def extent(self, items: Sequence[Item]) -> tuple[int, int]:
         """Return the number of rows and of positions of ``items``."""
-        spans = (item_span(item, self._axes, self._mode) for item in items)
-        return sum(map(item_rows, items)), sum(spans)
+        return extent_of(items, self._axes, self._mode)
 
     def room(self, rows: int, positions: int) -> int:
         """Return how many tokens may follow a prompt of ``rows`` rows and ``positions`` positions.

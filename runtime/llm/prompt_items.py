@@ -15,9 +15,9 @@ from foveate.runtime.text.chat_prompt import ImageSlot, Segment
 __all__ = [
     "Item",
     "axes_of",
+    "extent_of",
     "item_rows",
     "item_runs",
-    "item_span",
     "positions_of",
     "prompt_ids",
     "prompt_items",
@@ -82,7 +82,7 @@ def positions_of(items: Sequence[Item], start: int, axes: int = 1, mode: str = "
         else:
             own = np.arange(item_rows(item))
         parts.append(start + (np.tile(own, (axes, 1)) if own.ndim < min(axes, 2) else own))
-        start += item_span(item, axes, mode)
+        start += _span(item, axes, mode)
     return np.concatenate(parts, axis=-1).astype(np.int64)
 
 
@@ -91,11 +91,16 @@ def item_rows(item: Item) -> int:
     return len(item) if isinstance(item, VisualTokens) else 1
 
 
-def item_span(item: Item, axes: int, mode: str) -> int:
-    """Return the number of positions of an item.
+def extent_of(items: Sequence[Item], axes: int, mode: str) -> tuple[int, int]:
+    """Return the number of rows and of positions of ``items``.
 
     In mode "keep" pruned visual tokens take positions as well.
     """
+    return sum(map(item_rows, items)), sum(_span(item, axes, mode) for item in items)
+
+
+def _span(item: Item, axes: int, mode: str) -> int:
+    """Return the number of positions of an item."""
     if not isinstance(item, VisualTokens) or (axes == 1 and mode == "compact"):
         return item_rows(item)
     return item.total if axes == 1 else item.layout.span

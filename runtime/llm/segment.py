@@ -65,7 +65,7 @@ class Segment:
         """Return ``rows [T,D]`` in the form that ``run`` takes."""
         return self.engine.gather(self._rows_name, rows)
 
-    def run(self, rows: Feed, positions: np.ndarray) -> dict[str, Buffer]:
+    def run(self, rows: Feed, positions: np.ndarray) -> Mapping[str, Buffer]:
         """Compute ``rows [1,T,D]`` at ``places(positions)``, after those in the cache.
 
         Return the engine's outputs.

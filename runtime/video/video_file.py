@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -23,7 +23,7 @@ from foveate.engines.errors import UserError, install_extra
 from foveate.runtime.images.image_source import short
 from foveate.runtime.input_file import PIPE, fault
 
-__all__ = ["Video", "load_video", "sampled"]
+__all__ = ["Video", "VideoSampling", "load_video", "sampled"]
 
 _RATE = 25.0  # frames per second of a stream that gives no rate, as in FFmpeg
 _MOST_RATE = 1000.0  # a larger number is a time base, not a frame rate
@@ -42,11 +42,29 @@ class Video:
         return self.frames[0].size
 
 
-def load_video(path: str | PathLike[str], settings: dict[str, Any]) -> Video:
+@dataclass(frozen=True)
+class VideoSampling:
+    """Which frames of a video are shown: ``fps`` per second, from ``min_frames`` to ``max_frames`` in all.
+
+    Their number is a multiple of ``frames``, the frames per patch.
+    """
+
+    frames: int
+    fps: float
+    min_frames: int
+    max_frames: int
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> VideoSampling:
+        """Return the sampling in the image settings of bundle.json (``images.windows``)."""
+        video = settings["video"]
+        return cls(settings["frames"], video["fps"], video["min_frames"], video["max_frames"])
+
+
+def load_video(path: str | PathLike[str], sampling: VideoSampling) -> Video:
     """Return frames of the file at ``path``.
 
-    ``settings`` holds ``frames`` (per patch), ``fps``, ``min_frames`` and ``max_frames`` (see
-    ``images.processor``). Raises UserError if OpenCV is not installed, or if the file is not a video.
+    Raises UserError if OpenCV is not installed, or if the file is not a video.
     """
     try:
         import cv2
@@ -67,7 +85,7 @@ def load_video(path: str | PathLike[str], settings: dict[str, Any]) -> Video:
     if total < 1:
         raise _no_video(path)
     rate = rate if 0 < rate <= _MOST_RATE else _RATE
-    wanted = sampled(total, rate, settings)
+    wanted = sampled(total, rate, sampling)
     with _opened(cv2, path) as file:
         frames = _chosen(file, wanted)
     if not frames:
@@ -96,14 +114,14 @@ def _no_video(path: str | PathLike[str]) -> UserError:
     )
 
 
-def sampled(total: int, rate: float, settings: dict[str, Any]) -> np.ndarray:
+def sampled(total: int, rate: float, sampling: VideoSampling) -> np.ndarray:
     """Return the numbers of the frames that are shown: int64, ascending.
 
     The video has ``total`` frames at ``rate`` per second.
     """
-    whole = settings["frames"]
-    most = min(settings["max_frames"], total) // whole * whole
-    count = min(max(total / rate * settings["fps"], settings["min_frames"]), most, total)
+    whole = sampling.frames
+    most = min(sampling.max_frames, total) // whole * whole
+    count = min(max(total / rate * sampling.fps, sampling.min_frames), most, total)
     count = max(math.floor(count / whole) * whole, 1)
     return (np.arange(count) * (total / count)).astype(np.int64)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.engines.errors import UserError
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.video.video_file import Video, load_video, sampled
+from foveate.runtime.video.video_file import Video, VideoSampling, load_video, sampled
 
 SETTINGS = {
     "kind": "windows",
@@ -31,7 +31,7 @@ SETTINGS = {
         "tokens_per_second": 2,
     },
 }
-FLAT = {**SETTINGS, **SETTINGS["video"]}
+SAMPLING = VideoSampling.from_json(SETTINGS)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def file(tmp_path):
 
 
 def test_frames_of_a_file_at_even_distances(file):
-    video = load_video(file, FLAT)
+    video = load_video(file, SAMPLING)
     assert video.size == (64, 48) and video.interval == pytest.approx(0.5)
     assert [round(frame.getpixel((0, 0))[0] / 8) for frame in video.frames] == [0, 5, 10, 15, 20, 25]
 
@@ -112,7 +112,7 @@ def test_a_raw_stream_is_counted_by_decoding(name, stream, tmp_path):
     path = tmp_path / name
     path.write_bytes(stream(levels))
     assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) < 1
-    video = load_video(path, FLAT)
+    video = load_video(path, SAMPLING)
     assert video.interval == pytest.approx(0.5)
     found = [frame.getpixel((3, 3))[0] for frame in video.frames]
     scale = 255 / 219 if name == "a.h264" else 1  # video has its black at 16 and its white at 235
@@ -148,7 +148,7 @@ def test_a_phone_that_lay_on_its_side(tmp_path):
     )
     data[matrix : matrix + 36] = turned
     path.write_bytes(data)
-    video = load_video(path, FLAT)
+    video = load_video(path, SAMPLING)
     assert video.size == (48, 64)
     corners = [video.frames[0].getpixel(at)[0] > 128 for at in ((5, 5), (42, 5), (5, 58), (42, 58))]
     assert corners == [False, True, False, False]  # turned clockwise
@@ -160,21 +160,21 @@ def test_a_phone_that_lay_on_its_side(tmp_path):
 )
 def test_how_many_frames_are_shown(total, rate, count):
     """Two a second, four at least, an even number, of few frames those that there are."""
-    wanted = sampled(total, rate, FLAT)
+    wanted = sampled(total, rate, SAMPLING)
     assert len(wanted) == count and wanted[0] == 0 and wanted[-1] < total
     assert count == 1 or (np.diff(wanted) >= 1).all()
 
 
 def test_what_is_no_video_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no such file"):
-        load_video(tmp_path / "missing.mp4", FLAT)
+        load_video(tmp_path / "missing.mp4", SAMPLING)
     text = tmp_path / "text.mp4"
     text.write_text("not a video")
     with pytest.raises(UserError, match="it is no video"):
-        load_video(text, FLAT)
+        load_video(text, SAMPLING)
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match=r"pip install --editable '\.\[video\]'"):
-        load_video(text, FLAT)
+        load_video(text, SAMPLING)
 
 
 def test_a_model_without_videos_refuses_them(bundle):
