@@ -8,7 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-CHILD = "import os, sys, time; from foveate.engines.child import end_with; end_with({parent}); print(os.getpid(), flush=True); time.sleep(60)"
+CHILD = (
+    "import os, sys, time; from foveate.engines.child import end_with; end_with({parent}); "
+    "print(os.getpid(), flush=True); time.sleep(60)"
+)
 
 
 def test_a_child_of_a_killed_parent_ends() -> None:

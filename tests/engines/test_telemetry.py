@@ -1,4 +1,4 @@
-"""ONNX Runtime's telemetry is off before anything imports it: in this process, in children, in every file of ours."""
+"""ONNX Runtime's telemetry is off before anything imports it: here, in children, in every file of ours."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_every_package_switches_it_off(name):
     child = "import os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     done = python(
-        f"import foveate.{name}, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+        f"import foveate.{name}, subprocess, sys; "
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     )
     assert (done.stdout, done.stderr) == ("1\n", "")
 
@@ -54,12 +55,15 @@ def test_an_import_before_ours_is_one_warning_that_names_the_variable():
 
 
 def test_the_hub_hears_nothing_besides():
-    code = "import foveate.export; from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
+    code = (
+        "import foveate.export; from huggingface_hub import constants; "
+        "print(constants.HF_HUB_DISABLE_TELEMETRY)"
+    )
     assert python(code).stdout == "True\n"
 
 
 def faults(path: Path, root: Path = ROOT) -> Iterator[str]:
-    """Imports of onnxruntime in a Python file, in code and in strings that hold code, that may come before ours."""
+    """Yield imports of onnxruntime, in code and in strings with code, that may come before ours."""
     where = path.relative_to(root).as_posix()
     if where == ONLY:
         return

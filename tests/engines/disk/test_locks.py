@@ -50,7 +50,10 @@ def held(file: Path, **options: Any) -> Any:
 def test_a_lock_that_is_held_is_refused_with_the_name_of_its_holder(
     file: Path, other: subprocess.Popen[str]
 ) -> None:
-    words = rf"b is in use \| foveate build \(process {other.pid} on .*, since 20.* holds its lock .* \| wait for its end"
+    words = (
+        rf"b is in use \| foveate build \(process {other.pid} on .*, since 20.* holds its lock .* "
+        r"\| wait for its end"
+    )
     with pytest.raises(UserError, match=words), held(file):
         pass
     other.communicate()
@@ -140,7 +143,10 @@ def test_without_reliable_locks_a_second_file_names_host_boot_and_start(file: Pa
 
 def test_what_another_host_left_is_never_removed(file: Path, unreliable: str) -> None:
     owner = leave(file, host="orin-2", boot="0000")
-    words = rf"is locked on another host.* by foveate build \(process \d+ on orin-2, .*cannot be seen from here.*remove {owner}"
+    words = (
+        r"is locked on another host.* by foveate build \(process \d+ on orin-2, .*cannot be seen from here"
+        rf".*remove {owner}"
+    )
     for options in ({}, {"wait": print}):
         with pytest.raises(UserError, match=words), held(file, **options):
             pass
@@ -189,8 +195,12 @@ def test_a_bind_mount_from_the_same_disk_is_seen(tmp_path: Path) -> None:
     """``os.path.ismount`` does not see it."""
     for name in ("source", "point"):
         (tmp_path / name).mkdir()
-    check = "import sys; from pathlib import Path; from foveate.engines.disk import mounts; print(mounts.at_or_below(Path(sys.argv[1])))"
-    script = f'mount --bind source point && "{sys.executable}" -c "{check}" point && "{sys.executable}" -c "{check}" source'
+    check = (
+        "import sys; from pathlib import Path; from foveate.engines.disk import mounts; "
+        "print(mounts.at_or_below(Path(sys.argv[1])))"
+    )
+    python = f'"{sys.executable}" -c "{check}"'
+    script = f"mount --bind source point && {python} point && {python} source"
     command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     if done.returncode and ("unshare" in done.stderr or "mount" in done.stderr):

@@ -15,7 +15,7 @@ from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 
 
 def int4_stack(path: Path, rows: int, columns: list[int]) -> tuple[GraphSpec, list[np.ndarray]]:
-    """Several int4 products of one ``x [T, rows]``: their weights stand one behind the other in the data file."""
+    """Write int4 products of one ``x [T, rows]``, with their weights one after another in the data file."""
     random, nodes, tensors, weights = np.random.default_rng(3), [], [], []
     for i, width in enumerate(columns):
         codes = random.integers(-7, 8, (rows, width), np.int8)
@@ -93,7 +93,7 @@ def test_a_weight_that_ends_off_the_grid_is_prepacked_at_load(tmp_path: Path) ->
 
 
 def test_float32_weights_behind_an_odd_one_are_not_misread(tmp_path: Path) -> None:
-    """ONNX Runtime 1.31.1 ends the process when it maps them: its float32 kernel loads from aligned addresses."""
+    """ONNX Runtime 1.31.1 ended the process here: its float32 kernel loads from aligned addresses."""
     random, info = np.random.default_rng(5), helper.make_tensor_value_info
     bias = random.standard_normal(1037).astype(np.float32)  # 4,148 bytes: no multiple of 64
     weights = [random.standard_normal((48, 48)).astype(np.float32) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""ONNX Runtime: what is compiled is the graph, the cache is written in place, an engine is bound to its machine."""
+"""ONNX Runtime: it computes the graph, writes the cache in place, and is bound to its machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ SPEC = GraphSpec(
 
 
 def toy(path: Path, block: int | None = None) -> np.ndarray:
-    """``y = attention(x @ W)`` over a cache that serves as keys and values; ``block``: W in int4. The weight, as is."""
+    """Write ``y = attention(x @ W)`` and return W, in int4 if ``block`` is given.
+
+    The cache serves as keys and values.
+    """
     size = HEADS * WIDTH
     weight = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32) * size**-0.5
     nodes, tensors = [], [numpy_helper.from_array(np.array([0, -1, HEADS, WIDTH]), "split")]
@@ -267,7 +270,7 @@ def test_large_runs_give_their_memory_back(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_an_engine_at_rest_leaves_the_processor_to_others(tmp_path: Path) -> None:
-    """ONNX Runtime's workers wait in a loop for more, beside which the engine of the next stage has fewer cores."""
+    """Workers that spin after a run would take cores from the engine of the next stage."""
     engine, _ = make(tmp_path, threads=2)
     x = np.ones((1, ROWS, HEADS * WIDTH), np.float32)
     shares = []
@@ -277,3 +280,57 @@ def test_an_engine_at_rest_leaves_the_processor_to_others(tmp_path: Path) -> Non
         time.sleep(0.02)
         shares.append((time.process_time() - used) / (time.perf_counter() - start))
     assert min(shares) < 0.1, shares
+
+
+def test_the_dialect_primitive_in_onnx_runtime(tmp_path: Path) -> None:
+    """New rows are copied into the cache: the same answers as from the dialect that writes in place."""
+    engine = OnnxRuntime().load(tmp_path, appending(tmp_path), {})
+    buffer = engine.allocate("past.0.key", {"cache": 6})
+    for start in (0, 2):
+        rows = np.full((1, 2, 2, 4), start + 1, "float32")
+        feeds = {"rows": rows, "write_index": np.array([start]), "past.0.key": buffer}
+        outputs = engine.run(feeds)
+        assert outputs["present.0.key"] is buffer
+    assert buffer.numpy()[0, 0, :, 0].tolist() == [1, 1, 3, 3, 0, 0]
+    assert outputs["total"].numpy()[0] == 2 * 4 * 2  # what was in the cache before: 1 in the first two rows
+
+
+def appending(folder: Path) -> GraphSpec:
+    tokens, cache = Symbol("tokens", 1, 2, 8), Symbol("cache", 1, 6, 8)
+    rows, past = (1, 2, tokens, 4), (1, 2, cache, 4)
+    spec = GraphSpec(
+        "llm",
+        (
+            TensorSpec("rows", "float32", rows),
+            TensorSpec("write_index", "int64", (1,)),
+            TensorSpec("past.0.key", "float32", past),
+        ),
+        (TensorSpec("total", "float32", (1,)), TensorSpec("present.0.key", "float32", rows)),
+        (("present.0.key", "past.0.key"),),
+    )
+    info = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("ReduceSum", ["past.0.key"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["write_index"], ["float_index"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["float_index", "float_index"], ["zero"]),
+        helper.make_node("Add", ["zero", "sum"], ["total"]),
+        helper.make_node("Identity", ["rows"], ["present.0.key"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "llm",
+        [
+            info("rows", TensorProto.FLOAT, [1, 2, "tokens", 4]),
+            info("write_index", TensorProto.INT64, [1]),
+            info("past.0.key", TensorProto.FLOAT, [1, 2, "cache", 4]),
+        ],
+        [
+            info("total", TensorProto.FLOAT, [1]),
+            info("present.0.key", TensorProto.FLOAT, [1, 2, "tokens", 4]),
+        ],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9),
+        folder / "llm.onnx",
+    )
+    return spec

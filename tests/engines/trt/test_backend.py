@@ -1,4 +1,4 @@
-"""The TensorRT backend: plans with their facts, machines they are for, what is refused. TensorRT for RTX compiles without a GPU."""
+"""The TensorRT backend: plans with their facts, machines, refusals. The compiler needs no GPU."""
 
 from __future__ import annotations
 
@@ -200,3 +200,9 @@ def test_a_workaround_reaches_the_build(monkeypatch: pytest.MonkeyPatch) -> None
     first = next(workaround for workaround in WORKAROUNDS if workaround.flags)
     assert trt._environment([first.name]) == {FLAGS_VARIABLE: f"-given {first.flags}"}
     assert trt._environment([]) == {}
+
+
+def test_an_orin_has_no_fp8(rtx: trt.TensorRT) -> None:
+    assert "this is for SM87" in rtx.refusal({"fp8", "fp16"}, {"gpu": "SM87"})
+    assert rtx.refusal({"int4", "int8", "fp16"}, {"gpu": "SM87"}) is None
+    assert rtx.refusal({"fp8"}, {"gpu": "SM89+SM120"}) is None

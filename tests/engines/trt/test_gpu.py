@@ -1,4 +1,4 @@
-"""Plans at work: for machines with an NVIDIA GPU, cuda-bindings and one of the TensorRT bindings. See scripts/gpu_check.sh."""
+"""Plans on a GPU: needs cuda-bindings and one of the TensorRT bindings. See scripts/gpu_check.sh."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""Execution of a plan, with CUDA and an engine that stand in for the real ones in host memory: what is bound where, what is
-allocated, which profile runs, what a CUDA graph replays. Whether TensorRT does its part, ``test_gpu`` asks."""
+"""Execution of a plan, with CUDA and an engine that stand in for the real ones in host memory.
+
+What is bound where, what is allocated, which profile runs, what a CUDA graph replays. TensorRT itself
+is tested by ``test_gpu``.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ class Names:
 
 
 class Cuda:
-    """The runtime's functions that are used, on host memory. What is captured runs when its graph is launched."""
+    """The functions of CUDA's runtime that are used, on host memory.
+
+    What is captured runs when its graph is launched.
+    """
 
     cudaError_t = SimpleNamespace(cudaErrorMemoryAllocation=2)  # noqa: N815, CUDA's name
     cudaMemcpyKind = cudaStreamCaptureMode = Names()  # noqa: N815
@@ -339,7 +345,7 @@ class Pruner:
 def after_vision(
     kind: str, place: Place, gather: Gather, folder: Path
 ) -> tuple[list[VisualTokens], list[Any]]:
-    """Two images in tiles, with newlines, or of ``kind`` "steps" encoded in two; and what the pruner was fed."""
+    """Encode two images in tiles, or in two steps if ``kind`` is "steps"; also return the pruner's feeds."""
     random, method = np.random.default_rng(2), {"fixed_keep": 5} if kind == "merged" else {}
     np.save(folder / "image_newline.npy", random.standard_normal(WIDTH).astype("float16"))
     settings = {"kind": "anyres", "tile": 4, "pinpoints": [[4, 8], [8, 4], [8, 8]]}

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from foveate.engines.backend import Backend, Target
 from foveate.engines.disk.files import sha256
 from foveate.engines.errors import UserError
 from foveate.engines.ort.backend import OnnxRuntime
-from foveate.engines.targets import TARGETS, backend
 from foveate.runtime import cli
 from foveate.runtime.bundle import stamps
 from foveate.runtime.bundle.compiled import choose, compiled_engines
@@ -201,22 +199,3 @@ def test_a_failed_compilation_keeps_the_old_engine(copy: Path, monkeypatch: pyte
     with pytest.raises(UserError):
         compile_bundle(copy, force=True)
     Pipeline.load(copy)
-
-
-def test_targets() -> None:
-    with pytest.raises(UserError, match="did you mean onnxruntime"):
-        backend("onnxruntim")
-    with pytest.raises(UserError, match="wrong accuracy level"):
-        compile_bundle("nowhere", options={"accuracy_level": 7})
-
-
-def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make() -> Backend:
-        import no_such_library
-
-        return no_such_library.Backend()
-
-    abacus = Target("abacus", "Abacus", ("no_such_library",), "pip install beads", 99, (), make)
-    monkeypatch.setitem(TARGETS, "abacus", abacus)
-    with pytest.raises(UserError, match=r"needs no_such_library \| it is not installed \| pip install beads"):
-        backend("abacus")

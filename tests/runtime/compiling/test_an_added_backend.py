@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.engines.backend import Option
 from foveate.engines.targets import TARGETS
 
 BACKENDS = Path(__file__).parents[2] / "helpers/backends"
@@ -95,11 +94,3 @@ def test_its_options_are_options_of_compile(added: Path) -> None:
     }.items():
         done = foveate("compile", added, "--target", *words)
         assert done.returncode == 2 and said in done.stderr
-
-
-def test_options_of_one_name_are_one_option() -> None:
-    """The command line has one flag for both, so they must not differ."""
-    found: dict[str, Option] = {}
-    for target in TARGETS.values():
-        for option in target.options:
-            assert found.setdefault(option.name, option) == option
