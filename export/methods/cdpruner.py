@@ -27,8 +27,13 @@ Positions are renumbered, as published for LLaVA.
 Step 3 is a Cholesky decomposition of the cosines, from which r factors out: the gain of a token is r^2 times
 the part of the token that the picked ones do not explain. Our reading covers the cases in which the published
 code divides by rounding noise or by 0. Once the picked tokens explain all others (more picks than dimensions,
-copies), the most relevant of the rest follow. A constant relevance counts as no relevance. The published code
-scales r over all crops of an image; here each tile is scaled on its own.
+copies), the most relevant of the rest follow. A constant relevance counts as no relevance.
+
+Images in tiles: the published code scales r over all crops of an image at once, padding included. Here r is
+scaled over one tile, without its padding (our reading). The pruner sees a tile at a time, and the tile's
+budget is its share of the image's. A scale over the whole image would leave a tile without anything that was
+asked for with r near 0 throughout, where only rounding would tell its tokens apart. For an image in one tile
+both are the same.
 """
 
 from __future__ import annotations

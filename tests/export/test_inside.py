@@ -7,13 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.engines.errors import UserError
 from foveate.export import methods
 from foveate.export.build import build
 from foveate.export.checkpoints.find import fill
-from foveate.export.graphs.assemble import assemble
 from foveate.export.models import llava
-from foveate.export.pruning.selection import packed
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Chat, Pipeline
 
@@ -190,45 +187,3 @@ def test_caches_are_as_long_as_what_they_hold(pipes):
     row = 2 * 2 * 32 * 4  # bytes of a layer's keys and values, of two heads
     rows = answer.timings.prompt_rows
     assert answer.timings.cache_bytes_allocated == 2 * row * (rows + 4) + 2 * row * (rows - 64 + 8 + 4)
-
-
-def test_rows_move_to_the_front_in_order():
-    stays = torch.tensor([[True, False, True, True, False, False, True]])
-    order, count = packed(stays)
-    assert order.tolist() == [[0, 2, 3, 6, 1, 4, 5]] and count.tolist() == [4]
-    order, count = packed(torch.ones(1, 5, dtype=torch.bool))
-    assert order.tolist() == [[0, 1, 2, 3, 4]] and count.tolist() == [5]
-
-
-def test_cuts_that_the_decoder_has_not_are_refused():
-    parts = llava.tiny(layers=4)
-    for name, options in (
-        ("fastv", {"layer": "4"}),
-        ("pyramiddrop", {"layers": "2,9"}),
-        ("pyramiddrop", {"layers": "0"}),
-        ("feather", {"layers": "3,2"}),
-    ):
-        with pytest.raises(UserError, match="layer") as refused:
-            assemble(parts, methods.load(name, options))
-        assert refused.value.code == 2
-
-
-def test_pairs_are_a_method_before_and_one_inside():
-    pair = methods.load("sppruner+fastv", {"rho": "0.7", "fastv.layer": "1", "outer": "2"})
-    assert (pair.first.rho, pair.second.layer, pair.outer, pair.inner) == (0.7, 1, 2.0, 0.5)
-    assert pair.name == "sppruner+fastv"
-    described = pair.describe()
-    assert described["sppruner.rho"] == 0.7 and described["fastv.layer"] == 1 and described["outer"] == 2.0
-    for name, options, words in (
-        ("fastv+sppruner", {}, "is no pair"),
-        ("sppruner+uniform", {}, "is no pair"),
-        ("none+fastv", {}, "is no pair"),
-        ("sppruner+fastv", {"position_mode": "keep"}, "both methods have"),
-        ("sppruner+fastv", {"rows": "1"}, "unknown option of sppruner"),
-        ("sppruner+fastv", {"uniform.layout": "raster"}, "unknown option of sppruner"),
-        ("sppruner+fastv", {"outer": "0"}, "bad value for outer"),
-        ("sppruner+fastf", {}, "did you mean fastv"),
-        ("a+b+c", {}, "names 3 methods"),
-    ):
-        with pytest.raises(UserError, match=words.replace("+", r"\+")):
-            methods.load(name, options)

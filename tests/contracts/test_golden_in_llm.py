@@ -22,7 +22,7 @@ from foveate.export.networks.decoder import rope_tables
 from foveate.export.pruning.in_llm import InLLMPruner
 from foveate.export.spec import DecoderSpec
 
-FOLDER = Path(__file__).parents[2] / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 OPTIONS = {
     "fastv": lambda given: {"layer": given["K"]},
     "feather": lambda given: {"layers": given["pruning_layers"], "stride": given["stride"]},

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from foveate.export import methods
 from foveate.export.pruning.method import Method
 
-FOLDER = Path(__file__).parents[2] / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 ELSEWHERE = (  # what is fed besides: test_ocvtp.py, test_golden_in_llm.py
     *("ocvtp", "fastv", "feather", "pyramiddrop"),
 )
