@@ -164,6 +164,7 @@ def _add_calibration(parser: Parser) -> None:
 
 
 def main(argv: list[str]) -> int:
+    """Run the command and return its exit status. Raises UserError."""
     args = _parser().parse_args(argv)
     methods.require(args.method)
     set_options = _options(args.set)

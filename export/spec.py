@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from foveate.engines.spec import FLOAT, Dim, Symbol, TensorSpec
+from foveate.runtime.bundle.licence import Licence
 
 __all__ = [
     "BundleFiles",
@@ -230,7 +231,7 @@ class Parts:
     weights: Weights
     image: dict[str, Any]  # preprocessing settings, see runtime/images/processor.py
     prompt: dict[str, Any]  # chat format and stop ids, see runtime/text/chat_prompt.py
-    licence: dict[str, Any] = field(default_factory=dict)  # by role, see runtime/bundle/licence.py
+    licence: dict[str, Licence] = field(default_factory=dict)  # by role
     generation: dict[str, Any] = field(default_factory=dict)  # see settings/generation.py
     files: BundleFiles = field(default_factory=dict)
     text_encoder: nn.Module | None = None

@@ -18,7 +18,8 @@ from foveate.engines.buffer import Buffer, Feed, host
 from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.row_gather import Rows
-from foveate.runtime.bundle.loading import Bundle, Manifest
+from foveate.runtime.bundle.loading import Bundle
+from foveate.runtime.bundle.manifest import Manifest
 from foveate.runtime.overflow import exceeded
 
 __all__ = ["first_wrong", "refuse", "run_finite"]
@@ -84,8 +85,8 @@ def refuse(bundle: Bundle, graph: str, dtype: str, what: str) -> UserError:
 
 
 def _remedy(manifest: Manifest, path: str | os.PathLike[str], dtype: str) -> str:
-    wider = [name for name, entry in manifest.dialects.items() if entry["dtype"] == "float32"]
-    unquantized = manifest.precision.get("decoder") == "fp32"
+    wider = [name for name, entry in manifest.dialects.items() if entry.dtype == "float32"]
+    unquantized = manifest.precision.decoder == "fp32"
     if dtype != "float32" and wider:
         return (
             "float16 holds numbers up to 65504: compute in float32 with "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from foveate.engines.engine import Engine
-from foveate.runtime.bundle.loading import Bundle, Manifest
+from foveate.runtime.bundle.loading import Bundle
+from foveate.runtime.bundle.manifest import Manifest
 from foveate.runtime.llm.decoder import Decoder
 from foveate.runtime.llm.generation import Generation
 from foveate.runtime.text.chat_prompt import ChatTokenizer

@@ -6,9 +6,10 @@ computes in float16 overflows where such a value is larger than float16 can hold
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from foveate.runtime.bundle.loading import Bundle
+from foveate.runtime.bundle.manifest import LayerPeak
 
 __all__ = ["FLOAT16_MAX", "Cause", "cause_of", "exceeded", "largest", "place"]
 
@@ -23,18 +24,18 @@ class Cause(NamedTuple):
     remedy: str
 
 
-def largest(bundle: Bundle, graph: str) -> dict[str, Any] | None:
+def largest(bundle: Bundle, graph: str) -> LayerPeak | None:
     """Return the entry of ``ranges`` with the graph's largest value.
 
     None for bundles built before ``ranges``.
     """
-    return max(bundle.manifest.ranges.get(graph, ()), key=lambda entry: entry["value"], default=None)
+    return max(bundle.manifest.ranges.get(graph, ()), key=lambda peak: peak.value, default=None)
 
 
-def place(entry: dict[str, Any], graph: str) -> str:
+def place(peak: LayerPeak, graph: str) -> str:
     """Return where the value of an entry of ``ranges`` occurred, in words."""
-    layer = "" if entry["layer"] is None else f"layer {entry['layer']} of "
-    return f"{layer}{graph} ({entry['at']})"
+    layer = "" if peak.layer is None else f"layer {peak.layer} of "
+    return f"{layer}{graph} ({peak.at})"
 
 
 def cause_of(bundle: Bundle, dialect: str, graph: str, *, recorded: bool) -> Cause | None:
@@ -49,7 +50,7 @@ def cause_of(bundle: Bundle, dialect: str, graph: str, *, recorded: bool) -> Cau
             "build the bundle again from a sound checkpoint: the build names the layer",
         )
     entry = bundle.manifest.dialects[dialect]
-    if entry["dtype"] != "float16" or graph in entry.get("widened", {}):
+    if entry.dtype != "float16" or graph in entry.widened:
         return None
     remedy = (
         "build the bundle again (graphs that float16 cannot hold become float32 then)"
@@ -69,14 +70,14 @@ def exceeded(bundle: Bundle, graph: str) -> str | None:
 
     None if the recorded ranges stay below its limit.
     """
-    too_large = (each for each in bundle.manifest.ranges.get(graph, ()) if each["value"] > FLOAT16_MAX)
+    too_large = (each for each in bundle.manifest.ranges.get(graph, ()) if each.value > FLOAT16_MAX)
     if (first := next(too_large, None)) is None:
         return None
-    return f"{place(first, graph)} reaches {first['value']:.3g} in float32, float16 ends at {FLOAT16_MAX:g}"
+    return f"{place(first, graph)} reaches {first.value:.3g} in float32, float16 ends at {FLOAT16_MAX:g}"
 
 
 def _instead(bundle: Bundle, dialect: str) -> str:
-    wide = [name for name, entry in bundle.manifest.dialects.items() if entry["dtype"] == "float32"]
+    wide = [name for name, entry in bundle.manifest.dialects.items() if entry.dtype == "float32"]
     if not wide or dialect in wide:
         return ", with --dialects ort where ONNX Runtime is enough"
     return f", or compile what is in float32: foveate compile {bundle.path} --dialect {wide[0]}"

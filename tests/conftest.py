@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-_SHARING = {"test_chain.py": "bundles of methods", "test_graphs.py": "bundles of methods"}
+_SHARING = dict.fromkeys(("test_bundle_format.py", "test_chain.py", "test_graphs.py"), "bundles of methods")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,5 +1,4 @@
-"""Build a bundle from a checkpoint's parts and a method: graphs, weights, reference answers and the
-manifest."""
+"""Build a bundle from a checkpoint's parts and a method."""
 
 from __future__ import annotations
 
@@ -7,7 +6,8 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
 from foveate.export.bundling import precision as precisions
-from foveate.export.bundling import write_graphs
+from foveate.export.bundling import write_files, write_graphs
 from foveate.export.bundling.precision import Precision
 from foveate.export.bundling.publish import publish
 from foveate.export.bundling.staging import Place, no_room, reserved
@@ -25,11 +25,19 @@ from foveate.export.checkpoints import pruner_weights
 from foveate.export.checkpoints.layered_weights import packed
 from foveate.export.graphs.assemble import assemble, with_files_for
 from foveate.export.graphs.graph import Graph
-from foveate.export.pruning.budgets import sampled
+from foveate.export.pruning.budgets import Points, sampled
 from foveate.export.pruning.method import Method
 from foveate.export.spec import DecoderSpec, Parts
 from foveate.runtime.bundle import licence
 from foveate.runtime.bundle import loading as bundle
+from foveate.runtime.bundle.manifest import (
+    DecoderSizes,
+    Manifest,
+    MethodInfo,
+    PositionMode,
+    Source,
+    vision_sizes,
+)
 
 __all__ = ["build", "manifest", "most_sorted", "write_bundle"]
 
@@ -49,8 +57,9 @@ def build(
     calibration: calibrate.Calibration | None = None,
     llm_parts: int = 1,
 ) -> None:
-    """Write the bundle of ``parts`` pruned by ``method`` to ``out``, and replace an older bundle there at the
-    end.
+    """Write the bundle of ``parts`` pruned by ``method`` to ``out``.
+
+    An older bundle there is replaced at the end.
 
     * ``dialects``: their names; all of them must be possible. None builds all that are possible
       (``write_graphs.widen``).
@@ -101,21 +110,22 @@ def write_bundle(
         for note in licence.notes(parts.licence):
             print(note, file=sys.stderr)
         if calibration is not None:
-            values = manifest(place.name, parts, method, graphs, precision, {})
+            draft = manifest(place.name, parts, method, graphs, precision)
             parts, statistics = calibrate.calibrated(
-                parts, method, graphs, values, calibration, precision, root, place.beside, stage
+                parts, method, graphs, draft, calibration, precision, root, place.beside, stage
             )
         written = write_graphs.write_graphs(root, parts, graphs, precision, dialects, stage, statistics)
-        table = write_graphs.write_embeddings(root, parts.weights, precision)
-        write_graphs.write_files(root, parts)
+        table = write_files.write_embeddings(root, parts.weights, precision)
+        write_files.write_files(root, parts)
         stage("recording golden.npz", 0, 1)
-        ranges = write_graphs.write_golden(root, parts, method, graphs, written.readings, table)
-        write_graphs.widen(root, written, ranges, lambda line: print(line, file=sys.stderr), asked)
+        ranges = write_files.write_golden(root, parts, method, graphs, written.readings, table)
+        written = write_graphs.widen(root, written, ranges, lambda line: print(line, file=sys.stderr), asked)
         stage("hashing", 0, 1)
-        values = manifest(place.name, parts, method, graphs, precision, written.index)
-        made = bundle.write_manifest(root, values | {"ranges": ranges.to_json()})
+        draft = manifest(place.name, parts, method, graphs, precision)
+        draft = replace(draft, dialects=written.dialects, ranges=ranges.by_graph())
+        made = bundle.write_manifest(root, draft.to_json())
     publish(place, bundle.Bundle(root, made), lambda line: print(line, file=sys.stderr))
-    return list(written.index)
+    return list(made.dialects)
 
 
 def _require_room(place: Place, decoder: DecoderSpec, precision: str) -> None:
@@ -141,50 +151,53 @@ def _require_room(place: Place, decoder: DecoderSpec, precision: str) -> None:
         probe.unlink()
 
 
-def manifest(
-    name: str,
-    parts: Parts,
-    method: Method,
-    graphs: list[Graph],
-    precision: Precision,
-    dialects: dict[str, dict[str, object]],
-) -> dict[str, object]:
-    """Return the values of ``bundle.json`` except ``format`` and ``files``.
+def manifest(name: str, parts: Parts, method: Method, graphs: list[Graph], precision: Precision) -> Manifest:
+    """Return ``bundle.json`` without dialects, ranges and files."""
+    spec, total = parts.spec, parts.spec.vision.image_tokens
+    sizes = {each.name: getattr(spec.decoder, each.name) for each in fields(DecoderSizes)}
+    said = precision.describe()
+    if packed(parts.weights):
+        said = replace(said, weights="as the checkpoint has them")
+    return Manifest(
+        name=name,
+        family=spec.family,
+        source=Source(**parts.source),
+        methods=(_method(parts, method, graphs),),
+        precision=said,
+        num_visual_tokens=total,
+        grid=spec.vision.grid,
+        decoder=DecoderSizes(**sizes),
+        vision=vision_sizes(spec.vision.sizes),
+        image=parts.image,
+        prompt=parts.prompt,
+        generation=parts.generation,
+        licence=parts.licence,
+        graphs={graph.spec.name: graph.spec for graph in graphs},
+        dialects={},
+        files={},
+    )
 
-    ``dialects`` is the index that ``write_graphs`` returns.
-    """
-    decoder, total = parts.spec.decoder, parts.spec.vision.image_tokens
-    fields = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size")
-    fields += ("vocab_size", "max_positions")
-    return {
-        "name": name,
-        "family": parts.spec.family,
-        "source": parts.source,
-        "method": {
-            "name": method.name,
-            "options": method.describe(),
-            "position_mode": _position_mode(method, decoder),
-            "fixed_keep": method.fixed_keep(parts.spec),
-            "whole": method.pre_llm is not None and method.pre_llm.whole,
-            "position_mode_inside": _position_mode(method.in_llm, decoder),
-        },
-        "precision": precision.describe()
-        | ({"weights": "as the checkpoint has them"} if packed(parts.weights) else {}),
-        "stages": [graph.spec.name for graph in graphs],
-        "graphs": {graph.spec.name: graph.spec.to_json() for graph in graphs},
-        "dialects": dialects,
-        "num_visual_tokens": total,
-        "grid": list(parts.spec.vision.grid),
-        "cuts": [place.layer for place in method.in_llm.prune_layers(decoder)] if method.in_llm else [],
-        "budgets": method.budgets(parts.spec),
-        "limits": sampled(total, lambda keep: method.leaves(parts.spec, keep, total)),
-        "decoder": {field: getattr(decoder, field) for field in fields},
-        "vision": parts.spec.vision.sizes,
-        "image": parts.image,
-        "prompt": parts.prompt,
-        "generation": parts.generation,
-        "licence": parts.licence,
-    }
+
+def _method(parts: Parts, method: Method, graphs: list[Graph]) -> MethodInfo:
+    spec, total = parts.spec, parts.spec.vision.image_tokens
+    limits = sampled(total, lambda keep: method.leaves(spec, keep, total))
+    before, inside = method.pre_llm, method.in_llm
+    return MethodInfo(
+        name=method.name,
+        stages=tuple(graph.spec.name for graph in graphs),
+        options=method.describe(),
+        position_mode=_position_mode(method, spec.decoder),
+        position_mode_inside=_position_mode(inside, spec.decoder) if inside else "keep",
+        fixed_keep=method.fixed_keep(spec),
+        whole=before is not None and before.whole,
+        cuts=tuple(place.layer for place in inside.prune_layers(spec.decoder)) if inside else (),
+        budgets=_points(method.budgets(spec)),
+        limits=_points(limits),
+    )
+
+
+def _points(stages: Mapping[str, Points]) -> dict[str, tuple[tuple[float, float], ...]]:
+    return {stage: tuple((float(k), float(v)) for k, v in points) for stage, points in stages.items()}
 
 
 def most_sorted(parts: Parts, method: Method) -> int:
@@ -192,10 +205,8 @@ def most_sorted(parts: Parts, method: Method) -> int:
     return 0 if method.name == "none" else parts.spec.vision.image_tokens
 
 
-def _position_mode(method: Method | None, decoder: DecoderSpec) -> str | None:
-    """Return the position mode of ``method``, None without a method. It is always "keep" with M-RoPE."""
-    if method is None:
-        return None
+def _position_mode(method: Method, decoder: DecoderSpec) -> PositionMode:
+    """Return the position mode of ``method``. It is always "keep" with M-RoPE."""
     return method.position_mode if decoder.position_axes == 1 else "keep"
 
 

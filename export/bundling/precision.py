@@ -1,15 +1,18 @@
-"""The precision of a model's parts: the user's choice, the scheme of each weight, and the dialects that allow
-it."""
+"""The precision of a model's parts.
+
+It is the user's choice, the scheme of each weight, and the dialects that allow it.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from foveate.calib import schemes
 from foveate.engines.errors import UserError, unknown
 from foveate.export import lowering
+from foveate.runtime.bundle.manifest import PrecisionInfo
 
 __all__ = ["COMPUTED", "SAFE", "Precision", "choices", "dialects"]
 
@@ -22,6 +25,7 @@ _DECODER = r"llm\.layers\."
 
 
 def choices() -> tuple[str, ...]:
+    """Return the names that ``--precision`` takes."""
     return *COMPUTED, *schemes.names()
 
 
@@ -52,6 +56,7 @@ class Precision:
 
     @classmethod
     def of(cls, given: Precision | str) -> Precision:
+        """Return the precision, or the one whose decoder has the given precision."""
         return given if isinstance(given, Precision) else cls(given)
 
     @property
@@ -59,10 +64,9 @@ class Precision:
         """The schemes in use, one for each quantized part."""
         return [part for part in (self.decoder, self.head, self.vision) if part and part not in COMPUTED]
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> PrecisionInfo:
         """Return the entry ``precision`` of bundle.json."""
-        parts = {part: kind or SAFE for part, kind in asdict(self).items() if part != "prefill"}
-        return parts | ({"prefill": self.prefill} if self.prefill else {})
+        return PrecisionInfo(self.decoder, self.head or SAFE, self.vision or SAFE, self.prefill)
 
     @property
     def prefilling(self) -> Precision:
@@ -70,8 +74,9 @@ class Precision:
         return replace(self, decoder=self.prefill or self.decoder, prefill=None)
 
     def choose(self, packed: Collection[str] = ()) -> Callable[[str, tuple[int, ...]], str | None]:
-        """Return a function that maps a weight's name and shape to its scheme, or to None for the graph's
-        dtype.
+        """Return a function that maps a weight's name and shape to its scheme.
+
+        It maps to None where the weight has the graph's dtype.
 
         ``packed`` are the weights that the checkpoint holds in int4. They stay as they are, and other weights
         of their layers are not quantized. Raises UserError if they would have to be quantized again. The
@@ -107,8 +112,10 @@ class Precision:
         return choose
 
     def refusal(self, dialect: str, calibrated: bool) -> str | None:
-        """Return why this precision is impossible in ``dialect`` as "reason | what to do", or None if it is
-        possible."""
+        """Return why this precision is impossible in ``dialect`` as "reason | what to do".
+
+        None if it is possible.
+        """
         target = lowering.load(dialect)
         for scheme in (self.decoder, *self.schemes):
             if scheme not in target.dtypes:

@@ -74,8 +74,10 @@ def publish(place: Place, bundle: Bundle, say: Callable[[str], None]) -> None:
 
 
 def _carried(made: CompiledEngine, root: Path) -> bool:
-    """Bring the files of an engine into ``root``, as hard links if the file system has them. False: the disk
-    is full."""
+    """Bring the files of an engine into ``root``, as hard links if the file system has them.
+
+    Returns False if the disk is full.
+    """
     target = root / _ENGINES / made.key
     try:
         target.mkdir(parents=True)
@@ -102,8 +104,10 @@ def _carry_timings(place: Place) -> None:
 
 
 def _exchanged(place: Place) -> bool:
-    """Exchange the folders by renaming. False: it was impossible. ``staging.reserved`` removes the old
-    folder."""
+    """Exchange the folders by renaming, and return whether that was possible.
+
+    ``staging.reserved`` removes the old folder.
+    """
     try:
         files.put_folder(place.root, place.folder)
     except OSError:
@@ -114,8 +118,10 @@ def _exchanged(place: Place) -> bool:
 
 
 def _put_inside(place: Place, engines: set[str]) -> None:
-    """Move the files of ``place.root`` into ``place.folder``, ``bundle.json`` last. Only ``engines`` of the
-    old bundle stay."""
+    """Move the files of ``place.root`` into ``place.folder``, ``bundle.json`` last.
+
+    Only ``engines`` of the old bundle stay.
+    """
     root, folder = place.root, place.folder
     new = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
     new = [path for path in new if path.parts[0] != _ENGINES]

@@ -13,7 +13,8 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from foveate.engines.errors import UserError
+from foveate.runtime.bundle.manifest import LayerPeak
 from foveate.runtime.overflow import FLOAT16_MAX
 
 __all__ = ["MARGIN", "Peak", "Ranges"]
@@ -130,18 +132,19 @@ class Ranges:
                 handle.remove()
 
     def first_too_wide(self, graph: str, *, edge: bool) -> Peak | None:
-        """Return the first place at the edge of ``graph``, or inside it, that float16 may not hold; None
-        without one."""
+        """Return the first place at the edge of ``graph``, or inside it, that float16 may not hold.
+
+        None without one.
+        """
         return self._too_wide.get((graph, edge))
 
-    def to_json(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the entry for bundle.json: by graph, a list of ``{"layer", "at", "value", "edge"}``, layers
-        in order."""
-        told: dict[str, list[dict[str, Any]]] = {}
-        for peak in sorted(self._found.values(), key=lambda p: (p.graph, p.layer is None, p.layer, p.edge)):
-            entry = asdict(peak)
-            told.setdefault(entry.pop("graph"), []).append(entry | {"value": float(f"{peak.value:.4g}")})
-        return told
+    def by_graph(self) -> dict[str, tuple[LayerPeak, ...]]:
+        """Return the entry ``ranges`` of bundle.json: the largest values of each graph, layers in order."""
+        peaks = sorted(self._found.values(), key=lambda p: (p.graph, p.layer is None, p.layer or 0, p.edge))
+        return {
+            graph: tuple(LayerPeak(p.layer, p.at, float(f"{p.value:.4g}"), p.edge) for p in found)
+            for graph, found in groupby(peaks, key=lambda p: p.graph)
+        }
 
 
 class _Watch(TorchFunctionMode):

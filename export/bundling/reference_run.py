@@ -149,8 +149,10 @@ def _describe(question: Question, kept: np.ndarray, facts: Facts, axes: int) -> 
 def _language(
     graphs: list[Graph], weights: Reading, rows: Tensor, chunk: PromptRows, facts: Facts, ranges: Ranges
 ) -> dict[str, np.ndarray]:
-    """Run the segments in order over the prompt, as shortened so far, and the forced tokens. Pruners see only
-    the prompt."""
+    """Run the segments in order over the prompt, as shortened so far, and the forced tokens.
+
+    Pruners see only the prompt.
+    """
     arrays: dict[str, np.ndarray] = {}
     after = chunk.positions[..., -1:] + 1 + np.arange(rows.shape[1] - len(chunk))
     positions, carried, behind = np.concatenate([chunk.positions, after], axis=-1), {}, {}
@@ -186,7 +188,8 @@ def _prune(
     ranges: Ranges,
 ) -> dict[str, Tensor]:
     """Run a pruner between two segments and return its outputs by name. Inputs and outputs are added to
-    ``arrays``."""
+    ``arrays``.
+    """
     name = graph.spec.name
     known = chunk.feeds(facts.budgets.get(name, ()))
     values = before | {key: torch.from_numpy(value) for key, value in known.items()}
@@ -246,8 +249,10 @@ def _half(x: Tensor) -> Tensor:
 
 
 def _holds(x: Tensor) -> bool:
-    """Return True for floats that float16 can hold. For others no float16 graph is written
-    (``write_graphs.widen``)."""
+    """Return True for floats that float16 can hold.
+
+    For others no float16 graph is written (``write_graphs.widen``).
+    """
     return x.is_floating_point() and (not x.numel() or float(x.abs().amax()) <= FLOAT16_MAX)
 
 
@@ -297,8 +302,10 @@ def _pixels(tensor: TensorSpec, plan: Layout) -> Tensor:
 
 
 def _image(shape: tuple[int, ...]) -> Tensor:
-    """Return a smooth random image with edges: enlarged coarse noise and one bright square, from a fixed
-    seed."""
+    """Return a smooth random image with edges, from a fixed seed.
+
+    It is enlarged coarse noise and one bright square.
+    """
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(shape[0], shape[1], 8, 8, generator=generator)
     image = nn.functional.interpolate(coarse, shape[2:], mode="bilinear")
@@ -310,10 +317,10 @@ def _image(shape: tuple[int, ...]) -> Tensor:
 def _segment(
     graph: Graph, weights: Reading, rows: Tensor, positions: np.ndarray, prompt: int, ranges: Ranges
 ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
-    """Run a segment over the prompt and the forced tokens in one pass, with one decoder layer in memory at a
-    time.
+    """Run a segment over the prompt and the forced tokens in one pass.
 
-    Returns the outputs that have one row per token (not the logits), and the recorded arrays.
+    Only one decoder layer is in memory at a time. Returns the outputs that have one row per token (not the
+    logits), and the recorded arrays.
     """
     module, name, length = graph.module, graph.spec.name, rows.shape[1]
     spec = module.decoder.spec if isinstance(module, Segment) else module.spec

@@ -46,17 +46,19 @@ class Place:
 
     @property
     def beside(self) -> Path:
-        """Path of files that go with the bundle, to which they add a suffix. It is on the same disk as the
-        bundle."""
+        """Path of files that go with the bundle, to which they add a suffix.
+
+        It is on the same disk as the bundle.
+        """
         return self.folder / self.name if self.inside else self.folder
 
 
 @contextlib.contextmanager
 def reserved(out: Path) -> Iterator[Place]:
-    """Reserve the place of a bundle to be built at ``out``: no other process builds or compiles there during
-    the block.
+    """Reserve the place of a bundle to be built at ``out``.
 
-    At the end of the block the rest of ``root`` is removed. Raises UserError when ``out`` exists and is not a
+    No other process builds or compiles there during the block. At the end of the block the rest of
+    ``root`` is removed. Raises UserError when ``out`` exists and is not a
     bundle, when it cannot be written to, and when it is in use.
     """
     name, folder = Path(os.path.abspath(out)).name, _real(out)
@@ -93,8 +95,7 @@ def reserved(out: Path) -> Iterator[Place]:
 
 
 def no_room(folder: Path, error: OSError) -> UserError:
-    """Return the UserError for a full disk, a used-up quota, or a file system that cannot hold files of that
-    size."""
+    """Return the UserError for a full disk, a used-up quota, or a file that is too large for its disk."""
     if error.errno == errno.EFBIG:
         mount = mounts.of(folder)
         kind = (
@@ -182,8 +183,10 @@ def _cannot_be_renamed(folder: Path) -> bool:
 
 
 def _lock(stack: contextlib.ExitStack, folder: Path, inside: bool) -> None:
-    """Hold the locks against other builds and compilations until ``stack`` ends. Raises UserError or
-    OSError."""
+    """Hold the locks against other builds and compilations until ``stack`` ends.
+
+    Raises UserError or OSError.
+    """
 
     def take(lock: Path) -> None:
         refused, remedy = f"{folder} is in use", "wait for its end, or choose another --out"

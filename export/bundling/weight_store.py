@@ -136,7 +136,8 @@ class Store:
     def get(self, name: str, parts: Collection[PartName] = ()) -> torch.Tensor:
         """Return the weight in float32 as the graphs compute with it.
 
-        It is read from ``parts``, or else from the best stored form. Quantized weights are dequantized, float16 is widened, and float32 is the mapped file itself. Raises
+        It is read from ``parts``, or else from the best stored form. Quantized weights are dequantized,
+        float16 is widened, and float32 is the mapped file itself. Raises
         KeyError for an unknown weight.
         """
         found = {

@@ -1,22 +1,18 @@
-"""Write the files of a bundle from assembled graphs: ONNX per dialect, shared weights, golden.npz, tables."""
+"""Write the graphs of a bundle: ONNX files per dialect, and the weights that they share."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import numpy as np
 import onnx_ir as ir
-import torch
 
-from foveate.calib.schemes.quantized import Form, PartName
+from foveate.calib.schemes.quantized import Form
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
 from foveate.export import lowering
-from foveate.export.bundling import reference_run
 from foveate.export.bundling.precision import Precision
 from foveate.export.bundling.ranges import MARGIN, Peak, Ranges
 from foveate.export.bundling.weight_store import (
@@ -25,37 +21,26 @@ from foveate.export.bundling.weight_store import (
     attach,
     parts_of,
     pending,
-    require_finite,
     require_ranges,
 )
 from foveate.export.checkpoints.layered_weights import LayeredWeights, TensorWeights, packed
 from foveate.export.graphs import trace
 from foveate.export.graphs.graph import Graph
 from foveate.export.networks.decoder import rope_tables
-from foveate.export.pruning.method import Method
-from foveate.export.spec import Parts, Weights
-from foveate.runtime.images.processor import image_processor
+from foveate.export.spec import Parts
+from foveate.runtime.bundle.manifest import DialectFiles
 from foveate.runtime.overflow import FLOAT16_MAX
-from foveate.runtime.text.chat_prompt import ChatTokenizer, ImageSlot, Turn, clip_segments, load_tokenizer
 
-__all__ = [
-    "GOLDEN_TEXT",
-    "Written",
-    "widen",
-    "write_embeddings",
-    "write_files",
-    "write_golden",
-    "write_graphs",
-]
-
-GOLDEN_TEXT = "What is in the image, and where?"
+__all__ = ["Progress", "Written", "widen", "write_graphs"]
 
 Progress = Callable[[str, int, int], None]
 """Function that shows progress. Arguments: the current work in words, the finished and the total amount."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Lowered:
+    """A graph in one dialect, in memory. ``prefill``: in its second form, for prompts."""
+
     graph: Graph
     model: ir.Model
     path: Path
@@ -63,18 +48,18 @@ class _Lowered:
     form: Form
     needs: list[tuple[str, str]]  # (weight, encoding)
     store: Store
+    prefill: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Written:
     """The written graphs of a bundle.
 
-    ``readings`` holds the effective weights by reference file. ``index`` is the entry ``dialects`` of
-    bundle.json.
+    ``readings`` holds the effective weights by reference file. ``dialects`` is that of bundle.json.
     """
 
     readings: dict[str, Reading]
-    index: dict[str, dict[str, Any]]
+    dialects: dict[str, DialectFiles]
     lowered: list[_Lowered]
     statistics: Statistics | None
 
@@ -94,53 +79,68 @@ def write_graphs(
     forms. In-LLM pruners, which see only prompts, are written in the second form alone. Its integers are made
     from the numbers of the first form, so both are the same model.
     """
-    lowered: list[_Lowered] = []
-    index: dict[str, dict[str, Any]] = {}
-    forms = {name: lowering.form(name, precision.decoder) for name in dialects}
-    jobs = [(graph, dtype) for graph in graphs for dtype in sorted({form.dtype for form in forms.values()})]
     tables = dict(zip(("llm.rope_cos", "llm.rope_sin"), rope_tables(parts.decoder.spec), strict=True))
     first = Store(root, LayeredWeights(TensorWeights(tables), parts.weights))
     second = Store(root, first)
     schemes = {first: precision.choose(packed(parts.weights)), second: precision.prefilling.choose()}
+    forms = {name: lowering.form(name, precision.decoder) for name in dialects}
 
-    def keep(graph: Graph, model: ir.Model, name: str, dialect: str, store: Store) -> str:
+    def held(graph: Graph, model: ir.Model, name: str, store: Store, prefill: bool = False) -> _Lowered:
         needs = list(pending(model, schemes[store]))
-        require_ranges(needs, forms[dialect], statistics)
-        path = root / f"{name}.{dialect}.onnx"
-        lowered.append(_Lowered(graph, model, path, dialect, forms[dialect], needs, store))
-        return path.name
+        require_ranges(needs, forms[name], statistics)
+        path = root / f"{graph.spec.name}{'.prefill' if prefill else ''}.{name}.onnx"
+        return _Lowered(graph, model, path, name, forms[name], needs, store, prefill)
 
-    for done, (graph, dtype) in enumerate(jobs):
-        name = graph.spec.name
-        progress(f"tracing {name} in {dtype}", done, len(jobs))
-        model = trace.trace(graph, dtype)
-        for dialect in (d for d in dialects if forms[d].dtype == dtype):
-            copy = lowering.lower(model, graph.spec, dialect)
-            twice = precision.prefill is not None and forms[dialect].dynamic
-            entry = index.setdefault(dialect, {"dtype": dtype, "files": {}})
-            prompts_alone = twice and name.startswith("pruner.")
-            entry["files"][name] = keep(graph, copy, name, dialect, second if prompts_alone else first)
-            if twice and graph.spec.in_place:
-                again = keep(graph, copy.clone(), f"{name}.prefill", dialect, second)
-                entry.setdefault("prefill", {})[name] = again
+    lowered = []
+    for graph, name, model in _traced(graphs, forms, progress):
+        twice = precision.prefill is not None and forms[name].dynamic
+        prompts_alone = twice and graph.spec.name.startswith("pruner.")
+        lowered.append(held(graph, model, name, second if prompts_alone else first))
+        if twice and graph.spec.in_place:
+            lowered.append(held(graph, model.clone(), name, second, prefill=True))
     known = _write_weights(first, lowered, progress)
     _write_weights(second, lowered, progress, known)
     for item in lowered:
         attach(item.model, item.store, item.needs, item.form, statistics)
         ir.save(item.model, item.path)
-    readings = {}
-    for entry in index.values():
-        mine = [item for item in lowered if item.path.name in entry["files"].values()]
-        reading = _reading(mine, first, statistics)
+    readings, index = {}, {}
+    for name in dict.fromkeys(item.dialect for item in lowered):
+        mine = [item for item in lowered if item.dialect == name]
+        reading = _reading([item for item in mine if not item.prefill], first, statistics)
         kind = ("dynamic." if reading.form.dynamic else "static.") if reading.rounds else ""
-        entry["golden"] = f"golden.{kind}npz"
-        readings[entry["golden"]] = reading if kind else Reading(first)
+        golden = f"golden.{kind}npz"
+        index[name] = _files(mine, golden, lowering.load(name).appends)
+        readings[golden] = reading if kind else Reading(first)
     return Written(readings, index, lowered, statistics)
 
 
+def _traced(
+    graphs: list[Graph], forms: dict[str, Form], progress: Progress
+) -> Iterator[tuple[Graph, str, ir.Model]]:
+    """Yield each graph in each dialect of ``forms``. A graph is traced once per dtype."""
+    jobs = [(graph, dtype) for graph in graphs for dtype in sorted({form.dtype for form in forms.values()})]
+    for done, (graph, dtype) in enumerate(jobs):
+        progress(f"tracing {graph.spec.name} in {dtype}", done, len(jobs))
+        model = trace.trace(graph, dtype)
+        for name in (each for each in forms if forms[each].dtype == dtype):
+            yield graph, name, lowering.lower(model, graph.spec, name)
+
+
+def _files(lowered: list[_Lowered], golden: str, appends: bool) -> DialectFiles:
+    """Return the entry in bundle.json of the dialect whose graphs are ``lowered``."""
+    first, second = (
+        {item.graph.spec.name: item.path.name for item in lowered if item.prefill is prefill}
+        for prefill in (False, True)
+    )
+    dtype: Literal["float16", "float32"] = "float16" if lowered[0].form.dtype == "float16" else "float32"
+    return DialectFiles(dtype, first, second, golden, appends=appends)
+
+
 def _reading(lowered: list[_Lowered], first: Store, statistics: Statistics | None) -> Reading:
-    """Return the effective weights of a dialect's graphs. Graphs with another store than ``first`` are in-LLM
-    pruners."""
+    """Return the effective weights of a dialect's graphs.
+
+    Graphs with another store than ``first`` are in-LLM pruners.
+    """
 
     def of(items: list[_Lowered]) -> Reading:
         needs = dict(pair for item in items for pair in item.needs)
@@ -154,9 +154,11 @@ def _reading(lowered: list[_Lowered], first: Store, statistics: Statistics | Non
 def _write_weights(
     store: Store, lowered: list[_Lowered], progress: Progress, known: Container[tuple[str, str]] = ()
 ) -> Container[tuple[str, str]]:
-    """Write the (weight, encoding) pairs that the graphs of ``store`` need and that are not ``known``; return
-    them."""
-    wanted: dict[tuple[str, str], set[PartName]] = {}
+    """Write the (weight, encoding) pairs that the graphs of ``store`` need, and return them.
+
+    Those that are ``known`` are left out.
+    """
+    wanted: dict[tuple[str, str], set[str]] = {}
     for item in (item for item in lowered if item.store is store):
         for name, encoding in item.needs:
             if (name, encoding) not in known:
@@ -172,94 +174,58 @@ def _write_weights(
     return wanted.keys()
 
 
-def write_embeddings(root: Path, weights: Weights, precision: Precision) -> np.ndarray:
-    """Write ``embed_tokens.npy [V,D]``, float32 in fp32 bundles and else float16. Return it mapped, as the
-    runtime does."""
-    dtype = "float32" if precision.decoder == "fp32" else "float16"
-    table, path = weights.get("embed_tokens"), root / "embed_tokens.npy"
-    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(table.shape)}
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for rows in table.split(4096):  # a second whole table would take gigabytes
-            stored = rows.to(getattr(torch, dtype)).contiguous().numpy()
-            require_finite("embed_tokens", stored)
-            file.write(stored.data)
-    return np.load(path, mmap_mode="r")
-
-
-def write_files(root: Path, parts: Parts) -> None:
-    """Write licences, tokenizers and the family's own files."""
-    for name, source in parts.files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(source, bytes):
-            (root / name).write_bytes(source)
-        else:
-            shutil.copyfile(source, root / name)
-
-
-def write_golden(
-    root: Path,
-    parts: Parts,
-    method: Method,
-    graphs: list[Graph],
-    readings: Mapping[str, Reading],
-    table: np.ndarray,
-) -> Ranges:
-    """Record the reference answers to a fixed question, in one file for each of ``readings``
-    (``reference_run``).
-
-    Returns the largest values that were computed.
-    """
-    ranges = Ranges()
-    one_axis = parts.spec.decoder.position_axes == 1
-    renumbers = method.in_llm is not None and method.in_llm.position_mode == "compact" and one_axis
-    images = image_processor(parts.image)
-    plan = images.token_layout(images.reference_size(), parts.spec.vision.grid)
-    whole = method.pre_llm is not None and method.pre_llm.whole
-    facts = reference_run.Facts(plan, method.budgets(parts.spec), renumbers, whole)
-    question = _question(root, parts, graphs)
-    for name, reading in readings.items():
-        np.savez(root / name, **reference_run.record(graphs, reading, table, question, facts, ranges))
-    return ranges
-
-
 _FLOAT32 = "build with --dialects ort and --precision int4, int8 or fp32, which compute in float32"
 
 
-def widen(root: Path, written: Written, ranges: Ranges, say: Callable[[str], None], asked: bool) -> None:
-    """Rewrite float16 graphs whose values float16 cannot hold.
+def widen(root: Path, written: Written, ranges: Ranges, say: Callable[[str], None], asked: bool) -> Written:
+    """Rewrite float16 graphs whose values float16 cannot hold, and return what is written now.
 
     Such a graph is written again in float32, with inputs and outputs in float16
     (``common_passes.Float16Edges``), and listed under "widened" in its dialect's entry. A dialect whose
     inputs, outputs or kv caches are too large is left out. ``say`` is told about both. Raises UserError when
     no dialect is left, and instead of leaving one out if the dialects were ``asked`` for by name.
     """
-    index, reasons = written.index, {}
-    for dialect, entry in list(index.items()):
-        if entry["dtype"] != "float16":
+    index: dict[str, DialectFiles] = {}
+    left_out: dict[str, str] = {}
+    for dialect, entry in written.dialects.items():
+        edges = (ranges.first_too_wide(name, edge=True) for name in entry.files)
+        peak = next(filter(None, edges), None) if entry.dtype == "float16" else None
+        if peak is None:
+            index[dialect] = _widened(dialect, entry, written, ranges, say)
             continue
-        edges = (ranges.first_too_wide(name, edge=True) for name in entry["files"])
-        if (peak := next(filter(None, edges), None)) is not None:
-            reasons[dialect] = _too_wide(peak)
-            if asked:
-                raise UserError(
-                    f"the dialect {dialect} cannot hold what the model computes | {reasons[dialect]} "
-                    f"| {_FLOAT32}, or leave --dialects out: the bundle then has the dialects that can"
-                )
-            _leave_out(root, written, dialect)
-            say(f"the dialect {dialect} is left out: {reasons[dialect]}")
-            continue
-        for name in entry["files"]:
-            if (peak := ranges.first_too_wide(name, edge=False)) is not None:
-                for item in (i for i in written.lowered if (i.dialect, i.graph.spec.name) == (dialect, name)):
-                    _write_widened(item, written.statistics)
-                entry.setdefault("widened", {})[name] = "float32"
-                say(f"{name} of {dialect} is written in float32: {_too_wide(peak)}")
+        left_out[dialect] = _too_wide(peak)
+        if asked:
+            raise UserError(
+                f"the dialect {dialect} cannot hold what the model computes | {left_out[dialect]} "
+                f"| {_FLOAT32}, or leave --dialects out: the bundle then has the dialects that can"
+            )
+        say(f"the dialect {dialect} is left out: {left_out[dialect]}")
     if not index:
         raise UserError(
             "no dialect of this bundle can hold what the model computes "
-            f"| {next(iter(reasons.values()))} | {_FLOAT32}"
+            f"| {next(iter(left_out.values()))} | {_FLOAT32}"
         )
+    for dialect in left_out:
+        for file in written.dialects[dialect].paths:
+            (root / file).unlink()
+    kept = {entry.golden for entry in index.values()}
+    for golden in {entry.golden for entry in written.dialects.values()} - kept:
+        (root / golden).unlink()
+    return replace(written, dialects=index)
+
+
+def _widened(
+    dialect: str, entry: DialectFiles, written: Written, ranges: Ranges, say: Callable[[str], None]
+) -> DialectFiles:
+    """Rewrite the graphs of one dialect that need it, and return its new entry."""
+    peaks = {name: ranges.first_too_wide(name, edge=False) for name in entry.files}
+    wide = {name: peak for name, peak in peaks.items() if peak and entry.dtype == "float16"}
+    for item in written.lowered:
+        if item.dialect == dialect and item.graph.spec.name in wide:
+            _write_widened(item, written.statistics)
+    for name, peak in wide.items():
+        say(f"{name} of {dialect} is written in float32: {_too_wide(peak)}")
+    return replace(entry, widened=dict.fromkeys(wide, "float32"))
 
 
 def _too_wide(peak: Peak) -> str:
@@ -272,38 +238,14 @@ def _too_wide(peak: Peak) -> str:
     )
 
 
-def _leave_out(root: Path, written: Written, dialect: str) -> None:
-    entry = written.index.pop(dialect)
-    for file in (*entry["files"].values(), *entry.get("prefill", {}).values()):
-        (root / file).unlink()
-    if not any(other["golden"] == entry["golden"] for other in written.index.values()):
-        (root / entry["golden"]).unlink()
-
-
 def _write_widened(item: _Lowered, statistics: Statistics | None) -> None:
-    """Write the graph in float32 with inputs and outputs in float16. Weights stored in float16 are cast in
-    the graph."""
+    """Write the graph in float32 with inputs and outputs in float16.
+
+    Weights stored in float16 are cast in the graph.
+    """
     model = lowering.lower(trace.trace(item.graph, "float32"), item.graph.spec, item.dialect, widened=True)
     form = replace(item.form, dtype="float32")
     parts = {need: item.store.missing(need[0], parts_of(need[1], form)) for need in item.needs}
     item.store.write({need: missing for need, missing in parts.items() if missing})
     attach(model, item.store, item.needs, form, statistics)
     ir.save(model, item.path)
-
-
-def _question(root: Path, parts: Parts, graphs: list[Graph]) -> reference_run.Question:
-    tokenizer = ChatTokenizer(root / "tokenizer.json", parts.prompt)
-    segments = tokenizer.encode_turns([Turn("user", GOLDEN_TEXT, images=1)])
-    slot = next(i for i, segment in enumerate(segments) if isinstance(segment, ImageSlot))
-    none = np.empty(0, np.int64)
-    clip_ids = None
-    for graph in graphs:
-        if graph.spec.name == "text_encoder":
-            context = graph.spec.input("input_ids").shape[1]
-            clip_ids = clip_segments(GOLDEN_TEXT, load_tokenizer(root / "clip_tokenizer.json"), context)
-    return reference_run.Question(
-        before=np.concatenate([none, *segments[:slot]]),
-        after=np.concatenate([none, *segments[slot + 1 :]]),
-        words=tokenizer.encode_text(GOLDEN_TEXT),
-        clip_ids=clip_ids,
-    )

@@ -34,6 +34,7 @@ from foveate.export.graphs.graph import Graph
 from foveate.export.networks.decoder import Decoder, DecoderLayer, RMSNorm, rope_of, rope_tables
 from foveate.export.pruning.method import Method
 from foveate.export.spec import Parts, Weights
+from foveate.runtime.bundle.manifest import Manifest
 
 __all__ = ["Calibration", "calibrated"]
 
@@ -62,17 +63,16 @@ def calibrated(
     parts: Parts,
     method: Method,
     graphs: list[Graph],
-    manifest: dict[str, Any],
+    manifest: Manifest,
     asked: Calibration,
     precision: Precision,
     root: Path,
     beside: Path,
     progress: Progress,
 ) -> tuple[Parts, Statistics]:
-    """Return ``parts`` with the factors for ``precision`` folded into the weights, and the statistics of that
-    model.
+    """Return ``parts`` with the factors for ``precision`` folded in, and the statistics of that model.
 
-    ``manifest`` holds the values of bundle.json. ``root`` is the folder in which the bundle is built,
+    ``manifest`` is that of the bundle without dialects. ``root`` is the folder in which the bundle is built,
     ``beside`` its final place. Raises UserError when samples or statistics cannot be used.
     """
     identity = {
@@ -169,8 +169,10 @@ def _collect(
 def _through(
     parts: Parts, index: int, prompts: Sequence[Prompt], pinned: set[str]
 ) -> tuple[list[Prompt], dict[str, np.ndarray]]:
-    """Run every prompt through layer ``index``. Return the prompts after it, and the statistics of the
-    layer."""
+    """Run every prompt through layer ``index``.
+
+    Returns the prompts after it, and the statistics of the layer.
+    """
     spec, prefix, passed = parts.spec.decoder, f"llm.layers.{index}.", []
     with torch.device("meta"):
         layer = DecoderLayer(spec)

@@ -1,6 +1,6 @@
-"""The prompts of calibration: samples run through everything but the decoder's layers, in ONNX Runtime as on
-a device.
+"""The prompts of calibration: samples run through everything but the decoder's layers.
 
+They run in ONNX Runtime, as on a device.
 ``Stages`` writes the graphs before and between the language model's segments in float32 and runs them with
 the code of ``runtime``. Image, question, budget, chat template, position ids and the rows after a cut are
 therefore those of a bundle. The caller runs the layers, so that all prompts can pass one layer before the
@@ -29,11 +29,12 @@ from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec
 from foveate.engines.targets import backend
-from foveate.export.bundling import write_graphs
+from foveate.export.bundling import write_files, write_graphs
 from foveate.export.bundling.precision import Precision
 from foveate.export.graphs.graph import Graph
 from foveate.export.spec import Parts
-from foveate.runtime.bundle.loading import FORMAT, Bundle, Manifest
+from foveate.runtime.bundle.loading import Bundle
+from foveate.runtime.bundle.manifest import Manifest
 from foveate.runtime.clock import Clock
 from foveate.runtime.llm.decoder import Decoder
 from foveate.runtime.llm.prompt_items import prompt_items
@@ -70,26 +71,27 @@ class _Interface:
 
 
 class Stages:
-    """The stages around the decoder's layers. ``folder`` is an empty folder for files; ``manifest`` are
-    bundle.json's values."""
+    """The stages around the decoder's layers.
+
+    ``folder`` is an empty folder for files; ``manifest`` is that of the bundle without dialects.
+    """
 
     def __init__(
         self,
         folder: Path,
         parts: Parts,
         graphs: list[Graph],
-        manifest: dict[str, Any],
+        manifest: Manifest,
         progress: write_graphs.Progress,
     ) -> None:
         others = [graph for graph in graphs if not graph.spec.in_place]
         exact = Precision("fp32")
         written = write_graphs.write_graphs(folder, parts, others, exact, [_DIALECT], progress)
         (self._weights,) = written.readings.values()
-        write_graphs.write_files(folder, parts)
-        table = write_graphs.write_embeddings(folder, parts.weights, exact)
-        values = manifest | {"dialects": written.index, "files": {}, "format": FORMAT}
-        self._bundle = Bundle(folder, Manifest.from_json(values))
-        self._cuts = len(self._bundle.manifest.cuts)
+        write_files.write_files(folder, parts)
+        table = write_files.write_embeddings(folder, parts.weights, exact)
+        self._bundle = Bundle(folder, replace(manifest, dialects=written.dialects))
+        self._cuts = len(manifest.method.cuts)
         self._before = [graph.spec.name for graph in others if not graph.spec.name.startswith("pruner.")]
         self._table, self._layers = table, parts.spec.decoder.num_layers
         engines = {f"pruner.{cut}": self._engine(f"pruner.{cut}") for cut in range(self._cuts)}
@@ -120,8 +122,10 @@ class Stages:
         return found
 
     def begin(self, samples: Sequence[Sample], progress: write_graphs.Progress) -> list[Prompt]:
-        """Return the prompts before the first layer. Raises UserError when one is too long. The engines live
-        in this call."""
+        """Return the prompts before the first layer. Raises UserError when one is too long.
+
+        The engines live in this call.
+        """
         engines = {name: self._engine(name) for name in self._before}
         tokenizer = ChatTokenizer(self._bundle.file("tokenizer.json"), self._bundle.manifest.prompt)
         vision = VisionStages(self._bundle, engines, tokenizer, self._table)
@@ -147,8 +151,7 @@ class Stages:
         return Prompt(hidden, decoder.describe(items), hidden if self._cuts else None)
 
     def cut(self, number: int, prompt: Prompt) -> Prompt:
-        """Return the prompt after pruner ``number``: only the rows that stay, with the next segment's
-        position ids."""
+        """Return the prompt after pruner ``number``: the rows that stay, with the next position ids."""
         outputs = {"hidden": prompt.hidden.numpy()}
         if prompt.scored is not None:
             outputs["scored"] = prompt.scored.numpy()
@@ -165,8 +168,10 @@ class Stages:
 def save_prompts(
     path: Path, prompts: Sequence[Prompt], found: dict[str, np.ndarray], facts: dict[str, Any]
 ) -> None:
-    """Save all prompts, the tensors ``found`` so far and the JSON ``facts`` in one file, which is replaced as
-    a whole."""
+    """Save all prompts, the tensors ``found`` so far and the JSON ``facts`` in one file.
+
+    The file is replaced as a whole.
+    """
     first = prompts[0]
     arrays = {f"found.{name}": value for name, value in found.items()}
     arrays["length"] = np.array([prompt.hidden.shape[1] for prompt in prompts])

@@ -15,6 +15,7 @@ import yaml
 
 from foveate.export.checkpoints.files import CARD, LICENCES, matching
 from foveate.export.checkpoints.tensor_files import Folder
+from foveate.runtime.bundle.licence import Licence, Use
 
 __all__ = ["of"]
 
@@ -35,7 +36,7 @@ _COMMERCIAL = re.compile(
 """The hub's identifiers of licences that allow commercial use under their terms."""
 
 
-def of(folder: Folder, role: str) -> tuple[dict[str, Any], dict[str, Path]]:
+def of(folder: Folder, role: str) -> tuple[Licence, dict[str, Path]]:
     """Return the entry of ``folder`` under ``licence`` in bundle.json, and its licence files.
 
     The files are given by their names in a bundle.
@@ -49,15 +50,15 @@ def of(folder: Folder, role: str) -> tuple[dict[str, Any], dict[str, Path]]:
         if (folder.path / name).stat().st_size <= _LONGEST
     }
     values = {key: said[field] for field, key in _FIELDS.items() if said.get(field)}
-    return {"source": folder.label, **values, "use": _use(values), "files": list(files)}, files
+    use = _use(values.get("id", ""), values.get("name", ""))
+    return Licence(folder.label, use, tuple(files), **values), files
 
 
-def _use(values: dict[str, str]) -> str:
+def _use(id: str, name: str) -> Use:
     """Return "commercial" if the licence allows that under its terms, else "non-commercial" or "unknown"."""
-    text = f"{values.get('id', '')} {values.get('name', '')}"
-    if _NON_COMMERCIAL.search(text):
+    if _NON_COMMERCIAL.search(f"{id} {name}"):
         return "non-commercial"
-    known = [each for each in values.get("id", "").lower().split(", ") if each]
+    known = [each for each in id.lower().split(", ") if each]
     return "commercial" if known and all(map(_COMMERCIAL.fullmatch, known)) else "unknown"
 
 

@@ -30,6 +30,9 @@ class Dialect:
     zero_points: bool
     """True if int4 weights may have zero points."""
 
+    appends: bool
+    """True if graphs return only the new rows of their kv caches, and the engine appends them."""
+
     largest_sort: int | None
     """How many numbers its engines can sort; None for any."""
 

@@ -16,5 +16,6 @@ DIALECT = Dialect(
     passes=lambda spec: (),
     dynamic=False,
     zero_points=False,
+    appends=False,
     largest_sort=LARGEST_SORT,
 )

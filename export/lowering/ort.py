@@ -24,6 +24,7 @@ DIALECT = Dialect(
     passes=_passes,
     dynamic=True,
     zero_points=True,
+    appends=False,
     largest_sort=None,
     refuses={"fp8": "ONNX Runtime has no product of fp8 numbers: it would widen the weights at every step"},
 )

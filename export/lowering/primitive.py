@@ -48,6 +48,7 @@ DIALECT = Dialect(
     passes=_passes,
     dynamic=False,
     zero_points=False,
+    appends=True,
     largest_sort=LARGEST_SORT,
     refuses={"fp8": "no GPU that needs this dialect computes in fp8"},
 )

@@ -99,6 +99,7 @@ class Remote:
 
 
 def main(argv: list[str]) -> int:
+    """Run the command and return its exit status. Raises UserError."""
     args = _parser().parse_args(argv)
     if args.image is not None and not args.image.is_file():
         raise UserError(f"cannot read the image {args.image} | no such file | leave --image out", code=2)

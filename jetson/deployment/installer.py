@@ -81,6 +81,7 @@ def _folder(text: str) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the installer and return its exit status."""
     parser = argparse.ArgumentParser(description="Install foveate and a bundle, without network.")
     parser.add_argument(
         "--to",

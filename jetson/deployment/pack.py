@@ -11,6 +11,7 @@ import hashlib
 import json
 import tempfile
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _EXTRAS = (_VIDEO, "cuda-bindings")  # installed if the pack has a wheel of it
 
 
 def main(argv: list[str]) -> int:
+    """Run the command and return its exit status. Raises UserError."""
     jetpacks = {each.jetpack: each for each in JETPACKS}
     parser = Parser(
         prog="foveate pack",
@@ -111,9 +113,7 @@ def contents(bundle: Path, name: str, wheels_in: Path, target: Target) -> dict[s
         )
     manifest = load(bundle).manifest
     files = {n: _describe(wheels_in / Path(n).name) for n in names}
-    files |= {
-        f"bundle/{n}": {key: entry[key] for key in ("size", "sha256")} for n, entry in manifest.files.items()
-    }
+    files |= {f"bundle/{name}": asdict(entry) for name, entry in manifest.files.items()}
     files["bundle/bundle.json"] = _describe(bundle / "bundle.json")
     runtime = hashlib.sha256(json.dumps([files[n]["sha256"] for n in names]).encode()).hexdigest()[:12]
     return {

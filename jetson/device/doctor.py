@@ -163,6 +163,7 @@ def _room(here: Inventory, disk: float, memory: float) -> Iterator[Finding]:
 
 
 def main(argv: list[str]) -> int:
+    """Run the command and return its exit status. Raises UserError."""
     parser = Parser(
         prog="foveate doctor",
         description="Show what is on this machine, what is wrong with it, and how to fix it.",

@@ -118,6 +118,7 @@ def _step(command: list[str], do: Do, say: Callable[[str], None]) -> None:
 
 
 def main(argv: list[str]) -> int:
+    """Run the command and return its exit status. Raises UserError."""
     parser = Parser(
         prog="foveate power",
         description="Show the power mode, or run a command in another one and then restore it.",

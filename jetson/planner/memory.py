@@ -106,16 +106,16 @@ def memory(
     counts no system.
     """
     d = model.decoder
-    context, dialect = min(max_context or MAX_CONTEXT, d["max_positions"]), dialect or dialect_of(device)
-    layers = min(model.most_layers, -(-d["num_layers"] // llm_parts))
-    largest = model.layer_bytes * layers // d["num_layers"] + model.head_bytes
-    embedding = d["vocab_size"] * d["hidden_size"] * _HALF
+    context, dialect = min(max_context or MAX_CONTEXT, d.max_positions), dialect or dialect_of(device)
+    layers = min(model.most_layers, -(-d.num_layers // llm_parts))
+    largest = model.layer_bytes * layers // d.num_layers + model.head_bytes
+    embedding = d.vocab_size * d.hidden_size * _HALF
     scratch = _scratch(model, context, dialect)
     return Memory(
         total=device.memory,
         system=_system(device, desktop),
         weights=model.layer_bytes + model.head_bytes + embedding + model.vision_bytes,
-        cache=costs.cache_bytes(d, ((d["num_layers"], context),), 0),
+        cache=costs.cache_bytes(d, ((d.num_layers, context),), 0),
         scratch=scratch,
         build_peak=round(_BUILD * max(largest, model.vision_bytes) + _BUILDER + scratch),
         max_context=context,
@@ -153,10 +153,10 @@ def _scratch(model: Model, context: int, dialect: str) -> int:
     The attention scores of the vision encoder are not counted.
     """
     d = model.decoder
-    language = context * (6 * d["hidden_size"] + 2 * d["intermediate_size"]) * _HALF
+    language = context * (6 * d.hidden_size + 2 * d.intermediate_size) * _HALF
     if dialect == "primitive":
-        language += round(_SCORES * d["num_heads"] * context * 2 * context * _HALF)
+        language += round(_SCORES * d.num_heads * context * 2 * context * _HALF)
     if not model.vision:
         return language
-    width = 6 * model.vision["hidden"] + 2 * model.vision["intermediate"]
+    width = 6 * model.vision.hidden + 2 * model.vision.intermediate
     return max(language, model.patches * width * _HALF)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,17 @@ from typing import Any
 from foveate.engines.errors import UserError, unknown
 from foveate.jetson.planner import model_config
 from foveate.jetson.planner.model_config import PHOTO
-from foveate.runtime.bundle.loading import Manifest, load
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.bundle.manifest import (
+    DecoderSizes,
+    Manifest,
+    MergedSizes,
+    MethodInfo,
+    PrecisionInfo,
+    Source,
+    VisionSizes,
+    vision_sizes,
+)
 from foveate.runtime.images.processor import image_processor
 from foveate.runtime.llm.budget import Keep, resolve_keep
 from foveate.runtime.measuring import costs
@@ -37,6 +46,8 @@ class Model:
     """Sizes and costs of one model. Whatever ``manifest`` says is in the compute dtype counts as FP16."""
 
     manifest: Manifest
+    free_budget: bool = False
+    """The method merges in the encoder, and its budget is not fixed since no bundle is built."""
 
     @property
     def name(self) -> str:
@@ -44,22 +55,23 @@ class Model:
         return self.manifest.name
 
     @property
-    def vision(self) -> Mapping[str, Any] | None:
+    def vision(self) -> VisionSizes | None:
         """Sizes of the vision encoder, or None for a model without one."""
         return self.manifest.vision
 
     @property
     def precision(self) -> str:
         """Precision of the decoder's matrices."""
-        found = self.manifest.precision["decoder"]
+        found = self.manifest.precision.decoder
         return found if found in _BYTES else "fp16"  # fp32 is what a CPU computes in
 
-    def _weight(self, part: str) -> float:
-        """Return the bytes per weight of ``part``, "head" or "vision"."""
-        return _BYTES.get(self.manifest.precision[part], _HALF)
+    @property
+    def _merge(self) -> int:
+        """Side of a visual token in patches."""
+        return self.vision.merge if isinstance(self.vision, MergedSizes) else 1
 
     @property
-    def decoder(self) -> dict[str, int]:
+    def decoder(self) -> DecoderSizes:
         """Sizes of the decoder."""
         return self.manifest.decoder
 
@@ -70,37 +82,35 @@ class Model:
         may have any budget.
         """
         manifest = self.manifest
-        if manifest.method.get("where") == "encoder":
+        if self.free_budget:
             count = resolve_keep(keep, manifest.num_visual_tokens, manifest.method)
-            manifest = replace(manifest, method=manifest.method | {"fixed_keep": count})
+            manifest = replace(manifest, methods=(replace(manifest.method, fixed_keep=count),))
         return costs.schedule(manifest, keep)
 
     @property
     def patches(self) -> int:
         """Number of patches of an image, before the encoder merges them."""
-        if self.vision is None:
-            return 0
-        return self.manifest.num_visual_tokens * self.vision.get("merge", 1) ** 2
+        return self.manifest.num_visual_tokens * self._merge**2 if self.vision else 0
 
     @property
     def vision_flops(self) -> int:
         """Floating-point operations of the vision encoder and projector for one image."""
         if self.vision is None:
             return 0
-        sizes = {key: value for key, value in self.vision.items() if key != "kind"}
-        projected = self.decoder["hidden_size"]
-        if self.vision["kind"] == "merged":
+        sizes = {key: value for key, value in asdict(self.vision).items() if key != "kind"}
+        projected = self.decoder.hidden_size
+        if isinstance(self.vision, MergedSizes):
             return costs.merged_vision_flops(**sizes, patches=self.patches, projected=projected)
-        tiles = math.ceil(self.patches / sizes["patches"])  # a lower bound: padding makes no tokens
+        tiles = math.ceil(self.patches / self.vision.patches)  # a lower bound: padding makes no tokens
         return tiles * costs.vision_flops(**sizes, projected=projected)
 
     @property
     def layer_bytes(self) -> int:
         """Bytes of the decoder's matrices. Every token reads all of them."""
         d = self.decoder
-        heads = (d["num_heads"] + d["num_kv_heads"]) * d["head_dim"]
-        each = d["hidden_size"] * (2 * heads + 3 * d["intermediate_size"])
-        return round(d["num_layers"] * each * _BYTES[self.precision])
+        heads = (d.num_heads + d.num_kv_heads) * d.head_dim
+        each = d.hidden_size * (2 * heads + 3 * d.intermediate_size)
+        return round(d.num_layers * each * _BYTES[self.precision])
 
     @property
     def most_layers(self) -> int:
@@ -115,7 +125,8 @@ class Model:
     @property
     def head_bytes(self) -> int:
         """Bytes of the head's matrix."""
-        return round(self.decoder["vocab_size"] * self.decoder["hidden_size"] * self._weight("head"))
+        weight = _BYTES.get(self.manifest.precision.head, _HALF)
+        return round(self.decoder.vocab_size * self.decoder.hidden_size * weight)
 
     @property
     def vision_bytes(self) -> int:
@@ -123,12 +134,14 @@ class Model:
         v = self.vision
         if v is None:
             return 0
-        row = 4 * v["hidden"] ** 2 + v.get("mlp_matrices", 2) * v["hidden"] * v["intermediate"]
-        joined = v["hidden"] * v.get("merge", 1) ** 2
-        width = self.decoder["hidden_size"]
-        inner = joined if v["kind"] == "merged" else width
-        projectors = v.get("mergers", 1) * inner * (joined + width)
-        return round(self._weight("vision") * v["layers"] * row + _HALF * projectors)
+        width, joined = self.decoder.hidden_size, v.hidden * self._merge**2
+        if isinstance(v, MergedSizes):
+            matrices, projectors = v.mlp_matrices, v.mergers * joined * (joined + width)
+        else:
+            matrices, projectors = 2, width * (joined + width)
+        row = 4 * v.hidden**2 + matrices * v.hidden * v.intermediate
+        weight = _BYTES.get(self.manifest.precision.vision, _HALF)
+        return round(weight * v.layers * row + _HALF * projectors)
 
 
 @cache
@@ -157,20 +170,21 @@ def model(
     """Return the sizes of a model.
 
     ``name`` is a known model, a ``config.json`` or the folder of one, or a bundle's folder, which sets method
-    and precision itself. ``visual_tokens`` is the number per image, for models whose images differ in it. Raises
-    UserError.
+    and precision itself. ``visual_tokens`` is the number per image, for models whose images differ in it.
+    Raises UserError.
     """
     if precision not in _BYTES:
         raise unknown("precision", precision, _BYTES)
     path = Path(name)
     if path.is_dir() and (path / "bundle.json").is_file():
-        manifest = _of_bundle(path)
+        manifest, free_budget = _of_bundle(path), False
         any_size = image_processor(manifest.image).varies
     else:
         path = path / "config.json" if path.is_dir() else path
         row = _of_config(path) if path.is_file() else _row(name)
         manifest, any_size = _unbuilt(row, method, precision), row["any_size"]
-    return Model(_shown(manifest, visual_tokens, any_size) if visual_tokens else manifest)
+        free_budget = _table("methods.json")[method]["where"] == "encoder"
+    return Model(_shown(manifest, visual_tokens, any_size) if visual_tokens else manifest, free_budget)
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -220,22 +234,26 @@ def _unbuilt(row: dict[str, Any], method: str, precision: str) -> Manifest:
     return Manifest(
         name=row["name"],
         family="",
-        source={"model": row["name"]},
-        method={"name": method, "options": {}, "where": facts["where"]},
-        precision={"decoder": precision, "head": "compute dtype", "vision": "compute dtype"},
-        stages=tuple(stages),
+        source=Source(row["name"]),
+        methods=(
+            MethodInfo(
+                method,
+                tuple(stages),
+                cuts=tuple(cuts),
+                budgets=facts["budgets"],
+                limits=facts["limits"],
+            ),
+        ),
+        precision=PrecisionInfo(precision, "compute dtype", "compute dtype"),
         graphs={},
         dialects={},
         num_visual_tokens=row["visual_tokens"],
         grid=(1, row["visual_tokens"]),
-        decoder=row["decoder"],
+        decoder=DecoderSizes(**row["decoder"]),
+        vision=vision_sizes(row["vision"]) if row["vision"] else None,
         image={},
         prompt={},
         files={},
-        cuts=tuple(cuts),
-        budgets=facts["budgets"],
-        limits=facts["limits"],
-        vision=row["vision"],
     )
 
 

@@ -97,7 +97,7 @@ def _needs(
         context = needs["fitting_context"] = fitting_context(model, device, rows, dialect, desktop)
         sizes["max_context"] = context or max_context
     if not needs["builds"]:
-        parts = range(2, model.decoder["num_layers"] + 1)
+        parts = range(2, model.decoder.num_layers + 1)
         fitting = (n for n in parts if memory(model, device, llm_parts=n, **sizes).build <= device.memory)
         needs["llm_parts"] = next(fitting, None)
     return needs
@@ -113,12 +113,13 @@ def best_keep(model: Model, device: Device, ttft: float, text_tokens: int = cost
     def soon(keep: Keep) -> bool:
         return times(model, device, model.schedule(keep), text_tokens).first_token <= ttft
 
-    if method["name"] == "none" or method.get("fixed_keep") is not None:
-        return (method.get("fixed_keep") or total) if soon(None) else None
+    if not method.prunes or method.fixed_keep is not None:
+        return (method.fixed_keep or total) if soon(None) else None
     return next((keep for keep in range(total, 0, -1) if soon(keep)), None)
 
 
 def main(argv: list[str]) -> int:
+    """Run the command and return its exit status. Raises UserError."""
     args = _parser().parse_args(argv)
     if (args.model is None) == (args.bundle is None):
         raise UserError(

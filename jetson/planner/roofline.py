@@ -85,7 +85,7 @@ def rate(device: Device, precision: str) -> float:
 
 def vision_work(model: Model, device: Device) -> tuple[float, int]:
     """Return the seconds that vision takes at the peak, and its layers."""
-    return model.vision_flops / device.fp16, model.vision["layers"] if model.vision else 0
+    return model.vision_flops / device.fp16, model.vision.layers if model.vision else 0
 
 
 def prefill_work(
@@ -93,7 +93,7 @@ def prefill_work(
 ) -> tuple[float, int]:
     """Return the seconds that prefill takes at the peak, and its layers. Raises UserError."""
     flops = costs.prefill_flops(model.decoder, schedule, text_tokens)
-    return flops / rate(device, model.precision), model.decoder["num_layers"]
+    return flops / rate(device, model.precision), model.decoder.num_layers
 
 
 def decode_work(model: Model, device: Device, schedule: costs.Schedule, rows: int) -> tuple[float, int]:
@@ -102,7 +102,7 @@ def decode_work(model: Model, device: Device, schedule: costs.Schedule, rows: in
     Every weight and the whole kv cache are read once.
     """
     read = model.layer_bytes + model.head_bytes + costs.cache_bytes(model.decoder, schedule, rows)
-    return read / device.bandwidth, model.decoder["num_layers"]
+    return read / device.bandwidth, model.decoder.num_layers
 
 
 def times(
@@ -119,8 +119,8 @@ def times(
     ``fitted()``.
     """
     use = efficiency or fitted()
-    seen, width = model.manifest.num_visual_tokens, model.decoder["hidden_size"]
-    similarities = 0 if model.manifest.method["name"] == "none" else 2 * seen**2 * width
+    seen, width = model.manifest.num_visual_tokens, model.decoder.hidden_size
+    similarities = 2 * seen**2 * width if model.manifest.method.prunes else 0
     return Times(
         vision=use["vision"].seconds(*vision_work(model, device)),
         prune=similarities / (device.fp16 * use["prefill"].share),

@@ -16,15 +16,20 @@ __all__ = ["Archive", "array"]
 
 
 def array(path: Path, *, mapped: bool = False) -> np.ndarray:
-    """The array of a .npy file; ``mapped``: its values are read when they are used. Raises UserError for a damaged file."""
+    """Return the array of a .npy file. Raises UserError for a damaged file.
+
+    ``mapped``: its values are read when they are used.
+    """
     with _in_words(path):
         found = np.lib.format.open_memmap(path, "r") if mapped else np.load(path, allow_pickle=False)
     return _array(found, path)
 
 
 class Archive:
-    """The arrays of a .npz file by their names, each read when it is asked for. Raises UserError for a damaged file, and
-    where an array is missing, damaged or pickled."""
+    """The arrays of a .npz file by their names, each read when it is asked for.
+
+    Raises UserError for a damaged file, and where an array is missing, damaged or pickled.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -51,7 +56,10 @@ class Archive:
 
 
 def _array(found: object, path: Path) -> np.ndarray:
-    """numpy hands out what is no array as it is: an archive, or the bytes of a member without an array's header."""
+    """Return what numpy read if it is an array.
+
+    numpy hands out other things as they are: an archive, or the bytes of a member without an array's header.
+    """
     if not isinstance(found, np.ndarray):
         raise _damaged(path, "it holds something else than arrays")
     return found

@@ -31,6 +31,7 @@ from foveate.engines.prefill_switch import ByRows
 from foveate.engines.targets import TARGETS, backend
 from foveate.runtime.bundle import stamps
 from foveate.runtime.bundle.loading import Bundle
+from foveate.runtime.bundle.manifest import StoredFile
 
 __all__ = [
     "CompiledEngine",
@@ -88,7 +89,8 @@ class CompiledEngine:
             if made != have:
                 return f"it was made for {name} {_show(made, have)}, this machine has {_show(have, made)}"
         say = (lambda name: progress(f"engines/{self.key}/{name}")) if progress else None
-        fault = stamps.first_fault(self.path, self.files, self._stamps, full=full, progress=say)
+        stored = {name: StoredFile(**entry) for name, entry in self.files.items()}
+        fault = stamps.first_fault(self.path, stored, self._stamps, full=full, progress=say)
         if fault is None:
             return None
         if fault.words is None:
@@ -114,11 +116,10 @@ def _show(value: Any, other: Any) -> str:
 def sources(bundle: Bundle, dialect: str) -> dict[str, str]:
     """Return the SHA-256 of the graphs of ``dialect`` and of all weights, by path."""
     kinds = bundle.manifest.dialects[dialect]
-    graphs = {*kinds["files"].values(), *kinds.get("prefill", {}).values()}
     return {
-        name: entry["sha256"]
+        name: entry.sha256
         for name, entry in bundle.manifest.files.items()
-        if name in graphs or name.startswith("weights/")
+        if name in kinds.paths or name.startswith("weights/")
     }
 
 

@@ -7,48 +7,47 @@ A name that leads elsewhere is refused before anything is read or written there.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from foveate.engines.errors import UserError
 from foveate.engines.trt.onnx_dims import external_files
+from foveate.runtime.bundle.manifest import Manifest
 
 __all__ = ["require_external_data", "require_names", "require_no_links"]
 
 _GRAPH = re.compile(r"\w+(\.\w+)*", re.ASCII)
 
 
-def require_names(
-    manifest: Path,
-    name: str,
-    graphs: Mapping[str, str],
-    stages: Iterable[str],
-    dialects: Mapping[str, Mapping[str, Any]],
-    files: Iterable[str],
-) -> None:
-    """Raise UserError if the ``manifest`` names a path outside the bundle, or a graph that it does not list.
+def require_names(file: Path, manifest: Manifest) -> None:
+    """Raise UserError if the manifest in ``file`` names what the bundle does not have.
 
-    ``name`` is the bundle's name. ``graphs`` maps graph names to the names in their specs. ``stages``,
-    ``dialects`` and ``files`` are those of the manifest.
+    That is a path outside the bundle, a graph without a file, or a stage without a graph.
     """
-    listed = set(files)
-    golden = [entry["golden"] for entry in dialects.values() if "golden" in entry]
-    for file in (*listed, *golden):
-        inside = PurePosixPath(file)
-        if inside.is_absolute() or ".." in inside.parts or "\\" in file:
-            raise _distrusted(manifest, "names a file outside the bundle", file)
-    for entry in dialects.values():
-        for file in (*entry["files"].values(), *entry.get("prefill", {}).values()):
-            if file not in listed:
-                raise _distrusted(manifest, "names a graph that is not among its files", file)
-    for key, graph in (*graphs.items(), *((stage, stage) for stage in stages)):
+    listed = set(manifest.files)
+    golden = [entry.golden for entry in manifest.dialects.values()]
+    for name in (*listed, *golden):
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name:
+            raise _distrusted(file, "names a file outside the bundle", name)
+    for entry in manifest.dialects.values():
+        for name in entry.paths:
+            if name not in listed:
+                raise _distrusted(file, "names a graph that is not among its files", name)
+    stages = [stage for method in manifest.methods for stage in method.stages]
+    for stage in stages:
+        if stage not in manifest.graphs or any(
+            stage not in each.files for each in manifest.dialects.values()
+        ):
+            raise _distrusted(file, "names a stage that has no graph", stage)
+    graphs = [(key, spec.name) for key, spec in manifest.graphs.items()]
+    for key, graph in (*graphs, *zip(stages, stages, strict=True)):
         if key != graph or not _GRAPH.fullmatch(key):
             raise _distrusted(
-                manifest, "names a graph as no build does", graph if key == graph else f"{key}, {graph}"
+                file, "names a graph as no build does", graph if key == graph else f"{key}, {graph}"
             )
-    if name in (".", "..") or set(name) & set("/\\\0"):
-        raise _distrusted(manifest, "gives the bundle a name that is a path", name)
+    if manifest.name in (".", "..") or set(manifest.name) & set("/\\\0"):
+        raise _distrusted(file, "gives the bundle a name that is a path", manifest.name)
 
 
 def require_no_links(root: Path, files: Iterable[str]) -> None:

@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from itertools import zip_longest
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ import numpy as np
 
 from foveate.engines.disk import files, locks
 from foveate.engines.errors import UserError
-from foveate.engines.spec import GraphSpec
-from foveate.runtime.bundle import stamps
+from foveate.runtime.bundle import rebuild, stamps
 from foveate.runtime.bundle.arrays import array
 from foveate.runtime.bundle.inside import require_external_data, require_names, require_no_links
+from foveate.runtime.bundle.manifest import FEATURES, FORMAT, Manifest
+from foveate.runtime.bundle.typed_json import MisfitError
 
-__all__ = ["FORMAT", "UNFINISHED", "Bundle", "Manifest", "load", "stored_files", "write_manifest"]
-
-FORMAT = 2
+__all__ = ["UNFINISHED", "Bundle", "load", "stored_files", "write_manifest"]
 
 _MANIFEST = "bundle.json"
 UNFINISHED = ".unfinished"
@@ -37,123 +35,31 @@ UNFINISHED = ".unfinished"
 It holds a JSON list of the paths of the new files.
 """
 _STAMPS = Path("engines", ".checked.json")
-_APPENDING = ("primitive",)  # dialects whose graphs return only the new rows of their kv caches
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The contents of ``bundle.json``. ``graphs`` leave the compute dtype open; ``dialects`` set it."""
-
-    name: str
-    family: str
-    source: dict[str, Any]
-    method: dict[str, Any]  # name, options, position_mode, position_mode_inside
-    precision: dict[str, str]  # decoder, head, vision
-    stages: tuple[str, ...]
-    graphs: dict[str, GraphSpec]
-    # name -> dtype; files {graph: file}; prefill, likewise, if any; golden: file of the reference answers;
-    # widened {graph: dtype}: the dtype inside graphs that compute in another one
-    dialects: dict[str, dict[str, Any]]
-    num_visual_tokens: int
-    grid: tuple[int, int]
-    decoder: dict[str, int]
-    image: dict[str, Any]
-    prompt: dict[str, Any]
-    files: dict[str, dict[str, Any]]  # path in the bundle -> size, sha256
-    cuts: tuple[int, ...] = ()  # decoder layers before which in-LLM pruners work
-    # by stage, as points of ``llm.budget``: its budget, and the most rows it keeps if that is another number
-    budgets: dict[str, list[list[float]]] = field(default_factory=dict)
-    limits: dict[str, list[list[float]]] = field(default_factory=dict)
-    # sizes of the vision encoder: its kind, and what ``measuring.costs`` counts with
-    vision: dict[str, Any] | None = None
-    # the checkpoint's settings of generation (``llm.generation``)
-    generation: dict[str, Any] = field(default_factory=dict)
-    licence: dict[str, Any] = field(default_factory=dict)  # by role, see ``bundle.licence``
-    # by graph, the largest recorded values: {"layer", "at", "value", "edge"}
-    ranges: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    format: int = FORMAT
-
-    def to_json(self) -> dict[str, Any]:
-        data = {each.name: getattr(self, each.name) for each in fields(self)}
-        data["graphs"] = {name: spec.to_json() for name, spec in self.graphs.items()}
-        return {"format": data.pop("format"), **data}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
-        """Return the manifest in ``data``. Fields that this version does not know are left out.
-
-        Raises KeyError, TypeError or ValueError if it is damaged.
-        """
-        # optional fields: older bundles do not have them
-        later = ("cuts", "budgets", "limits", "vision", "generation", "licence", "ranges")
-        values = {
-            each.name: data[each.name] for each in fields(cls) if each.name in data or each.name not in later
-        }
-        values["graphs"] = {name: GraphSpec.from_json(spec) for name, spec in data["graphs"].items()}
-        values["stages"] = tuple(data["stages"])
-        values["grid"], values["cuts"] = tuple(data["grid"]), tuple(data.get("cuts", ()))
-        return cls(**values)
-
-    @property
-    def position_mode(self) -> str:
-        return self.method.get("position_mode", "compact")
-
-    @property
-    def position_mode_inside(self) -> str:
-        """Return the position mode of the rows after a cut of the decoder."""
-        return self.method.get("position_mode_inside") or "keep"
-
-    @property
-    def segments(self) -> list[tuple[str, str | None]]:
-        """Return the graphs of the language model in order, each with the pruner after it.
-
-        The graphs are ``llm``, or ``llm.0`` and so on.
-        """
-        following = zip_longest(self.stages, self.stages[1:], fillvalue="")
-        return [
-            (name, behind if behind.startswith("pruner.") else None)
-            for name, behind in following
-            if name.partition(".")[0] == "llm"
-        ]
-
-    def spec(self, graph: str, dialect: str) -> GraphSpec:
-        """Return the graph's interface in ``dialect``: with its dtype, and its way of treating kv caches."""
-        spec = self.graphs[graph].typed(self.dialects[dialect]["dtype"])
-        return spec.appending() if dialect in _APPENDING and spec.in_place else spec
-
-    def forms(self, graph: str, dialect: str) -> list[tuple[GraphSpec, str]]:
-        """Return the forms of a graph that are compiled, each with its file.
-
-        These are the graph itself and, if the bundle has one, its form for prefill
-        (``engines.prefill_switch``), whose spec is named ``<graph>.prefill``.
-        """
-        spec, kinds = self.spec(graph, dialect), self.dialects[dialect]
-        found = [(spec, kinds["files"][graph])]
-        if graph in kinds.get("prefill", {}):
-            found.append((replace(spec, name=f"{graph}.prefill"), kinds["prefill"][graph]))
-        return found
 
 
 @dataclass(frozen=True)
 class Bundle:
+    """A folder, and what its ``bundle.json`` says."""
+
     path: Path
     manifest: Manifest
 
     def file(self, name: str) -> Path:
+        """Return the path of a file of the bundle."""
         return self.path / name
 
     def graph_file(self, graph: str, dialect: str) -> Path:
-        return self.path / self.manifest.dialects[dialect]["files"][graph]
+        """Return the ONNX file of a graph in ``dialect``."""
+        return self.path / self.manifest.dialects[dialect].files[graph]
 
     def golden(self, dialect: str) -> Path:
         """Return the file with the reference answers of graphs in ``dialect``."""
-        return self.path / self.manifest.dialects[dialect].get("golden", "golden.npz")
+        return self.path / self.manifest.dialects[dialect].golden
 
     def require_own_weights(self, dialect: str) -> None:
         """Raise UserError if a graph of the ``dialect`` reads weights from unlisted files."""
-        for graph in self.manifest.dialects[dialect]["files"]:
-            for _, file in self.manifest.forms(graph, dialect):
-                require_external_data(self.path / file, self.manifest.files)
+        for file in self.manifest.dialects[dialect].paths:
+            require_external_data(self.path / file, self.manifest.files)
 
     def embeddings(self) -> np.ndarray:
         """Return the token embedding [V, D], memory-mapped."""
@@ -178,14 +84,14 @@ def load(
 def write_manifest(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Manifest:
     """Hash every file in the folder ``path``, write its ``bundle.json``, and return the manifest.
 
-    ``values`` are the fields of ``bundle.json`` except ``format`` and ``files``, as in JSON.
+    ``values`` is ``bundle.json`` as JSON; its ``files`` may be absent.
     """
     root = Path(path)
     described = {
         name: {"size": (root / name).stat().st_size, "sha256": files.sha256(root / name)}
         for name in stored_files(root)
     }
-    manifest = Manifest.from_json({"format": FORMAT, **values, "files": described})
+    manifest = Manifest.from_json({**values, "files": described})
     text = json.dumps(manifest.to_json(), indent=1)
     (root / _MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
@@ -212,32 +118,40 @@ def _read_manifest(root: Path) -> Manifest:
         )
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        version = data["format"]
-        if isinstance(version, int) and version < FORMAT:
-            raise UserError(
-                f"{root} was made by an older foveate "
-                f"| its format is {version}, this foveate reads {FORMAT} | {_rebuild(data)}"
-            )
-        if isinstance(version, int) and version > FORMAT:
-            raise UserError(
-                f"{root} was made by a newer foveate "
-                f"| its format is {version}, this foveate reads {FORMAT} "
-                "| upgrade foveate on this machine"
-            )
+        if not isinstance(data, dict):
+            raise MisfitError("the whole file is no object")
+        _require_readable(root, data)
         manifest = Manifest.from_json(data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise UserError(f"{file} is damaged | {what} | copy or build the bundle again") from error
-    graphs = {name: spec.name for name, spec in manifest.graphs.items()}
-    require_names(file, manifest.name, graphs, manifest.stages, manifest.dialects, manifest.files)
+    except ValueError as error:  # no JSON, no UTF-8, or another shape
+        raise UserError(f"{file} is damaged | {error} | copy or build the bundle again") from error
+    require_names(file, manifest)
     return manifest
 
 
-def _rebuild(data: Mapping[str, Any]) -> str:
-    """Return what to do with a bundle of an older format."""
-    return (
-        f"build it again: foveate build --model {data['source']['model']} --method {data['method']['name']}"
-    )
+def _require_readable(root: Path, data: Mapping[str, Any]) -> None:
+    """Raise UserError if ``data`` is of another format, or needs what this foveate does not have."""
+    version = data.get("format")
+    if type(version) is not int:
+        raise MisfitError(f"format is {version!r}, expected a whole number")
+    if version < FORMAT:
+        raise UserError(
+            f"{root} was made by an older foveate | its format is {version}, this foveate reads {FORMAT} "
+            f"| {rebuild.advice(data, root)}"
+        )
+    if version > FORMAT:
+        raise UserError(
+            f"{root} was made by a newer foveate | its format is {version}, this foveate reads {FORMAT} "
+            "| upgrade foveate on this machine"
+        )
+    needed = data.get("requires")
+    if strange := [
+        text for text in map(str, needed if isinstance(needed, list) else ()) if text not in FEATURES
+    ]:
+        raise UserError(
+            f"{root} needs a newer foveate "
+            f"| it requires {', '.join(strange)}, which this foveate does not know "
+            "| upgrade foveate on this machine, or build the bundle with the foveate of this machine"
+        )
 
 
 def _verify(bundle: Bundle, full: bool, progress: Callable[[str], None] | None) -> None:

@@ -13,9 +13,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from foveate.engines.disk import files
+from foveate.runtime.bundle.manifest import StoredFile
 
 __all__ = ["Fault", "first_fault", "remember"]
 
@@ -32,7 +32,7 @@ class Fault:
 
 def first_fault(
     root: Path,
-    expected: Mapping[str, Mapping[str, Any]],
+    expected: Mapping[str, StoredFile],
     stamps_file: Path,
     *,
     full: bool = False,
@@ -40,7 +40,7 @@ def first_fault(
 ) -> Fault | None:
     """Return the first file that is missing or changed, or None.
 
-    ``expected`` maps paths in ``root`` to their ``size`` in bytes and ``sha256``. ``full`` hashes every file
+    ``expected`` has the files by their paths in ``root``. ``full`` hashes every file
     whatever its stamp. ``progress`` gets the name of each large file before it is hashed.
     """
     known = {} if full else _read(stamps_file)
@@ -50,14 +50,14 @@ def first_fault(
         if not path.is_file():
             return Fault(name, None)
         stamp = _stamp(path)
-        if stamp[0] != entry["size"]:
-            return Fault(name, f"got {stamp[0]} bytes, expected {entry['size']}")
+        if stamp[0] != entry.size:
+            return Fault(name, f"got {stamp[0]} bytes, expected {entry.size}")
         small = stamp[0] <= _SMALL
         if small or known.get(name) != stamp:
             if progress and not small:
                 progress(name)
-            if (got := files.sha256(path)) != entry["sha256"]:
-                return Fault(name, files.difference(got, entry["sha256"]))
+            if (got := files.sha256(path)) != entry.sha256:
+                return Fault(name, files.difference(got, entry.sha256))
         if not small:
             fresh[name] = stamp
     if fresh != known:

@@ -71,9 +71,11 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, lambda text: Path(_filled(text)))
 
     def error(self, message: str) -> NoReturn:
+        """Raise UserError for wrong usage."""
         raise UserError(f"{message} | {self.prog} --help lists the options", code=2)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        """Return the parsed arguments. Raises UserError for options that are not known."""
         found, extra = self.parse_known_args(args, namespace)
         if wrong := [each.split("=")[0] for each in extra if each.startswith("-")]:
             known = {each.strip("-"): each for each in self._option_string_actions}

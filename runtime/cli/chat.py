@@ -29,6 +29,7 @@ _HELP = (
 
 
 def main(argv: list[str]) -> int:
+    """Run the command and return its exit status. Raises UserError."""
     args = _parser().parse_args(argv)
     if sys.stdin is None:
         raise UserError(

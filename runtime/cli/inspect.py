@@ -7,6 +7,7 @@ a prompt at the usual budgets.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -15,7 +16,9 @@ from foveate.engines.spec import FLOAT, TensorSpec
 from foveate.runtime import overflow
 from foveate.runtime.bundle import licence
 from foveate.runtime.bundle.compiled import CompiledEngine, compiled_engines
-from foveate.runtime.bundle.loading import Bundle, Manifest, load
+from foveate.runtime.bundle.licence import Licence
+from foveate.runtime.bundle.loading import Bundle, load
+from foveate.runtime.bundle.manifest import LayerPeak, Manifest, PrecisionInfo, Source
 from foveate.runtime.cli import Parser, options
 from foveate.runtime.images.processor import image_processor
 from foveate.runtime.llm.generation import Generation
@@ -24,10 +27,12 @@ from foveate.runtime.overflow import FLOAT16_MAX
 
 __all__ = ["describe", "main"]
 
+_METHOD = ("name", "options", "position_mode", "fixed_keep", "whole", "position_mode_inside")
 _BUDGETS = ("100%", "33.3%", "22.2%", "11.1%", "5.6%")
 
 
 def main(argv: list[str]) -> int:
+    """Run the command and return its exit status. Raises UserError."""
     parser = Parser(
         prog="foveate inspect",
         description="Print what a bundle holds: model, method, costs, graphs and engines.",
@@ -60,22 +65,27 @@ def describe(bundle: Bundle, text_tokens: int = costs.TEXT_TOKENS) -> dict[str, 
     return {
         "name": manifest.name,
         "family": manifest.family,
-        "source": manifest.source,
-        "licence": manifest.licence,
-        "method": manifest.method,
-        "precision": manifest.precision,
+        "source": _said(manifest.source),
+        "licence": {role: _said(each) for role, each in manifest.licence.items()},
+        "method": {name: getattr(manifest.method, name) for name in _METHOD},
+        "precision": _said(manifest.precision),
         "visual_tokens": manifest.num_visual_tokens,
         "grid": list(manifest.grid),
         "image": manifest.image["kind"],
         "max_pixels": manifest.image.get("max_pixels"),
         "answers": _answers(manifest),
-        "decoder": manifest.decoder,
+        "decoder": asdict(manifest.decoder),
         "costs": _costs(manifest, text_tokens),
         "stages": [_stage(bundle, name) for name in manifest.stages],
-        "files": {name: entry["size"] for name, entry in manifest.files.items()},
-        "bytes": sum(entry["size"] for entry in manifest.files.values()),
+        "files": {name: entry.size for name, entry in manifest.files.items()},
+        "bytes": sum(entry.size for entry in manifest.files.values()),
         "engines": [_engine(bundle, made) for made in compiled_engines(bundle)],
     }
+
+
+def _said(part: Source | Licence | PrecisionInfo) -> dict[str, Any]:
+    """Return what a part of the manifest says, without what it leaves open."""
+    return {key: value for key, value in asdict(part).items() if value is not None}
 
 
 def _answers(manifest: Manifest) -> dict[str, Any]:
@@ -101,7 +111,7 @@ def _answer_lines(facts: dict[str, Any]) -> list[str]:
 
 def _costs(manifest: Manifest, text_tokens: int) -> dict[str, Any]:
     whole = costs.prefill_flops(manifest.decoder, costs.unpruned(manifest), text_tokens)
-    dtypes = sorted({entry["dtype"] for entry in manifest.dialects.values()})
+    dtypes = sorted({entry.dtype for entry in manifest.dialects.values()})
     rows = []
     for keep in _budgets(manifest):
         by_dtype = {dtype: costs.of(manifest, keep, text_tokens, dtype) for dtype in dtypes}
@@ -121,27 +131,26 @@ def _costs(manifest: Manifest, text_tokens: int) -> dict[str, Any]:
 
 
 def _budgets(manifest: Manifest) -> tuple[str, ...]:
-    if (fixed := manifest.method.get("fixed_keep")) is not None:
+    if (fixed := manifest.method.fixed_keep) is not None:
         return (str(fixed),)
-    return _BUDGETS[:1] if manifest.method["name"] == "none" else _BUDGETS
+    return _BUDGETS if manifest.method.prunes else _BUDGETS[:1]
 
 
 def _stage(bundle: Bundle, name: str) -> dict[str, Any]:
     manifest, spec = bundle.manifest, bundle.manifest.graphs[name]
-    files = {dialect: entry["files"][name] for dialect, entry in manifest.dialects.items()}
     return {
         "name": name,
         "inputs": [_tensor(tensor) for tensor in spec.inputs],
         "outputs": [_tensor(tensor) for tensor in spec.outputs],
-        "largest": overflow.largest(bundle, name),
+        "largest": asdict(peak) if (peak := overflow.largest(bundle, name)) else None,
         "dialects": {
             dialect: {
-                "file": file,
-                "dtype": manifest.dialects[dialect]["dtype"],
-                "inside": manifest.dialects[dialect].get("widened", {}).get(name),
-                "bytes": manifest.files[file]["size"],
+                "file": entry.files[name],
+                "dtype": entry.dtype,
+                "inside": entry.widened.get(name),
+                "bytes": manifest.files[entry.files[name]].size,
             }
-            for dialect, file in files.items()
+            for dialect, entry in manifest.dialects.items()
         },
     }
 
@@ -206,11 +215,12 @@ def _image(manifest: Manifest) -> str:
 def _lines(facts: dict[str, Any], image: str) -> list[str]:
     method = facts["method"]
     chosen = ", ".join(f"{name}={value}" for name, value in method["options"].items()) or "no options"
-    fixed = "" if (keep := method.get("fixed_keep")) is None else f", always {keep} visual tokens"
+    fixed = "" if (keep := method["fixed_keep"]) is None else f", always {keep} visual tokens"
+    licences = {role: Licence(**each) for role, each in facts["licence"].items()}
     lines = [
         f"{'bundle':<12}{facts['name']}, {facts['bytes'] / 1e6:.1f} MB",
         f"{'model':<12}{facts['family']}, {', '.join(f'{k} {v}' for k, v in facts['source'].items())}",
-        *(f"{'licence':<12}{line}" for line in licence.lines(facts["licence"])),
+        *(f"{'licence':<12}{line}" for line in licence.lines(licences)),
         f"{'method':<12}{method['name']} ({chosen}), positions {method['position_mode']}{fixed}",
         f"{'precision':<12}{', '.join(f'{part} {kind}' for part, kind in facts['precision'].items())}",
         f"{'image':<12}{image}",
@@ -226,10 +236,11 @@ def _lines(facts: dict[str, Any], image: str) -> list[str]:
             f"  {name:<12}{entry['file']}, {_dtype(entry)}, {entry['bytes'] / 1e3:.1f} kB"
             for name, entry in stage["dialects"].items()
         ]
-        if (peak := stage["largest"]) is not None:
+        if stage["largest"] is not None:
+            peak = LayerPeak(**stage["largest"])
             where = overflow.place(peak, stage["name"])
             lines.append(
-                f"  largest value recorded {peak['value']:.4g}, {where}; float16 ends at {FLOAT16_MAX:g}"
+                f"  largest value recorded {peak.value:.4g}, {where}; float16 ends at {FLOAT16_MAX:g}"
             )
     weights = {name: size for name, size in facts["files"].items() if not name.endswith(".onnx")}
     lines += ["", *(f"{name:<32}{size / 1e6:10.1f} MB" for name, size in weights.items()), ""]

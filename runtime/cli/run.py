@@ -19,6 +19,7 @@ __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
+    """Run the command and return its exit status. Raises UserError."""
     parser = Parser(prog="foveate run", description="Answer one question about images and videos.")
     parser.add_argument("bundle", metavar="BUNDLE", help="The folder of a compiled bundle.")
     parser.add_argument(
@@ -104,7 +105,7 @@ def _overlay(pipe: Pipeline, images: list[ImageSource], answer: Answer, target: 
         stages, plan = answer.stages[number] or {"pruner": answer.kept[number]}, answer.layouts[number]
         stages = {name: plan.on_finest(kept) for name, kept in stages.items()}
         owner = plan.owned(answer.owners[number])
-        drawn = draw_stages(image, stages, plan.finest, processor, owner, manifest.cuts, plan.total)
+        drawn = draw_stages(image, stages, plan.finest, processor, owner, manifest.method.cuts, plan.total)
         save_overlay(drawn, path)
         options.say(f"overlay: {path}")
 

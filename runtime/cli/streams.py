@@ -29,14 +29,17 @@ class Output:
         self.fault: OSError | None = None
 
     def write(self, text: str) -> int:
+        """Write a text and return its length."""
         self._try(self._stream.write, text)
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
+        """Write several texts."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
+        """Flush the stream."""
         self._try(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:

@@ -30,6 +30,7 @@ _TICK = 0.2  # seconds between checks of the stop event during a wait
 
 
 def main(argv: list[str]) -> int:
+    """Run the command and return its exit status. Raises UserError."""
     args = _parser().parse_args(argv)
     if (args.camera is None) == (args.video is None):
         raise UserError("nothing to watch | expected --camera or --video | foveate watch --help", code=2)

@@ -63,7 +63,7 @@ def _compile(
 ) -> Path:
     """Compile a bundle whose lock the caller holds. See ``compile_bundle``."""
     if "max_context" in options:
-        most = bundle.manifest.decoder["max_positions"]
+        most = bundle.manifest.decoder.max_positions
         options["max_context"] = min(options["max_context"] or MAX_CONTEXT, most)
     machine = backend.machine(options)
     dialect = _dialect(bundle, backend, dialect)
@@ -112,7 +112,7 @@ def _dialect(bundle: Bundle, backend: Backend, asked: str | None) -> str:
 
 
 def _require_precision(bundle: Bundle, backend: Backend, machine: Machine) -> None:
-    kinds = set(bundle.manifest.precision.values())
+    kinds = bundle.manifest.precision.kinds
     if reason := backend.refusal(kinds, machine):
         raise UserError(
             f"{bundle.path} cannot be compiled for this GPU | {reason} "

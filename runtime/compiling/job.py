@@ -54,7 +54,7 @@ class Job:
                 try:
                     notes = self.backend.compile_graph(self.bundle.file(file), self.work, spec, options)
                 except UserError as error:
-                    method = manifest.method["name"]
+                    method = manifest.method.name
                     raise UserError(f"{spec.name} of {method}: {error}", code=error.code) from error
                 self.notes[spec.name] = [*workarounds, *notes]
                 size = sum(file.stat().st_size for file in self.work.iterdir() if file.stem == spec.name)

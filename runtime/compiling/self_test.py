@@ -77,11 +77,14 @@ def not_finite(bundle: Bundle, dialect: str, finding: Finding) -> UserError | No
 def limits_of(bundle: Bundle, made: CompiledEngine, graph: str) -> Limits:
     """Return the limits for a graph: by its dtype, and by the rounding of the precisions that it reads."""
     dialect = bundle.manifest.dialects[made.dialect]
-    dtype, prompts = dialect["dtype"], dialect.get("prefill", {})
-    pruning = "prefill" if prompts else "decoder"
-    parts = {"vision_encoder": ("vision",), "llm": ("decoder", "head"), "pruner.": (pruning,)}
-    read = next((names for start, names in parts.items() if graph.startswith(start)), ())
-    kinds = {bundle.manifest.precision[name] for name in read}
+    dtype, prompts, precision = dialect.dtype, dialect.prefill, bundle.manifest.precision
+    pruning = precision.prefill if prompts else precision.decoder
+    parts = {
+        "vision_encoder": {precision.vision},
+        "llm": {precision.decoder, precision.head},
+        "pruner.": {pruning},
+    }
+    kinds = next((read for start, read in parts.items() if graph.startswith(start)), set())
     products = dtype == "float32" and "int4" in kinds and made.options.get("accuracy_level") == 4
     if graph in prompts or products:
         return LIMITS["float32, int8 unrecorded"]

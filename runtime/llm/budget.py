@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any, SupportsIndex
 
 from foveate.engines.errors import UserError
+from foveate.runtime.bundle.manifest import MethodInfo
 
 __all__ = ["DEFAULT", "Keep", "Points", "resolve_keep", "stage_keep"]
 
@@ -23,7 +24,7 @@ Points = Sequence[Sequence[float]]
 equal."""
 
 
-def resolve_keep(keep: Keep, total: int, method: dict[str, Any], largest: int | None = None) -> int:
+def resolve_keep(keep: Keep, total: int, method: MethodInfo, largest: int | None = None) -> int:
     """Return the count in 1..``total`` that ``keep`` asks for.
 
     A percentage is rounded to the nearest count, at least 1. ``method`` is the manifest's; its option
@@ -31,7 +32,7 @@ def resolve_keep(keep: Keep, total: int, method: dict[str, Any], largest: int | 
     range, if the budget was fixed when the bundle was built (``fixed_keep``) and ``keep`` is another one, or
     if the bundle has no pruner and ``keep`` is not everything.
     """
-    if method["name"] == "none":
+    if not method.prunes:
         if keep is not None and _count(keep, total) != total:
             raise UserError(
                 f"this bundle prunes nothing (method none) "
@@ -40,16 +41,16 @@ def resolve_keep(keep: Keep, total: int, method: dict[str, Any], largest: int | 
                 code=2,
             )
         return total
-    if (fixed := method.get("fixed_keep")) is not None:
+    if (fixed := method.fixed_keep) is not None:
         if keep is not None and _count(keep, total) != fixed:
             raise UserError(
-                f"the budget of {method['name']} is fixed when a bundle is built "
+                f"the budget of {method.name} is fixed when a bundle is built "
                 f"| got keep {keep}, this one always keeps {fixed} of {total} tokens "
                 "| leave keep out, or build with --set keep=...",
                 code=2,
             )
         return fixed
-    count = _count(method.get("options", {}).get("keep") or DEFAULT if keep is None else keep, total)
+    count = _count(_default(method) if keep is None else keep, total)
     if largest is not None and count > largest:
         raise UserError(
             f"keep is too large for this engine | got {count}, expected at most {largest}", code=2
@@ -72,6 +73,11 @@ def stage_keep(points: Points, keep: int, total: int) -> int:
     (k0, v0), (k1, v1) = next((pair for pair in pairwise(logs) if asked <= pair[1][0]), (logs[-2], logs[-1]))
     share = v0 + (asked - k0) * (v1 - v0) / (k1 - k0)
     return min(max(1, math.floor(math.exp(min(share, 0.0)) * total + 0.5 + 1e-9)), total)
+
+
+def _default(method: MethodInfo) -> int | str:
+    keep = method.options.get("keep")
+    return keep if isinstance(keep, (int, str)) and keep else DEFAULT
 
 
 def _count(keep: int | str, total: int) -> int:

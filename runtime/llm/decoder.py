@@ -15,7 +15,7 @@ from foveate.engines.buffer import Buffer
 from foveate.engines.engine import Engine
 from foveate.engines.row_gather import Rows
 from foveate.engines.spec import Symbol
-from foveate.runtime.bundle.loading import Manifest
+from foveate.runtime.bundle.manifest import Manifest
 from foveate.runtime.llm.logits import Logits
 from foveate.runtime.llm.prompt_items import Item, axes_of, extent_of, item_rows, item_runs, positions_of
 from foveate.runtime.llm.prompt_rows import PromptRows
@@ -62,17 +62,17 @@ class Decoder:
     """
 
     def __init__(self, engines: Mapping[str, Engine], table: np.ndarray, manifest: Manifest) -> None:
-        self._table, self._mode = Rows(np.asarray(table)[None]), manifest.position_mode
-        self._max_positions = manifest.decoder["max_positions"]
+        self._table, self._mode = Rows(np.asarray(table)[None]), manifest.method.position_mode
+        self._max_positions = manifest.decoder.max_positions
         spec = engines[manifest.segments[0][0]].spec
         self._axes = axes_of(spec)
-        compact = self._axes == 1 and manifest.position_mode_inside == "compact"
+        compact = self._axes == 1 and manifest.method.position_mode_inside == "compact"
         self.segments: list[Segment] = []
         depth = 0
         for name, behind in manifest.segments:
             renumbers = compact and depth > 0
             pruner = None if behind is None else engines.get(behind)
-            points = () if behind is None else manifest.budgets.get(behind, ())
+            points = () if behind is None else manifest.method.budgets.get(behind, ())
             self.segments.append(Segment(engines[name], pruner, points, depth, renumbers))
             depth += pruner is not None
         self._prunes = depth > 0

@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from PIL import Image
 from foveate.engines.errors import UserError
 from foveate.runtime.answer import Answer
 from foveate.runtime.bundle.compiled import choose
-from foveate.runtime.bundle.loading import Manifest, load
+from foveate.runtime.bundle.loading import load
+from foveate.runtime.bundle.manifest import Manifest
 from foveate.runtime.llm.budget import Keep
 from foveate.runtime.measuring import costs
 from foveate.runtime.measuring.energy import Sampler
@@ -70,7 +72,7 @@ def measure(
     start = time.perf_counter()
     pipe = Pipeline.load(path, engine, threads=threads)
     loading = time.perf_counter() - start
-    if text_tokens > (most := pipe.manifest.decoder["max_positions"]):
+    if text_tokens > (most := pipe.manifest.decoder.max_positions):
         raise UserError(
             f"wrong text-tokens | got {text_tokens}, expected at most the model's {most} | leave it out",
             code=2,
@@ -93,11 +95,11 @@ def measure(
                 energy.append(_energy(sampler, begin, answer))
     return {
         "bundle": pipe.manifest.name,
-        "precision": pipe.manifest.precision,
+        "precision": asdict(pipe.manifest.precision),
         "engine": made.key,
         "environment": environment(threads),
         "load": loading,
-        "bundle_bytes": sum(entry["size"] for entry in pipe.manifest.files.values()),
+        "bundle_bytes": sum(entry.size for entry in pipe.manifest.files.values()),
         "engine_bytes": sum(entry["size"] for entry in made.files.values()),
         "resident": resident_bytes(),
         "image_size": [width, height],
@@ -111,7 +113,7 @@ def measure(
 
 
 def _choice(manifest: Manifest) -> list[Keep]:
-    fixed = manifest.method["name"] == "none" or manifest.method.get("fixed_keep") is not None
+    fixed = not manifest.method.prunes or manifest.method.fixed_keep is not None
     return [None] if fixed else list(_BUDGETS)
 
 

@@ -27,7 +27,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from foveate.runtime.bundle.loading import Manifest
+from foveate.runtime.bundle.manifest import DecoderSizes, Manifest
 from foveate.runtime.llm.budget import Keep, resolve_keep, stage_keep
 
 __all__ = [
@@ -106,10 +106,10 @@ def schedule(manifest: Manifest, keep: Keep = None) -> Schedule:
     """
     total = manifest.num_visual_tokens
     count = resolve_keep(keep, total, manifest.method)
-    left, plan = total if manifest.method.get("fixed_keep") is None else count, []
+    left, plan = total if manifest.method.fixed_keep is None else count, []
     for stage, layers in segments(manifest):
         if stage in manifest.stages:
-            points = manifest.limits.get(stage) or manifest.budgets.get(stage, ())
+            points = manifest.method.limits.get(stage) or manifest.method.budgets.get(stage, ())
             left = min(left, stage_keep(points, count, total))
         plan.append((layers, left))
     return tuple(plan)
@@ -133,22 +133,23 @@ def segments(manifest: Manifest) -> list[tuple[str, int]]:
 
     The first segment may have no pruner; its name is returned all the same.
     """
-    edges = (0, *manifest.cuts, manifest.decoder["num_layers"])
-    pruners = ("pruner", *(f"pruner.{number}" for number in range(len(manifest.cuts))))
+    edges = (0, *manifest.method.cuts, manifest.decoder.num_layers)
+    pruners = ("pruner", *(f"pruner.{number}" for number in range(len(manifest.method.cuts))))
     return [(pruner, end - first) for pruner, (first, end) in zip(pruners, pairwise(edges), strict=True)]
 
 
 def unpruned(manifest: Manifest) -> Schedule:
     """Return the schedule of method none."""
-    return ((manifest.decoder["num_layers"], manifest.num_visual_tokens),)
+    return ((manifest.decoder.num_layers, manifest.num_visual_tokens),)
 
 
 def average_tokens(plan: Schedule) -> float:
+    """Return the number of visual tokens, averaged over layers."""
     return sum(layers * tokens for layers, tokens in plan) / sum(layers for layers, _ in plan)
 
 
 def prefill_flops(
-    decoder: Mapping[str, int], plan: Schedule, text_tokens: int, convention: Convention = EXACT
+    decoder: DecoderSizes, plan: Schedule, text_tokens: int, convention: Convention = EXACT
 ) -> int:
     """Return the FLOPs until the logits of the first new token."""
     rows = [(layers, tokens + text_tokens) for layers, tokens in plan]
@@ -157,7 +158,7 @@ def prefill_flops(
 
 
 def decode_flops(
-    decoder: Mapping[str, int], plan: Schedule, text_tokens: int, convention: Convention = EXACT
+    decoder: DecoderSizes, plan: Schedule, text_tokens: int, convention: Convention = EXACT
 ) -> int:
     """Return the FLOPs of one more token, which attends to the prompt's rows and itself."""
     layers = sum(layers for layers, _ in plan)
@@ -165,10 +166,10 @@ def decode_flops(
     return _flops(decoder, layers, pairs, convention)
 
 
-def cache_bytes(decoder: Mapping[str, int], plan: Schedule, text_tokens: int, dtype: str = "float16") -> int:
+def cache_bytes(decoder: DecoderSizes, plan: Schedule, text_tokens: int, dtype: str = "float16") -> int:
     """Return the bytes of the prompt's keys and values in all layers."""
     rows = _weighted([(layers, tokens + text_tokens) for layers, tokens in plan])
-    return rows * 2 * decoder["num_kv_heads"] * decoder["head_dim"] * np.dtype(dtype).itemsize
+    return rows * 2 * decoder.num_kv_heads * decoder.head_dim * np.dtype(dtype).itemsize
 
 
 def vision_flops(
@@ -215,10 +216,10 @@ def _weighted(parts: list[tuple[int, int]]) -> int:
     return sum(layers * count for layers, count in parts)
 
 
-def _flops(decoder: Mapping[str, int], rows: int, pairs: int, convention: Convention) -> int:
+def _flops(decoder: DecoderSizes, rows: int, pairs: int, convention: Convention) -> int:
     """Return the FLOPs of ``rows`` in the matrices and ``pairs`` in attention, both summed over layers."""
-    hidden, head_dim = decoder["hidden_size"], decoder["head_dim"]
-    queries, keys = decoder["num_heads"] * head_dim, decoder["num_kv_heads"] * head_dim
-    row = 2 * hidden * (queries + keys) + convention.mlp_matrices * hidden * decoder["intermediate_size"]
-    head = hidden * decoder["vocab_size"] if convention.head else 0
+    hidden, head_dim = decoder.hidden_size, decoder.head_dim
+    queries, keys = decoder.num_heads * head_dim, decoder.num_kv_heads * head_dim
+    row = 2 * hidden * (queries + keys) + convention.mlp_matrices * hidden * decoder.intermediate_size
+    head = hidden * decoder.vocab_size if convention.head else 0
     return convention.flops_per_mac * (rows * row + pairs * 2 * queries + head)

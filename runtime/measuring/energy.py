@@ -140,6 +140,7 @@ class Sampler:
 
     @property
     def joules(self) -> float | None:
+        """Return the energy of the whole machine in joules, or None without a monitor of it."""
         return self.rail_joules.get("total")
 
     @property

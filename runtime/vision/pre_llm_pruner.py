@@ -23,7 +23,7 @@ class PreLLMPruner:
 
     def __init__(self, bundle: Bundle, engine: Engine, newline: Rows | None) -> None:
         self.engine, self._bundle, self._newline = engine, bundle, newline
-        self._whole = bool(bundle.manifest.method.get("whole"))  # it sees all tokens of an image at once
+        self._whole = bundle.manifest.method.whole  # it sees all tokens of an image at once
 
     @property
     def most_keep(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class VisionStages:
         manifest, self._bundle = bundle.manifest, bundle
         self.processor = image_processor(manifest.image)
         self._grid, self._method = manifest.grid, manifest.method
-        self._total, self._points = manifest.num_visual_tokens, manifest.budgets.get("pruner", ())
+        self._total, self._points = manifest.num_visual_tokens, manifest.method.budgets.get("pruner", ())
         self._encoder = engines["vision_encoder"]
         newline = bundle.file("image_newline.npy")
         self._newline = Rows(array(newline)[None, None]) if newline.is_file() else None
@@ -55,7 +56,7 @@ class VisionStages:
     @property
     def merges(self) -> bool:
         """Return whether the vision encoder's own layers merge tokens (an encoder merger)."""
-        return self._method.get("fixed_keep") is not None
+        return self._method.fixed_keep is not None
 
     @property
     def prunes(self) -> bool:
@@ -93,9 +94,9 @@ class VisionStages:
         Raises UserError.
         """
         total, tiles = (layout.total, layout.tiles) if layout else (self._total, 1)
-        method = self._method
-        if self.merges:
-            method = {**method, "fixed_keep": method["fixed_keep"] * tiles}
+        method, fixed = self._method, self._method.fixed_keep
+        if fixed is not None:
+            method = replace(method, fixed_keep=fixed * tiles)
         largest = None if self._pruner is None or self.varies else self._pruner.most_keep
         return resolve_keep(keep, total, method, largest)
 

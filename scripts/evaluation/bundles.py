@@ -15,6 +15,7 @@ from foveate.export import methods, models
 from foveate.export.build import build
 from foveate.export.bundling.precision import Precision
 from foveate.export.spec import Parts
+from foveate.runtime.bundle.manifest import MethodInfo
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.llm.budget import resolve_keep
 
@@ -53,7 +54,7 @@ def at_budgets(model: str, variant: str, budgets: Sequence[str]) -> tuple[list[s
         return [variant], []
     found, missing = [], []
     for budget in budgets:
-        keep = resolve_keep(budget, spec.vision.num_tokens, {"name": name})
+        keep = resolve_keep(budget, spec.vision.num_tokens, MethodInfo(name, ()))
         try:
             methods.load(name, options | {"keep": str(keep)}).fixed_keep(spec)
         except UserError as error:

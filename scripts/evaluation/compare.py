@@ -210,7 +210,7 @@ def _bar() -> Progress:
 
 
 def layers_of(plan: Plan) -> int:
-    return bundle.load(open_log(plan, UNPRUNED)[1]).manifest.decoder["num_layers"]
+    return bundle.load(open_log(plan, UNPRUNED)[1]).manifest.decoder.num_layers
 
 
 def total_of(rows: list[dict[str, Any]]) -> int:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.runtime.bundle.loading import Manifest
+from foveate.runtime.bundle.manifest import Manifest
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.images.overlay import draw_overlay
 from foveate.runtime.images.processor import image_processor

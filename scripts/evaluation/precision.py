@@ -106,9 +106,7 @@ def _cell(records: Sequence[Mapping[str, Any]], exact: Sequence[Mapping[str, Any
 def _mebibytes(path: Path) -> float:
     """Return the size in MiB of the bundle's weights and the embedding table."""
     files = bundle.load(path).manifest.files
-    return (
-        sum(facts["size"] for name, facts in files.items() if name.startswith(("weights/", "embed"))) / 2**20
-    )
+    return sum(entry.size for name, entry in files.items() if name.startswith(("weights/", "embed"))) / 2**20
 
 
 def table(

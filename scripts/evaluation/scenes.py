@@ -20,7 +20,7 @@ import numpy as np
 from evaluation.bundles import ready_bundle, slug
 from evaluation.store import Log, version
 from foveate.calib.scenes.questions import Question, Scene, make_scene, questions
-from foveate.runtime.bundle.loading import Manifest
+from foveate.runtime.bundle.manifest import Manifest
 from foveate.runtime.llm.budget import resolve_keep
 from foveate.runtime.measuring import costs
 from foveate.runtime.pipeline import Pipeline
@@ -81,7 +81,7 @@ class Plan:
 
         It is all tokens without a method, and the bundle's own budget if that is fixed.
         """
-        fixed = variant.partition("@")[0] == UNPRUNED or manifest.method.get("fixed_keep") is not None
+        fixed = variant.partition("@")[0] == UNPRUNED or manifest.method.fixed_keep is not None
         budgets = (None,) if fixed else self.budgets
         return [resolve_keep(budget, manifest.num_visual_tokens, manifest.method) for budget in budgets]
 

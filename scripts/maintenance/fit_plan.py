@@ -37,7 +37,7 @@ def prefill(row: Row) -> tuple[float, int, float] | None:
     if "prefill_ms" not in row:
         return None
     subject = model(row["model"])
-    schedule = ((subject.decoder["num_layers"], 0),)
+    schedule = ((subject.decoder.num_layers, 0),)
     work = roofline.prefill_work(subject, device(row["device"]), schedule, row["prompt"])
     return *work, row["prefill_ms"] / 1e3
 
@@ -46,7 +46,7 @@ def decode(row: Row) -> tuple[float, int, float] | None:
     if "tokens_per_s" not in row:
         return None
     subject = model(row["model"])
-    schedule = ((subject.decoder["num_layers"], 0),)
+    schedule = ((subject.decoder.num_layers, 0),)
     work = roofline.decode_work(subject, device(row["device"]), schedule, row["prompt"] + _NEW_TOKENS)
     return *work, 1 / row["tokens_per_s"]
 

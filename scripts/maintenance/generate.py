@@ -15,6 +15,7 @@ from typing import Any
 
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
+from foveate.export.bundling import json_schema
 from foveate.export.graphs.assemble import missing
 from foveate.export.keys import checkpoint_keys
 from foveate.export.pruning.method import Method
@@ -134,6 +135,7 @@ def _rows(table: Mapping[str, Any], indent: str = "") -> str:
 FILES: dict[str, Callable[[str], str]] = {
     "README.md": _readme,
     "docs/api.md": lambda _: api_page.page(),
+    "docs/bundle.schema.json": lambda _: json_schema.text(),
     "docs/checkpoint-keys.md": _keys,
     "jetson/data/methods.json": _table_of_methods,
     "jetson/data/models.json": _table_of_models,

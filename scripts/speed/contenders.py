@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Ours:
     def __init__(self, path: Path, threads: int, sizes: dict[str, int], work: Path) -> None:
         bundle = load(path)
         self.engine = load_engine(bundle, choose(bundle), "llm", {"threads": threads})
-        self.hidden = bundle.manifest.decoder["hidden_size"]
+        self.hidden = bundle.manifest.decoder.hidden_size
         self.random = np.random.default_rng(0)
 
     def prefill(self, tokens: int) -> None:
@@ -159,7 +160,7 @@ def main() -> None:
     )
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    sizes = load(args.bundles[0]).manifest.decoder | {"tokens": args.tokens}
+    sizes = asdict(load(args.bundles[0]).manifest.decoder) | {"tokens": args.tokens}
     args.work.mkdir(parents=True, exist_ok=True)
     if args.serve:
         serve(args.serve, args.threads, sizes, args.work)

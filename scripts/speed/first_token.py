@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def llama(image: Image.Image, args: argparse.Namespace) -> Callable[[str], int]:
     from llama_cpp import Llama
     from llama_cpp.llama_chat_format import Llava15ChatHandler
 
-    sizes = load(args.bundles[0]).manifest.decoder
+    sizes = asdict(load(args.bundles[0]).manifest.decoder)
     model = Llama(
         str(gguf_file(sizes, args.work)),
         chat_handler=Llava15ChatHandler(str(projector_file(sizes["hidden_size"], args.work)), verbose=False),

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from foveate.runtime.bundle.loading import load
+from foveate.runtime.bundle.manifest import DecoderSizes
 from foveate.runtime.measuring import costs
 from foveate.runtime.measuring.bench import environment
 from speed.contenders import Ours
@@ -49,14 +51,14 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="PNG file to draw (default: none).")
     args = parser.parse_args()
     sizes = load(args.bundle).manifest.decoder
-    prefill, step = measure(Ours(args.bundle, args.threads, sizes, Path()), args.lengths, args.rounds)
+    prefill, step = measure(Ours(args.bundle, args.threads, asdict(sizes), Path()), args.lengths, args.rounds)
     fits = {"prefill": fit(prefill, 2), "step": fit(step, 1)}
     print_table(prefill, step)
     print("\n".join(explain(sizes, fits)))
     if args.plot:
         plot(prefill, step, fits, args.plot)
     found = {"prefill": prefill, "step": step, "fits": fits}
-    print(json.dumps({"environment": environment(args.threads), "sizes": sizes, **found}))
+    print(json.dumps({"environment": environment(args.threads), "sizes": asdict(sizes), **found}))
 
 
 def measure(model: Ours, lengths: Sequence[int], rounds: int) -> tuple[Times, Times]:
@@ -87,15 +89,15 @@ def fit(times: Times, degree: int) -> list[float]:
     return np.linalg.lstsq(powers / seconds[:, None], np.ones_like(seconds), rcond=None)[0].tolist()
 
 
-def explain(sizes: Mapping[str, int], fits: Mapping[str, Sequence[float]]) -> list[str]:
+def explain(sizes: DecoderSizes, fits: Mapping[str, Sequence[float]]) -> list[str]:
     """Return lines that explain the coefficients, next to the FLOPs of ``costs``."""
 
     def flops(tokens: int) -> int:
-        return costs.prefill_flops(sizes, ((sizes["num_layers"], tokens),), 0)
+        return costs.prefill_flops(sizes, ((sizes.num_layers, tokens),), 0)
 
     square = (flops(3) - 2 * flops(2) + flops(1)) / 2  # coefficients of a polynomial of degree 2
     line = flops(2) - flops(1) - 3 * square
-    cache = costs.cache_bytes(sizes, ((sizes["num_layers"], 1),), 0, "float32")
+    cache = costs.cache_bytes(sizes, ((sizes.num_layers, 1),), 0, "float32")
     _, b, c = fits["prefill"]
     start, row = fits["step"]
     return [

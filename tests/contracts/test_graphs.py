@@ -19,7 +19,7 @@ from foveate.engines.ort.backend import onnxruntime
 from foveate.engines.trt import backend as trt
 from foveate.export import lowering, methods
 from foveate.export.lowering import primitive
-from foveate.runtime.bundle.loading import Manifest
+from foveate.runtime.bundle.manifest import Manifest
 
 VARIANTS = {
     **{name: (name, {}) for name in methods.names()},
@@ -147,7 +147,7 @@ def test_a_method_before_the_projector_brings_it_along(bundles):
 def test_tensorrt_rtx_compiles_every_distinct_graph(bundles, variant, dialect):
     bundle = bundles(variant, "fp16")
     data = Manifest.from_json(manifest(bundle))
-    for name, file in data.dialects[dialect]["files"].items():
+    for name, file in data.dialects[dialect].files.items():
         digest = hashlib.sha256((bundle / file).read_bytes()).hexdigest()
         if digest not in COMPILED:
             COMPILED[digest] = len(trt.compile_plan(bundle / file, data.spec(name, dialect), max_context=128))

@@ -36,7 +36,7 @@ def test_greedy_tokens_with_an_adapter(tmp_path, save_checkpoint):
     build(parts, methods.load("none"), tmp_path / "bundle", precision="fp32", dialects=["ort"])
     compile_bundle(tmp_path / "bundle")
     pipe = Pipeline.load(tmp_path / "bundle")
-    assert pipe.bundle.manifest.source["adapter"] == str(tmp_path / "adapter")
+    assert pipe.bundle.manifest.source.adapter == str(tmp_path / "adapter")
     answer = pipe.generate([image], "what is in the image?", max_new_tokens=WORDS)
     assert answer.tokens == expected
 

@@ -113,7 +113,7 @@ def test_relevance_from_clip_runs_the_text_tower(pipes, image):
 def test_cache_is_sized_to_prompt_and_answer(pipes, image):
     pipe = pipes("sppruner")
     spec = pipe.manifest.decoder
-    row = 2 * spec["num_layers"] * spec["num_kv_heads"] * spec["head_dim"] * 2  # float16
+    row = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * 2  # float16
     few = pipe.generate(image, QUESTION, keep=2, max_new_tokens=5)
     many = pipe.generate(image, QUESTION, keep=pipe.manifest.num_visual_tokens, max_new_tokens=5)
     for answer in (few, many):

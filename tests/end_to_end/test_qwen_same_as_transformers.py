@@ -131,7 +131,7 @@ def compare(pipe, model, given, images) -> None:
 def test_pixels_with_another_maximum_are_the_processors(both, most):
     """`foveate build --max-pixels` against the processor with the same `max_pixels`."""
     _, _, pipe = both
-    settings = models.load(pipe.manifest.source["model"], max_pixels=most).image
+    settings = models.load(pipe.manifest.source.model, max_pixels=most).image
     processor = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 256, "longest_edge": most})
     sizes = np.random.default_rng(most).integers(3, 300, (50, 2)).tolist()
     for height, width in sizes:

@@ -38,7 +38,7 @@ def leftovers(directory: Path) -> list[str]:
 def test_the_bundle_is_whole_and_alone(checkpoint, tmp_path):
     assert build(checkpoint, tmp_path / "b", "--set", "rho=0.25") == 0
     bundle = load(tmp_path / "b", full=True)
-    assert bundle.manifest.method["options"]["rho"] == 0.25
+    assert bundle.manifest.method.options["rho"] == 0.25
     assert set(bundle.manifest.dialects) == {"native", "ort", "primitive"}
     assert not leftovers(tmp_path)
     text = (tmp_path / "b" / "bundle.json").read_text()
@@ -84,7 +84,7 @@ def test_an_older_bundle_is_replaced(checkpoint, tmp_path):
     assert build(checkpoint, tmp_path / "b", "--dialects", "ort", "--no-compile") == 0
     (tmp_path / "b" / "of_the_old_one").touch()
     assert build(checkpoint, tmp_path / "b", "--dialects", "ort", "--no-compile", "--set", "rho=0.75") == 0
-    assert load(tmp_path / "b").manifest.method["options"]["rho"] == 0.75
+    assert load(tmp_path / "b").manifest.method.options["rho"] == 0.75
     assert not (tmp_path / "b" / "of_the_old_one").exists() and not leftovers(tmp_path)
 
 

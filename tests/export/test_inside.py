@@ -70,7 +70,7 @@ def logits(decoder, pipe: Pipeline, chat: Chat, tokens: list[int]) -> torch.Tens
     embeds += [table[token] for token in tokens]
     source += [None] * len(tokens)
     positions = list(range(len(embeds)))
-    hidden, cuts = torch.stack(embeds)[None], [*pipe.manifest.cuts, 4]
+    hidden, cuts = torch.stack(embeds)[None], [*pipe.manifest.method.cuts, 4]
     first = 0
     for stage, cut in enumerate(cuts):
         rows, start = hidden.shape[1], torch.zeros(1, dtype=torch.int64)
@@ -80,7 +80,7 @@ def logits(decoder, pipe: Pipeline, chat: Chat, tokens: list[int]) -> torch.Tens
             stays = [i for i, s in enumerate(source) if s is None or s[1] in s[0].left[stage]]
             hidden, source = hidden[:, stays], [source[i] for i in stays]
             positions = [positions[i] for i in stays]
-            if pipe.manifest.position_mode_inside == "compact":
+            if pipe.manifest.method.position_mode_inside == "compact":
                 positions = list(range(len(stays)))
         first = cut
     return decoder.logits(hidden, torch.tensor([hidden.shape[1] - 1]))[0, 0]

@@ -39,7 +39,7 @@ def test_the_parts_are_stages_that_prove_themselves(
     parts = llava.tiny(layers=2)
     build(parts, methods.load("none"), root, precision="fp32", dialects=["ort"], llm_parts=2)
     compile_bundle(root)
-    assert json.loads((root / "bundle.json").read_text())["stages"] == wanted
+    assert json.loads((root / "bundle.json").read_text())["methods"][0]["stages"] == wanted
     assert check.main([str(root)]) == 0
     assert inspect([str(root)]) == 0
     printed = capsys.readouterr().out
@@ -69,7 +69,7 @@ def talk(root: Path) -> list[object]:
     random = np.random.default_rng(0)
     images = [Image.fromarray(random.integers(0, 256, (70, 90, 3), np.uint8)) for _ in range(2)]
     pipe, said = Pipeline.load(root), []
-    chat, keep = pipe.chat(), None if pipe.manifest.method["name"] == "none" else 20
+    chat, keep = pipe.chat(), 20 if pipe.manifest.method.prunes else None
     for image, question in zip(images, ("What is left of the bus?", "And right?"), strict=True):
         answer = chat.ask(question, [image], keep=keep, max_new_tokens=8)
         assert len(answer.tokens) == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,8 @@ from foveate.export.calibration.calibrate import Calibration
 from foveate.export.models import llava
 from foveate.export.networks.decoder import Linear
 from foveate.runtime.bundle.compiled import choose
-from foveate.runtime.bundle.loading import load
+from foveate.runtime.bundle.loading import Bundle, load
+from foveate.runtime.bundle.manifest import PrecisionInfo
 from foveate.runtime.compiling import self_test
 from foveate.runtime.compiling.compile import compile_bundle
 
@@ -29,7 +31,7 @@ def test_head_and_vision_encoder_stay_in_the_graphs_dtype_unless_asked_for():
     assert pick("llm.layers.0.mlp.up_proj.weight", MATRIX) == "int8"
     for name in ("llm.lm_head.weight", "vision_encoder.tower.layers.0.mlp.fc1.weight", "pruner.x.weight"):
         assert pick(name, MATRIX) is None
-    assert Precision("int8").describe() == {"decoder": "int8", "head": SAFE, "vision": SAFE}
+    assert Precision("int8").describe() == PrecisionInfo("int8", SAFE, SAFE)
 
 
 def test_each_part_has_its_own():
@@ -134,6 +136,7 @@ def test_dialects_that_round_differently_have_recordings_of_their_own(tmp_path):
         findings = list(self_test.replay(bundle, plan))
         assert findings and not [finding for finding in findings if not finding.ok]
         own = max(finding.error for finding in findings)
-        bundle.manifest.dialects[dialect]["golden"] = recorded[other].name
-        assert max(finding.error for finding in self_test.replay(bundle, plan)) > 1.5 * own
-        bundle.manifest.dialects[dialect]["golden"] = recorded[dialect].name
+        dialects = bundle.manifest.dialects
+        wrong = dialects | {dialect: replace(dialects[dialect], golden=recorded[other].name)}
+        wrong_bundle = Bundle(bundle.path, replace(bundle.manifest, dialects=wrong))
+        assert max(finding.error for finding in self_test.replay(wrong_bundle, plan)) > 1.5 * own

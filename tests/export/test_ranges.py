@@ -19,7 +19,8 @@ from foveate.export.bundling import ranges as ranges_module
 from foveate.export.bundling.ranges import Ranges
 from foveate.export.networks.decoder import Decoder, DecoderLayer, rope_of, rope_tables
 from foveate.export.spec import DecoderSpec
-from foveate.runtime.bundle.loading import Manifest, write_manifest
+from foveate.runtime.bundle.loading import write_manifest
+from foveate.runtime.bundle.manifest import Manifest
 from foveate.runtime.cli import main
 from foveate.runtime.overflow import FLOAT16_MAX
 
@@ -68,8 +69,8 @@ def test_a_graph_that_float16_cannot_hold_is_written_in_float32(scaled, tmp_path
     assert "llm of primitive is written in float32: layer 0 of llm (mlp.down_proj, product) reaches" in said
     assert "float16 holds numbers up to 65504" in said and "vision_encoder" not in said
     entry = manifest(tmp_path / "b").dialects["primitive"]
-    assert (entry["dtype"], entry["widened"]) == ("float16", {"llm": "float32"})
-    file = tmp_path / "b" / entry["files"]["llm"]
+    assert (entry.dtype, entry.widened) == ("float16", {"llm": "float32"})
+    file = tmp_path / "b" / entry.files["llm"]
     onnx.checker.check_model(file, full_check=True)
     graph = onnx.load(file, load_external_data=False).graph
     floats = {v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)} - {onnx.TensorProto.INT64}
@@ -195,7 +196,7 @@ def _peaks(
     found = Ranges()
     with found.watch("llm", layer, layer=0, cached=True):
         _, keys, _ = layer(x, rope, start, Decoder.causal_mask(x.shape[1], x.shape[1], start), (empty, empty))
-    entries = {each["edge"]: (each["at"], each["value"]) for each in found.to_json()["llm"]}
+    entries = {each.edge: (each.at, each.value) for each in found.by_graph()["llm"]}
     queries = layer.self_attn.q_proj(layer.input_layernorm(x)).view(1, -1, 4, 8).transpose(1, 2)
     queries = torch.ops.foveate.rotary_embedding(queries, *rope)
     scores = queries @ keys.repeat_interleave(2, dim=1).transpose(2, 3) / 8**0.5

@@ -174,7 +174,7 @@ def test_from_a_bundle_to_an_answer(source: Path, sshd: str, device: Path, wheel
     data["source"]["revision"] = "newer"
     (source / "bundle.json").write_text(json.dumps(data))
     bring(source, sshd, device, wheels)
-    assert load(place, full=True).manifest.source["revision"] == "newer"
+    assert load(place, full=True).manifest.source.revision == "newer"
     assert (place / "more.data").stat().st_ino == inode  # linked, not sent again
     assert len(list((device / "runtimes").iterdir())) == 1 and not list((device / "bundles").glob(".*"))
 

@@ -266,13 +266,15 @@ def manifest(
         "name": "tiny.by-hand",
         "family": "llava",
         "source": {"model": "none", "revision": "none"},
-        "method": {
-            "name": "tap" if "pruner" in stages else "none",
-            "options": method_options,
-            "position_mode": mode,
-        },
+        "methods": [
+            {
+                "name": "tap" if "pruner" in stages else "none",
+                "stages": stages,
+                "options": method_options,
+                "position_mode": mode,
+            }
+        ],
         "precision": {"decoder": "fp32", "head": "fp32", "vision": "fp32"},
-        "stages": stages,
         "graphs": {name: spec.to_json() for name, spec in graphs.items()},
         "dialects": {"ort": {"dtype": "float32", "files": {n: f"{n}.ort.onnx" for n in stages}}},
         "num_visual_tokens": N,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.runtime.bundle import stamps
+from foveate.runtime.bundle import rebuild, stamps
 from foveate.runtime.bundle.loading import load, write_manifest
 
 
@@ -93,11 +93,110 @@ def test_newer_format(copy: Path) -> None:
         load(copy)
 
 
-def test_older_format(copy: Path) -> None:
-    edit(copy, lambda data: data.update(format=1, stages=None))
-    with pytest.raises(
-        UserError, match=r"older foveate \| .* build it again: foveate build --model \S+ --method \S+"
-    ):
+OLDER = {
+    "format": 1,
+    "source": {"model": "some/model", "load_format": "auto", "adapter": "my adapter", "pruner": "p.pth"},
+    "licence": {"clip": {"source": "some/clip"}},
+    "method": {"name": "a+b", "options": {"a.layers": [1, 2], "a.rope": False, "b.keep": None, "outer": 1.5}},
+    "precision": {"decoder": "int4", "head": "int8", "vision": "compute dtype", "prefill": "int8"},
+    "stages": ["vision_encoder", "pruner", "llm.0", "llm.1", "pruner.0", "llm.2"],
+    "cuts": [4],
+    "dialects": {"ort": {}, "native": {}},
+    "image": {"kind": "windows", "max_pixels": 1003520},
+}
+
+
+def test_an_older_format_is_refused_with_the_command_that_builds_it_again(copy: Path) -> None:
+    (copy / "bundle.json").write_text(json.dumps(OLDER))
+    with pytest.raises(UserError) as error:
+        load(copy)
+    what, got, remedy = str(error.value).split(" | ")
+    assert what == f"{copy} was made by an older foveate"
+    assert got == "its format is 1, this foveate reads 2"
+    assert remedy == (
+        "build it again: foveate build --model some/model --method a+b --set a.layers=1,2 --set a.rope=False "
+        "--set outer=1.5 --adapter 'my adapter' --clip some/clip --pruner p.pth --precision int4 "
+        "--head-precision int8 --prefill-precision int8 --dialects ort,native --max-pixels 1003520 "
+        f"--llm-parts 3 --out {copy}"
+    )
+
+
+def test_what_an_older_bundle_does_not_say_is_left_out(copy: Path) -> None:
+    data = {"format": 1, "source": {"model": "m", "load_format": "dummy", "pruner": "dummy"}}
+    assert rebuild.command(data, copy) is None
+    data |= {"method": {"name": "none"}, "stages": ["vision_encoder", "llm"], "dialects": None, "image": []}
+    statistics = copy.with_name("copy.statistics.safetensors")
+    assert (
+        rebuild.command(data, copy)
+        == f"foveate build --model m --method none --load-format dummy --out {copy}"
+    )
+    statistics.touch()
+    assert f"--statistics {statistics} --out" in str(rebuild.command(data, copy))
+    (copy / "bundle.json").write_text('{"format": 1}')
+    with pytest.raises(UserError, match="build it again with foveate build"):
+        load(copy)
+
+
+def test_a_feature_that_is_not_known_is_refused_by_name(copy: Path) -> None:
+    edit(copy, lambda data: data.update(requires=["wide-rows", "batch"]))
+    with pytest.raises(UserError, match=r"requires wide-rows, batch, which .* \| upgrade foveate"):
+        load(copy)
+
+
+WRONG = [
+    (lambda d: d.pop("precision"), "precision is missing, expected an object"),
+    (lambda d: d.update(requires="wide"), "requires is 'wide', expected a list"),
+    (lambda d: d.update(methods=[]), "methods is [], expected a method"),
+    (lambda d: d["methods"][0].pop("stages"), "methods[0].stages is missing, expected a list"),
+    (
+        lambda d: d["methods"][0].update(fixed_keep="8"),
+        "methods[0].fixed_keep is '8', expected a whole number or null",
+    ),
+    (
+        lambda d: d["methods"][0].update(position_mode="x"),
+        "position_mode is 'x', expected 'compact' or 'keep'",
+    ),
+    (
+        lambda d: d["methods"][0].update(budgets={"pruner": [[1]]}),
+        "budgets.pruner[0] has 1 items, expected 2",
+    ),
+    (lambda d: d["precision"].update(head=None), "precision.head is None, expected a text"),
+    (lambda d: d["decoder"].update(num_layers=2.0), "decoder.num_layers is 2.0, expected a whole number"),
+    (lambda d: d["decoder"].update(num_layers=True), "decoder.num_layers is True, expected a whole number"),
+    (lambda d: d.update(vision={"kind": "x"}), "vision.kind is 'x', expected 'clip' or 'merged'"),
+    (lambda d: d.update(vision={"kind": "clip"}), "vision.hidden is missing, expected a whole number"),
+    (lambda d: d["image"].update(kind=3), "image.kind is 3, expected 'clip' or 'anyres' or 'windows'"),
+    (lambda d: d["image"].update(mean=[1, 2]), "image.mean has 2 items, expected 3"),
+    (lambda d: d["prompt"].pop("stop_ids"), "prompt.stop_ids is missing, expected a list"),
+    (lambda d: d["prompt"].update(roles=["user"]), "prompt.roles is ['user'], expected an object"),
+    (
+        lambda d: d.update(generation={"stop_strings": [1]}),
+        "generation.stop_strings[0] is 1, expected a text",
+    ),
+    (lambda d: d.update(licence={"model": {"source": "a", "use": "x"}}), "licence.model.use is 'x'"),
+    (lambda d: d["graphs"]["llm"].pop("outputs"), "graphs.llm.outputs is missing, expected a list"),
+    (lambda d: d["graphs"]["llm"]["inputs"][0].update(shape=[1.5]), "graphs.llm.inputs[0].shape[0] is 1.5"),
+    (lambda d: d["dialects"]["ort"].update(dtype="int8"), "dialects.ort.dtype is 'int8', expected"),
+    (lambda d: d["files"]["tokenizer.json"].pop("size"), "files.tokenizer.json.size is missing"),
+    (lambda d: d.update(ranges={"llm": [{"at": "x"}]}), "ranges.llm[0].layer is missing"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG, ids=[words for _, words in WRONG])
+def test_a_wrong_type_or_a_missing_key_is_named(copy: Path, change: Any, words: str) -> None:
+    edit(copy, change)
+    with pytest.raises(UserError) as error:
+        load(copy)
+    what, got, remedy = str(error.value).split(" | ")
+    assert what == f"{copy / 'bundle.json'} is damaged" and words in got
+    assert remedy == "copy or build the bundle again"
+
+
+@pytest.mark.parametrize("stage", ["gone", "llm"])
+def test_a_stage_has_a_graph_and_a_file(copy: Path, stage: str) -> None:
+    edit(copy, lambda data: data["methods"][0].update(stages=[stage]))
+    edit(copy, lambda data: data["dialects"]["ort"]["files"].pop("llm"))
+    with pytest.raises(UserError, match=rf"names a stage that has no graph \| got {stage}"):
         load(copy)
 
 

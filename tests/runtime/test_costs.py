@@ -10,19 +10,21 @@ import pytest
 
 from foveate.engines.errors import UserError
 from foveate.runtime.bundle.loading import load
+from foveate.runtime.bundle.manifest import DecoderSizes, Manifest
 from foveate.runtime.cli.inspect import describe
 from foveate.runtime.measuring import costs
 
 TERA, MIB = 1e12, 2**20
-VICUNA = {
-    "num_layers": 32,
-    "num_heads": 32,
-    "num_kv_heads": 32,
-    "head_dim": 128,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "vocab_size": 32064,
-}
+VICUNA = DecoderSizes(
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+    hidden_size=4096,
+    intermediate_size=11008,
+    vocab_size=32064,
+    max_positions=4096,
+)
 FASTV = costs.Convention(flops_per_mac=1, mlp_matrices=2, causal=False, head=False)  # 4nd^2 + 2n^2d + 2ndm
 MACS = costs.Convention(flops_per_mac=1, causal=False)
 
@@ -44,7 +46,7 @@ def test_every_product_of_a_small_decoder_is_counted_once():
     """Multiply-adds counted one matrix and one pair of positions at a time."""
     d, m, heads, kv, width, vocab, text = 6, 10, 3, 1, 4, 17, 2
     sizes = {"num_heads": heads, "num_kv_heads": kv, "head_dim": width, "hidden_size": d}
-    decoder = {"num_layers": 3, "intermediate_size": m, "vocab_size": vocab} | sizes
+    decoder = DecoderSizes(num_layers=3, intermediate_size=m, vocab_size=vocab, max_positions=99, **sizes)
     plan = ((1, 5), (2, 3))
     macs = d * vocab
     for visual in (5, 3, 3):
@@ -152,10 +154,12 @@ def llava(bundle):
     """The manifest of LLaVA-1.5-7B that prunes before layers 8 and 16."""
     stages = ("vision_encoder", "llm.0", "pruner.0", "llm.1", "pruner.1", "llm.2")
     budgets = {"pruner.0": [[0.001, 0.01], [1.0, 1.0]], "pruner.1": [[0.001, 0.0001], [1.0, 1.0]]}
-    manifest = load(bundle).manifest
-    return replace(
-        manifest, decoder=VICUNA, num_visual_tokens=576, stages=stages, cuts=(8, 16), budgets=budgets
-    )
+    manifest = replace(load(bundle).manifest, decoder=VICUNA, num_visual_tokens=576)
+    return with_method(manifest, stages=stages, cuts=(8, 16), budgets=budgets)
+
+
+def with_method(manifest: Manifest, **changes: object) -> Manifest:
+    return replace(manifest, methods=(replace(manifest.method, **changes),))
 
 
 def test_schedule_follows_cuts_and_budgets(llava):
@@ -180,7 +184,7 @@ def test_schedule_of_a_pruner_before_the_decoder(bundle, plain_bundle):
 
 def test_two_stages_never_grow(llava):
     """A stage cannot bring back what the one before dropped, whatever it is told to keep."""
-    both = replace(llava, stages=("pruner", *llava.stages), budgets={"pruner": [[0.1, 0.05], [1.0, 0.5]]})
+    both = with_method(llava, stages=("pruner", *llava.stages), budgets={"pruner": [[0.1, 0.05], [1.0, 0.5]]})
     assert costs.schedule(both, "100%") == ((8, 288), (8, 288), (16, 288))
 
 
@@ -200,7 +204,7 @@ def test_what_a_stage_may_leave_stands_above_what_it_is_given(llava):
     assert feather.leaves(model(24), 172, 576) == {"pruner.0": 236, "pruner.1": 21}
     budgets = pytest.importorskip("foveate.export.pruning.budgets")
     limits = budgets.sampled(576, lambda keep: feather.leaves(model(24), keep, 576))
-    here = replace(llava, budgets={}, limits=limits)
+    here = with_method(llava, budgets={}, limits=limits)
     for keep in (1, 32, 64, 172, 192, 300, 576):
         exact = feather.leaves(model(24), keep, 576)
         got = costs.schedule(here, keep)

@@ -70,7 +70,7 @@ def test_logits(bundle: Path, pixels: np.ndarray, bad: str, asked: dict, first: 
     pipe = faulty(bundle, "llm", "logits", BAD[bad], first)
     where = "3 tokens of the answer" if first else "the prompt"
     with pytest.raises(UserError, match=f"llm computed NaN or infinity.*logits after {where} in float32"):
-        pipe.generate(pixels, QUESTION, max_new_tokens=9, **asked)
+        pipe.generate(pixels, QUESTION, max_new_tokens=9, seed=1, **asked)
 
 
 def test_logits_of_minus_infinity_are_tokens_that_are_never_said(bundle: Path, pixels: np.ndarray) -> None:
@@ -160,12 +160,14 @@ def test_watching_ends(bundle: Path, pixels: np.ndarray) -> None:
 
 def test_what_to_do_depends_on_what_computed_it(bundle: Path, pixels: np.ndarray) -> None:
     data = json.loads((bundle / "bundle.json").read_text())
-    from foveate.runtime.bundle.loading import Bundle, Manifest
+    from foveate.runtime.bundle.loading import Bundle
+    from foveate.runtime.bundle.manifest import Manifest
     from foveate.runtime.finite import refuse
 
     def said(dtype: str, precision: str, *dialects: str) -> str:
         known = {name: {"dtype": name, "files": {}} for name in dialects}
-        manifest = Manifest.from_json({**data, "dialects": known, "precision": {"decoder": precision}})
+        kinds = {"decoder": precision, "head": precision, "vision": precision}
+        manifest = Manifest.from_json({**data, "dialects": known, "precision": kinds})
         return str(refuse(Bundle(bundle, manifest), "llm", dtype, "logits"))
 
     assert f"foveate compile {bundle} --target onnxruntime --dialect float32" in said(

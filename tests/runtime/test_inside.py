@@ -36,7 +36,8 @@ def edit(root: Path, change: Change) -> None:
 
 def rename_graph(data: dict[str, Any], name: str) -> None:
     data["graphs"][name] = data["graphs"].pop("llm") | {"name": name}
-    data["stages"] = [name if stage == "llm" else stage for stage in data["stages"]]
+    (method,) = data["methods"]
+    method["stages"] = [name if stage == "llm" else stage for stage in method["stages"]]
     files = data["dialects"]["ort"]["files"]
     files[name] = files.pop("llm")
 

@@ -57,7 +57,7 @@ class Naive:
         for segment in self.tokenizer.encode_turns(turns):
             if isinstance(segment, ImageSlot):
                 tokens, kept = visuals[segment.index]
-                original = self.manifest.position_mode == "keep"
+                original = self.manifest.method.position_mode == "keep"
                 embeds.append(tokens)
                 positions.append(at + (kept if original else np.arange(len(tokens))))
                 at += self.manifest.num_visual_tokens if original else len(tokens)

@@ -15,7 +15,8 @@ from foveate.export.checkpoints import hub, licence, pruner_weights
 from foveate.export.checkpoints.tensor_files import Folder
 from foveate.export.methods._ocvtp_network import SlotPruner
 from foveate.runtime.bundle import loading as bundle
-from foveate.runtime.bundle.licence import lines, notes
+from foveate.runtime.bundle.licence import Licence, lines, notes
+from foveate.runtime.bundle.manifest import Manifest
 from foveate.runtime.cli import inspect
 
 CARDS = {
@@ -47,7 +48,7 @@ CARDS = {
 def test_what_a_card_says(tmp_path, card, said):
     (tmp_path / "README.md").write_bytes(card.encode())
     found, files = licence.of(Folder(tmp_path), "model")
-    assert found == {"source": str(tmp_path), **said[0], "use": said[1], "files": []}
+    assert found == Licence(str(tmp_path), said[1], **said[0])
     assert files == {}
 
 
@@ -55,27 +56,22 @@ def test_no_card_but_files(tmp_path):
     for name in ("LICENSE.txt", "Notice", "licence-of-parts.md", "README.txt"):
         (tmp_path / name).write_text(name)
     found, files = licence.of(Folder(tmp_path), "model")
-    assert found["use"] == "unknown"
+    assert found.use == "unknown"
     names = ["licences/model/LICENSE.txt", "licences/model/Notice", "licences/model/licence-of-parts.md"]
-    assert found["files"] == names == list(files)
+    assert list(found.files) == names == list(files)
 
 
 def test_commercial_use_is_silent_and_the_rest_is_said():
-    each = {"source": "a/b", "id": "mit", "use": "commercial", "files": []}
+    each = Licence("a/b", "commercial", id="mit")
     assert notes({"model": each}) == []
     assert lines({"model": each}) == ["model a/b: mit (commercial use under its terms)"]
-    other = {
-        "source": "a/c",
-        "id": "cc-by-nc-4.0",
-        "use": "non-commercial",
-        "files": ["licences/model/LICENSE"],
-    }
+    other = Licence("a/c", "non-commercial", ("licences/model/LICENSE",), id="cc-by-nc-4.0")
     expected = (
         "licence of the adapter a/c: cc-by-nc-4.0 (not for commercial use), licences/model/LICENSE; "
         "read it before use"
     )
     assert notes({"model": each, "adapter": other}) == [expected]
-    nothing = {"source": "a/d", "use": "unknown", "files": []}
+    nothing = Licence("a/d")
     assert "not given (whether for commercial use is not known)" in notes({"model": nothing})[0]
 
 
@@ -99,7 +95,7 @@ def test_licences_travel_with_the_bundle(copy, tmp_path, capsys, clip_checkpoint
     assert (found.path / "licences/model/LICENSE").read_text() == "of the model"
     assert (found.path / "licences/adapter/LICENSE").read_text() == "of the adapter"
     assert "licences/adapter/LICENSE" in found.manifest.files
-    uses = {role: each["use"] for role, each in found.manifest.licence.items()}
+    uses = {role: each.use for role, each in found.manifest.licence.items()}
     assert uses == {"model": "commercial", "adapter": "non-commercial", "clip": "unknown"}
     assert inspect.main([str(found.path)]) == 0
     shown = capsys.readouterr().out
@@ -128,7 +124,7 @@ def test_the_licence_of_a_trained_pruner(copy, tmp_path, capsys, monkeypatch, pl
         assert list(found.manifest.licence) == ["model"] and "licence of the pruner" not in said
         return
     assert f"licence of the pruner {given}: cc-by-nc-4.0 (not for commercial use)" in said
-    assert found.manifest.licence["pruner"]["use"] == "non-commercial"
+    assert found.manifest.licence["pruner"].use == "non-commercial"
     assert (found.path / "licences/pruner/LICENSE").read_text() == "of the pruner"
     assert "licences/pruner/LICENSE" in found.manifest.files
 
@@ -136,6 +132,5 @@ def test_the_licence_of_a_trained_pruner(copy, tmp_path, capsys, monkeypatch, pl
 def test_bundles_without_a_licence_are_read(method_bundle):
     path = method_bundle("none", "fp32")
     manifest = json.loads((path / "bundle.json").read_text())
-    assert manifest.pop("licence") == {}
-    assert bundle.Manifest.from_json(manifest).licence == {}
+    assert "licence" not in manifest and Manifest.from_json(manifest).licence == {}
     assert lines({}) == notes({}) == []

@@ -193,7 +193,7 @@ def planned(make_bundle: Any) -> Path:
     root = make_bundle(prune=False)
     data = json.loads((root / "bundle.json").read_text())
     data["dialects"] = {"native": data["dialects"].pop("ort")}
-    data["stages"] = ["vision_encoder"]
+    data["methods"][0]["stages"] = ["vision_encoder"]
     (root / "bundle.json").write_text(json.dumps(data))
     options = {"capability": ["SM86"], "max_context": 64, "device_sampling": True}
     compile_bundle(root, "tensorrt-rtx", options=options)

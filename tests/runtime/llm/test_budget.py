@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from foveate.engines.errors import UserError
+from foveate.runtime.bundle.manifest import MethodInfo
 from foveate.runtime.llm.budget import resolve_keep
 
-METHOD = {"name": "some", "options": {}}
-NONE = {"name": "none", "options": {}}
+METHOD, NONE = MethodInfo("some", ()), MethodInfo("none", ())
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_what_is_neither_is_refused(keep: object) -> None:
 
 def test_none_is_the_bundles_default() -> None:
     assert resolve_keep(None, 576, METHOD) == 128
-    assert resolve_keep(None, 576, {"name": "some", "options": {"keep": 64}}) == 64
-    assert resolve_keep(None, 576, {"name": "some", "options": {"keep": "50%"}}) == 288
+    assert resolve_keep(None, 576, MethodInfo("some", (), {"keep": 64})) == 64
+    assert resolve_keep(None, 576, MethodInfo("some", (), {"keep": "50%"})) == 288
 
 
 def test_without_a_pruner_only_everything_is_taken() -> None:
@@ -78,7 +78,7 @@ def test_without_a_pruner_only_everything_is_taken() -> None:
 
 
 def test_a_budget_that_was_fixed_at_build_time_is_the_only_one() -> None:
-    fixed = {"name": "some", "options": {"keep": None}, "fixed_keep": 128}
+    fixed = MethodInfo("some", (), {"keep": None}, fixed_keep=128)
     assert resolve_keep(None, 576, fixed) == resolve_keep(128, 576, fixed) == 128
     assert resolve_keep("22.2%", 576, fixed) == 128
     for keep in (127, "100%", "abc%"):
