@@ -177,8 +177,9 @@ VisionSizes = ClipSizes | MergedSizes
 
 def vision_sizes(data: Mapping[str, Any]) -> VisionSizes:
     """Return the sizes in a JSON object. Raises ``typed_json.MisfitError``."""
-    kind = MergedSizes if data.get("kind") == "merged" else ClipSizes
-    return typed_json.read(kind, dict(data), "vision")
+    if data.get("kind") == "merged":
+        return typed_json.read(MergedSizes, dict(data), "vision")
+    return typed_json.read(ClipSizes, dict(data), "vision")
 
 
 @dataclass(frozen=True)

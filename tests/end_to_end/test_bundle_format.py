@@ -22,7 +22,7 @@ METHODS = {
     "sppruner": {},
     "sppruner keeping positions": {"position_mode": "keep"},
     "fastv": {"layer": "1"},
-    "tome": {"keep": "4"},
+    "tome": {"keep": "24"},
 }
 
 

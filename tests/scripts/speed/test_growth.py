@@ -11,7 +11,7 @@ from foveate.runtime.measuring import costs
 from speed import growth
 
 SIZES = model_sizes.model("llava-1.5-7b").decoder
-LAYERS = SIZES["num_layers"]
+LAYERS = SIZES.num_layers
 
 
 def test_rates_are_those_that_the_times_were_made_of():
