@@ -207,7 +207,7 @@ class ClipFiles:
     """What a bundle with CLIP's text encoder takes from CLIP's checkpoint."""
 
     files: BundleFiles  # clip_tokenizer.json, and the licence's files
-    licence: dict[str, Any]  # by role, as ``Parts.licence``
+    licence: dict[str, Licence]  # by role, as ``Parts.licence``
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from foveate.export.networks.clip import JointHead, TextEncoder, TextSpec
 from foveate.export.settings.hf_config import Config, clip_vision_spec
 from foveate.export.settings.vocabulary import refuse_tokens_beyond
 from foveate.export.spec import BundleFiles, ClipFiles, VisionSpec, Weights
+from foveate.runtime.bundle.licence import Licence
 
 __all__ = ["JointSpace", "check_tower", "joint_size"]
 
@@ -128,7 +129,7 @@ class JointSpace:
     def clip_files(self) -> ClipFiles:
         """Open the checkpoint and return the files and the licence that a bundle takes from it."""
         files: BundleFiles = {"clip_tokenizer.json": self.open()[1]}
-        licences: dict[str, Any] = {}
+        licences: dict[str, Licence] = {}
         for folder in self._folders:
             licences["clip"], found = licence.of(folder, "clip")
             files |= found

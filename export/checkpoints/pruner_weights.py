@@ -11,7 +11,6 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -26,6 +25,7 @@ from foveate.export.checkpoints.random_weights import DummyWeights
 from foveate.export.checkpoints.tensor_files import Folder, some
 from foveate.export.pruning.method import Method
 from foveate.export.spec import ModelSpec, Parts
+from foveate.runtime.bundle.licence import Licence
 
 __all__ = ["dummy", "entries", "joined", "load", "read", "save"]
 
@@ -51,7 +51,7 @@ def joined(parts: Parts, method: Method, pruner: str | None = None) -> Parts:
                 f"{method.name} has no trained weights | got --pruner {pruner} | leave it out", code=2
             )
         return parts
-    licences: dict[str, Any] = {}
+    licences: dict[str, Licence] = {}
     files: dict[str, Path] = {}
     if pruner is None and parts.source.get("load_format") == "dummy":
         label, found = "dummy", dummy(network)
