@@ -1,5 +1,4 @@
-"""Tier 3 with a LoRA adapter: through merging, graphs and the runtime, the answers of transformers with
-peft."""
+"""A LoRA adapter, merged, exported and run, gives the answers of transformers with peft."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The chain as a whole on the tiny model: budgets, and what pruning must not change; slow for most methods."""
+"""The chain as a whole on the tiny model: budgets, and what pruning must not change.
+
+Most methods are slow tests.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A model whose numbers float16 cannot hold, compiled without a self-test: the answer is an error, whose remedy works."""
+"""A model whose numbers float16 cannot hold gives an error, and its advice works.
+
+It is compiled without a self-test.
+"""
 
 from __future__ import annotations
 

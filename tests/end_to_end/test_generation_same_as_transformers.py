@@ -1,4 +1,4 @@
-"""Answers under the settings of a generation_config.json: the same tokens as transformers' ``generate`` on that file."""
+"""Answers under a generation_config.json are the tokens of transformers' ``generate`` with that file."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "temperature": 0.7,
     },
 }
-"""Ids among ``eos_token_id`` and the suppressed tokens count in the answer without settings: 3 is its fourth token."""
+"""Ids of ``eos_token_id`` and the suppressed tokens are in the answer without settings: 3 is its fourth."""
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -278,7 +278,7 @@ def test_a_video_counts_with_its_own_placeholder(case) -> None:
 
 
 def test_processors_and_their_order(case) -> None:
-    """Random logits through all penalties at once, against the list that ``generate`` makes of the same file."""
+    """Random logits pass all penalties at once, against the list that ``generate`` makes of the file."""
     random = np.random.default_rng(6)
     prompt = random.integers(0, 40, 30)
     setting = {

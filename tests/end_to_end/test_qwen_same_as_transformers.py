@@ -1,4 +1,4 @@
-"""Tier 3 for Qwen2.5-VL: through exported graphs and the runtime, the same answers as transformers' own model."""
+"""Qwen2.5-VL, exported and run, gives the answers of transformers' own model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def of_images(processor, images) -> dict[str, torch.Tensor]:
 
 
 def of_video(processor, frames, interval) -> dict[str, torch.Tensor]:
-    """Frames in pairs, as Qwen's video processor, which needs torchvision, makes them of what the image processor gives."""
+    """Return frames in pairs, as Qwen's video processor makes them.
+
+    That processor needs torchvision. The pairs are made of what the image processor gives.
+    """
     size = {"shortest_edge": 256, "longest_edge": 1024}
     each = [processor(frame, return_tensors="pt", size=size) for frame in [*frames, *frames[-1:]]]
     patches = [one["pixel_values"].view(-1, 3, 2, 16)[:, :, 0] for one in each]
@@ -105,7 +108,10 @@ def test_same_logits_and_greedy_tokens(both, shape):
 
 @pytest.mark.parametrize(("number", "interval"), [(4, 0.5), (5, 0.5), (6, 8.0)])
 def test_videos(both, number, interval):
-    """An odd number of frames: the last is shown twice; frames far apart reach beyond the question's end in time."""
+    """The last of an odd number of frames is shown twice.
+
+    Frames far apart reach beyond the question's end in time.
+    """
     model, processor, pipe = both
     video = Video(tuple(drawn([(24, 40)] * number)), interval)
     compare(pipe, model, of_video(processor, video.frames, interval), [video])

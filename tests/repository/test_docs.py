@@ -1,4 +1,4 @@
-"""Things that README and docs/ name exist: commands, flags, links, methods, images; decisions are numbered."""
+"""What README and docs/ name exists: commands, flags, links, methods, images. Decisions have numbers."""
 
 from __future__ import annotations
 

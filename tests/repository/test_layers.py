@@ -1,4 +1,4 @@
-"""The layers of docs/design: who may import whom, what the device side may import, and that Python 3.10 takes it."""
+"""The layers: who may import whom, what the device side may import, and that Python 3.10 takes it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MAY_IMPORT = {
 }
 BACKENDS = sorted(path.parent.name for path in (ROOT / "engines").glob("*/target.py"))
 INNER_ORDER: dict[str, list[str]] = {
-    # folder -> its modules and sub-packages. Each may import those in the lines above it, never one below it or
-    # beside it in its line. Every module is listed. A folder's __init__ may import all of them.
+    # The modules and sub-packages of a folder. Each may import those in the lines above it, never one below
+    # it or beside it in its line. Every module is listed. A folder's __init__ may import all of them.
     "engines": [
         "child errors hidden_install spec",
         "disk buffer workarounds",
@@ -152,7 +152,8 @@ def test_the_layer_test_sees_faults(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     bad = tmp_path / "bad.py"
     bad.write_text(
-        "def f():\n    from foveate.export import build\n    import foveate.calib.scenes.questions\n    from foveate import export\n"
+        "def f():\n    from foveate.export import build\n    import foveate.calib.scenes.questions\n"
+        "    from foveate import export\n"
     )
     assert len(layer_faults(bad, "runtime")) == 3
     bad.write_text("from foveate.engines.spec import Symbol\n")
@@ -198,7 +199,9 @@ def test_imports_inside_a_folder_follow_its_order(folder):
 def test_the_order_test_sees_faults(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     for name, text in {
-        "part/low.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from foveate.part.high import A\n",
+        "part/low.py": (
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from foveate.part.high import A\n"
+        ),
         "part/beside.py": "def f():\n    from foveate.part import low\n",
         "part/high/__init__.py": "import foveate.part.low\n",
         "part/high/inner.py": "from foveate.part.high import other\nfrom foveate.part import top, low\n",
@@ -267,7 +270,8 @@ def test_a_backend_is_imported_only_when_it_is_named():
     script = (
         "import sys\nimport foveate.runtime, foveate.runtime.cli, foveate.runtime.text.chat_prompt\n"
         "from foveate.runtime import Pipeline\n"
-        "print([m for m in ('onnxruntime', 'tensorrt', 'tensorrt_rtx', 'torch', 'huggingface_hub') if m in sys.modules])\n"
+        "lazy = ('onnxruntime', 'tensorrt', 'tensorrt_rtx', 'torch', 'huggingface_hub')\n"
+        "print([m for m in lazy if m in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

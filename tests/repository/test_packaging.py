@@ -1,4 +1,4 @@
-"""The package as it is built and installed: nothing is missing, nothing is shadowed, nothing leaks into site-packages."""
+"""The package as it is built and installed: nothing is missing, shadowed, or leaks into site-packages."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_root_is_a_namespace():
 
 @pytest.mark.parametrize("folder", RUN_BY_PATH)
 def test_no_script_folder_shadows_a_library(folder):
-    """``python export/build.py`` puts export/ first on sys.path: an export/json.py would be everybody's json."""
+    """``python export/build.py`` puts export/ first on sys.path, so an export/json.py would shadow json."""
     names = {p.stem if p.suffix else p.name for p in (ROOT / folder).glob("*") if p.suffix in (".py", "")}
     extras = PROJECT["project"]["optional-dependencies"]
     requirements = [*PROJECT["project"]["dependencies"], *(r for extra in extras.values() for r in extra)]

@@ -186,7 +186,10 @@ def tokenizer(path: Path) -> None:
 
 
 def golden(root: Path, stages: list[str], prompt: int = 9, steps: int = 6) -> dict[str, np.ndarray]:
-    """Return what the graphs in ``root`` answer in plain sessions, the language model in one pass without a cache."""
+    """Return the answers of the graphs in ``root`` in plain sessions.
+
+    The language model answers in one pass without a cache.
+    """
     random = np.random.default_rng(7)
     arrays: dict[str, np.ndarray] = {}
 

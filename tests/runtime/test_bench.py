@@ -1,4 +1,7 @@
-"""``foveate bench``: a table, then one JSON document; what cannot be measured is refused before anything runs."""
+"""``foveate bench`` prints a table, then one JSON document.
+
+What cannot be measured is refused before anything runs.
+"""
 
 from __future__ import annotations
 

@@ -265,12 +265,15 @@ def test_a_reader_that_goes_away(bundle: Path) -> None:
 
 
 def test_build_says_that_it_needs_the_export_extra() -> None:
-    code = "import sys; sys.modules['torch'] = None; from foveate.runtime.cli import main; sys.exit(main(['build', '--model', '.', '--method', 'none']))"
+    code = (
+        "import sys; sys.modules['torch'] = None; from foveate.runtime.cli import main; "
+        "sys.exit(main(['build', '--model', '.', '--method', 'none']))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert (
-        "needs the export extra | torch is not installed | in a clone of foveate: pip install --editable '.[export]'"
-        in done.stderr
+        "needs the export extra | torch is not installed | in a clone of foveate: "
+        "pip install --editable '.[export]'" in done.stderr
     )
     assert len(done.stderr.splitlines()) == 1
 

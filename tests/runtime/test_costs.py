@@ -96,8 +96,10 @@ def test_published_cache_of_fsr():
 
 
 def test_published_feather():
-    """Share of FLOPs saved on Prismatic, 729 tokens, FastV's formula without text; the union of the first stage has 218
-    to 299 tokens, 275 where its overlap is what chance gives."""
+    """Share of FLOPs saved on Prismatic with 729 tokens, by FastV's formula without text.
+
+    The union of the first stage has 218 to 299 tokens, and 275 where its overlap is what chance gives.
+    """
     most, usual = ((8, 729), (8, 299), (16, 26)), ((8, 729), (8, 275), (16, 24))
     assert 1 - left(usual, 729, 0, FASTV) == pytest.approx(0.64, abs=0.005)
     assert 1 - left(most, 729, 0, FASTV) == pytest.approx(0.63, abs=0.005)
@@ -107,7 +109,10 @@ def test_published_feather():
 
 
 def test_published_swiftvlm():
-    """Multiply-adds, every pair, 69 text tokens. Its "FEATHER 192" is FEATHER with its own settings, 217 then 19."""
+    """Multiply-adds of every pair with 69 text tokens.
+
+    Its "FEATHER 192" is FEATHER with its own settings, 217 then 19.
+    """
     assert tera(even(576), 69, MACS) == pytest.approx(4.29, rel=0.002)
     assert tera(((2, 576), (30, 166)), 69, MACS) == pytest.approx(1.71, rel=0.003)
     assert tera(((8, 576), (8, 217), (16, 19)), 69, MACS) == pytest.approx(1.82, rel=0.005)
@@ -130,7 +135,10 @@ def test_published_sppruner():
 
 
 def ocvtp_flops(tokens: int, slots: int) -> float:
-    """FLOPs of OC-VTP's slot pruner: input projection, keys and values, three rounds of attention, GRU and MLP."""
+    """FLOPs of OC-VTP's slot pruner.
+
+    They are those of input projection, keys and values, three rounds of attention, GRU and MLP.
+    """
     wide, d = 1024, 512
     once = tokens * (wide * 2048 + 2048 * d + 2 * d * d)
     each = slots * (d * d + 6 * d * d + 2 * d * 2048) + 2 * slots * tokens * d
@@ -138,7 +146,10 @@ def ocvtp_flops(tokens: int, slots: int) -> float:
 
 
 def test_published_ocvtp():
-    """Twice FastV's formula, 32 text tokens, 64 of 576 and 160 of 2,880 tokens; the shares include its own pruner."""
+    """Twice FastV's formula, with 32 text tokens and with 64 of 576 and 160 of 2,880 visual tokens.
+
+    The shares include its own pruner.
+    """
     twice = costs.Convention(mlp_matrices=2, causal=False, head=False)
     assert tera(even(2880), 32, twice) == pytest.approx(33.76, abs=0.005)
     assert tera(even(160), 32, twice) == pytest.approx(1.95, abs=0.005)

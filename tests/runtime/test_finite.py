@@ -36,7 +36,10 @@ class Numbers:
 
 
 class Faulty:
-    """An engine whose ``output`` is ``bad`` from its run number ``first`` on; in ``every`` number of it or in one."""
+    """An engine whose ``output`` is ``bad`` from its run number ``first`` on.
+
+    It is bad in ``every`` number of the output, or in one.
+    """
 
     def __init__(
         self, engine: Any, output: str, bad: float, first: int = 0, every=True, on_host=True
@@ -86,7 +89,7 @@ def test_logits_of_minus_infinity_are_tokens_that_are_never_said(bundle: Path, p
 @pytest.mark.parametrize(("graph", "output"), [("vision_encoder", "projected"), ("pruner", "tokens")])
 @pytest.mark.parametrize("on_host", [True, False])
 def test_features(bundle: Path, pixels: np.ndarray, bad: str, graph: str, output: str, on_host: bool) -> None:
-    """Features on a device are looked at when the logits show that something is wrong; a pruner that sees them is on a device."""
+    """Features on a device are read when the logits show a fault; a pruner that sees them is on a device."""
     pipe = faulty(bundle, graph, output, BAD[bad], on_host=on_host)
     if graph == "vision_encoder" and not on_host:
         pruner, run = pipe._engines["pruner"], pipe._engines["pruner"].run

@@ -128,7 +128,7 @@ def test_weights_are_among_the_bundles_files(copy: Path, path: str) -> None:
 
 
 def test_every_place_of_a_tensor_is_looked_at() -> None:
-    """Initializers, attributes, subgraphs, sparse tensors and functions; the entries of a tensor in any order."""
+    """Initializers, attributes, subgraphs, sparse tensors and functions; a tensor's entries in any order."""
     inner = helper.make_graph([], "inner", [], [], [external("in a subgraph")])
     constant = helper.make_node("Constant", [], ["c"], value=external("in an attribute"))
     branch = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)

@@ -1,7 +1,7 @@
-"""Nothing leaves the machine: the verbs of a device on a network that records, with a home that shows what is written.
+"""Nothing leaves the machine: the verbs of a device on a network and in a home that record.
 
-The network (tests/helpers/recorded_network.py) has an interface, routes and a resolver, so that whatever would speak does.
-The controls switch ONNX Runtime's telemetry on, and are caught.
+The network (tests/helpers/recorded_network.py) has an interface, routes and a resolver, so that anything that
+would speak does. The controls switch ONNX Runtime's telemetry on, and are caught.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ FOVEATE = (sys.executable, "-m", "foveate.runtime.cli")
 ROOT = Path(__file__).parents[2]
 KILLED = -31  # by SIGSYS: it opened a socket
 COLLECTOR = "microsoft.com"  # the end of the name that ONNX Runtime asks for
-# The other variables stay out: ONNX Runtime reports nothing where one of a CI system is set (TF_BUILD, GITHUB_ACTIONS, ...).
+# The other variables stay out: ONNX Runtime reports nothing where one of a CI system is set, such as TF_BUILD
+# or GITHUB_ACTIONS.
 KEPT_VARIABLES = {"PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS"}
 REPORTS = pytest.mark.skipif(
     library.numbers(VERSION) < (1, 29), reason=f"ONNX Runtime {VERSION} reports nothing"
@@ -49,7 +50,10 @@ def namespaces(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """The effects of a command: exit code, output, names asked for, packets sent, files left outside of the bundle."""
+    """Return the effects of a command.
+
+    They are exit code, output, names asked for, packets sent, and files left outside of the bundle.
+    """
 
     exit: int
     out: str
@@ -188,7 +192,10 @@ def test_control_the_resolver_records_the_collector(watched) -> None:
 
 @pytest.mark.slow
 def test_build_from_a_directory(watched, tmp_path: Path) -> None:
-    """The host side too, with torch and everything that it exports with; a method that needs no other checkpoint."""
+    """The host side sends nothing either, with torch and all that it exports with.
+
+    The method needs no other checkpoint.
+    """
     options = ("--method", "sppruner", "--precision", "int4", "--out", tmp_path / "built")
     seen = watched([*FOVEATE, "build", "--model", ROOT / "scripts/shapes", *options])
     assert seen.exit == 0 and seen.silent, seen

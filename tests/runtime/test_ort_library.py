@@ -1,4 +1,7 @@
-"""Versions of ONNX Runtime that serve, and what is said of one that is half removed or hidden by a folder of its name."""
+"""Versions of ONNX Runtime that serve, and messages about one that is half removed or hidden.
+
+A folder of its name hides it.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def test_the_dialect_ort_by_version(version, why):
 
 @pytest.fixture
 def old(monkeypatch):
-    """This process has ONNX Runtime 1.27.0, as far as the backend knows."""
+    """ONNX Runtime 1.27.0 is what this process has, as far as the backend knows."""
     monkeypatch.setattr(ort, "VERSION", "1.27.0")
 
 
@@ -92,8 +95,10 @@ def test_a_bundle_without_it_names_the_remedy(bundle, tmp_path, old):
 
 @pytest.fixture
 def without(tmp_path):
-    """``without(folder, *command)``: a Python that finds every package here but onnxruntime, and first what is in
-    ``folder``: a path that is searched in place of site-packages, or before it."""
+    """``without(*command, first)`` runs a Python that finds every package here but onnxruntime.
+
+    ``first`` is a path that is searched before site-packages.
+    """
     packages = tmp_path / "site-packages"
     packages.mkdir()
     for each in SITE.iterdir():
@@ -105,8 +110,9 @@ def without(tmp_path):
 
     def run(*command: object, first: Path | None = None) -> subprocess.CompletedProcess[str]:
         places = [str(place) for place in (first, packages) if place]
-        start = f"import sys; sys.path[:] = [p for p in sys.path if p != {str(SITE)!r} and p]; sys.path[:0] = {places!r}"
-        code = f"{start}; from foveate.runtime import cli; sys.exit(cli.main({[str(word) for word in command]!r}))"
+        start = f"import sys; sys.path[:] = [p for p in sys.path if p != {str(SITE)!r} and p]"
+        start += f"; sys.path[:0] = {places!r}; from foveate.runtime import cli"
+        code = f"{start}; sys.exit(cli.main({[str(word) for word in command]!r}))"
         python = [sys.executable, "-S", "-c", code]
         return subprocess.run(python, capture_output=True, text=True, check=False, env=dict(os.environ))
 
@@ -125,7 +131,7 @@ def verbs(bundle: Path) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize("number", range(4), ids=("compile", "run", "check", "doctor"))
 @pytest.mark.parametrize("left", ["capi", "__init__"])
 def test_one_that_is_half_removed_is_explained(without, bundle, tmp_path, left, number):
-    """``capi``: pip left a folder with nothing of Python in it. ``__init__``: the compiled library is gone."""
+    """``capi``: pip left a folder without Python in it. ``__init__``: the compiled library is gone."""
     folder = tmp_path / "site-packages/onnxruntime"
     (folder / "capi").mkdir(parents=True)
     if left == "__init__":
@@ -143,7 +149,10 @@ def test_one_that_is_half_removed_is_explained(without, bundle, tmp_path, left, 
 @pytest.mark.parametrize("number", range(4), ids=("compile", "run", "check", "doctor"))
 @pytest.mark.parametrize("package", [True, False], ids=("package", "folder"))
 def test_one_that_is_hidden_is_explained(without, bundle, tmp_path, package, number):
-    """A folder of that name where Python was started: of ONNX Runtime's own repository, or somebody's results."""
+    """A folder of that name lies where Python was started.
+
+    It is that of ONNX Runtime's own repository, or somebody's results.
+    """
     folder = tmp_path / "work/onnxruntime"
     folder.mkdir(parents=True)
     if package:

@@ -224,7 +224,10 @@ def test_the_answer_ends_where_the_model_does(pipe: Pipeline, pixels: np.ndarray
 def test_no_step_copies_the_cache(
     bundle: Path, pixels: np.ndarray, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """ONNX Runtime warns when it copies (tests/engines/ort/test_session.py shows that it does); here it has no reason to."""
+    """ONNX Runtime warns when it copies, and here it has no reason to.
+
+    tests/engines/ort/test_session.py shows that it warns.
+    """
     opened = load(bundle)
     pipe = Pipeline(opened, load_engines(opened, choose(opened), {"log_severity": 2}))
     chat = pipe.chat()

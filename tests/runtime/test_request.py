@@ -1,4 +1,4 @@
-"""What a request does before and while it runs: each image is opened and laid out once, ``keep`` is resolved once."""
+"""A request opens and lays out each image once, and resolves ``keep`` once."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ sys.exit(cli.main(["run"]))
 
 
 def stopped(busy: str, *prefix: str, after: float = 0) -> tuple[int, str, float]:
-    """Exit code and output of a verb that was stopped ``after`` seconds of being busy, and the seconds that it took."""
+    """Return exit code, output and seconds of a verb that was stopped ``after`` seconds of being busy."""
     command = [*prefix, sys.executable, "-c", VERB.format(busy=busy)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "begun\n"

@@ -22,7 +22,10 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/ful
 
 @pytest.fixture
 def shell(bundle: Path, pixels: np.ndarray, tmp_path: Path):
-    """``shell(command)`` in a folder with x.png and x.mjpeg, of eight seconds; $F is foveate, $B the bundle."""
+    """``shell(command)`` runs in a folder with x.png and x.mjpeg, of eight seconds.
+
+    $F is foveate, $B the bundle.
+    """
     Image.fromarray(pixels).save(tmp_path / "x.png")
     frame = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(frame, "JPEG")
@@ -80,7 +83,7 @@ def test_work_that_was_done_counts(where, shell, bundle, tmp_path):
 
 
 def test_no_file_takes_the_place_of_a_closed_stream(shell, bundle):
-    """A closed descriptor 1: what is opened next would get the number 1 and with it whatever a library prints."""
+    """Descriptor 1 is closed: the next file would get the number 1, and with it what a library prints."""
     code = (
         "import os, sys; from foveate.runtime import cli\n"
         "def verb(argv):\n"
@@ -123,7 +126,7 @@ def test_questions_that_cannot_be_read(stdin, says, shell):
 
 @pytest.mark.parametrize("encoding", ("utf-8", "ascii", "latin-1"))
 def test_bytes_that_are_no_utf8_cost_one_turn(encoding, shell, bundle, tmp_path):
-    """The bytes are text in Latin-1; a question in UTF-8 is understood where the terminal claims to be ASCII."""
+    """Bytes of Latin-1 are text in such a terminal alone; UTF-8 is understood where it claims ASCII, too."""
     (tmp_path / "q").write_bytes(b"Jos\xe9?\n/image \xe9.png\nWhy?\nJos\xc3\xa9?\n")
     shutil.copy(
         tmp_path / "x.png",

@@ -1,4 +1,4 @@
-"""The declared versions are the ones that work: the oldest and the newest answer the same, in fresh environments."""
+"""The oldest and the newest declared versions answer the same, in fresh environments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUESTIONS = ("What letter is on the sign?", "What colour is the triangle?")
 
 
 def pinned(python: str, *, oldest: bool, extra: str | None = None) -> list[str]:
-    """The requirements for pip that apply to ``python`` ("3.11"): the least version of each, or the newest."""
+    """Return pip's requirements for ``python`` ("3.11"): the least version of each, or the newest."""
     declared = [*PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] if extra else ())]
     found = []
     for text in declared:
@@ -89,7 +89,7 @@ def answers(place: Path, bundle: Path, copy: Path) -> list[str]:
 
 
 def interpreters() -> list[str]:
-    """The Python versions that foveate declares something for: this one, and Python 3.10 (JetPack 6) where it is."""
+    """Return the Python versions to try: this one, and Python 3.10 (JetPack 6) where it is."""
     return [f"{sys.version_info[0]}.{sys.version_info[1]}", "3.10"]
 
 
@@ -160,7 +160,7 @@ def test_each_oldest_among_the_newest(shapes, newest, tmp_path, name):
 
 @pytest.mark.slow
 def test_the_oldest_of_the_host_side_build_what_the_oldest_runtime_answers(newest, tmp_path):
-    """``foveate build`` with the least versions of the extra ``export``, and of what the device side needs."""
+    """``foveate build`` works with the least versions of the extra ``export`` and of the device side."""
     version = interpreters()[0]
     requirements = pinned(version, oldest=True, extra="export")
     place = environment(tmp_path / "venv", interpreter(version), requirements)

@@ -31,7 +31,10 @@ def pixels(number: int) -> np.ndarray:
 
 
 class Fake:
-    """A source from lists: each opening plays the next one; an exception in it is raised, a number waited for."""
+    """A source from lists: each opening plays the next list.
+
+    An exception in a list is raised, and a number is waited for in seconds.
+    """
 
     name, live = "camera 0", True
 
@@ -119,7 +122,7 @@ def test_the_newest_frame_wins_and_no_frame_comes_twice() -> None:
 
 
 def test_a_slow_taker_sees_the_frame_that_is_newest_when_it_comes_back() -> None:
-    """The source hands out frames only while the taker is away: the newest one is known, however slow the machine is."""
+    """The newest frame is known however slow the machine is: frames come only while the taker is away."""
     source = Gated()
     with Reader(source) as reader, contextlib.closing(source):
         for newest in (6, 7, 30, 60):
@@ -132,7 +135,7 @@ def test_a_slow_taker_sees_the_frame_that_is_newest_when_it_comes_back() -> None
 
 
 def test_a_camera_that_dies_and_returns() -> None:
-    """Twice it cannot be opened, once it ends in the middle; each loss is said once, and so is each return."""
+    """Twice it cannot be opened, once it ends in the middle. Each loss and each return is reported once."""
     said: list[str] = []
     gone = OSError("No such device")
     source = Fake([1, 2, gone], gone, gone, [3, 4], [5, 0.5])
@@ -299,7 +302,10 @@ def run(bundle: Path, *arguments: object) -> int:
 
 
 def test_answers_about_a_video(bundle: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One JSON document each; every frame was the newest when its answer started, but for one that comes in that moment."""
+    """Each answer is one JSON document about the newest frame when it started.
+
+    A frame that comes in that very moment may be missed.
+    """
     assert run(bundle, "--video", clip, "--keep", 3, "--every", 0.5, "--json") == 0
     out, err = capsys.readouterr()
     answers = [json.loads(line) for line in out.splitlines()]

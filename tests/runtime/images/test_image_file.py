@@ -1,4 +1,4 @@
-"""Opening of images: upright as Hugging Face opens them; images that are none are refused with one sentence."""
+"""Images are opened upright as by Hugging Face; files that are no images are refused in one sentence."""
 
 from __future__ import annotations
 

@@ -68,7 +68,10 @@ def test_every_source_gives_the_same_pixels(pixels, png, tmp_path):
 
 @pytest.mark.parametrize("qwen", (False, True))
 def test_a_pipeline_reads_a_pipe_once(bundle, pixels, png, tmp_path, qwen, monkeypatch):
-    """A pipe that is opened twice would wait for ever, or be empty; ``varies`` makes the size be asked for first."""
+    """A pipe that is opened twice would wait for ever, or be empty.
+
+    ``varies`` makes the size be asked for first.
+    """
     pipe = Pipeline.load(bundle)
     if qwen:
         monkeypatch.setattr(type(pipe.vision), "varies", True)

@@ -1,4 +1,4 @@
-"""Sizes, boxes and coordinates that map back to the original image, held to what transformers' processors do with it."""
+"""Sizes, boxes and coordinates map back to the original image, against transformers' processors."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ KINDS = {
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_coordinates_of_the_resized_image_map_back(kind, size):
-    """A white square on the original: where it lies in what transformers makes of the image is mapped back to the square."""
+    """A white square of the original is found again where transformers' image shows it."""
     settings, processor = KINDS[kind]
     size = (900, 100) if (kind, size) == ("tiles", (1003, 77)) else size  # that one has no tokens of tiles
     view = view_of(size, settings, layout(size, settings, (4, 4)))

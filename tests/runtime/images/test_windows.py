@@ -1,4 +1,4 @@
-"""Videos of Qwen2.5-VL: positions and limits. Its images are compared with transformers in tests/end_to_end."""
+"""Videos of Qwen2.5-VL: positions and limits. tests/end_to_end compares its images with transformers."""
 
 from __future__ import annotations
 

@@ -107,7 +107,8 @@ def test_inspect_shows_both(told: Path, bundle: Path, capsys: pytest.CaptureFixt
     assert cli.main(["inspect", str(told)]) == 0
     text = capsys.readouterr().out
     assert (
-        "answers     greedy by default; end at token 258; repetition penalty 1.05; no n-gram of 3 tokens twice; "
+        "answers     greedy by default; end at token 258; repetition penalty 1.05; "
+        "no n-gram of 3 tokens twice; "
         "at most 7 tokens; stops at 'USER:'\n--sample    temperature 0.7, top-k 50, top-p 0.8\n"
     ) in text
     assert cli.main(["inspect", str(told), "--json"]) == 0

@@ -1,4 +1,4 @@
-"""Sampling among the likeliest tokens, which the engine picked, draws what sampling among all of them draws."""
+"""Sampling among the tokens that the engine picked draws what sampling among all of them draws."""
 
 from __future__ import annotations
 
@@ -79,7 +79,10 @@ def test_the_same_draws(kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def picking(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Engine]]:
-    """The bundle's engines, the language model's with candidates in ONNX Runtime; ``largest`` 0 picks the wrong ones."""
+    """Return the bundle's engines, with a language model that picks candidates in ONNX Runtime.
+
+    With ``largest`` 0 it picks the wrong ones.
+    """
 
     def make(largest: int = 1) -> dict[str, Engine]:
         opened, folder = load(bundle), tmp_path_factory.mktemp("picking")
@@ -130,7 +133,7 @@ def test_the_self_test_asks_for_the_candidates(
 
 @pytest.mark.parametrize("picks", [np.nan, np.inf, np.finfo(np.float16).min])
 def test_candidates_of_nan_are_an_error(picks: float) -> None:
-    """Whatever an engine picks where all logits are NaN: that they are is seen, and never one of its ids is said."""
+    """NaN in all logits is noticed whatever an engine picks, and no picked id is answered."""
     top = np.full((1, 1, 64), picks, np.float16), np.zeros((1, 1, 64), np.int32)
     for sampling in (Sampling(), Sampling(1.0, top_k=5)):
         with pytest.raises(NotFiniteError):

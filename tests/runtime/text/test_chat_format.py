@@ -1,4 +1,4 @@
-"""Pieces put together by hand; that they equal chat templates is proven in tests/export/settings/test_chat_template.py."""
+"""Pieces put together by hand. tests/export/settings/test_chat_template.py compares with chat templates."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_special_tokens() -> None:
     ],
 )
 def test_later_turns_know_the_text_without_special_tokens(tokens, stops, text) -> None:
-    """A stop string that arises only where special tokens are left out did not end the answer, and cuts nothing."""
+    """A stop string that arises only without the special tokens did not end the answer, and cuts nothing."""
     tokenizer = words(*dict.fromkeys(each for each in tokens if not each.startswith("<0x")))
     tokenizer.add_special_tokens(["<box>"])
     ids = [tokenizer.token_to_id(token) for token in tokens]

@@ -21,7 +21,10 @@ JOINT, CONTEXT = 6, 10
 
 
 def stages(bundle: Path, count: int = 2) -> tuple[VisionStages, Recorder, Recorder]:
-    """Vision stages with a CLIP text encoder (10 tokens, at most 3 segments) and a pruner that keeps ``count`` rows."""
+    """Return vision stages with a CLIP text encoder and a pruner that keeps ``count`` rows.
+
+    The text encoder takes 10 tokens in at most 3 segments.
+    """
     opened = load(bundle)
     segments, words, keep = Symbol("segments", 1, 1, 3), Symbol("words", 1, 4, 5), Symbol("keep", 1, 3, 16)
     text = Recorder(

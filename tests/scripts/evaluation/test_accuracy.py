@@ -1,4 +1,4 @@
-"""scripts/accuracy.py: the same questions for every method, nothing asked twice, nothing taken from another version."""
+"""Accuracy runs ask the same questions of every method, nothing twice, nothing of another version."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def tiny(tmp_path_factory, save_checkpoint):
 
 
 def test_from_a_checkpoint_to_tables(tiny, tmp_path, capsys):
-    """Random weights answer at random: what matters is who is asked what, and what is written. One method fails."""
+    """Random weights answer at random, so who is asked what, and the files, are tested. One method fails."""
     pytest.importorskip("matplotlib")
     docs = tmp_path / "docs"
     which = [

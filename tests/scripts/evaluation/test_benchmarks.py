@@ -1,4 +1,4 @@
-"""scripts/evaluation/benchmarks: boxes are read and scored, what is missing is named, and all of it from the command to scores."""
+"""Benchmarks with boxes are read and scored, and what is missing is named, from command to scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scripts/evaluation/benchmarks, answered by a letter: the published files are read, and scored by hand-computed examples."""
+"""Benchmarks answered by a letter: published files are read, and scored as examples by hand."""
 
 from __future__ import annotations
 
@@ -125,8 +125,9 @@ def test_mmbench_takes_the_orders_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
-        ("B", "B"), ("B.", "B"), ("(C)", "C"), ("The answer is D", "D"), ("A dog and B", "B"), ("B or C", None),
-        ("A cat sits on mats", "A"), ("a cat", "A"), ("cat or dog", None), ("none of them", None), ("answer: B)", "B"),
+        ("B", "B"), ("B.", "B"), ("(C)", "C"), ("The answer is D", "D"), ("A dog and B", "B"),
+        ("B or C", None), ("A cat sits on mats", "A"), ("a cat", "A"), ("cat or dog", None),
+        ("none of them", None), ("answer: B)", "B"),
     ],
 )  # fmt: skip
 def test_mmbench_finds_the_letter(text, letter):

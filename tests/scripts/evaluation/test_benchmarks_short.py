@@ -1,4 +1,4 @@
-"""scripts/evaluation/benchmarks, answered by a word or a phrase: the published files are read, and scored by hand-computed examples."""
+"""Benchmarks answered by a word: published files are read, and scored as examples by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contact sheet: every method's panel, as bright as the share of layers that see a patch, small on disk."""
+"""The contact sheet: each method's patches are as bright as the share of layers that see them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The adapter for lmms-eval, against stand-ins with the signatures of lmms-eval 0.7.3 (which brings CUDA and is not installed)."""
+"""The adapter for lmms-eval, against stand-ins with the signatures of lmms-eval 0.7.3.
+
+lmms-eval brings CUDA and is not installed.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from foveate.engines.errors import UserError
 
 
 class Lmms(abc.ABC):
-    """lmms_eval.api.model.lmms"""
+    """Stand-in for ``lmms_eval.api.model.lmms``."""
 
     is_simple = True
 
@@ -59,7 +62,7 @@ class Hook:
 
 @dataclass
 class Instance:
-    """lmms_eval.api.instance.Instance"""
+    """Stand-in for ``lmms_eval.api.instance.Instance``."""
 
     request_type: str
     arguments: tuple
@@ -73,7 +76,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class ModelManifest:
-    """lmms_eval.models.registry_v2.ModelManifest"""
+    """Stand-in for ``lmms_eval.models.registry_v2.ModelManifest``."""
 
     model_id: str
     simple_class_path: str | None = None
@@ -82,7 +85,7 @@ class ModelManifest:
 
 
 class Registry:
-    """lmms_eval.models.registry_v2.ModelRegistryV2"""
+    """Stand-in for ``lmms_eval.models.registry_v2.ModelRegistryV2``."""
 
     def __init__(self) -> None:
         self.manifests = {}

@@ -1,4 +1,4 @@
-"""scripts/accuracy_precision.py: what a precision is called, and that changes are those of the same questions."""
+"""Names of precisions, and changes that are counted between the same questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``scripts/bench_pruners.py`` at full width, with the cheapest of methods and one inside the language model."""
+"""``scripts/bench_pruners.py`` at full width, with the cheapest method and one in-LLM method."""
 
 from __future__ import annotations
 

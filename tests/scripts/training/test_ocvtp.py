@@ -1,4 +1,4 @@
-"""Training of OC-VTP's pruner: the published decoder, loss and schedule, runs that stop and go on, the shipped pruner."""
+"""Training of OC-VTP's pruner: the published decoder, loss and schedule, and runs that stop and go on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ SMALL += ["--train-share", "0.6", "--decoder-layers", "1", "--decoder-inner", "3
 
 
 def shuffled(decoder, features, slots, order, count):
-    """The decoder as published: tokens and positions shuffled, all but the first ``count`` hidden, the result put back."""
+    """The decoder as published: tokens and positions are shuffled, then put back.
+
+    All but the first ``count`` are hidden.
+    """
     tokens = decoder.project1(features)[:, order].clone()
     tokens[:, count:] = decoder.mask_token
     query = decoder.norm0(tokens + decoder.posit_embed._pe[:, order])
@@ -105,7 +108,7 @@ def test_the_learning_rate():
 
 
 def test_gradients_take_the_bi_level_path():
-    """Gradients reach the start of the slots as through the last turn alone; to the tokens' projection too."""
+    """Gradients reach the start of the slots, and the tokens' projection, as through the last round alone."""
     torch.manual_seed(0)
     pruner = SlotPruner(16).reset()
     features, noise = torch.randn(1, 9, 16), torch.randn(1, 4, 8)
@@ -271,7 +274,10 @@ def test_the_published_file_becomes_safetensors(tmp_path, capsys):
 
 
 def test_the_shipped_pruner():
-    """It fits, its card tells its recipe, and on scenes it never saw its slots tell more than tokens chosen blindly."""
+    """The shipped pruner fits, and its card has its recipe.
+
+    On scenes that it never saw its slots tell more than tokens chosen blindly.
+    """
     with safe_open(SHAPES / "ocvtp.safetensors", "pt") as file:
         recipe = file.metadata()
     assert recipe["slots"] == "[16, 32, 64, 128]" and recipe["seed"] == "42"

@@ -1,4 +1,4 @@
-"""Training of OC-VTP's pruner for a tower that takes images of any size: features, a few steps, and what comes of it."""
+"""Training of OC-VTP's pruner for a tower with images of any size: features, and a few steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ SMALL += ["--side", "6"]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A random Qwen2.5-VL: windows of 2 x 2 tokens of 8 x 8 pixels, three layers, of which the pruner reads the second."""
+    """Return a random Qwen2.5-VL with windows of 2 x 2 tokens of 8 x 8 pixels and three layers.
+
+    The pruner reads the second layer.
+    """
     path = tmp_path_factory.mktemp("qwen")
     text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
     text |= {"num_key_value_heads": 2, "vocab_size": 320, "max_position_embeddings": 512}

@@ -93,7 +93,7 @@ def test_packed_training_computes_what_transformers_computes(llava):
 
 
 def test_joint_space_finds_what_a_question_is_about():
-    """Patches of the thing asked about are closer to the question than the others, pooled at the first end token."""
+    """Patches of the thing asked about are closer to the question, pooled at the first end token."""
     clip = transformers.CLIPModel.from_pretrained(SHAPES / "clip", dtype=torch.float32).eval()
     words = transformers.AutoTokenizer.from_pretrained(SHAPES / "clip")
     image = transformers.AutoProcessor.from_pretrained(SHAPES).image_processor
