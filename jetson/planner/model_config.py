@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.engines.errors import UserError
-from foveate.runtime.images.processor import image_processor
+from foveate.runtime.images.anyres import AnyresProcessor
+from foveate.runtime.images.pixels import Normalization
 
 __all__ = ["PHOTO", "read"]
 
@@ -67,7 +68,7 @@ def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     tokens, pinpoints = side**2, config.get("image_grid_pinpoints")
     if pinpoints:
-        tiles = image_processor({"kind": "anyres", "tile": v["image_size"], "pinpoints": pinpoints})
+        tiles = AnyresProcessor(v["image_size"], pinpoints, Normalization())
         tokens = tiles.token_layout(PHOTO, (side, side)).total
     return {"vision": vision, "visual_tokens": tokens, "any_size": bool(pinpoints)}
 
