@@ -187,8 +187,9 @@ def _prune(
     arrays: dict[str, np.ndarray],
     ranges: Ranges,
 ) -> dict[str, Tensor]:
-    """Run a pruner between two segments and return its outputs by name. Inputs and outputs are added to
-    ``arrays``.
+    """Run a pruner between two segments and return its outputs by name.
+
+    Inputs and outputs are added to ``arrays``.
     """
     name = graph.spec.name
     known = chunk.feeds(facts.budgets.get(name, ()))

@@ -132,7 +132,10 @@ def compiled_engines(bundle: Bundle) -> Iterator[CompiledEngine]:
 
 
 def compiled_engines_in(folder: Path) -> list[CompiledEngine]:
-    """Return the engines that ``compiled_engines`` yields for the bundle in ``folder``, without its manifest."""
+    """Return the engines that ``compiled_engines`` yields for the bundle in ``folder``.
+
+    Its manifest is not read.
+    """
     found = []
     # hidden folders belong to compilations that are running or were killed
     for file in (folder / "engines").glob("[!.]*/engine.json"):

@@ -1,6 +1,6 @@
 """``foveate bench``: measure a compiled bundle on this machine (``runtime.measuring.bench``).
 
-The last line of the output is one JSON document.
+The last line of the output is one JSON document; with ``--json`` it is the only one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,23 @@ __all__ = ["main", "run"]
 
 def main(argv: list[str]) -> int:
     """Run the verb and return its exit code."""
-    print(json.dumps(run(argv)))
+    args = _arguments(argv)
+    found = _measured(args)
+    if not args.json:
+        print("\n".join(table(found)))
+    print(json.dumps(found))
     return 0
 
 
 def run(argv: list[str]) -> dict[str, Any]:
     """Parse the arguments, measure, print the table, and return what was measured."""
+    found = _measured(_arguments(argv))
+    print("\n".join(table(found)))
+    return found
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    """Return the parsed arguments. Raises UserError for wrong ones."""
     parser = Parser(
         prog="foveate bench",
         description="Measure the speed, memory and energy of a compiled bundle on this machine.",
@@ -53,8 +64,14 @@ def run(argv: list[str]) -> dict[str, Any]:
         help="Use an image of this size in pixels; some models make more visual tokens of larger images "
         "(default: 640 480).",
     )
-    old_name = {"type": int, "nargs": 2, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-    parser.add_argument("--picture", dest="image_size", **old_name)
+    parser.add_argument(
+        "--picture",  # the option's old name
+        dest="image_size",
+        type=int,
+        nargs=2,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
     parser.add_argument(
         "--new-tokens",
         type=int,
@@ -66,6 +83,11 @@ def run(argv: list[str]) -> dict[str, Any]:
         type=int,
         default=5,
         help="Measure each budget this many times (default: 5).",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print one JSON document alone (default: print a table before it).",
     )
     options.add_engine(parser)
     args = parser.parse_args(argv)
@@ -82,7 +104,11 @@ def run(argv: list[str]) -> dict[str, Any]:
             f"expected width and height of at most {largest:g} pixels in all | leave it out",
             code=2,
         )
-    found = measure(
+    return args
+
+
+def _measured(args: argparse.Namespace) -> dict[str, Any]:
+    return measure(
         args.bundle,
         args.keep,
         image_size=args.image_size,
@@ -93,5 +119,3 @@ def run(argv: list[str]) -> dict[str, Any]:
         engine=args.engine,
         progress=options.say,
     )
-    print("\n".join(table(found)))
-    return found

@@ -60,10 +60,10 @@ def measure(
 ) -> dict[str, Any]:
     """Measure the bundle at ``path``: times in seconds, sizes in bytes, and FLOPs of the prefill (``costs``).
 
-    ``image_size`` is the width and height of the image in pixels. There is one row per budget of ``keep``; None
-    stands for the usual budgets, or for the only one if the bundle leaves no choice. Each time is [median,
-    fastest, slowest], and so are joules, which are None if there is no power monitor. ``progress`` gets a line
-    for each large file that is hashed.
+    ``image_size`` is the width and height of the image in pixels. There is one row per budget of ``keep``;
+    None stands for the usual budgets, or for the only one if the bundle leaves no choice. Each time is
+    [median, fastest, slowest], and so are joules, which are None if there is no power monitor. ``progress``
+    gets a line for each large file that is hashed.
 
     Raises UserError as ``Pipeline.load`` and ``Pipeline.generate`` do.
     """

@@ -32,6 +32,12 @@ def test_the_last_line_is_one_document(bundle, capsys):
     assert found["bundle_bytes"] > 0 and found["engine_bytes"] > 0
 
 
+def test_json_is_one_document_and_nothing_else(bundle, capsys):
+    assert main(["bench", str(bundle), "--keep", "4", "--rounds", "1", "--new-tokens", "1", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert [row["keep"] for row in json.loads(line)["rows"]] == [4]
+
+
 def test_the_prompt_has_the_text_that_was_asked_for(bundle):
     few, many = (measure(bundle, ["4"], text_tokens=tokens, rounds=1) for tokens in (20, 50))
     assert (few["text_tokens"], many["text_tokens"]) == (20, 50)
