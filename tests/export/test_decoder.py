@@ -75,6 +75,22 @@ def export(directory, precision: str, kv_heads: int = 2, head: str | None = None
     return graph, reference
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """``exported(precision, kv_heads, head)`` -> directory, graph, torch decoder; written once and shared: do not change them."""
+
+    made = {}
+
+    def get(precision: str, kv_heads: int = 2, head: str | None = None):
+        key = precision, kv_heads, head
+        if key not in made:
+            directory = tmp_path_factory.mktemp("decoder")
+            made[key] = directory, *export(directory, *key)
+        return made[key]
+
+    return get
+
+
 def session(path, optimized: bool = True):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -93,9 +109,9 @@ def inputs(spec: DecoderSpec, rows: int, written: int, cache: int, past=None) ->
 
 @pytest.mark.parametrize("dialect", lowering.names())
 @pytest.mark.parametrize(("precision", "kv_heads"), [("fp32", 4), ("fp32", 1), ("fp16", 2), ("int4", 2)])
-def test_onnx_equals_torch(tmp_path, precision, kv_heads, dialect):
-    graph, reference = export(tmp_path, precision, kv_heads)
-    path = tmp_path / f"llm.{dialect}.onnx"
+def test_onnx_equals_torch(exported, precision, kv_heads, dialect):
+    directory, graph, reference = exported(precision, kv_heads)
+    path = directory / f"llm.{dialect}.onnx"
     onnx.checker.check_model(path, full_check=True)
     run = session(path)
     dtype = lowering.load(dialect).dtypes[precision]
@@ -116,12 +132,12 @@ def test_onnx_equals_torch(tmp_path, precision, kv_heads, dialect):
         past = list(expected[1:])
 
 
-def test_int4_weights_are_shared_between_dialects(tmp_path):
-    export(tmp_path, "int4")
-    files = {path.name for path in (tmp_path / "weights").iterdir()}
+def test_int4_weights_are_shared_between_dialects(exported):
+    directory, _, _ = exported("int4")
+    files = {path.name for path in (directory / "weights").iterdir()}
     assert files == {"llm.int4.data", "llm.float32.data", "llm.float16.data"}
     for dialect in lowering.names():
-        model = onnx.load(tmp_path / f"llm.{dialect}.onnx", load_external_data=False)
+        model = onnx.load(directory / f"llm.{dialect}.onnx", load_external_data=False)
         packed = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT4]
         assert len(packed) == 14
         for tensor in packed:
@@ -131,20 +147,20 @@ def test_int4_weights_are_shared_between_dialects(tmp_path):
 
 
 @pytest.mark.parametrize("dialect", lowering.names())
-def test_graphs_are_standard_onnx_without_traces_of_this_machine(tmp_path, dialect):
-    export(tmp_path, "int4")
-    model = onnx.load(tmp_path / f"llm.{dialect}.onnx", load_external_data=False)
+def test_graphs_are_standard_onnx_without_traces_of_this_machine(exported, dialect):
+    directory, _, _ = exported("int4")
+    model = onnx.load(directory / f"llm.{dialect}.onnx", load_external_data=False)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 21 if dialect == "primitive" else 24)]
     assert {node.domain for node in model.graph.node} == {""}
     assert not model.functions
     assert b"/export/" not in model.SerializeToString()
 
 
-def test_ort_attends_by_length_and_native_by_mask(tmp_path):
-    export(tmp_path, "fp16")
+def test_ort_attends_by_length_and_native_by_mask(exported):
+    directory, _, _ = exported("fp16")
     nodes = {}
     for dialect in lowering.names():
-        graph = onnx.load(tmp_path / f"llm.{dialect}.onnx", load_external_data=False).graph
+        graph = onnx.load(directory / f"llm.{dialect}.onnx", load_external_data=False).graph
         nodes[dialect] = [node for node in graph.node if node.op_type == "Attention"]
     assert all(len(node.input) == 7 and not node.input[3] and node.input[6] for node in nodes["ort"])
     assert all(len(node.input) == 4 and node.input[3] for node in nodes["native"])
@@ -155,17 +171,17 @@ def test_ort_attends_by_length_and_native_by_mask(tmp_path):
 @pytest.mark.parametrize(
     ("precision", "head"), [("fp16", None), ("int4", "int8"), ("int8", "int4"), ("fp8", "fp8")]
 )
-def test_tensorrt_rtx_compiles_the_native_dialect(tmp_path, precision, head):
-    graph, _ = export(tmp_path, precision, head=head)
-    plan = trt.compile_plan(tmp_path / "llm.native.onnx", graph.spec.typed("float16"), max_context=128)
+def test_tensorrt_rtx_compiles_the_native_dialect(exported, precision, head):
+    directory, graph, _ = exported(precision, head=head)
+    plan = trt.compile_plan(directory / "llm.native.onnx", graph.spec.typed("float16"), max_context=128)
     assert len(plan) > 100_000
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int4", "int8"])
-def test_tensorrt_rtx_compiles_the_primitive_dialect(tmp_path, precision):
-    graph, _ = export(tmp_path, precision)
+def test_tensorrt_rtx_compiles_the_primitive_dialect(exported, precision):
+    directory, graph, _ = exported(precision)
     spec = graph.spec.typed("float16").appending()
-    plan = trt.compile_plan(tmp_path / "llm.primitive.onnx", spec, max_context=128)
+    plan = trt.compile_plan(directory / "llm.primitive.onnx", spec, max_context=128)
     assert len(plan) > 100_000
 
 

@@ -25,16 +25,19 @@ PARTS = {"pyramiddrop": 4, "uniform+pyramiddrop": 3}  # cut between two pruners,
 
 
 @pytest.fixture(scope="module")
-def pipes(tmp_path_factory):
+def parts():
+    return llava.tiny(layers=4)  # what methods share is traced once
+
+
+@pytest.fixture(scope="module")
+def pipes(tmp_path_factory, parts):
     root, found = tmp_path_factory.mktemp("inside"), {}
 
     def get(name: str) -> Pipeline:
         if name not in found:
             method = methods.load(name, VARIANTS[name])
-            parts = PARTS.get(name, 1)
-            build(
-                llava.tiny(layers=4), method, root / name, precision="fp32", dialects=["ort"], llm_parts=parts
-            )
+            options = {"precision": "fp32", "dialects": ["ort"], "llm_parts": PARTS.get(name, 1)}
+            build(parts, method, root / name, **options)
             compile_bundle(root / name)
             found[name] = Pipeline.load(root / name)
         return found[name]
