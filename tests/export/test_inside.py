@@ -61,15 +61,15 @@ def logits(decoder, pipe: Pipeline, chat: Chat, tokens: list[int]) -> torch.Tens
     """Logits of the token behind ``tokens``, which stand behind the conversation's first prompt: everything computed anew,
     without a cache, by a decoder that drops rows before the layers of the bundle's cuts."""
     table = torch.from_numpy(np.array(pipe.bundle.embeddings()))
-    items = chat._decoder.items[: chat_prompt(chat)]
+    cached = chat._decoder._cached[: chat_prompt(chat)]
     embeds, source = [], []  # per row: what it is, and (image, row in it), None for text
-    for item in items:
-        if isinstance(item, int):
-            embeds.append(table[item])
+    for each in cached:
+        if isinstance(each.item, int):
+            embeds.append(table[each.item])
             source.append(None)
         else:
-            embeds += list(torch.from_numpy(item.tokens.numpy()))
-            source += [(item, row) for row in range(len(item.tokens))]
+            embeds += list(torch.from_numpy(each.item.tokens.numpy()))
+            source += [(each, row) for row in range(len(each.item.tokens))]
     embeds += [table[token] for token in tokens]
     source += [None] * len(tokens)
     positions = list(range(len(embeds)))
@@ -93,7 +93,7 @@ def chat_prompt(chat: Chat) -> int:
     """Number of items of the conversation that belong to its first prompt."""
     turns, chat.turns = chat.turns, chat.turns[:1]
     try:
-        segments = chat._pipe.tokenizer.encode_turns(chat.turns)
+        segments = chat._model.tokenizer.encode_turns(chat.turns)
         return sum(len(s) if isinstance(s, np.ndarray) else 1 for s in segments)
     finally:
         chat.turns = turns
