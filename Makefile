@@ -1,5 +1,6 @@
 # make demo    a small model, built, asked and looked at, from nothing
 # make test    every test but the slow ones, in an environment of its own
+# make quick   the tests that need little: a meaningful part of `make test` in under two minutes on two cores
 # make matrix  every method on every family, in every dialect, which takes a while; writes docs/engines-matrix.md
 # make generated  writes the tables and data files that follow from the code
 # make release  wheel, sdist, tested constraints, SBOMs and SHA256SUMS in dist/, tried in fresh environments
@@ -16,7 +17,13 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUNDLE := bundles/shapes.sppruner
 
-.PHONY: demo test matrix generated release lint types clean
+# What `make quick` runs: the device side, calibration and the repository's rules as a whole, every method's contract in torch, and
+# one model from its checkpoint to the same answers as transformers'.
+QUICK  := tests/calib tests/engines tests/jetson tests/repository tests/runtime tests/contracts/test_often.py \
+    tests/contracts/test_pre_llm.py::test_exactly_keep_rows tests/contracts/test_in_llm.py::test_rows_that_stay \
+    "tests/end_to_end/test_same_as_transformers.py::test_same_logits_and_greedy_tokens[grouped-query]"
+
+.PHONY: demo test quick matrix generated release lint types clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.export
@@ -27,6 +34,9 @@ demo: $(VENV)/.export
 # A process per core with one thread each: torch's tracing and the builders use one core anyway.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+
+quick: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(QUICK)
 
 matrix: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m "slow or not slow"

@@ -6,6 +6,7 @@ without them starts in half a second.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ def pytest_collection_modifyitems(items):
     """
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_SHARING.get(item.path.name, str(item.path))))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the processor time of the whole run: of this process, of the workers and of every process that tests started."""
+    whole = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(usage.ru_utime + usage.ru_stime for usage in whole)
+    terminalreporter.write_line(f"processor time: {seconds / 60:.1f} minutes")
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,7 @@ def test_the_checks_of_a_change_run_the_commands_of_the_readme():
     script = ROOT / ".ci/run"
     lines = script.read_text().splitlines()
     assert script.stat().st_mode & 0o111 and "set -eu" in lines
-    assert [line for line in lines if line.startswith("make")] == ["make test", "make lint"]
+    assert [line for line in lines if line.startswith("make")] == ["make lint", "make test"]
 
 
 def test_the_two_commands_come_first():
