@@ -1,4 +1,4 @@
-"""Every method on every family whose images differ in their tokens: the graphs, and what the runtime makes of the shapes.
+"""Every method on every family whose images differ in their tokens: graphs, and shapes at run time.
 
 Each takes many seconds: one method of each family is in every test run, all of them are in ``make matrix``.
 """
@@ -22,7 +22,10 @@ from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline
 
 FAMILIES = {name: parts for name in families() if (parts := family(name).tiny(layers=4)).spec.vision.varies}
-"""Those whose images differ in their tokens; the Parts serve all tests, so what methods share is traced once."""
+"""Return the families whose images differ in their tokens.
+
+The Parts serve all tests, so what methods share is traced once.
+"""
 QUESTION = "What is left of the bus?"
 SIZES = [(56, 56), (84, 20), (25, 61)]  # width and height: 5 tiles; 4 with padding above and below; 3, beside
 

@@ -33,7 +33,10 @@ GRAPHS = {name: graph for name in methods.names() if (graph := _graph(name))}
 
 
 def given(graph: Graph, shape: tuple[int, int], keep: int, seed: int) -> dict[str, torch.Tensor]:
-    """An image of ``shape`` somewhere among 64 tokens, in an order of its own; a list for methods that see it whole."""
+    """Return an image of ``shape`` somewhere among 64 tokens, in a random order.
+
+    Methods that see the whole image get a list.
+    """
     generator = torch.Generator().manual_seed(seed)
     sizes = {"rows": shape[0], "columns": shape[1], "tokens": 64, "words": 5}
     found = {}

@@ -1,6 +1,6 @@
-"""Same selection as the published implementations: the vectors of ``tests/golden`` (its README says how they were made).
+"""The selection equals that of the published implementations.
 
-Each case goes through the exported graph in ONNX Runtime. ``kept`` must be equal, tokens within 1e-4.
+The vectors are those of ``tests/golden``, whose README says how they were made.
 """
 
 from __future__ import annotations
@@ -66,8 +66,11 @@ def place(bench, arrays: dict[str, np.ndarray]):
 
 
 def feeds(here, method: Method, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The case's arrays under the names of the graph's inputs; tokens that a case lacks are random. Features that are
-    narrower than the heads together get columns of zeros."""
+    """Return the case's arrays under the names of the graph's inputs.
+
+    Tokens that a case lacks are random. Features that are narrower than the heads together get columns of
+    zeros.
+    """
     found = {}
     for name, value in here.inputs(method, seed=0).items():
         offer, _, layer = name.partition(".")

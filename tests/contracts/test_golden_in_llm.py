@@ -1,6 +1,7 @@
-"""Pruning inside the language model: the same rows stay as in the published implementations (``tests/golden``).
+"""In-LLM pruners keep the rows that the published implementations keep (``tests/golden``).
 
-Every stage of every case goes through the exported pruner graph, with the case's own norm, query and key weights.
+Every stage of every case goes through the exported pruner graph, with the case's own norm, query and key
+weights.
 """
 
 from __future__ import annotations

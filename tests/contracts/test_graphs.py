@@ -1,6 +1,7 @@
-"""Tiers 1 and 2: every method's graphs, tiny, in every dialect: standard ONNX, ONNX Runtime equals torch, TensorRT-RTX compiles.
+"""Every method's graphs on the tiny model, in every dialect.
 
-The graphs of most methods are slow tests: ``tests/helpers/often.py`` says which ones are in every run.
+They are standard ONNX, ONNX Runtime answers as torch does, and TensorRT-RTX compiles them. The graphs of most
+methods are slow tests: ``tests/helpers/often.py`` says which ones are in every run.
 """
 
 from __future__ import annotations
@@ -165,7 +166,10 @@ def test_primitive_graphs_hold_to_what_tensorrt_10_3_documents(bundles, variant)
 
 
 def undocumented(path: Path) -> Iterator[str]:
-    """Nodes of other types than TensorRT 10.3 documents, TopK without an order, and axes that are no constants."""
+    """Yield nodes that TensorRT 10.3 does not document.
+
+    These have other types, are a TopK without an order, or have axes that are no constants.
+    """
     model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
 
     def walk(graph: onnx.GraphProto, outer: dict[str, int], constants: set[str]) -> Iterator[str]:

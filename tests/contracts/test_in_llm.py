@@ -1,6 +1,7 @@
-"""The contract of every in-LLM method: how many rows stay, in torch and ONNX Runtime; nothing overflows in half precision.
+"""The contract of every in-LLM method: how many rows stay, in torch and ONNX Runtime.
 
-``tests/contracts/test_graphs.py`` compiles their graphs with TensorRT for RTX. What is exported or compiled is slow for most methods.
+Nothing overflows in half precision. ``tests/contracts/test_graphs.py`` compiles their graphs with TensorRT
+for RTX. Tests that export or compile are slow for most methods.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ def flattened(feeds):
 
 
 def check(method: InLLMPruner, feeds, found, keep: int) -> None:
-    """Text stays, of each image ``keep`` tokens do (where the method ``fills``), all of it moves to the front unchanged; clusters are extra."""
+    """Text stays, and ``keep`` tokens of each image where the method ``fills``; clusters are extra.
+
+    All rows that stay move to the front unchanged.
+    """
     (count,), kept, size = found["count"].tolist(), found["kept"][0], feeds["image"].shape[1]
     assert found["tokens"].shape == feeds["hidden"].shape and kept.shape == (size,)
     assert found["tokens"].isfinite().all() and (kept[count:] == -1).all()
@@ -108,7 +112,7 @@ def test_nothing_overflows_in_half_precision(model, name, tmp_path):
 
 @first_cut
 def test_the_question_counts_where_a_method_says_so(model, name):
-    """Other text behind the image, the same image: a method that ``reads_question`` keeps other tokens, the rest the same."""
+    """A method that ``reads_question`` keeps other tokens with other text behind the image; others do not."""
     here, changed = model(load(name, {})), False
     for seed in range(4):
         feeds = here.prompt(seed)

@@ -21,7 +21,7 @@ def test_every_kind_of_method_is_built_in_every_run() -> None:
 
 
 def test_every_source_of_tokens_is_built_in_every_run() -> None:
-    """Pruners before and behind the projector, with and without a trained network, that merge and that do not."""
+    """The methods of every run cover both sides of the projector, trained networks and merging."""
 
     def traits(name: str) -> set[tuple[str, object]]:
         pruner = methods.load(name).pre_llm

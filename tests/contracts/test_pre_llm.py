@@ -35,7 +35,10 @@ def check_rows(method: PreLLMPruner, tokens: torch.Tensor, out: tuple[torch.Tens
 
 
 def check_owner(owner: torch.Tensor, kept: torch.Tensor, size: int) -> None:
-    """``owner [N]`` of one image against the valid part of ``kept``: rows stand at distinct tokens, which are theirs."""
+    """Check ``owner [N]`` of one image against the valid part of ``kept``.
+
+    Rows stand at distinct tokens, and own them.
+    """
     assert owner.shape == (size,) and owner.dtype == torch.int64
     assert owner.min() >= -1 and owner.max() < len(kept)
     (rows,) = torch.where(kept >= 0)

@@ -1,4 +1,7 @@
-"""docs/bundle-format.md is true: its program reads bundles without foveate, and built bundles fit its JSON Schema."""
+"""docs/bundle-format.md is true: its program reads bundles, and built bundles fit its JSON Schema.
+
+The program does not import foveate.
+"""
 
 from __future__ import annotations
 

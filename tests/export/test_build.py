@@ -1,4 +1,4 @@
-"""``foveate build`` as a user meets it: what is written, what is refused, what a failed build leaves behind."""
+"""``foveate build`` for a user: files that are written, refusals, and traces of a failed build."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_an_older_bundle_is_replaced(checkpoint, tmp_path):
 
 
 def test_a_disk_that_cannot_hold_such_files_is_said_and_leaves_nothing(checkpoint, tmp_path):
-    """A limit on file size stands for FAT: the kernel refuses the write in the same place with the same error."""
+    """A limit on file size stands for FAT: the kernel refuses the write with the same error."""
     code = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

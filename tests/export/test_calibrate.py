@@ -1,4 +1,4 @@
-"""Calibration on a tiny model: what is collected is what the runtime computes, and folding it changes nothing."""
+"""Calibration on a tiny model collects what the runtime computes, and folding changes no answer."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ def tiny(**options):
 
 
 def pair():
-    """Merges tokens before the language model; inside it prunes by the scores of a segment's first and of its last layer, and
-    numbers the rows anew."""
+    """Return a method that merges before the language model and prunes inside it.
+
+    It prunes by the scores of a segment's first and of its last layer, and renumbers the rows.
+    """
     return methods.load("vscan+feather", {"feather.layers": "1,4", "feather.position_mode": "compact"})
 
 
@@ -62,7 +64,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def collected(folder):
-    """Statistics of ``pair``, beside the bundle that was built with them. It is cut once more between the pruners."""
+    """Return statistics of ``pair``, and a bundle that was built with them.
+
+    The model is cut once more between the pruners.
+    """
     out = folder / "bundle"
     calibration = Calibration("scenes", COUNT)
     build(tiny(), pair(), out, precision="fp32", dialects=["ort"], calibration=calibration, llm_parts=4)
@@ -107,7 +112,7 @@ def test_every_matrix_of_the_decoder_has_statistics(collected):
 
 
 def test_a_killed_run_goes_on_at_its_layer(folder, monkeypatch):
-    """And a norm that a pruner reads as it is keeps its scale: topv compares what leaves the second norm of layer 1."""
+    """A norm that a pruner reads keeps its scale: topv compares outputs of layer 1's second norm."""
     parts, method = tiny(), methods.load("topv")
     graphs, seen = assemble(parts, method), []
     folded, statistics = collect(parts, method, folder / "whole", graphs, precision="int8")

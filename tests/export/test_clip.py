@@ -108,7 +108,7 @@ def test_half_precision_stays_near(tap):
 
 @pytest.mark.parametrize("eos", [2, 299])
 def test_joint_space_equals_transformers(llava_checkpoint, clip_checkpoint, eos):
-    """The text as CLIP sees it; of the image, what CLIP makes of the patches where it takes the class token."""
+    """Texts, and patches in place of the class token, have the embeddings that CLIP gives them."""
     path, _ = llava_checkpoint()
     clip_path, clip = clip_checkpoint(eos)
     parts = models.load(str(path), clip=str(clip_path))

@@ -1,4 +1,4 @@
-"""The decoder from torch to ONNX files: every precision and dialect, prefill, chunks and decode, and TensorRT-RTX."""
+"""The decoder from torch to ONNX: every precision and dialect, prefill, chunks, decode, TensorRT-RTX."""
 
 from types import SimpleNamespace
 
@@ -52,7 +52,10 @@ class Ranges:
 
 
 def export(directory, precision: str, kv_heads: int = 2, head: str | None = None, only: str | None = None):
-    """Files of the dialects that take it, or of one, the graph, and the torch decoder with the weights that the files hold."""
+    """Write the files of the dialects that take it, or of one.
+
+    Returns the graph, and the torch decoder with the weights that the files hold.
+    """
     with torch.device("meta"):
         decoder = Decoder(decoder_spec(kv_heads))
     (graph,) = language_graphs(SimpleNamespace(decoder=decoder), None)
@@ -213,9 +216,12 @@ def round_inputs(reference: Decoder, precision: str, dialect: str) -> None:
 
 @pytest.mark.parametrize(("precision", "dialect"), [("int8", "ort"), ("int8", "native"), ("fp8", "native")])
 def test_activations_are_rounded_as_the_scheme_says(tmp_path, monkeypatch, precision, dialect):
-    """Answers agree in float32, for one of three prompts at least: a value on the edge of a rounding falls to either side, and what follows
-    amplifies that. The ``native`` form is taken as it is written: ONNX Runtime's own fusion of it overflows on CPUs without
-    VNNI, which ``ort`` avoids."""
+    """Answers agree in float32, for one of three prompts at least.
+
+    A value on the edge of a rounding falls to either side, and later layers amplify that. The ``native`` form
+    is taken as it is written: ONNX Runtime's own fusion of it overflows on CPUs without VNNI, which ``ort``
+    avoids.
+    """
     monkeypatch.setitem(lowering.load(dialect).dtypes, precision, "float32")
     _, reference = export(tmp_path, precision, only=dialect)
     path = tmp_path / f"llm.{dialect}.onnx"

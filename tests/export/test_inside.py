@@ -1,4 +1,4 @@
-"""Pruning inside the language model: the segments with their caches answer as one decoder that drops rows on its way."""
+"""The segments with their kv caches answer as one decoder that drops rows on its way."""
 
 from __future__ import annotations
 
@@ -58,8 +58,11 @@ def images(count: int) -> list[Image.Image]:
 
 @torch.no_grad()
 def logits(decoder, pipe: Pipeline, chat: Chat, tokens: list[int]) -> torch.Tensor:
-    """Logits of the token behind ``tokens``, which stand behind the conversation's first prompt: everything computed anew,
-    without a cache, by a decoder that drops rows before the layers of the bundle's cuts."""
+    """Return logits behind ``tokens``, which follow the conversation's first prompt.
+
+    Everything is computed anew, without a cache, by a decoder that drops rows before the layers of the
+    bundle's cuts.
+    """
     table = torch.from_numpy(np.array(pipe.bundle.embeddings()))
     cached = chat._decoder._cached[: chat_prompt(chat)]
     embeds, source = [], []  # per row: what it is, and (image, row in it), None for text

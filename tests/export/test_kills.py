@@ -1,8 +1,7 @@
-"""Builds and compilations as process 1 of a container on a mounted folder, killed at random moments: nothing
-is lost.
+"""Builds and compilations are killed at random moments, and nothing is lost.
 
-After each kill the older bundle is whole, or the folder is known as unfinished; and the next run succeeds
-and leaves nothing behind.
+They run as process 1 of a container on a mounted folder. After each kill the older bundle is whole, or the
+folder is known as unfinished. The next run succeeds and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -36,8 +35,10 @@ def checkpoint(tmp_path_factory, save_checkpoint) -> Path:
 
 @pytest.fixture
 def container(tmp_path: Path):
-    """``container(*command)``: start it as process 1 of a namespace, with ``disk`` mounted at ``out``; the
-    process and its id here."""
+    """``container(*command)`` starts process 1 of a namespace, with ``disk`` mounted at ``out``.
+
+    It returns the process and its id here.
+    """
     for name in ("disk", "out"):
         (tmp_path / name).mkdir()
 
@@ -65,16 +66,20 @@ def build_command(checkpoint: Path, out: str) -> list[str]:
 
 
 def moments(whole: float, seed: int) -> list[tuple[float, int]]:
-    """Seconds after the start, from the first to the last tenth of a run, with SIGKILL and SIGTERM in
-    turn."""
+    """Return seconds after the start, with SIGKILL and SIGTERM in turn.
+
+    They are spread from the first tenth to the end of a run.
+    """
     drawn = random.Random(seed)
     signals = (signal.SIGKILL, signal.SIGTERM)
     return [(drawn.uniform(0.1, 1.05) * whole, signals[number % 2]) for number in range(KILLS)]
 
 
 def killed(container, command: list[str], seconds: float, number: int) -> int:
-    """Run ``command`` in the container and kill it after so many seconds; its exit code, 0 if it ended
-    before."""
+    """Run ``command`` in the container and kill it after so many seconds.
+
+    Returns its exit code, 0 if it ended before.
+    """
     process, pid = container(*command)
     try:
         process.wait(seconds)

@@ -1,4 +1,4 @@
-"""The precision of each part: what is chosen, what is refused and why, and that the bundle answers as torch says."""
+"""The precision of each part: what is chosen or refused, and that bundles answer as torch does."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_what_prunes_between_segments_sees_prompts_alone_and_is_in_int8(bundle):
 
 
 def test_both_forms_are_one_model(bundle):
-    """int8 is made of the numbers that int4 holds: what differs is the rounding of int8, not of int4 once more."""
+    """The int8 weights are made from int4's numbers: only the rounding of int8 differs."""
     opened = load(bundle)
     engine = load_engine(opened, choose(opened), "llm.0", {})
     few, many = (each.run(feeds(engine, 20))["hidden"].numpy() for each in (engine._few, engine._many))

@@ -1,4 +1,4 @@
-"""Numbers too large for float16: the build sees them in float32, says where, and writes no graph that would overflow."""
+"""Numbers too large for float16: the build sees where, and writes no graph that would overflow."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ Scale = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def scaled(tmp_path_factory: pytest.TempPathFactory, save_checkpoint: Callable[..., None]) -> Scale:
-    """``scaled(weight=factor)``: a random checkpoint in which weights of that ending are so many times as large."""
+    """``scaled(name=factor)``: a random checkpoint whose weights of that name are so many times as large.
+
+    A name is the end of the weight's name, with ``__`` for a dot.
+    """
     root = tmp_path_factory.mktemp("hf")
     save_checkpoint(root / "plain")
 

@@ -1,5 +1,4 @@
-"""Places of a bundle: mount points, links, disks of other kinds, bundles in use, and what killed builds
-left."""
+"""Places of a bundle: mount points, links, other disks, bundles in use, and leftovers of killed builds."""
 
 from __future__ import annotations
 
@@ -354,7 +353,10 @@ def stick(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     with image.open("wb") as file:
         file.truncate(64 << 20)
     mount = {"vfat": "mount -t vfat", "exfat": "mount.exfat-fuse"}[request.param]
-    script = f"set -e; mkfs.{request.param} {image}; device=$(losetup -f --show {image}); {mount} $device {point} || {{ losetup -d $device; false; }}"
+    script = (
+        f"set -e; mkfs.{request.param} {image}; device=$(losetup -f --show {image}); "
+        f"{mount} $device {point} || {{ losetup -d $device; false; }}"
+    )
     made = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"no {request.param} can be mounted here: {made.stderr.strip()}")

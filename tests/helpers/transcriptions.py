@@ -1,4 +1,4 @@
-"""Shared by transcriptions of methods in float64: inputs as arrays, cosines, and the comparison of mixtures."""
+"""What transcriptions of methods share: inputs in float64, cosines, and the comparison of mixtures."""
 
 from __future__ import annotations
 

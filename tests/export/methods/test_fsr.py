@@ -48,7 +48,7 @@ def subject(method, tokens, taps) -> list[float]:
 
 
 def transcription(method, tokens, taps, keep):
-    """Rows by token, where each token went, and how near the closest decision was to falling the other way."""
+    """Return rows by token, where each token went, and how close the closest decision was."""
     phi = subject(method, tokens, taps)
     order = sorted(range(len(phi)), key=lambda i: (-phi[i], i))
     margin, total, focus = np.inf, sum(phi), []

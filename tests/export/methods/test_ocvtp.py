@@ -1,4 +1,7 @@
-"""ocvtp: the published selections from the exported graph, at full size too; a literal transcription; its own rules."""
+"""The exported graph of ocvtp makes the published selections, at full size too.
+
+It is also compared with a literal transcription, and its own rules are tested.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ class Case:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The weights that all cases share, as the network holds them, and this case's noise, from which its slots start."""
+        """Return the weights that all cases share, and this case's noise, from which its slots start."""
         found = {name: value.T.contiguous() if value.ndim == 2 else value for name, value in WEIGHTS.items()}
         start = torch.from_numpy(self.arrays["slots_init"])
         noise = torch.zeros(self.bench.size + 1, start.shape[2])
@@ -89,8 +92,11 @@ def test_slots_and_picks_are_the_published_ones(bench, name):
 
 
 def published(attention: np.ndarray, fill: np.ndarray, keep: int, top_k: int) -> list[int]:
-    """The published choice, step by step, for one image: attention [S,N], fill [N]. Of picks that are too many the ones
-    with the lowest fill go; the published code drops those that a Python set has last."""
+    """Return the published choice for one image, step by step: attention [S,N], fill [N].
+
+    Of picks that are too many, those with the lowest fill go. The published code drops those that a Python
+    set has last.
+    """
     target = keep + 1
     pick = {0}
     for row in attention:
@@ -129,7 +135,7 @@ def test_of_one_pick_too_many_the_least_attended_goes():
 
 
 def test_equal_tokens_are_picked_in_order():
-    """Copies whose attention differs by an engine's rounding tie; a difference that means something does not."""
+    """Copies whose attention differs by an engine's rounding tie; a larger difference does not."""
     attention = torch.tensor([[[0.2, 0.5, 0.5 * (1 + 1e-6), 0.1], [0.5, 0.2, 0.1, 0.5 * (1 + 1e-4)]]])
     assert ocvtp.picks(attention)[0].tolist() == [False, True, False, True]
     assert ocvtp.picks(torch.full((1, 3, 5), 1 / 3), top_k=2)[0].tolist() == [True, True, False, False, False]
@@ -140,7 +146,10 @@ def test_a_slot_that_gets_nothing_picks_the_first_token():
 
 
 def test_options_in_the_graph(bench, tmp_path):
-    """Equal to torch at every budget, also where (keep + 1) // top_k is no slot at all; compiled by TensorRT-RTX."""
+    """The graph equals torch at every budget, also where (keep + 1) // top_k is 0.
+
+    TensorRT-RTX compiles it.
+    """
     here, method = bench((6, 6)), ocvtp.Method(top_k=4, fill="cls")
     session = here.session(method, tmp_path)
     for keep in (1, 2, 3, 8, 35, 36):

@@ -12,7 +12,10 @@ GRIDS = [(12, 12), (7, 19), (1, 30), (24, 24)]
 
 
 def published(x, attention, keys, keep: int, variant: str, neighbours: int) -> tuple[list[int], np.ndarray]:
-    """The tokens that stay in the order of their rows, and the rows, of which the last is the sum of the rest."""
+    """Return the tokens that stay, in the order of their rows, and the rows.
+
+    The last row is the sum of the rest.
+    """
     size = len(x)
     if keep == size:
         return list(range(size)), x

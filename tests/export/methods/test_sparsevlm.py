@@ -233,8 +233,10 @@ def test_layers(model):
 
 @torch.no_grad()
 def answered(here, method, prompt: torch.Tensor, behind: torch.Tensor, before: int, keep: int) -> int:
-    """The token that follows: all rows through all layers in torch, pruners on the rows of ``prompt [1,T,D]`` alone, in which
-    an image of 64 stands behind ``before`` rows."""
+    """Return the token that follows: all rows go through all layers in torch.
+
+    Pruners see the rows of ``prompt [1,T,D]`` alone, in which an image of 64 stands behind ``before`` rows.
+    """
     decoder, cuts = here.parts.decoder, method.prune_layers(here.spec)
     hidden, size, first, known = torch.cat([prompt, behind], 1), prompt.shape[1], 0, {}
     image = torch.full((1, size), -1)

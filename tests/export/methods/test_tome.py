@@ -128,7 +128,7 @@ def test_equals_the_transcription(keep, steps):
 
 
 def test_equal_patches_weigh_as_much_as_before():
-    """Patches that are all the same give the same mixture in any case, and log(size) makes up for their number."""
+    """Equal patches give the same mixture in any case, and log(size) makes up for their number."""
     parts = llava.tiny(vision_layers=5)
     merging, whole = build(parts, 16), fill(parts.vision(()), parts.weights, "vision_encoder.")
     for vision in (merging, whole):
