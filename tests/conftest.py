@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print the processor time of the whole run: of this process, of the workers and of every process that tests started."""
+    """Print the processor time of this process, of the workers and of every process that tests started."""
     whole = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     seconds = sum(usage.ru_utime + usage.ru_stime for usage in whole)
     terminalreporter.write_line(f"processor time: {seconds / 60:.1f} minutes")

@@ -80,8 +80,10 @@ def export(directory, precision: str, kv_heads: int = 2, head: str | None = None
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """``exported(precision, kv_heads, head)`` -> directory, graph, torch decoder; written once and shared: do not change them."""
+    """``exported(precision, kv_heads, head)``: directory, graph, torch decoder.
 
+    They are written once and shared: do not change them.
+    """
     made = {}
 
     def get(precision: str, kv_heads: int = 2, head: str | None = None):
