@@ -139,6 +139,13 @@ class Backend(Protocol):
         """Return why weights of these precisions (``kinds``) cannot run on ``machine``, or None."""
         return None
 
+    def rounds_activations(self, options: Options) -> bool:
+        """True if engines round the activations of int4 products by themselves, which the graphs do not say.
+
+        The self-test then allows larger differences.
+        """
+        return False
+
     def describe(self, folder: Path, graph: str) -> dict[str, Any]:
         """Return facts about a compiled graph, as in its file ``<graph>.json``, or nothing.
 

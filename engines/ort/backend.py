@@ -79,6 +79,10 @@ class OnnxRuntime(Backend):
         reason = library.refused_dialect(name, VERSION)
         return reason and f"{reason} | {library.UPGRADE}"
 
+    def rounds_activations(self, options: Options) -> bool:
+        """True at accuracy level 4, which computes int4 products in int8."""
+        return options.get("accuracy_level") == 4
+
     def key(self, machine: Machine) -> str:
         """Return the folder name for engines of ``machine``."""
         best = machine["cpu"][0] if machine["cpu"] else platform.machine()

@@ -7,4 +7,6 @@
 * ``runner``: a plan that runs on the GPU, through ``cuda``
 * ``library``, ``limits``, ``workarounds``: the bindings, what TensorRT cannot do, and what some versions
   do wrongly
+
+The bindings have no types, so their objects are ``Any`` in signatures.
 """

@@ -16,6 +16,7 @@ import numpy as np
 from foveate.engines import topk_logits
 from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
+from foveate.engines.targets import backend
 from foveate.runtime.bundle.arrays import Archive
 from foveate.runtime.bundle.compiled import CompiledEngine, load_engines
 from foveate.runtime.bundle.loading import Bundle
@@ -85,8 +86,8 @@ def limits_of(bundle: Bundle, made: CompiledEngine, graph: str) -> Limits:
         "pruner.": {pruning},
     }
     kinds = next((read for start, read in parts.items() if graph.startswith(start)), set())
-    products = dtype == "float32" and "int4" in kinds and made.options.get("accuracy_level") == 4
-    if graph in prompts or products:
+    int4_in_float32 = dtype == "float32" and "int4" in kinds
+    if graph in prompts or (int4_in_float32 and backend(made.target).rounds_activations(made.options)):
         return LIMITS["float32, int8 unrecorded"]
     rounded = next((kind for kind in ("fp8", "int8") if kind in kinds), None)
     return LIMITS[f"{dtype}, {rounded}" if rounded else dtype]
