@@ -30,10 +30,9 @@ code divides by rounding noise or by 0. Once the picked tokens explain all other
 copies), the most relevant of the rest follow. A constant relevance counts as no relevance.
 
 Images in tiles: the published code scales r over all crops of an image at once, padding included. Here r is
-scaled over one tile, without its padding (our reading). The pruner sees a tile at a time, and the tile's
-budget is its share of the image's. A scale over the whole image would leave a tile without anything that was
-asked for with r near 0 throughout, where only rounding would tell its tokens apart. For an image in one tile
-both are the same.
+scaled over one tile, without its padding (our reading), because a pruner sees one tile at a time and chooses
+the tile's share of the budget in it. The kept tokens differ from the published ones where the lowest or the
+highest cosine of a tile is not that of the image. For an image in one tile both are the same.
 """
 
 from __future__ import annotations
