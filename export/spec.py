@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
 from foveate.engines.spec import FLOAT, Dim, Symbol, TensorSpec
 from foveate.runtime.bundle.licence import Licence
+
+if TYPE_CHECKING:  # the networks are built from the specs here
+    from foveate.export.networks.clip import TextEncoder
+    from foveate.export.networks.decoder import Decoder
 
 __all__ = [
     "BundleFiles",
@@ -30,13 +34,81 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class VisionSpec:
-    """The vision encoder in numbers. ``depth`` counts the layers that run (CLIP for LLaVA: 23 of 24).
-
-    The spec of another encoder has the fields ``hidden_size``, ``num_heads``, ``depth`` and ``joint_size``,
-    and all properties of this class.
+class VisionSpec(Protocol):
+    """A vision encoder in numbers. Each kind of encoder has its own class (``ClipVisionSpec``, Qwen's
+    ``WindowSpec``).
     """
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a patch's hidden state."""
+
+    @property
+    def num_heads(self) -> int:
+        """Number of attention heads of a layer."""
+
+    @property
+    def depth(self) -> int:
+        """Number of layers that run (CLIP for LLaVA: 23 of 24)."""
+
+    @property
+    def joint_size(self) -> int | None:
+        """Width of CLIP's joint image-text space; None without a CLIP checkpoint."""
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The encoder's entry in bundle.json: its kind and the sizes that the runtime's cost estimate uses.
+
+        ``patches`` is the number of patches of one tile.
+        """
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs of the graph ``vision_encoder``."""
+
+    @property
+    def full(self) -> tuple[int, ...]:
+        """The layers in which every patch attends to every other patch."""
+
+    @property
+    def feature_size(self) -> int:
+        """Width of ``features``, the projector's input."""
+
+    @property
+    def tiles(self) -> Dim:
+        """First dimension of the encoder's output ``projected [tiles,tokens,D]``."""
+
+    @property
+    def tokens(self) -> Dim:
+        """Visual tokens of a tile: the second dimension of ``projected``."""
+
+    @property
+    def varies(self) -> bool:
+        """True if images differ in their visual tokens.
+
+        The pruner then gets the input ``view``, which says which tokens it sees.
+        """
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a tile; the largest ones where they vary."""
+
+    @property
+    def longest_side(self) -> int:
+        """Largest number of rows or of columns of a tile."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Largest number of visual tokens of a tile."""
+
+    @property
+    def image_tokens(self) -> int:
+        """Largest number of visual tokens of an image, without the newlines between their rows."""
+
+
+@dataclass(frozen=True)
+class ClipVisionSpec:
+    """CLIP's vision tower in numbers (see ``VisionSpec``)."""
 
     image_size: int
     patch_size: int
@@ -227,13 +299,13 @@ class Parts:
     spec: ModelSpec
     vision: Callable[..., nn.Module]
     projector: Callable[[], nn.Module]
-    decoder: nn.Module
+    decoder: Decoder
     weights: Weights
     image: dict[str, Any]  # preprocessing settings, see runtime/images/processor.py
     prompt: dict[str, Any]  # chat format and stop ids, see runtime/text/chat_prompt.py
     licence: dict[str, Licence] = field(default_factory=dict)  # by role
     generation: dict[str, Any] = field(default_factory=dict)  # see settings/generation.py
     files: BundleFiles = field(default_factory=dict)
-    text_encoder: nn.Module | None = None
+    text_encoder: TextEncoder | None = None
     open_clip: Callable[[], ClipFiles] | None = None
     source: dict[str, str] = field(default_factory=dict)  # model, revision, load format: for bundle.json

@@ -21,7 +21,7 @@ from foveate.export.keys.checkpoint_keys import check_clip
 from foveate.export.networks.clip import JointHead, TextEncoder, TextSpec
 from foveate.export.settings.hf_config import Config, clip_vision_spec
 from foveate.export.settings.vocabulary import refuse_tokens_beyond
-from foveate.export.spec import BundleFiles, ClipFiles, VisionSpec, Weights
+from foveate.export.spec import BundleFiles, ClipFiles, ClipVisionSpec, Weights
 from foveate.runtime.bundle.licence import Licence
 
 __all__ = ["JointSpace", "check_tower", "joint_size"]
@@ -66,7 +66,7 @@ def joint_size(config: dict[str, Any]) -> int:
     return Config(config, {}, _WHERE).size("projection_dim", 512)
 
 
-def check_tower(source: Source, vision: VisionSpec) -> None:
+def check_tower(source: Source, vision: ClipVisionSpec) -> None:
     """Raise UserError when ``source`` is no CLIP checkpoint, or has another tower than ``vision``."""
     if source.config.get("model_type") != "clip":
         raise UserError(
@@ -93,7 +93,7 @@ class JointSpace:
     at the first read. Raises UserError for a checkpoint that is not the CLIP of ``vision``.
     """
 
-    def __init__(self, config: dict[str, Any], vision: VisionSpec, source: Source | str) -> None:
+    def __init__(self, config: dict[str, Any], vision: ClipVisionSpec, source: Source | str) -> None:
         self._source, self._vision = source, vision
         self._opened: tuple[Weights, Any] | None = None
         self._folders: list[Folder] = []

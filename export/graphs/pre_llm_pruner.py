@@ -49,7 +49,7 @@ class Pruner(nn.Module):
         else:
             grid = self.grid
         tokens, *rest = given
-        budget = keep.item()
+        budget: Keep = keep.item()  # type: ignore[assignment]  # an int64; torch types it as int | float
         torch._check(budget >= 1)
         torch._check(budget <= tokens.shape[1])
         values = dict(zip(self.taps, rest, strict=True))

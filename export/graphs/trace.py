@@ -65,6 +65,7 @@ def _trace(graph: Graph, spec: GraphSpec, dtype: str) -> ir.Model:
             verbose=False,
             custom_translation_table=TRANSLATIONS,
         )
+        assert program is not None  # with dynamo torch always returns one
         return _tidy(program.model, spec, graph)
 
 
@@ -137,8 +138,8 @@ def _release_weights(model: ir.Model) -> None:
     """Remove the values of weights: meta tensors cannot be read, and passes skip initializers without a
     value."""
     for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(getattr(tensor, "raw", None), torch.Tensor) and tensor.raw.is_meta:
+        raw = getattr(value.const_value, "raw", None)
+        if isinstance(raw, torch.Tensor) and raw.is_meta:
             value.const_value = None
 
 

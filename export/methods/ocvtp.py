@@ -92,7 +92,8 @@ class Network(SlotPruner):
 
     def tables(self) -> dict[str, Tensor]:
         """Return the parameters that are computed and not read from a file."""
-        return {"noise": noise_table(*self.noise.shape, self.options.seed)}
+        rows, width = self.noise.shape
+        return {"noise": noise_table(rows, width, self.options.seed)}
 
     def forward(self, taps: dict[str, Tensor], keep: Keep) -> dict[str, Tensor]:
         """Return ``slot_attention [B,S,N]`` float32."""

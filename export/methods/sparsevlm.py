@@ -43,7 +43,7 @@ Our reading:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,8 @@ from foveate.export.spec import DecoderSpec, ModelSpec
 from foveate.runtime.llm.budget import stage_keep
 
 __all__ = ["Method"]
+
+Number = TypeVar("Number", int, Tensor)
 
 _FAR = 1e18  # its square is still finite in float32
 _AT_ONCE = 64
@@ -199,7 +201,7 @@ def _received(state: PromptState, raters: Tensor, biased: bool) -> Tensor:
         row = order.gather(1, torch.minimum(done + some, index.amax(0))[None])
         scores = torch.matmul(queries.index_select(2, row[0]), keys)
         attention = torch.where(index <= row[:, None, :, None], scores, -_FAR).softmax(-1)
-        if biased:
+        if turned is not None:
             bias = torch.matmul(selection.gather(turned, row), turned.transpose(1, 2))[:, None]
             attention = attention / torch.where(bias.abs() < 1e-6, 1e-6, bias)
         share = (done + some < number).float() / number
@@ -249,12 +251,12 @@ def _recycled(state: PromptState, score: Tensor, dropped: Tensor) -> tuple[Tenso
     return nothing.scatter(1, some, number), nothing.scatter(1, some, peak.float()) > 0, hidden
 
 
-def _taken(lost: int | Tensor) -> int | Tensor:
+def _taken(lost: Number) -> Number:
     """Return the number of the ``lost`` tokens that are recycled."""
     return lost * 3 // 10 + 1
 
 
-def _clusters(lost: int | Tensor) -> int | Tensor:
+def _clusters(lost: Number) -> Number:
     return _taken(lost) // 10 + 1
 
 

@@ -26,7 +26,7 @@ from foveate.export.settings import generation, image_processor
 from foveate.export.settings import prompt as processor
 from foveate.export.settings.hf_config import Config, clip_vision_spec, decoder_spec
 from foveate.export.settings.vocabulary import fed_by, refuse_tokens_beside, refuse_tokens_beyond
-from foveate.export.spec import DecoderSpec, ModelSpec, Parts, StartMerging, VisionSpec
+from foveate.export.spec import ClipVisionSpec, DecoderSpec, ModelSpec, Parts, StartMerging
 
 __all__ = [
     "CHECKPOINTS",
@@ -237,7 +237,7 @@ def parts(
         with torch.device("meta"):
             return Projector(vision.hidden_size, decoder.hidden_size, activation, bias)
 
-    joint = JointSpace(clip, vision, clip_source) if clip else None
+    joint = JointSpace(clip, vision, clip_source) if clip and clip_source else None
     with torch.device("meta"):
         language = Decoder(decoder)
     tokenizer = _tokenizer(source, decoder, top)
@@ -260,11 +260,11 @@ def parts(
     )
 
 
-def _specs(source: Source, clip: dict[str, Any] | None) -> tuple[VisionSpec, DecoderSpec, Config]:
+def _specs(source: Source, clip: dict[str, Any] | None) -> tuple[ClipVisionSpec, DecoderSpec, Config]:
     top = Config(source.config, {}, source.label)
     feature_layer = top.get("vision_feature_layer", -2)
     tower = top.get("vision_config", CLIP_TOWER)
-    vision = clip_vision_spec(tower, feature_layer, clip and joint_size(clip), source.label)
+    vision = clip_vision_spec(tower, feature_layer, joint_size(clip) if clip else None, source.label)
     text = top.get("text_config", {})
     return vision, decoder_spec(text, _tied(top, text), source.label), top
 
@@ -291,7 +291,7 @@ def _entries(vision: Vision, decoder: Decoder) -> dict[str, Entry]:
     return entries(vision, "vision_encoder.", tower) | language_entries(decoder, _DECODER, _HEAD)
 
 
-def _unread(vision: VisionSpec) -> Unread:
+def _unread(vision: ClipVisionSpec) -> Unread:
     """Return the rules for tensors that are not read: the tower's layers behind the feature layer."""
     start = f"(?:{'|'.join(map(re.escape, _TOWER))})"
     read = "|".join(map(str, range(vision.depth)))
@@ -304,7 +304,9 @@ def _unread(vision: VisionSpec) -> Unread:
 
 def _tokenizer(source: Source, decoder: DecoderSpec, top: Config) -> bytes:
     if source.load_format == "dummy" and source.file("tokenizer.json") is None:
-        special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": _image_token_id(top), "<pad>": _pad_id(top)}
+        special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": _image_token_id(top)}
+        if (pad := _pad_id(top)) is not None:
+            special["<pad>"] = pad
         return byte_tokenizer(decoder.vocab_size, special, begin="<s>")
     return processor.tokenizer_json(source)
 
@@ -326,8 +328,9 @@ def clip_of(source: Source, clip: str | None) -> tuple[dict[str, Any] | None, So
     """Return the config of the tower's CLIP checkpoint, and the checkpoint or its hub id, or two None."""
     tower = {k: (source.config.get("vision_config") or CLIP_TOWER).get(k) for k in CLIP_TOWER}
     beside = source.file("clip/config.json")
-    if clip is not None or beside is not None:
-        found = sources.find(clip or str(beside.parent))
+    checkpoint = str(beside.parent) if clip is None and beside is not None else clip
+    if checkpoint is not None:
+        found = sources.find(checkpoint)
         return found.config, found
     if tower != CLIP_TOWER:
         return None, None

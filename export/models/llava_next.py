@@ -30,7 +30,7 @@ from foveate.export.checkpoints.random_weights import Dummy
 from foveate.export.keys import config_keys, processor_keys
 from foveate.export.models import llava
 from foveate.export.settings import image_processor
-from foveate.export.spec import Parts
+from foveate.export.spec import BundleFiles, ClipVisionSpec, Parts
 
 __all__ = ["CHECKPOINTS", "CONFIGS", "KEYS", "load", "tiny"]
 
@@ -98,8 +98,10 @@ def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | st
     width = _width(source)
     parts = llava.parts(source, clip, clip_source, image, {"image_newline": Entry((width,), _NEWLINE)})
     tiles = 1 + max(height * across // side**2 for height, across in canvases)
-    newline = {"image_newline.npy": _npy(parts.weights.get("image_newline").float().numpy())}
-    spec = replace(parts.spec, family="llava_next", vision=replace(parts.spec.vision, max_tiles=tiles))
+    newline: BundleFiles = {"image_newline.npy": _npy(parts.weights.get("image_newline").float().numpy())}
+    vision = parts.spec.vision
+    assert isinstance(vision, ClipVisionSpec)  # of the tower that LLaVA has
+    spec = replace(parts.spec, family="llava_next", vision=replace(vision, max_tiles=tiles))
     return replace(parts, spec=spec, files=parts.files | newline)
 
 

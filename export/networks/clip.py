@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foveate.engines.errors import UserError, unknown
 from foveate.export.networks.decoder import Linear
-from foveate.export.spec import StartMerging, VisionSpec
+from foveate.export.spec import ClipVisionSpec, StartMerging
 
 __all__ = ["ACTIVATIONS", "TAPS", "JointHead", "Projector", "TextEncoder", "TextSpec", "Vision"]
 
@@ -101,7 +101,7 @@ class Layer(nn.Module):
 
 
 class PatchEmbeddings(nn.Module):
-    def __init__(self, spec: VisionSpec) -> None:
+    def __init__(self, spec: ClipVisionSpec) -> None:
         super().__init__()
         width = spec.hidden_size
         self.class_embedding = nn.Parameter(torch.empty(width), requires_grad=False)
@@ -118,7 +118,7 @@ class PatchEmbeddings(nn.Module):
 class Tower(nn.Module):
     """The first ``spec.depth`` layers of the checkpoint, which are those that run."""
 
-    def __init__(self, spec: VisionSpec) -> None:
+    def __init__(self, spec: ClipVisionSpec) -> None:
         super().__init__()
         width, eps = spec.hidden_size, spec.layer_norm_eps
         self.embeddings = PatchEmbeddings(spec)
@@ -145,7 +145,7 @@ class Projector(nn.Module):
 class JointHead(nn.Module):
     """The map from the vision encoder's features to the joint image-text space."""
 
-    def __init__(self, spec: VisionSpec) -> None:
+    def __init__(self, spec: ClipVisionSpec) -> None:
         super().__init__()
         assert spec.joint_size is not None
         self.post_layernorm = nn.LayerNorm(spec.hidden_size, spec.layer_norm_eps)
@@ -164,7 +164,7 @@ class Vision(nn.Module):
 
     def __init__(
         self,
-        spec: VisionSpec,
+        spec: ClipVisionSpec,
         projector: Projector,
         taps: tuple[str, ...] = (),
         merging: StartMerging | None = None,
@@ -182,7 +182,7 @@ class Vision(nn.Module):
         """Map pixel_values [B,3,H,W] to ``projected [B,N,D]`` and the taps, in the order of ``self.taps``."""
         hidden = self.tower.pre_layernorm(self.tower.embeddings(pixel_values))
         if self.merging is not None:
-            return self._merged(hidden)
+            return self._merged(hidden, self.merging)
         found: dict[str, Tensor] = {}
         for index, layer in enumerate(self.tower.layers):
             hidden, query, key = layer(hidden)
@@ -196,8 +196,8 @@ class Vision(nn.Module):
             found["clip_image"] = self.joint(features)
         return {name: found[name] for name in ("projected", *self.taps)}
 
-    def _merged(self, hidden: Tensor) -> dict[str, Tensor]:
-        merging = self.merging(hidden.shape[0], hidden.shape[1] - 1, hidden.device)
+    def _merged(self, hidden: Tensor, start: StartMerging) -> dict[str, Tensor]:
+        merging = start(hidden.shape[0], hidden.shape[1] - 1, hidden.device)
         for layer in self.tower.layers:
             bias = merging.bias()
             hidden = layer(hidden, None if bias is None else bias.to(hidden.dtype), merging.merge)[0]
@@ -205,7 +205,7 @@ class Vision(nn.Module):
         return {"tokens": self.projector(features), "kept": kept, "count": count, "owner": owner}
 
 
-def _check(tap: str, spec: VisionSpec) -> None:
+def _check(tap: str, spec: ClipVisionSpec) -> None:
     offer, dot, number = tap.partition(".")
     if offer not in TAPS:
         raise unknown("tap of a CLIP tower", offer, TAPS)

@@ -7,7 +7,7 @@ out]``, as ONNX's MatMul reads them, so the exported graph needs no Transpose.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,12 +62,13 @@ def rope_of(
     """
     if spec.rope_sections is None:
         return cos, sin, position_ids
-    ends = tuple(itertools.accumulate(spec.rope_sections))
+    sections = spec.rope_sections
+    ends = tuple(itertools.accumulate(sections))
 
     def rows(table: Tensor) -> Tensor:
         parts = [
             table[position_ids[axis, 0]][:, end - size : end]
-            for axis, (end, size) in enumerate(zip(ends, spec.rope_sections, strict=True))
+            for axis, (end, size) in enumerate(zip(ends, sections, strict=True))
         ]
         return torch.cat(parts, dim=1)
 
@@ -143,6 +144,9 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """The decoder. ``forward`` is the graph ``llm``, which serves both prefill and decode."""
 
+    rope_cos: Tensor
+    rope_sin: Tensor
+
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -166,7 +170,7 @@ class Decoder(nn.Module):
 
     def run(
         self,
-        layers: Sequence[DecoderLayer],
+        layers: Iterable[nn.Module],
         hidden: Tensor,
         position_ids: Tensor,
         write_index: Tensor,
@@ -211,9 +215,9 @@ class Segment(nn.Module):
         self, hidden: Tensor, position_ids: Tensor, write_index: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
         final = self.end == self.decoder.spec.num_layers
-        last, past = (rest[0], rest[1:]) if final else (None, rest)
+        past = rest[1:] if final else rest
         layers = self.decoder.layers[self.first : self.end]
         hidden, entering, present = self.decoder.run(layers, hidden, position_ids, write_index, past)
         if final:
-            return self.decoder.logits(hidden, last), *present
+            return self.decoder.logits(hidden, rest[0]), *present
         return (hidden, *(() if self.scored is None else (entering[self.scored - self.first],)), *present)

@@ -7,6 +7,7 @@ from the operators' definitions, since they are the reference for ONNX Runtime's
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import onnxscript
 import torch
@@ -87,7 +88,7 @@ def _(past: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
     return torch.empty_like(past)
 
 
-TRANSLATIONS = {
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.foveate.put.default: lambda x, index, rows: _op.ScatterND(x, index, rows),
     torch.ops.foveate.rms_norm.default: lambda x, weight, eps: _op.RMSNormalization(
         x, weight, axis=-1, epsilon=eps

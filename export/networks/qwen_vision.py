@@ -166,12 +166,11 @@ class Attention(nn.Module):
         """Map x ``[T,4,W]`` to the same shape. With ``windows`` None every patch attends to every patch."""
         query, key, value = self.heads_of(x, rope)
         if windows is None:
-            mixed = F.scaled_dot_product_attention(
-                *(self._split(y.reshape(1, -1, x.shape[2])) for y in (query, key, value))
-            )
+            q, k, v = (self._split(y.reshape(1, -1, x.shape[2])) for y in (query, key, value))
+            mixed = F.scaled_dot_product_attention(q, k, v)
             return self.proj(self._joined(mixed).reshape(x.shape))
-        apart = (self._split(windows.apart(y)) for y in (query, key, value))
-        mixed = F.scaled_dot_product_attention(*apart, attn_mask=windows.mask)
+        q, k, v = (self._split(windows.apart(y)) for y in (query, key, value))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=windows.mask)
         return self.proj(windows.together(self._joined(mixed)))
 
     def heads_of(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -294,6 +293,7 @@ class Vision(nn.Module):
         rope, windows = self._rope(place, x.dtype), Windows(slots, back)
         found: dict[str, Tensor] = {}
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             if f"received_attention.{index}" in self.taps:
                 found[f"received_attention.{index}"] = block.attn.received(block.norm1(x), rope)[None]
             x = block(x, rope, None if index in self.spec.full else windows)

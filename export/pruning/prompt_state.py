@@ -28,6 +28,20 @@ Extra = Literal["position_ids", "patch", "rows", "columns", "entered", "inputs_e
 """Fields of ``PromptState`` that exist only if the method asks for them."""
 
 
+class _Projections(nn.Module):
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        width, rows, shared = (
+            spec.hidden_size,
+            spec.num_heads * spec.head_dim,
+            spec.num_kv_heads * spec.head_dim,
+        )
+        self.q_proj = Linear(width, rows, spec.attention_bias)
+        self.k_proj = Linear(width, shared, spec.attention_bias)
+        self.v_proj = Linear(width, shared, spec.attention_bias)
+        self.o_proj = Linear(rows, width)
+
+
 class ScoringLayer(nn.Module):
     """Norms and attention projections of one decoder layer, without its MLP.
 
@@ -39,11 +53,7 @@ class ScoringLayer(nn.Module):
         self.spec = spec
         self.heads, self.kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.self_attn = nn.Module()
-        self.self_attn.q_proj = Linear(spec.hidden_size, self.heads * self.head_dim, spec.attention_bias)
-        self.self_attn.k_proj = Linear(spec.hidden_size, self.kv_heads * self.head_dim, spec.attention_bias)
-        self.self_attn.v_proj = Linear(spec.hidden_size, self.kv_heads * self.head_dim, spec.attention_bias)
-        self.self_attn.o_proj = Linear(self.heads * self.head_dim, spec.hidden_size)
+        self.self_attn = _Projections(spec)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
     def queries(self, normed: Tensor) -> Tensor:
@@ -184,7 +194,8 @@ class PromptState:
         sees = _causal(length, self.scored)
         parts = (x.split(_HEADS, 1) for x in (self.queries(rotated=True), self.keys(rotated=True), values))
         mixed = torch.cat(
-            [F.scaled_dot_product_attention(*part, attn_mask=sees) for part in zip(*parts, strict=True)], 1
+            [F.scaled_dot_product_attention(q, k, v, attn_mask=sees) for q, k, v in zip(*parts, strict=True)],
+            1,
         )
         mixed = mixed.transpose(1, 2).reshape(1, length, -1)
         return layer.post_attention_layernorm(self.scored + layer.self_attn.o_proj(mixed))

@@ -33,8 +33,8 @@ __all__ = [
     "row",
 ]
 
-Keep = int | torch.SymInt
-"""A number of tokens. It is known at run time only, when a graph is traced."""
+Keep = int
+"""A number of tokens. While a graph is traced it is a ``torch.SymInt``, which torch types as an int."""
 
 
 def ahead(score: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from foveate.engines.errors import UserError
 from foveate.export.networks.clip import ACTIVATIONS
-from foveate.export.spec import DecoderSpec, VisionSpec
+from foveate.export.spec import ClipVisionSpec, DecoderSpec
 
 __all__ = ["DECODERS", "Config", "clip_vision_spec", "decoder_spec"]
 
@@ -120,7 +120,9 @@ class Config:
         )
 
 
-def clip_vision_spec(values: dict[str, Any], feature_layer: Any, joint: int | None, where: str) -> VisionSpec:
+def clip_vision_spec(
+    values: dict[str, Any], feature_layer: Any, joint: int | None, where: str
+) -> ClipVisionSpec:
     """Return the spec of a CLIP tower.
 
     ``feature_layer`` counts hidden states as Hugging Face does: 0 is the embeddings, i the output of layer i
@@ -136,7 +138,7 @@ def clip_vision_spec(values: dict[str, Any], feature_layer: Any, joint: int | No
     if type(feature_layer) is not int or feature_layer not in states or feature_layer == 0:
         expected = f"one layer, 1..{layers} or -1..{-layers}"
         raise Config({}, {}, where).misfit("vision_feature_layer", feature_layer, expected)
-    return VisionSpec(
+    return ClipVisionSpec(
         image_size=config.size("image_size"),
         patch_size=config.size("patch_size"),
         hidden_size=config.size("hidden_size"),

@@ -31,7 +31,7 @@ from foveate.export.bundling.precision import Precision
 from foveate.export.bundling.write_graphs import write_graphs
 from foveate.export.checkpoints import pruner_weights
 from foveate.export.graphs.assemble import assemble
-from foveate.export.spec import Parts, VisionSpec
+from foveate.export.spec import ClipVisionSpec, Parts
 from foveate.runtime.llm.budget import Points
 from foveate.runtime.llm.prompt_rows import PromptRows
 from foveate.runtime.measuring.bench import environment
@@ -41,7 +41,7 @@ TEXT, WORDS = 64, 12
 
 
 @dataclass(frozen=True)
-class Wide(VisionSpec):
+class Wide(ClipVisionSpec):
     """A tile of patches of any size."""
 
     sides: tuple[int, int] = (24, 24)
@@ -117,7 +117,7 @@ def model(tokens: int) -> Parts:
     parts = models.load("llava-1.5-7b", load_format="dummy")
     vision = parts.spec.vision
     wide = Wide(
-        **{field.name: getattr(vision, field.name) for field in fields(VisionSpec)}, sides=GRIDS[tokens]
+        **{field.name: getattr(vision, field.name) for field in fields(ClipVisionSpec)}, sides=GRIDS[tokens]
     )
     return replace(parts, spec=replace(parts.spec, vision=wide))
 

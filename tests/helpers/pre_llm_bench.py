@@ -19,7 +19,7 @@ from foveate.export.graphs.pre_llm_pruner import pruner_graph
 from foveate.export.graphs.trace import trace
 from foveate.export.pruning.pre_llm import PreLLMPruner
 from foveate.export.pruning.taps import tap_shape
-from foveate.export.spec import DecoderSpec, ModelSpec, VisionSpec
+from foveate.export.spec import ClipVisionSpec, DecoderSpec, ModelSpec
 
 SIZES = {"words": 5, "segments": 2}
 
@@ -94,7 +94,7 @@ class Bench:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Vision(VisionSpec):
+class _Vision(ClipVisionSpec):
     """Grids need not be square here."""
 
     @property

@@ -13,7 +13,7 @@ from foveate.engines.errors import UserError
 from foveate.engines.trt.profiles import settled
 from foveate.export.models import families, family
 from foveate.export.networks.qwen_vision import WindowSpec
-from foveate.export.spec import VisionSpec
+from foveate.export.spec import ClipVisionSpec
 from foveate.jetson.device.devices import device
 from foveate.jetson.planner import model_sizes, roofline
 from foveate.jetson.planner.memory import memory
@@ -328,7 +328,7 @@ def test_a_bundle_plans_itself(make_bundle, capsys):
 def test_an_encoder_tells_its_sizes():
     """Sizes of the published towers are the table's, however written: a bundle is planned as its model."""
     table = json.loads((ROOT / "jetson" / "data" / "models.json").read_text())["models"]
-    clip = VisionSpec(336, 14, 1024, 4096, 16, depth=23, activation="quick_gelu", layer_norm_eps=1e-5)
+    clip = ClipVisionSpec(336, 14, 1024, 4096, 16, depth=23, activation="quick_gelu", layer_norm_eps=1e-5)
     assert clip.sizes == table["llava-1.5-7b"]["vision"]
     qwen = WindowSpec(1280, 3420, 16, 32, (7, 15, 23, 31), window=4, patch_size=14, frames=2, max_tokens=4096)
     assert qwen.sizes == table["qwen2.5-vl-7b"]["vision"]

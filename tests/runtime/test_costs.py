@@ -207,7 +207,7 @@ def test_what_a_stage_may_leave_stands_above_what_it_is_given(llava):
 
     def model(side: int):
         return parts.ModelSpec(
-            "llava", parts.VisionSpec(14 * side, 14, 64, 64, 1, 1, "gelu", 1e-5), decoder, ()
+            "llava", parts.ClipVisionSpec(14 * side, 14, 64, 64, 1, 1, "gelu", 1e-5), decoder, ()
         )
 
     feather = methods.load("feather")
@@ -228,7 +228,7 @@ def test_the_clusters_of_sparsevlm_are_part_of_its_published_budgets(keep: int) 
     methods = pytest.importorskip("foveate.export.methods")
     parts = pytest.importorskip("foveate.export.spec")
     decoder = parts.DecoderSpec(4096, 11008, 32, 32, 32, 128, 32064, 1e-5, 1e4, 4096, False)
-    model = parts.ModelSpec("llava", parts.VisionSpec(336, 14, 64, 64, 1, 1, "gelu", 1e-5), decoder, ())
+    model = parts.ModelSpec("llava", parts.ClipVisionSpec(336, 14, 64, 64, 1, 1, "gelu", 1e-5), decoder, ())
     left = methods.load("sparsevlm").leaves(model, keep, 576).values()
     layers = 2, 4, 9, 17  # the authors count a pruning layer as pruned
     assert costs.average_tokens(tuple(zip(layers, (576, *left), strict=True))) == pytest.approx(keep, abs=1)
