@@ -28,7 +28,7 @@ _MOST_ROWS = 1024
 """Largest number of rows that are computed together.
 
 ONNX Runtime's attention also computes what the mask hides, so smaller pieces take less time: at 7B sizes a
-sixth less for 2,880 tokens, and a third less for 4,000 (docs/measurements.md).
+sixth less for 2,880 tokens, and a third less for 4,000 (docs/measurements/cpu-speed.md).
 """
 
 Left = tuple[np.ndarray, ...]

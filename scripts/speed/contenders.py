@@ -27,6 +27,7 @@ from foveate.runtime.bundle.loading import load
 from foveate.runtime.llm.kv_cache import KVCache
 from foveate.runtime.measuring.bench import environment, resident_bytes
 from speed.rival_models import gguf_file, openvino_file
+from speed.tables import spread
 
 KINDS = ("llama.cpp-q4_0", "openvino-int4", "openvino-int8")
 _STEPS = 16
@@ -221,8 +222,6 @@ def print_table(found: dict[str, dict[str, Any]], tokens: Sequence[int]) -> None
         cells = []
         for n in tokens:
             for what, scale, digits in (("prefill", 1, 2), ("decode", 1e3, 1)):
-                times = [row[what] * scale for row in rows[str(n)]]
-                ends = f"{min(times):.{digits}f}..{max(times):.{digits}f}"
-                cells.append(f"{statistics.median(times):.{digits}f} ({ends})")
+                cells.append(spread((row[what] for row in rows[str(n)]), digits, scale))
         most = max(sum(row["resident"].values()) for n in tokens for row in rows[str(n)])
         print(f"| {Path(name).name} | {' | '.join(cells)} | {most / 1e9:.2f} |")

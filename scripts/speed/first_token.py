@@ -28,6 +28,7 @@ from foveate.runtime.measuring.bench import environment, question
 from foveate.runtime.pipeline import Pipeline
 from speed.contenders import ask, start
 from speed.rival_models import gguf_file, projector_file
+from speed.tables import spread
 
 LLAMA = "llama.cpp-q4_0"
 _SIDES = 480, 640, 3
@@ -137,9 +138,5 @@ def print_table(found: dict[str, dict[str, Any]]) -> None:
     )
     print("|---|---|---|---|")
     for name, row in found.items():
-        times = row["seconds"]
-        middle = statistics.median(times)
-        print(
-            f"| {name} | {row['rows']} | {middle:.2f} ({min(times):.2f}..{max(times):.2f}) "
-            f"| {whole / middle:.2f} |"
-        )
+        ratio = whole / statistics.median(row["seconds"])
+        print(f"| {name} | {row['rows']} | {spread(row['seconds'], 2)} | {ratio:.2f} |")

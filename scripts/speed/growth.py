@@ -29,6 +29,7 @@ from foveate.runtime.bundle.manifest import DecoderSizes
 from foveate.runtime.measuring import costs
 from foveate.runtime.measuring.bench import environment
 from speed.contenders import Ours
+from speed.tables import spread
 
 LENGTHS = [64, 128, 256, 512, 1024, 2048, 2880, 4080]
 _STEPS = 8
@@ -110,11 +111,8 @@ def explain(sizes: DecoderSizes, fits: Mapping[str, Sequence[float]]) -> list[st
 def print_table(prefill: Times, step: Times) -> None:
     print("| tokens | prefill, s | ms per token | a step behind them, ms |\n|---|---|---|---|")
     for n in prefill:
-        middle = statistics.median(prefill[n])
-        spread = f"{middle:.3f} ({min(prefill[n]):.3f}..{max(prefill[n]):.3f})"
-        behind = [x * 1e3 for x in step[n]]
-        steps = f"{statistics.median(behind):.1f} ({min(behind):.1f}..{max(behind):.1f})"
-        print(f"| {n} | {spread} | {middle / n * 1e3:.2f} | {steps} |")
+        per_token = statistics.median(prefill[n]) / n * 1e3
+        print(f"| {n} | {spread(prefill[n], 3)} | {per_token:.2f} | {spread(step[n], 1, 1e3)} |")
 
 
 def plot(prefill: Times, step: Times, fits: Mapping[str, Sequence[float]], file: Path) -> None:

@@ -35,6 +35,7 @@ from foveate.export.spec import ClipVisionSpec, Parts
 from foveate.runtime.llm.budget import Points
 from foveate.runtime.llm.prompt_rows import PromptRows
 from foveate.runtime.measuring.bench import environment
+from speed.tables import spread
 
 GRIDS = {576: (24, 24), 2880: (48, 60)}
 TEXT, WORDS = 64, 12
@@ -194,7 +195,5 @@ def print_table(rows: dict[str, list[float]], names: Sequence[str], tokens: Sequ
     for name in names:
         found = [rows.get(f"{name} {n}") for n in tokens]
         if any(found):
-            cells = (
-                "-" if f is None else f"{f[0] * 1e3:.1f} ({f[1] * 1e3:.1f}..{f[2] * 1e3:.1f})" for f in found
-            )
+            cells = ("-" if times is None else spread(times, 1, 1e3) for times in found)
             print(f"| {name} | {' | '.join(cells)} |")
