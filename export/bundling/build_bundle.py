@@ -28,7 +28,7 @@ from foveate.export.graphs.graph import Graph
 from foveate.export.pruning.budgets import Points, sampled
 from foveate.export.pruning.method import Method
 from foveate.export.spec import DecoderSpec, Parts
-from foveate.runtime.bundle import licence
+from foveate.runtime.bundle import licence, typed_json
 from foveate.runtime.bundle import loading as bundle
 from foveate.runtime.bundle.manifest import (
     DecoderSizes,
@@ -161,7 +161,7 @@ def manifest(name: str, parts: Parts, method: Method, graphs: list[Graph], preci
     return Manifest(
         name=name,
         family=spec.family,
-        source=Source(**parts.source),
+        source=typed_json.read(Source, dict(parts.source), "source"),
         methods=(_method(parts, method, graphs),),
         precision=said,
         num_visual_tokens=total,

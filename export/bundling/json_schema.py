@@ -57,7 +57,7 @@ def _type(field: Any, found: Any) -> Any:
 
 def _classes(kind: Any, known: list[Any]) -> list[Any]:
     """Return ``known`` and the dataclasses that occur in ``kind``, each once."""
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         if kind in known:
             return known
         known = [*known, kind]
@@ -71,8 +71,8 @@ def _classes(kind: Any, known: list[Any]) -> list[Any]:
 
 def _schema(kind: Any) -> dict[str, Any]:
     origin, inner = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        return {"$ref": f"#/$defs/{kind.__name__}"}  # type: ignore[union-attr]
+    if isinstance(kind, type) and is_dataclass(kind):
+        return {"$ref": f"#/$defs/{kind.__name__}"}
     if is_union(kind):
         return {"anyOf": [_schema(each) for each in inner]}
     if origin is Literal:

@@ -155,7 +155,9 @@ def _language(
     """
     arrays: dict[str, np.ndarray] = {}
     after = chunk.positions[..., -1:] + 1 + np.arange(rows.shape[1] - len(chunk))
-    positions, carried, behind = np.concatenate([chunk.positions, after], axis=-1), {}, {}
+    positions = np.concatenate([chunk.positions, after], axis=-1)
+    carried: dict[str, Tensor] = {}
+    behind: dict[str, Tensor] = {}
     embeds = _half(rows)
     for graph in graphs:
         if graph.spec.in_place:
@@ -324,13 +326,14 @@ def _segment(
     logits), and the recorded arrays.
     """
     module, name, length = graph.module, graph.spec.name, rows.shape[1]
+    assert isinstance(module, (Segment, Decoder))  # graphs with a kv cache
     spec = module.decoder.spec if isinstance(module, Segment) else module.spec
     position_ids, start = torch.from_numpy(positions)[..., None, :], torch.zeros(1, dtype=torch.int64)
     rope = rope_of(spec, *rope_tables(spec), position_ids)
     mask = Decoder.causal_mask(length, length, start)
     empty = torch.zeros(1, spec.num_kv_heads, length, spec.head_dim)
-    arrays = {
-        f"{name}.prompt": np.int64(prompt),
+    arrays: dict[str, np.ndarray] = {
+        f"{name}.prompt": np.array(prompt, np.int64),
         f"{name}.in.{graph.spec.inputs[0].name}": _store(rows),
         f"{name}.in.position_ids": position_ids.numpy(),
     }
@@ -339,7 +342,8 @@ def _segment(
         if isinstance(module, Segment)
         else (0, spec.num_layers, None)
     )
-    hidden, behind = rows, {}
+    hidden = rows
+    behind: dict[str, Tensor] = {}
     for index in range(first, end):
         if index == watched:
             behind["scored"] = hidden

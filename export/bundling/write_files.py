@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,8 @@ def write_golden(
     facts = reference_run.Facts(plan, method.budgets(parts.spec), renumbers, whole)
     question = _question(root, parts, graphs)
     for name, reading in readings.items():
-        np.savez(root / name, **reference_run.record(graphs, reading, table, question, facts, ranges))
+        arrays: dict[str, Any] = {**reference_run.record(graphs, reading, table, question, facts, ranges)}
+        np.savez(root / name, **arrays)  # numpy's types would take an array for allow_pickle
     return ranges
 
 
@@ -85,6 +87,7 @@ def _question(root: Path, parts: Parts, graphs: list[Graph]) -> reference_run.Qu
     for graph in graphs:
         if graph.spec.name == "text_encoder":
             context = graph.spec.input("input_ids").shape[1]
+            assert isinstance(context, int)  # CLIP's context has one length
             clip_ids = clip_segments(GOLDEN_TEXT, load_tokenizer(root / "clip_tokenizer.json"), context)
     return reference_run.Question(
         before=np.concatenate([none, *segments[:slot]]),

@@ -9,7 +9,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from foveate.calib.schemes.quantized import Form
+from foveate.calib.schemes.quantized import Form, PartName
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
 from foveate.export import lowering
@@ -79,7 +79,7 @@ def write_graphs(
     forms. In-LLM pruners, which see only prompts, are written in the second form alone. Its integers are made
     from the numbers of the first form, so both are the same model.
     """
-    tables = dict(zip(("llm.rope_cos", "llm.rope_sin"), rope_tables(parts.decoder.spec), strict=True))
+    tables = dict(zip(("llm.rope_cos", "llm.rope_sin"), rope_tables(parts.spec.decoder), strict=True))
     first = Store(root, LayeredWeights(TensorWeights(tables), parts.weights))
     second = Store(root, first)
     schemes = {first: precision.choose(packed(parts.weights)), second: precision.prefilling.choose()}
@@ -107,7 +107,8 @@ def write_graphs(
     for name in dict.fromkeys(item.dialect for item in lowered):
         mine = [item for item in lowered if item.dialect == name]
         reading = _reading([item for item in mine if not item.prefill], first, statistics)
-        kind = ("dynamic." if reading.form.dynamic else "static.") if reading.rounds else ""
+        dynamic = reading.form is not None and reading.form.dynamic
+        kind = ("dynamic." if dynamic else "static.") if reading.rounds else ""
         golden = f"golden.{kind}npz"
         index[name] = _files(mine, golden, lowering.load(name).appends)
         readings[golden] = reading if kind else Reading(first)
@@ -158,7 +159,7 @@ def _write_weights(
 
     Those that are ``known`` are left out.
     """
-    wanted: dict[tuple[str, str], set[str]] = {}
+    wanted: dict[tuple[str, str], set[PartName]] = {}
     for item in (item for item in lowered if item.store is store):
         for name, encoding in item.needs:
             if (name, encoding) not in known:

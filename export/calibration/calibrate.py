@@ -75,12 +75,14 @@ def calibrated(
     ``manifest`` is that of the bundle without dialects. ``root`` is the folder in which the bundle is built,
     ``beside`` its final place. Raises UserError when samples or statistics cannot be used.
     """
-    identity = {
+    identity: dict[str, Any] = {
         "name": parts.source.get("model"),
         "model": _fingerprint(parts.weights, parts.spec.decoder.num_layers),
         "method": {"name": method.name, "options": method.describe()},
     }
+    statistics: Statistics | None
     if asked.source is None:
+        assert asked.statistics is not None  # ``Calibration`` has one of the two
         statistics = Statistics.load(asked.statistics)
         statistics.require({key: identity[key] for key in ("model", "method")}, asked.statistics)
     else:
@@ -140,7 +142,8 @@ def _collect(
     progress: Progress,
 ) -> Statistics:
     partial, spec = path.with_name(f"{path.name}.partial"), parts.spec.decoder
-    done, found = 0, {}
+    done = 0
+    found: dict[str, np.ndarray] = {}
     saved = load_prompts(partial)
     if saved and saved[2]["identity"] == identity:
         prompts, found, facts = saved

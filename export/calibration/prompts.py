@@ -94,12 +94,13 @@ class Stages:
         self._cuts = len(manifest.method.cuts)
         self._before = [graph.spec.name for graph in others if not graph.spec.name.startswith("pruner.")]
         self._table, self._layers = table, parts.spec.decoder.num_layers
-        engines = {f"pruner.{cut}": self._engine(f"pruner.{cut}") for cut in range(self._cuts)}
-        segments = {
+        # Any: a stand-in has the interface of an engine and cannot run
+        engines: dict[str, Any] = {
             name: _Interface(self._bundle.manifest.spec(name, _DIALECT))
             for name, _ in self._bundle.manifest.segments
         }
-        self._decoder = Decoder({**engines, **segments}, table, self._bundle.manifest)
+        engines |= {f"pruner.{cut}": self._engine(f"pruner.{cut}") for cut in range(self._cuts)}
+        self._decoder = Decoder(engines, table, self._bundle.manifest)
         self._around = [pair for pair in pairwise(self._decoder.segments) if pair[0].pruner is not None]
 
     def _engine(self, name: str) -> Engine:
@@ -156,13 +157,14 @@ class Stages:
         if prompt.scored is not None:
             outputs["scored"] = prompt.scored.numpy()
         segment, behind = self._around[number]
+        assert prompt.entering is not None  # a cut is ahead of this prompt
         entering = prompt.entering.numpy()
         given = {"scored": entering, "inputs_embeds": entering, **outputs}
         rows, chunk, carried = segment.prune(given, prompt.chunk, prompt.carried or {})
         hidden = torch.from_numpy(rows.numpy().copy())
         chunk = replace(chunk, positions=behind.places(chunk.positions))
-        carried = {name: value.numpy().copy() for name, value in carried.items()}
-        return Prompt(hidden, chunk, hidden if number + 1 < self._cuts else None, None, carried)
+        copies = {name: value.numpy().copy() for name, value in carried.items()}
+        return Prompt(hidden, chunk, hidden if number + 1 < self._cuts else None, None, copies)
 
 
 def save_prompts(
@@ -183,7 +185,7 @@ def save_prompts(
             [getattr(prompt.chunk, field.name) for prompt in prompts], axis=-1
         )
     for name in first.carried or ():
-        arrays[f"carried.{name}"] = np.concatenate([prompt.carried[name][0] for prompt in prompts])
+        arrays[f"carried.{name}"] = np.concatenate([(prompt.carried or {})[name][0] for prompt in prompts])
     with atomic_file(path) as part:
         save_file(arrays, part, {"facts": json.dumps(facts)})
 
@@ -212,7 +214,7 @@ def _slice(arrays: dict[str, np.ndarray], rows: slice) -> Prompt:
         return torch.from_numpy(arrays[name][rows])[None] if name in arrays else None
 
     return Prompt(
-        tensor("hidden"),
+        torch.from_numpy(arrays["hidden"][rows])[None],
         PromptRows(**{field.name: arrays[f"chunk.{field.name}"][..., rows] for field in fields(PromptRows)}),
         tensor("entering"),
         tensor("scored"),

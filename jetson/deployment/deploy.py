@@ -233,7 +233,7 @@ def _target(there: dict[str, Any]) -> Target:
     """Return the device's target. It has the CUDA of its JetPack if it is a known Jetson."""
     l4t = l4t_of(there["release"])
     jetpack = jetpack_of(l4t) if l4t else None
-    return Target(there["machine"], there["python"], there["glibc"], jetpack and jetpack.cuda)
+    return Target(there["machine"], there["python"], there["glibc"], jetpack.cuda if jetpack else None)
 
 
 def _payload(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -25,9 +26,10 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 try:
-    import fcntl
+    fcntl: ModuleType | None = importlib.import_module("fcntl")
 except ImportError:  # Windows
     fcntl = None
 

@@ -135,7 +135,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _name(requirement: str) -> str:
     """Return the normalized name of a requirement: "Foo_Bar[x]>=1" is foo-bar."""
-    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement.strip())[0]).lower()
+    found = re.match(r"[\w.-]+", requirement.strip())
+    assert found is not None  # a requirement begins with a name
+    return re.sub(r"[-_.]+", "-", found[0]).lower()
 
 
 def _own_wheel(folder: Path) -> Path:

@@ -12,6 +12,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from foveate.jetson.device.devices import JetPack, jetpack_of
 from foveate.jetson.device.system import System
@@ -194,7 +195,7 @@ def _zram(system: System) -> int:
     return sum(int(line.split()[2]) * 1024 for line in lines if line.startswith("/dev/zram"))
 
 
-def _json(text: str | None):
+def _json(text: str | None) -> Any:  # JSON may be anything
     try:
         return json.loads(text or "null")
     except ValueError:

@@ -16,7 +16,7 @@ from foveate.engines.errors import UserError
 from foveate.jetson.device import devices
 from foveate.jetson.device.devices import Device
 from foveate.jetson.planner import model_sizes
-from foveate.jetson.planner.memory import DIALECTS, fitting_context, memory
+from foveate.jetson.planner.memory import DIALECTS, Memory, fitting_context, memory
 from foveate.jetson.planner.model_config import PHOTO
 from foveate.jetson.planner.model_sizes import Model
 from foveate.jetson.planner.roofline import times
@@ -83,8 +83,10 @@ def _rows(schedule: costs.Schedule, text_tokens: int, new_tokens: int) -> int:
 def _needs(
     model: Model, device: Device, max_context: int | None, dialect: str | None, desktop: bool, rows: int
 ) -> dict[str, Any]:
-    sizes = {"max_context": max_context, "dialect": dialect, "desktop": desktop}
-    found = memory(model, device, **sizes)
+    def needed(context: int | None, parts: int = 1) -> Memory:
+        return memory(model, device, max_context=context, dialect=dialect, desktop=desktop, llm_parts=parts)
+
+    found = needed(max_context)
     if found.max_context < rows:
         raise UserError(
             "the kv cache is too short "
@@ -95,10 +97,10 @@ def _needs(
     needs = found.to_json()
     if not needs["fits"]:
         context = needs["fitting_context"] = fitting_context(model, device, rows, dialect, desktop)
-        sizes["max_context"] = context or max_context
+        max_context = context or max_context
     if not needs["builds"]:
         parts = range(2, model.decoder.num_layers + 1)
-        fitting = (n for n in parts if memory(model, device, llm_parts=n, **sizes).build <= device.memory)
+        fitting = (n for n in parts if needed(max_context, n).build <= device.memory)
         needs["llm_parts"] = next(fitting, None)
     return needs
 

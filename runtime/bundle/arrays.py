@@ -38,7 +38,7 @@ class Archive:
         if not isinstance(self._arrays, np.lib.npyio.NpzFile):
             raise _damaged(path, "it is no archive of arrays")
 
-    def __enter__(self):
+    def __enter__(self) -> Archive:  # noqa: PYI034, Self is in typing from Python 3.11 on
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -13,7 +13,7 @@ import difflib
 import errno
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -74,7 +74,8 @@ class Parser(argparse.ArgumentParser):
         """Raise UserError for wrong usage."""
         raise UserError(f"{message} | {self.prog} --help lists the options", code=2)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+    # The base class has overloads for a namespace of any type.
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Return the parsed arguments. Raises UserError for options that are not known."""
         found, extra = self.parse_known_args(args, namespace)
         if wrong := [each.split("=")[0] for each in extra if each.startswith("-")]:
@@ -139,7 +140,7 @@ def _after_lost_output(verb: str, code: int, fault: OSError | None) -> int:
         if verb in _MAKERS and code == 0
         else "redirect it to a file on a disk with room, or leave the redirection out"
     )
-    reason = "it is closed" if fault.errno == errno.EBADF else fault.strerror.lower()
+    reason = "it is closed" if fault.errno == errno.EBADF else (fault.strerror or str(fault)).lower()
     print(f"foveate: cannot write to the standard output | {reason} | {remedy}", file=sys.stderr)
     return code if verb in _MAKERS else code or 1
 

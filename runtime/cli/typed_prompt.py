@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from itertools import chain, repeat
 
 from foveate.runtime.text.chat_prompt import ChatTokenizer
-from foveate.runtime.text.turns import IMAGE, Prompt
+from foveate.runtime.text.turns import IMAGE, Part, Prompt
 
 __all__ = ["MARKER", "read_prompt"]
 
@@ -34,7 +33,10 @@ def read_prompt(
         return text
     behind = settings["image"].partition(settings["image_token"])[2]
     words = re.split(f"{MARKER}(?:{re.escape(behind)})?", text)
-    return [part for part in chain(*zip(words, [*repeat(IMAGE, images), ""], strict=True)) if part]
+    parts: list[Part] = [words[0]]
+    for word in words[1:]:
+        parts += [IMAGE, word]
+    return [part for part in parts if part]
 
 
 def _hints(text: str, images: int, tokenizer: ChatTokenizer) -> list[str]:

@@ -82,7 +82,7 @@ class Segment:
         self.cache.length += count
         return outputs
 
-    def prune(self, given: Mapping[str, Feed], facts: PromptRows, carried: Mapping[str, Buffer]) -> Pruned:
+    def prune(self, given: Mapping[str, Feed], facts: PromptRows, carried: Mapping[str, Feed]) -> Pruned:
         """Run the pruner.
 
         ``given`` holds ``hidden``, ``scored`` and ``inputs_embeds`` of the rows (see

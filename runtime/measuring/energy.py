@@ -106,7 +106,7 @@ class Sampler:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Sampler:  # noqa: PYI034, Self is in typing from Python 3.11 on
         self._samples.clear()
         self._stop.clear()
         if self._read is not None:
@@ -127,6 +127,7 @@ class Sampler:
             self._sample()
 
     def _sample(self) -> None:
+        assert self._read is not None  # without a monitor nothing is sampled
         try:
             watts = self._read()
         except (OSError, ValueError):  # the monitor is busy; the trapezoid rule bridges the missing sample
