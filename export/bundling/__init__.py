@@ -1,6 +1,7 @@
 """Writes a bundle: graphs, weights, reference answers and settings, then puts it in its place.
 
 ``build_bundle`` runs the steps. ``write_graphs``, ``weight_store`` and ``precision`` write graphs and
-weights. ``reference_run`` records the reference answers, ``ranges`` the largest values in them. ``staging``
-and ``publish`` guard the folder of ``--out``.
+weights, ``write_files`` the other files. ``reference_run`` and ``reference_graph`` record the reference
+answers, ``ranges`` the largest values in them. ``json_schema`` describes ``bundle.json``. ``staging`` and
+``publish`` guard the folder of ``--out``.
 """

@@ -9,10 +9,8 @@ numbers. ``ranges`` notes the largest values.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -20,24 +18,14 @@ from torch import Tensor, nn
 
 from foveate.engines.spec import TensorSpec
 from foveate.export.bundling.ranges import Ranges
-from foveate.export.bundling.weight_store import Reading, Rounding
-from foveate.export.checkpoints.find import fill
+from foveate.export.bundling.reference_graph import half, run_graph, run_segment
+from foveate.export.bundling.weight_store import Reading
 from foveate.export.graphs.graph import Graph
-from foveate.export.networks.decoder import (
-    Decoder,
-    DecoderLayer,
-    Linear,
-    RMSNorm,
-    Segment,
-    rope_of,
-    rope_tables,
-)
 from foveate.runtime.images.token_layout import Layout
 from foveate.runtime.llm.budget import Points
 from foveate.runtime.llm.prompt_items import axes_of, positions_of
 from foveate.runtime.llm.prompt_rows import PromptRows
 from foveate.runtime.llm.visual_tokens import VisualTokens
-from foveate.runtime.overflow import FLOAT16_MAX
 
 __all__ = ["Facts", "Question", "record"]
 
@@ -95,7 +83,9 @@ def record(
     values = {"text_embeds": _embed(embed_tokens, question.words), "view": view}
     language = next(i for i, graph in enumerate(graphs) if graph.spec.in_place)
     for graph in graphs[:language]:
-        values |= _run(graph, weights, values, question, facts, arrays, ranges)
+        found, recorded = _run(graph, weights, values, question, facts, ranges)
+        values |= found
+        arrays |= recorded
     visual, kept = _visual(values, view, piece.ravel())
     rng = np.random.default_rng(0)
     forced = rng.integers(0, len(embed_tokens), FORCED_TOKENS)
@@ -158,17 +148,18 @@ def _language(
     positions = np.concatenate([chunk.positions, after], axis=-1)
     carried: dict[str, Tensor] = {}
     behind: dict[str, Tensor] = {}
-    embeds = _half(rows)
+    embeds = half(rows)
     for graph in graphs:
         if graph.spec.in_place:
-            entering = _half(rows)
-            behind, found = _segment(graph, weights, entering, positions, len(chunk), ranges)
+            entering = half(rows)
+            behind, found = run_segment(graph, weights, entering, positions, len(chunk), ranges)
             arrays |= found
             rows = behind["hidden"]
         else:
             given = {"scored": entering, "inputs_embeds": embeds, **behind}
             before = {name: value[:, : len(chunk)] for name, value in given.items()} | carried
-            out = _prune(graph, weights.pruning or weights, before, chunk, facts, arrays, ranges)
+            out, recorded = _prune(graph, weights.pruning or weights, before, chunk, facts, ranges)
+            arrays |= recorded
             count, forced = int(out["count"]), positions[..., len(chunk) :]
             rows = torch.cat([out["tokens"][:, :count], behind["hidden"][:, len(chunk) :]], dim=1)
             carried = {f"carried.{n[6:]}": v[:, :count] for n, v in out.items() if n.startswith("carry.")}
@@ -186,77 +177,13 @@ def _prune(
     before: dict[str, Tensor],
     chunk: PromptRows,
     facts: Facts,
-    arrays: dict[str, np.ndarray],
     ranges: Ranges,
-) -> dict[str, Tensor]:
-    """Run a pruner between two segments and return its outputs by name.
-
-    Inputs and outputs are added to ``arrays``.
-    """
-    name = graph.spec.name
-    known = chunk.feeds(facts.budgets.get(name, ()))
+) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+    """Run a pruner between two segments. Return its outputs by name, and the recorded arrays."""
+    known = chunk.feeds(facts.budgets.get(graph.spec.name, ()))
     values = before | {key: torch.from_numpy(value) for key, value in known.items()}
-    inputs = [_half(values[tensor.name]) for tensor in graph.spec.inputs]
-    found = _answer(graph, weights, inputs, ranges)
-    arrays |= {f"{name}.in.{t.name}": _store(v) for t, v in zip(graph.spec.inputs, inputs, strict=True)}
-    arrays |= {f"{name}.out.{key}": value.numpy() for key, value in found.items()}
-    return found
-
-
-def _answer(graph: Graph, weights: Reading, inputs: list[Tensor], ranges: Ranges) -> dict[str, Tensor]:
-    """Run a copy of the graph's module and return its outputs by name.
-
-    It is a copy because the module itself may be traced again.
-    """
-    name, module = graph.spec.name, _ready(copy.deepcopy(graph.module), weights, graph.weight)
-    for tensor, value in zip(graph.spec.inputs, inputs, strict=True):
-        ranges.see(name, f"input {tensor.name}", value, edge=True)
-    with ranges.watch(name, module):
-        answer = module(*inputs)
-    outputs = tuple(answer.values()) if isinstance(answer, dict) else answer
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    found = {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}
-    for key, value in found.items():
-        ranges.see(name, f"output {key}", value, edge=True)
-    return found
-
-
-def _ready(
-    module: nn.Module, weights: Reading, weight: str | Callable[[str], str], together: int | None = None
-) -> nn.Module:
-    """Fill ``module`` with weights and make its products round their inputs as the graphs do.
-
-    The first ``together`` rows are rounded together and every later row by itself; None rounds all rows
-    together.
-    """
-    name_of = weight.__add__ if isinstance(weight, str) else weight
-    for path, part in fill(module, weights, weight).named_modules():
-        if isinstance(part, Linear):
-            rounding = weights.rounding(name_of(f"{path}.weight" if path else "weight"))
-            if rounding is not None:
-                part.register_forward_pre_hook(partial(_round, rounding, together))
-    return module
-
-
-def _round(rounding: Rounding, together: int | None, module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    (x,) = inputs
-    if together is None:
-        return rounding(x)
-    calls = x.split([together, *[1] * (x.shape[1] - together)], dim=1)
-    return torch.cat([rounding(call) for call in calls], dim=1)
-
-
-def _half(x: Tensor) -> Tensor:
-    """Round floats to float16, unless it cannot hold them. Integers stay."""
-    return x.half().float() if _holds(x) else x
-
-
-def _holds(x: Tensor) -> bool:
-    """Return True for floats that float16 can hold.
-
-    For others no float16 graph is written (``write_graphs.widen``).
-    """
-    return x.is_floating_point() and (not x.numel() or float(x.abs().amax()) <= FLOAT16_MAX)
+    inputs = [half(values[tensor.name]) for tensor in graph.spec.inputs]
+    return run_graph(graph, weights, inputs, ranges)
 
 
 def _embed(table: np.ndarray, ids: np.ndarray) -> Tensor:
@@ -269,13 +196,13 @@ def _run(
     values: dict[str, Tensor],
     question: Question,
     facts: Facts,
-    arrays: dict[str, np.ndarray],
     ranges: Ranges,
-) -> dict[str, Tensor]:
-    name, inputs = graph.spec.name, []
+) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+    """Run a graph before the language model. Return its outputs by name, and the recorded arrays."""
+    inputs = []
     for tensor in graph.spec.inputs:
         if tensor.name == "pixel_values":
-            value = _half(_pixels(tensor, facts.layout))
+            value = half(_pixels(tensor, facts.layout))
         elif tensor.name in facts.layout.feeds:
             value = torch.from_numpy(facts.layout.feeds[tensor.name])
         elif tensor.name == "input_ids":
@@ -283,16 +210,9 @@ def _run(
         elif tensor.value is not None:
             value = torch.tensor(min(max(1, values["view"].numel() * 2 // 9), MOST_KEPT))
         else:
-            value = _half(values[tensor.name])
+            value = half(values[tensor.name])
         inputs.append(value)
-        arrays[f"{name}.in.{tensor.name}"] = _store(value)
-    found = _answer(graph, weights, inputs, ranges)
-    arrays |= {f"{name}.out.{key}": value.numpy() for key, value in found.items()}
-    return found
-
-
-def _store(value: Tensor) -> np.ndarray:
-    return (value.half() if _holds(value) else value).numpy()
+    return run_graph(graph, weights, inputs, ranges)
 
 
 def _pixels(tensor: TensorSpec, plan: Layout) -> Tensor:
@@ -315,61 +235,3 @@ def _image(shape: tuple[int, ...]) -> Tensor:
     height, width = shape[2] // 4, shape[3] // 4
     image[..., height : 2 * height, width : 2 * width] += 2
     return image
-
-
-def _segment(
-    graph: Graph, weights: Reading, rows: Tensor, positions: np.ndarray, prompt: int, ranges: Ranges
-) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
-    """Run a segment over the prompt and the forced tokens in one pass.
-
-    Only one decoder layer is in memory at a time. Returns the outputs that have one row per token (not the
-    logits), and the recorded arrays.
-    """
-    module, name, length = graph.module, graph.spec.name, rows.shape[1]
-    assert isinstance(module, (Segment, Decoder))  # graphs with a kv cache
-    spec = module.decoder.spec if isinstance(module, Segment) else module.spec
-    position_ids, start = torch.from_numpy(positions)[..., None, :], torch.zeros(1, dtype=torch.int64)
-    rope = rope_of(spec, *rope_tables(spec), position_ids)
-    mask = Decoder.causal_mask(length, length, start)
-    empty = torch.zeros(1, spec.num_kv_heads, length, spec.head_dim)
-    arrays: dict[str, np.ndarray] = {
-        f"{name}.prompt": np.array(prompt, np.int64),
-        f"{name}.in.{graph.spec.inputs[0].name}": _store(rows),
-        f"{name}.in.position_ids": position_ids.numpy(),
-    }
-    first, end, watched = (
-        (module.first, module.end, module.scored)
-        if isinstance(module, Segment)
-        else (0, spec.num_layers, None)
-    )
-    hidden = rows
-    behind: dict[str, Tensor] = {}
-    for index in range(first, end):
-        if index == watched:
-            behind["scored"] = hidden
-        with torch.device("meta"):
-            layer = DecoderLayer(spec)
-        _ready(layer, weights, f"llm.layers.{index}.", together=prompt)
-        with ranges.watch(name, layer, layer=index, cached=True):
-            hidden, keys, values = layer(hidden, rope, start, mask, (empty, empty))
-        if index in (first, end - 1):
-            arrays |= {
-                f"{name}.out.present.{index}.key": _store(keys),
-                f"{name}.out.present.{index}.value": _store(values),
-            }
-    behind["hidden"] = hidden
-    answers = behind
-    if end == spec.num_layers:
-        with torch.device("meta"):
-            norm, head = (
-                RMSNorm(spec.hidden_size, spec.rms_norm_eps),
-                Linear(spec.hidden_size, spec.vocab_size),
-            )
-        last = fill(norm, weights, "llm.norm.")(hidden[:, prompt - 1 :])
-        ranges.see(name, "norm, output", last)
-        answers = {"logits": _ready(head, weights, "llm.lm_head.", together=1)(last)}
-    ranges.see(name, f"input {graph.spec.inputs[0].name}", rows, edge=True)
-    for key, value in answers.items():
-        ranges.see(name, f"output {key}", value, edge=True)
-        arrays[f"{name}.out.{key}"] = value[0, prompt - length - 1 :].numpy()
-    return behind, arrays
