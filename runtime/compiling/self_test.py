@@ -80,12 +80,13 @@ def limits_of(bundle: Bundle, made: CompiledEngine, graph: str) -> Limits:
     dialect = bundle.manifest.dialects[made.dialect]
     dtype, prompts, precision = dialect.dtype, dialect.prefill, bundle.manifest.precision
     pruning = precision.prefill if prompts else precision.decoder
-    parts = {
+    parts: dict[str, set[str | None]] = {
         "vision_encoder": {precision.vision},
         "llm": {precision.decoder, precision.head},
         "pruner.": {pruning},
     }
-    kinds = next((read for start, read in parts.items() if graph.startswith(start)), set())
+    read = (kinds for start, kinds in parts.items() if graph.startswith(start))
+    kinds = next(read, set())
     int4_in_float32 = dtype == "float32" and "int4" in kinds
     if graph in prompts or (int4_in_float32 and backend(made.target).rounds_activations(made.options)):
         return LIMITS["float32, int8 unrecorded"]
