@@ -67,7 +67,7 @@ def joined(parts: Parts, method: Method, pruner: str | None = None) -> Parts:
         ),
         source=parts.source | {"pruner": label},
         licence=parts.licence | licences,
-        files=parts.files | files,
+        files={**parts.files, **files},
     )
 
 
