@@ -23,7 +23,7 @@ from foveate.runtime.bundle.manifest import PrecisionInfo
 from foveate.runtime.measuring import costs
 from maintenance import fit_plan
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NANO, AGX = device("orin-nano-8gb"), device("agx-orin-64gb")
 
 

@@ -1,0 +1,43 @@
+"""Requirements of wheels, and the conditions in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from wheels_by_hand import make_wheel
+
+from foveate.jetson.deployment.wheels import Target, holds, requirements
+
+
+@pytest.mark.parametrize(
+    ("condition", "python", "expected"),
+    (
+        ("python_version < '3.11'", "3.10", True),
+        ("python_version < '3.11'", "3.12", False),
+        ("python_version >= '3.9'", "3.10", True),
+        ('extra == "dev" and python_version > "3"', "3.10", False),
+        (
+            "sys_platform == 'win32' or (platform_machine == 'aarch64' and python_version < '3.11')",
+            "3.10",
+            True,
+        ),
+        ("platform_system != 'Darwin'", "3.12", True),
+        ("'3.11' > python_version", "3.10", True),
+    ),
+)
+def test_conditions_of_requirements(condition: str, python: str, expected: bool) -> None:
+    assert holds(condition, Target("aarch64", python, "2.35").environment) is expected
+
+
+def test_requirements_of_a_wheel(tmp_path: Path) -> None:
+    needs = (
+        "numpy>=1.24",
+        "tomli; python_version < '3.11'",
+        "torch; extra == 'export'",
+        "x-y (>=2) ; os_name == 'posix'",
+    )
+    wheel = make_wheel(tmp_path, "thing", {}, needs)
+    assert requirements(wheel, Target("aarch64", "3.10", "2.35")) == ["numpy>=1.24", "tomli", "x-y (>=2)"]
+    assert requirements(wheel, Target("aarch64", "3.12", "2.39")) == ["numpy>=1.24", "x-y (>=2)"]
+    assert Target("aarch64", "3.10", "2.35").platforms[0] == "manylinux_2_35_aarch64"
