@@ -6,5 +6,6 @@ import os
 
 import foveate.engines  # noqa: F401  (before any library: it switches ONNX Runtime's telemetry off)
 
-# Of huggingface_hub: what else is installed here goes to the hub with each request. It reads this when it is imported.
+# huggingface_hub tells the hub with each request what else is installed here, unless this is set before its
+# import.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -35,8 +35,9 @@ __all__ = [
 
 
 class VisionSpec(Protocol):
-    """A vision encoder in numbers. Each kind of encoder has its own class (``ClipVisionSpec``, Qwen's
-    ``WindowSpec``).
+    """A vision encoder in numbers.
+
+    Each kind of encoder has its own class: ``ClipVisionSpec``, and Qwen's ``WindowSpec``.
     """
 
     @property

@@ -1,5 +1,4 @@
-"""A graph before its export to ONNX: a module on the meta device, its interface and the names of its
-weights."""
+"""A graph before its export to ONNX: a module on the meta device, its interface and its weights' names."""
 
 from __future__ import annotations
 

@@ -16,9 +16,7 @@ __all__ = ["InLLMPrunerModule", "position_shape", "prompt_length", "stage_graph"
 
 
 class InLLMPrunerModule(nn.Module):
-    """The graph ``pruner.<stage>``: takes the inputs in ``names``, in that order, and returns the outputs of
-    ``InLLMPruner.prune``.
-    """
+    """The graph ``pruner.<stage>``: computes ``InLLMPruner.prune``. ``names`` are its inputs, in order."""
 
     rope_cos: Tensor
     rope_sin: Tensor

@@ -36,8 +36,9 @@ class Pruner(nn.Module):
         self.trained, self.projector = trained, projector
 
     def forward(self, keep: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs of ``PreLLMPruner.reduce``. ``inputs`` are ``view`` without a grid, the tokens
-        and the taps.
+        """Return the outputs of ``PreLLMPruner.reduce``.
+
+        ``inputs`` are ``view`` (without a grid), the tokens and the taps.
         """
         names, given = (self.method.source, *self.taps), list(inputs)
         grid: tuple[Keep, Keep]
@@ -118,8 +119,7 @@ def remaining(width: Dim, rows: Dim, batch: Dim, owned: Dim | None) -> tuple[Ten
 
 
 def _view(vision: VisionSpec, whole: bool) -> TensorSpec:
-    """Return the input with the indices of the vision encoder's tokens that the pruner sees, counted tile
-    after tile.
+    """Return the input with the indices of the tokens that the pruner sees, counted tile after tile.
 
     With ``whole`` all tokens of the image are one row.
     """

@@ -1,5 +1,4 @@
-"""Export of a graph from torch to ONNX: trace its module on the meta device, then clean up the exporter's
-model.
+"""Export of a graph from torch to ONNX: trace its module on the meta device, then clean up the model.
 
 The result is an ``onnx_ir.Model`` whose initializers have names, dtypes and shapes but no data yet.
 ``weight_store.attach`` points them to the external data. A 7B decoder with 32 layers traces in seconds and
@@ -38,8 +37,10 @@ _TRACED: WeakKeyDictionary[torch.nn.Module, dict[object, ir.Model]] = WeakKeyDic
 
 
 def trace(graph: Graph, dtype: str) -> ir.Model:
-    """Return the graph in compute dtype ``dtype`` ("float32", "float16") as ONNX of opset 24, without
-    weights."""
+    """Return the graph as ONNX of opset 24, without weights.
+
+    It computes in ``dtype``, "float32" or "float16".
+    """
     spec = graph.spec.typed(dtype)
     known = _TRACED.setdefault(graph.module, {})
     if (key := (spec, graph.names)) not in known:
@@ -89,8 +90,10 @@ def _example(tensor: TensorSpec, symbols: dict[str, tuple[Symbol, int]]) -> torc
 
 
 def _dynamic_shapes(graph: Graph, symbols: dict[str, tuple[Symbol, int]]) -> tuple[object, ...]:
-    """Return the dynamic axes of each input. Inputs that ``forward`` takes as ``*name`` form one inner
-    tuple."""
+    """Return the dynamic axes of each input.
+
+    Inputs that ``forward`` takes as ``*name`` form one inner tuple.
+    """
     dims = {
         name: torch.export.Dim(name, min=max(symbol.min, 1), max=symbol.max)
         for name, (symbol, _) in symbols.items()
@@ -104,8 +107,10 @@ def _dynamic_shapes(graph: Graph, symbols: dict[str, tuple[Symbol, int]]) -> tup
 
 
 def _tidy(model: ir.Model, spec: GraphSpec, graph: Graph) -> ir.Model:
-    """Fold the shape arithmetic, remove unused nodes, and name weights and graph. Weights stay without
-    data."""
+    """Fold the shape arithmetic, remove unused nodes, and name weights and graph.
+
+    Weights stay without data.
+    """
     _release_weights(model)
     onnxscript.optimizer.fold_constants(model, onnx_shape_inference=False)
     passes = ir.passes.Sequential(
@@ -135,8 +140,10 @@ def _tidy(model: ir.Model, spec: GraphSpec, graph: Graph) -> ir.Model:
 
 
 def _release_weights(model: ir.Model) -> None:
-    """Remove the values of weights: meta tensors cannot be read, and passes skip initializers without a
-    value."""
+    """Remove the values of weights.
+
+    Meta tensors cannot be read, and passes skip initializers without a value.
+    """
     for value in model.graph.initializers.values():
         raw = getattr(value.const_value, "raw", None)
         if isinstance(raw, torch.Tensor) and raw.is_meta:

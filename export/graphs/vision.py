@@ -16,8 +16,9 @@ __all__ = ["VisionEncoder", "encoder_graph", "merging_encoder_graph", "text_enco
 
 
 class VisionEncoder(nn.Module):
-    """The graph ``vision_encoder``. It returns only ``outputs``; other outputs of the family's module are not
-    exported.
+    """The graph ``vision_encoder``.
+
+    It returns only ``outputs``; other outputs of the family's module are not exported.
     """
 
     def __init__(self, vision: nn.Module, outputs: tuple[str, ...]) -> None:

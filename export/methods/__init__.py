@@ -26,7 +26,10 @@ def names() -> list[str]:
 
 
 def require(name: str) -> None:
-    """Raise UserError (code 2) unless ``name`` is a method or two of them. Imports neither a method nor torch."""
+    """Raise UserError (code 2) unless ``name`` is a method or two of them.
+
+    Imports neither a method nor torch.
+    """
     both = name.split("+")
     if len(both) > 2:
         raise errors.UserError(

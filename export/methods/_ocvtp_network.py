@@ -108,8 +108,7 @@ class SlotAttention(nn.Module):
         self.ffn = MLP(width, inner, width, norm=False, dropout=_DROPOUT)
 
     def forward(self, x: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``x [B,N,d]`` and ``slots [B,S,d]`` to new slots and the attention ``[B,S,N]`` of the last
-        iteration."""
+        """Map ``x [B,N,d]`` and ``slots [B,S,d]`` to new slots and the last attention ``[B,S,N]``."""
         key, value = self.read(x)
         start = slots
         for turn in range(TURNS):

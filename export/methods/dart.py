@@ -89,8 +89,7 @@ class Method(InLLMPruner):
         return seeds | (loop(more, claim, (start, nothing))[1] > 0)
 
     def pivots(self, state: PromptState) -> tuple[Tensor, Tensor]:
-        """Mark the pivots of the images (at most ``keep`` each) and those of the text: ``[1,T]`` bool
-        each."""
+        """Mark the pivots of the images (at most ``keep`` each), and those of the text: ``[1,T]`` each."""
         size = state.keys(rotated=True).float().abs().sum((1, 3))
         index = torch.arange(size.shape[1], device=size.device)
         text = index > torch.where(state.visual, index, -1).amax(1, keepdim=True)

@@ -65,11 +65,11 @@ class Method(InLLMPruner):
 
 
 def _pick(place: Tensor, same: Tensor, rivals: Tensor, keep: Tensor) -> Tensor:
-    """Mark the tokens that no earlier pick excludes: ``[1,T]`` bool, at least ``keep [1,T]`` per image if so
-    many exist.
+    """Mark the tokens that no earlier pick excludes: ``[1,T]`` bool.
 
-    ``place [1,T]`` float32 is each token's turn in its image, -1 for text. ``same [1,T,T]`` (0 or 1) are the
-    pairs of one image. ``rivals [1,T,T]`` (0 or 1) are the pairs of one image that exclude each other.
+    At least ``keep [1,T]`` tokens of each image are marked, if so many exist. ``place [1,T]`` float32 is each
+    token's turn in its image, -1 for text. ``same [1,T,T]`` (0 or 1) are the pairs of one image.
+    ``rivals [1,T,T]`` (0 or 1) are the pairs of one image that exclude each other.
     """
     last = place.amax((0, 1))
 

@@ -50,8 +50,10 @@ __all__ = ["Method"]
 
 @dataclass(frozen=True)
 class Method(PreLLMPruner):
-    """Quotas for runs. The module's docstring explains the options; ``layer`` is the layer of the
-    attention."""
+    """Quotas for runs.
+
+    The module's docstring explains the options; ``layer`` is the layer of the attention.
+    """
 
     fills = False
 
@@ -80,8 +82,10 @@ class Method(PreLLMPruner):
         return selection.at_most(tokens, mask, keep)
 
     def quotas(self, similar: Tensor, attention: Tensor, run: Tensor, keep: Keep) -> Tensor:
-        """Return the number of tokens that each run keeps, ``[B,P]`` float32. ``run [N]`` is each token's
-        run."""
+        """Return the number of tokens that each run keeps, ``[B,P]`` float32.
+
+        ``run [N]`` is each token's run.
+        """
         index = torch.arange(self.runs, device=run.device)
         member = (run[:, None] == index).float()  # [N,P]
         length = member.sum(0)

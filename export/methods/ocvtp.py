@@ -114,8 +114,10 @@ def vision_layer(spec: ModelSpec, layer: int | None = None) -> int:
 
 
 def picks(attention: Tensor, top_k: int = 1) -> Tensor:
-    """Mark the ``top_k`` tokens that each slot attends to most, the first of equals: ``[B,S,N]`` -> ``[B,N]``
-    bool."""
+    """Mark the tokens that each slot attends to most: ``[B,S,N]`` -> ``[B,N]`` bool.
+
+    There are ``top_k`` per slot, the first of equals.
+    """
     size = attention.shape[2]
     index = torch.arange(size, device=attention.device)
     left = attention

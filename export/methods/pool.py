@@ -61,8 +61,10 @@ class Method(PreLLMPruner):
 
 
 def _cells(budget: Tensor, grid: tuple[Keep, Keep]) -> tuple[Tensor, Tensor]:
-    """Return rows and columns, ``[1,1]`` each, of the cells that spread least among at most ``budget [1,1]``
-    cells."""
+    """Return rows and columns, ``[1,1]`` each, of the cells that spread least.
+
+    There are at most ``budget [1,1]`` cells.
+    """
     rows, columns = grid
     y, x = selection.coordinates(torch.arange(rows * columns, device=budget.device)[None], columns)
     down, across = y + 1, x + 1

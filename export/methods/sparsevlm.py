@@ -180,8 +180,7 @@ def _raters(state: PromptState) -> Tensor:
 
 
 def _received(state: PromptState, raters: Tensor, biased: bool) -> Tensor:
-    """Return the mean attention that each row receives from the ``raters [1,T]``, per head: ``[1,H,T]``
-    float32.
+    """Return the mean attention of the ``raters [1,T]`` to each row, per head: ``[1,H,T]`` float32.
 
     ``biased``: attention is divided by what rotary embedding alone gives. A loop takes ``_AT_ONCE`` raters at
     a time, since no shape may depend on their number.
@@ -213,8 +212,10 @@ def _received(state: PromptState, raters: Tensor, biased: bool) -> Tensor:
 
 
 def _turned_ones(state: PromptState) -> Tensor:
-    """Return rows of ones after rotary embedding, with their entries in another order: ``[1,T,Dh]``
-    float32."""
+    """Return rows of ones after rotary embedding: ``[1,T,Dh]`` float32.
+
+    Their entries are in another order.
+    """
     *tables, index = state.rope_of(state.position_ids)
     cos, sin = (F.embedding(index, table).float() for table in tables)
     return torch.cat((cos - sin, cos + sin), -1)
@@ -292,8 +293,10 @@ def _distances(x: Tensor, there: Tensor) -> Tensor:
 
 
 def _inserted(state: PromptState, stays: Tensor, peak: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same as ``packed``, with the ``peak`` rows, by ``number``, behind the last visual row of
-    their image."""
+    """Return the same as ``packed``, with the ``peak`` rows among the rows that stay.
+
+    They come behind the last visual row of their image, by ``number``.
+    """
     size = stays.shape[1]
     index = torch.arange(size, device=stays.device)[None]
     last = torch.where(state.same, index, -1).amax(-1)

@@ -146,8 +146,7 @@ class Method(PreLLMPruner):
 
 
 class _Scan:
-    """Systematic sampling: cuts the total ``weight [B,N]`` along ``order [N]`` into ``shares [1]`` equal
-    shares.
+    """Systematic sampling: cuts the total ``weight [B,N]`` along ``order [N]`` into equal ``shares [1]``.
 
     * ``hit [B,N]`` bool: the tokens in the middle of a share.
     * ``share [B,N]``: the share that a hit took.
@@ -173,10 +172,10 @@ def _level(weight: Tensor, shares: Tensor) -> Tensor:
 
 
 def _sums(mask: Tensor, weight: Tensor) -> Tensor:
-    """Sum the ``weight [B,N]`` that each row of ``mask [B,N,N]`` selects: exact in int64, at the speed of a
-    MatMul.
+    """Sum the ``weight [B,N]`` that each row of ``mask [B,N,N]`` selects: ``[B,N]`` int64, exact.
 
-    Halves of 10 bits are exact in float32 and in NVIDIA's TF32, and so are their sums up to N = 16,383.
+    It runs at the speed of a MatMul. Halves of 10 bits are exact in float32 and in NVIDIA's TF32, and so are
+    their sums up to N = 16,383.
     """
     halves = torch.stack([weight // 1024, weight % 1024], dim=-1).float()
     high, low = torch.matmul(mask.float(), halves).to(torch.int64).unbind(-1)
@@ -193,8 +192,10 @@ def _divergence(features: Tensor, grid: tuple[Keep, Keep], window: int) -> Tenso
 
 
 def _window_sum(values: Tensor, grid: tuple[Keep, Keep], window: int) -> tuple[Tensor, Tensor]:
-    """Sum ``values [B,N,d]`` over the square around each token, cut at the border. Also return its size in
-    cells ``[N]``."""
+    """Sum ``values [B,N,d]`` over the square around each token, cut at the border.
+
+    Also returns the square's size in cells, ``[N]``.
+    """
     (rows, columns), (batch, _, width) = grid, values.shape
     down, across = (_near(n, window, values.device) for n in grid)
     lines = torch.matmul(down, values.reshape(batch, rows, columns * width))

@@ -74,8 +74,10 @@ def _steps(size: int, keep: int, depth: int) -> tuple[int, ...]:
 
 
 class _Merging:
-    """State of a batch on its way through the layers (``spec.Merging``). ``steps``: number of merges in each
-    layer."""
+    """State of a batch on its way through the layers (``spec.Merging``).
+
+    ``steps`` holds the number of merges in each layer.
+    """
 
     def __init__(self, steps: tuple[int, ...], batch: int, patches: int, device: torch.device) -> None:
         self.steps = iter(steps)
@@ -106,8 +108,7 @@ class _Merging:
         return torch.cat([selection.gather(x[:, 0::2], stay), merged], 1)
 
     def _move(self, gone: Tensor, there: Tensor) -> None:
-        """Record that the patches at the places ``gone [B,r]`` are now part of the rows at ``there
-        [B,r]``."""
+        """Record that the patches at ``gone [B,r]`` are now part of the rows at ``there [B,r]``."""
         moved = torch.where(self.into[:, :, None] == gone[:, None, :], there[:, None, :], -1).amax(-1)
         self.into = torch.where(moved >= 0, moved, self.into)
 

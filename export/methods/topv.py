@@ -84,8 +84,7 @@ class Method(InLLMPruner):
         return top | _evenly(state.visual & ~top, among, back)
 
     def _kernel(self, state: PromptState, among: Tensor) -> Tensor:
-        """Return exp(-C / epsilon) ``[1,T,T]``, sources in rows and targets in columns; 0 for pairs outside
-        ``among``.
+        """Return exp(-C / epsilon) ``[1,T,T]``, sources in rows and targets in columns; 0 outside ``among``.
 
         ``among [1,T,T]`` bool are the pairs of visual tokens of one image. Terms that are the same for all
         targets are added late, so that most operations stay on ``[1,T,1]``.
@@ -109,16 +108,20 @@ class Method(InLLMPruner):
         return torch.where(among, (cost * (-1 / self.epsilon)).exp(), 0.0)
 
     def _place(self, state: PromptState) -> tuple[Tensor, Tensor]:
-        """Return each row's distance from the grid's centre, down and across: ``[1,T]`` each, 0 for rows
-        without a place."""
+        """Return each row's distance from the grid's centre, down and across: ``[1,T]`` each.
+
+        It is 0 for rows without a place.
+        """
         here = state.patch >= 0
         y = (state.patch // state.columns).float() - (state.rows - 1).float() / 2
         x = (state.patch % state.columns).float() - (state.columns - 1).float() / 2
         return torch.where(here, y, 0.0), torch.where(here, x, 0.0)
 
     def _given(self, kernel: Tensor, size: Tensor) -> Tensor:
-        """Return the mass that each source gives, ``[1,T]``, 1 on average over an image of ``size [1,T]``
-        tokens."""
+        """Return the mass that each source gives, ``[1,T]``: 1 on average over an image.
+
+        ``size [1,T]`` is the number of its tokens.
+        """
         across = torch.ones_like(size)
         for _ in range(self.iterations):
             down = 1 / size / torch.matmul(kernel, across[:, :, None])[..., 0].clamp(min=_NONE)
@@ -127,8 +130,7 @@ class Method(InLLMPruner):
 
 
 def _share(low: Tensor, high: Tensor) -> Tensor:
-    """Return 1 / (high - low), the factor that scales a part of the cost to 0..1; 0 if that part is
-    constant."""
+    """Return 1 / (high - low), the factor that scales a part of the cost to 0..1; 0 for a constant part."""
     spread = high - low
     flat = spread <= _FLAT * torch.maximum(high.abs(), low.abs())
     return torch.where(flat, 0.0, 1 / torch.where(flat, 1.0, spread))
@@ -144,8 +146,10 @@ def _least(row: Tensor, same: Tensor) -> Tensor:
 
 
 def _evenly(rest: Tensor, among: Tensor, number: Tensor) -> Tensor:
-    """Mark ``number [1,T]`` tokens of each image's ``rest [1,T]`` at even distances, from the first:
-    ``[1,T]`` bool."""
+    """Mark ``number [1,T]`` tokens of each image's ``rest [1,T]`` at even distances: ``[1,T]`` bool.
+
+    The first token of the rest is marked.
+    """
     index = torch.arange(rest.shape[1], device=rest.device)
     others = (among & rest[:, None]).float()
     size = others.sum(-1).to(torch.int64).clamp(min=1)

@@ -42,8 +42,7 @@ class Method(PreLLMPruner):
 
 
 def _on_grid(order: Tensor, keep: Keep, rows: int, columns: int) -> Tensor:
-    """Return the index of the ``order``-th of ``keep`` tokens spread over ``rows`` x ``columns``: int64,
-    shaped as ``order``."""
+    """Return the indices of the ``order``-th of ``keep`` tokens spread over ``rows`` x ``columns``: int64."""
     odd = 2 * torch.arange(1, rows + 1, device=order.device) - 1
     used = (odd * odd * columns <= 4 * keep * rows).sum()  # sqrt(keep * rows / columns), rounded
     # keep <= used * columns

@@ -85,8 +85,10 @@ class Method(PreLLMPruner):
 
 
 def _every(rest: Tensor, number: Tensor, wanted: Tensor) -> Tensor:
-    """Mark ``wanted [1]`` of the ``number [1]`` true places of ``rest [B,N]`` at even distances, from the
-    first."""
+    """Mark ``wanted [1]`` of the true places of ``rest [B,N]`` at even distances, from the first.
+
+    ``number [1]`` is the number of true places.
+    """
     step = (number // wanted.clamp(min=1)).clamp(min=1)
     place = rest.float().cumsum(1).to(torch.int64) - 1
     return rest & (place % step == 0) & (place // step < wanted)

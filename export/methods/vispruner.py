@@ -71,8 +71,7 @@ class Method(PreLLMPruner):
         return selection.gather(tokens, kept), kept, selection.count(kept)
 
     def thin_out(self, similar: Tensor, order: Tensor, length: Tensor, wanted: Tensor) -> Tensor:
-        """Thin out the list ``order [B,N]``, whose first ``length [1]`` entries count, to ``wanted [1]``
-        entries."""
+        """Thin out the list ``order [B,N]`` of ``length [1]`` entries to ``wanted [1]`` entries."""
         size = order.shape[1]
         pair = torch.arange((size + 1) // 2, device=order.device)
         even, odd = 2 * pair, 2 * pair[: size // 2] + 1

@@ -1,2 +1,1 @@
-"""Torch modules that are traced to graphs: vision encoders, text encoder, decoder, and ONNX operators for
-torch."""
+"""Torch modules that are traced to graphs: vision encoders, text encoder, decoder, and ONNX operators."""

@@ -54,8 +54,10 @@ class Attention(nn.Module):
         self.out_proj = Linear(width, width, bias=True)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Map x [B,T,W] to the mixed rows [B,T,W]; also return queries and keys [B,H,T,W/H] (with bias,
-        unscaled)."""
+        """Map x [B,T,W] to the mixed rows [B,T,W].
+
+        Also returns queries and keys [B,H,T,W/H], with bias and unscaled.
+        """
         batch, length, width = x.shape
 
         def split(y: Tensor) -> Tensor:
@@ -139,6 +141,7 @@ class Projector(nn.Module):
         self.activation = _activation(activation)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Map features [B,N,Dv] to visual tokens [B,N,D]."""
         return self.linear_2(self.activation(self.linear_1(features)))
 
 
@@ -152,6 +155,7 @@ class JointHead(nn.Module):
         self.visual_projection = Linear(spec.hidden_size, spec.joint_size)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Map features [B,N,Dv] to the joint space [B,N,J]."""
         return self.visual_projection(self.post_layernorm(features))
 
 
@@ -286,6 +290,7 @@ class TextEncoder(nn.Module):
 
     @property
     def context_length(self) -> int:
+        """Number of token ids of a text, padding included."""
         return self.spec.context_length
 
     def forward(self, input_ids: Tensor) -> Tensor:

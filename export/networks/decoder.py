@@ -28,23 +28,29 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map ``x [...,in]`` to ``[...,out]``."""
         y = x @ self.weight
         return y if self.bias is None else y + self.bias
 
 
 class RMSNorm(nn.Module):
+    """RMS norm over the last axis (Zhang and Sennrich 2019)."""
+
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise the rows of ``x [...,size]``."""
         return rms_norm(x, self.weight, self.eps)
 
 
 def rope_tables(spec: DecoderSpec) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of every position, ``[max_positions, head_dim / 2]`` float32 (Su et al. 2021, Eq.
-    34)."""
+    """Return cos and sin of every position, ``[max_positions, head_dim / 2]`` float32.
+
+    Source: Su et al. 2021 (arXiv 2104.09864), Eq. 34.
+    """
     exponents = torch.arange(0, spec.head_dim, 2, dtype=torch.float32, device="cpu") / spec.head_dim
     positions = torch.arange(spec.max_positions, dtype=torch.float32, device="cpu")
     angles = positions[:, None] / spec.rope_theta**exponents
@@ -121,6 +127,8 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """A layer: attention and MLP, each behind a norm and added to its input."""
+
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
@@ -136,6 +144,7 @@ class DecoderLayer(nn.Module):
         mask: Tensor,
         past: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Map x [B,T,D] to the same shape. Also return the keys and values of the kv cache."""
         attended, keys, values = self.self_attn(self.input_layernorm(x), rope, write_index, mask, past)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), keys, values
@@ -189,13 +198,16 @@ class Decoder(nn.Module):
 
     @staticmethod
     def causal_mask(length: int, cache: int, write_index: Tensor) -> Tensor:
-        """Return the mask [B,1,T,S] bool: a query sees the keys up to its own cache row; later rows are
-        unwritten."""
+        """Return the mask [B,1,T,S] bool: a query sees the keys up to its own cache row.
+
+        Later rows are unwritten.
+        """
         keys = torch.arange(cache, device=write_index.device)
         queries = write_index[:, None] + torch.arange(length, device=write_index.device)  # [B,T]
         return (keys <= queries[..., None])[:, None]
 
     def logits(self, hidden: Tensor, last: Tensor) -> Tensor:
+        """Return the logits [1,1,V] of row ``last [1]`` of ``hidden [1,T,D]``."""
         return self.lm_head(self.norm(hidden.index_select(1, last)))  # B is 1
 
 
@@ -214,6 +226,7 @@ class Segment(nn.Module):
     def forward(
         self, hidden: Tensor, position_ids: Tensor, write_index: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
+        """Return the outputs that the class names; ``rest`` are ``last`` and ``past``."""
         final = self.end == self.decoder.spec.num_layers
         past = rest[1:] if final else rest
         layers = self.decoder.layers[self.first : self.end]

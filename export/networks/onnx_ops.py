@@ -39,7 +39,7 @@ def loop(
 
 @torch.library.custom_op("foveate::rms_norm", mutates_args=())
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis; statistics in float32 (RMSNormalization-23)."""
+    """X / sqrt(mean(x^2) + eps) * weight over the last axis; statistics in float32 (RMSNormalization-23)."""
     return (F.rms_norm(x.float(), (x.shape[-1],), eps=eps) * weight.float()).to(x.dtype)
 
 
@@ -50,8 +50,10 @@ def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @torch.library.custom_op("foveate::rotary_embedding", mutates_args=())
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor) -> Tensor:
-    """Rotate ``x [B,H,T,D]``, half-split as in LLaMA, by rows of ``cos``, ``sin [P,D/2]``
-    (RotaryEmbedding-23)."""
+    """Rotate ``x [B,H,T,D]`` by rows of ``cos``, ``sin [P,D/2]`` (RotaryEmbedding-23).
+
+    Halves of a row are pairs, as in LLaMA.
+    """
     c, s = cos[position_ids][:, None], sin[position_ids][:, None]  # [B,1,T,D/2]
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * c - second * s, second * c + first * s], dim=-1)
@@ -75,8 +77,7 @@ def _(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 
 @torch.library.custom_op("foveate::tensor_scatter", mutates_args=())
 def tensor_scatter(past: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
-    """Write ``update [B,H,T,D]`` into ``past [B,H,S,D]`` from row ``write_index [B]`` on
-    (TensorScatter-24)."""
+    """Write ``update [B,H,T,D]`` into ``past [B,H,S,D]`` from ``write_index [B]`` on (TensorScatter-24)."""
     present = past.clone()
     for row, start in enumerate(write_index.tolist()):
         present[row, :, start : start + update.shape[2]] = update[row]

@@ -61,6 +61,7 @@ class WindowSpec:
 
     @property
     def sizes(self) -> dict[str, Any]:
+        """The encoder's entry in bundle.json (see ``VisionSpec``)."""
         return {
             "kind": "merged",
             "hidden": self.hidden_size,
@@ -76,6 +77,7 @@ class WindowSpec:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs of the graph ``vision_encoder``."""
         windows = Symbol("windows", 1, min(81, self.max_windows), self.max_windows)
         return (
             TensorSpec("pixel_values", FLOAT, (self.tokens, _GROUP, self.patch_values)),
@@ -91,28 +93,32 @@ class WindowSpec:
 
     @property
     def max_windows(self) -> int:
-        """Largest number of windows. A strip of one token's height has it, one window per ``window``
-        tokens."""
+        """Largest number of windows: that of a strip of one token's height, one per ``window`` tokens."""
         return -(-self.max_tokens // self.window)
 
     @property
     def tiles(self) -> Dim:
+        """The first dimension of ``projected``: an image is one tile."""
         return 1
 
     @property
     def tokens(self) -> Dim:
+        """Visual tokens of an image."""
         return Symbol("tokens", 1, min(1296, self.max_tokens), self.max_tokens)
 
     @property
     def varies(self) -> bool:
+        """True: images differ in their visual tokens."""
         return True
 
     @property
     def feature_size(self) -> int:
+        """Width of ``features``: a token's four patches side by side."""
         return _GROUP * self.hidden_size
 
     @property
     def grid(self) -> tuple[int, int]:
+        """A square of the largest number of tokens."""
         side = math.isqrt(self.max_tokens)
         return side, side
 
@@ -123,10 +129,12 @@ class WindowSpec:
 
     @property
     def num_tokens(self) -> int:
+        """Largest number of visual tokens of an image."""
         return self.max_tokens
 
     @property
     def image_tokens(self) -> int:
+        """Largest number of visual tokens of an image."""
         return self.max_tokens
 
 
@@ -267,12 +275,12 @@ class Merger(nn.Module):
         self.linear_2 = Linear(inputs, outputs, bias=True)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Map features ``[1,T,4W]`` to visual tokens ``[1,T,D]``."""
         return self.linear_2(F.gelu(self.linear_1(features)))
 
 
 class Vision(nn.Module):
-    """The graph ``vision_encoder``: maps ``WindowSpec.inputs`` to ``projected [1,T,D]`` and the requested
-    ``taps``.
+    """The graph ``vision_encoder``: maps ``WindowSpec.inputs`` to ``projected [1,T,D]`` and the ``taps``.
 
     Tokens are in the order of the windows. Raises UserError (code 2) for a tap that is not offered, or a
     layer that does not run.
@@ -289,6 +297,7 @@ class Vision(nn.Module):
         self.projector = projector
 
     def forward(self, pixel_values: Tensor, place: Tensor, slots: Tensor, back: Tensor) -> dict[str, Tensor]:
+        """Return ``projected`` and the taps by name."""
         x = self.patch_embed(pixel_values)
         rope, windows = self._rope(place, x.dtype), Windows(slots, back)
         found: dict[str, Tensor] = {}

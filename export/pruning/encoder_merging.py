@@ -23,7 +23,7 @@ class EncoderMerger(SingleMethod):
 
     @property
     def encoder_merger(self) -> EncoderMerger:
-        """This method."""
+        """The method itself."""
         return self
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:

@@ -52,13 +52,13 @@ class InLLMPruner(SingleMethod):
 
     @property
     def in_llm(self) -> InLLMPruner:
-        """This method."""
+        """The method itself."""
         return self
 
     def prune_layers(self, spec: DecoderSpec) -> tuple[PruneLayer, ...]:
-        """Return where the prompt is pruned, in ascending order of ``layer``. Stages are counted in this order.
+        """Return where the prompt is pruned, in ascending order of ``layer``.
 
-        Raises UserError (code 2) when the decoder has no such layer.
+        Stages are counted in this order. Raises UserError (code 2) when the decoder has no such layer.
         """
         raise NotImplementedError
 

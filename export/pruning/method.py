@@ -66,7 +66,10 @@ class Method:
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Return every option with its value (a number, a bool, a text, a list or None), as in ``bundle.json``."""
+        """Return every option with its value, as in ``bundle.json``.
+
+        Values are numbers, bools, texts, lists of these, or None.
+        """
         raise NotImplementedError
 
     def fixed_keep(self, spec: ModelSpec) -> int | None:

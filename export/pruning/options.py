@@ -1,4 +1,4 @@
-"""Options of methods: the fields of a dataclass, parsed from text by their types and checked against ranges."""
+"""Options of methods: fields of a dataclass, parsed from text by their types and checked against ranges."""
 
 from __future__ import annotations
 

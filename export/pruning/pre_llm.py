@@ -1,8 +1,8 @@
 """Pre-LLM pruners: pure functions from N visual tokens to fewer, between vision encoder and language model.
 
-A pruner sees tensors only, never a model. A pruner that ranks tokens derives from ``ScoringPruner`` and writes
-``score``; the selection is done here. A pruner that picks tokens in a loop, or merges them, derives from
-``PreLLMPruner`` and writes ``reduce``.
+A pruner sees tensors only, never a model. A pruner that ranks tokens derives from ``ScoringPruner`` and
+writes ``score``; the selection is done here. A pruner that picks tokens in a loop, or merges them, derives
+from ``PreLLMPruner`` and writes ``reduce``.
 
 Rules for ``reduce``, so that one graph serves ONNX Runtime and TensorRT:
 
@@ -56,7 +56,7 @@ class PreLLMPruner(SingleMethod):
 
     @property
     def pre_llm(self) -> PreLLMPruner:
-        """This method."""
+        """The method itself."""
         return self
 
     def taps(self, spec: ModelSpec) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ class PreLLMPruner(SingleMethod):
     ) -> tuple[Tensor, ...]:
         """Return the tokens that stay.
 
-        Arguments:
+        It takes:
 
         * ``tokens [B,N,D]`` in raster order of ``grid``.
         * ``taps``: the taps by the names that ``self.taps`` returned.
@@ -84,7 +84,7 @@ class PreLLMPruner(SingleMethod):
         * ``grid``: rows and columns, N = rows * columns. Like ``keep`` they are known only at run time in
           families whose images vary in size.
 
-        Returns:
+        It returns:
 
         * ``tokens [B,R,D]`` in the dtype of the input. R depends on ``keep`` alone.
         * ``kept [B,R]`` int64: the token whose place each row takes. Places are distinct, and ascending

@@ -63,9 +63,7 @@ def rank_within(score: Tensor, group: Tensor) -> Tensor:
 
 
 def marked(mask: Tensor, keep: Keep) -> Tensor:
-    """Return the ascending indices ``[B,keep]`` int64 of the true entries of ``mask [B,N]``, which has
-    ``keep`` of them.
-    """
+    """Return the ascending indices ``[B,keep]`` int64 of the ``keep`` true entries of ``mask [B,N]``."""
     size = mask.shape[1]
     index = torch.arange(size, device=mask.device)
     key = torch.where(mask, 2 * size - index, size - index).float()  # distinct: no engine breaks ties
@@ -104,8 +102,9 @@ def at_most(tokens: Tensor, mask: Tensor, keep: Keep) -> tuple[Tensor, Tensor, T
 
 
 def in_order(tier: Tensor, keep: Keep) -> Tensor:
-    """Return the indices ``[B,keep]`` of the entries of highest ``tier [B,M]`` (int64), tier by tier, then by
-    index.
+    """Return the indices ``[B,keep]`` of the entries of highest ``tier [B,M]`` (int64).
+
+    They are in order of the tiers, and of their index within a tier.
     """
     size = tier.shape[1]
     key = tier * size - torch.arange(size, device=tier.device)  # distinct: no engine breaks ties

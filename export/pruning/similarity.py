@@ -97,7 +97,7 @@ def question_relevance(
     sign: Literal["auto", "positive", "negative"] = "auto",
     pool: Literal["mean", "max"] = "mean",
 ) -> tuple[Tensor, Tensor]:
-    """Return each patch's cosine with the question ``[B,N]`` float32, and ``[B,1]`` bool: there is a question.
+    """Return each patch's cosine with the question ``[B,N]`` float32, and ``[B,1]`` bool: there is one.
 
     ``taps`` holds the taps named by ``taps.question_taps``. The cosines with the rows of the text are pooled
     by their "mean" or "max". Rows of zeros in the text are padding. ``sign`` "negative" negates the cosines;
