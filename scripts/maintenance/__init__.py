@@ -2,6 +2,7 @@
 
 generate             scripts/generate.py: pages and data files that follow from the code
 api_page, plan_methods, plan_models   docs/api.md and the data of foveate plan, written by generate
+hops                 scripts/hops.py: the files that one question goes through
 release              scripts/release.py: the files of a release, tried in fresh environments
 matrix               scripts/matrix.py and docs/engines-matrix.md: every method, family and dialect
 fit_plan             scripts/fit_plan.py: the efficiencies of foveate plan
