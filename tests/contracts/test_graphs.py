@@ -102,7 +102,7 @@ def test_onnx_runtime_answers_as_recorded_by_torch(bundles, variant, precision, 
     for name, file in entry["files"].items():
         if name.startswith(
             "llm"
-        ):  # teacher-forced over many rows: tests/export/test_decoder.py and `foveate check`
+        ):  # teacher-forced over many rows: tests/export/networks/test_decoder.py and `foveate check`
             continue
         session = open_session(bundle / file)
         feeds = {i.name: golden[f"{name}.in.{i.name}"] for i in session.get_inputs()}

@@ -1,6 +1,6 @@
 """A language model that is cut into parts to be compiled one after another answers as the whole one.
 
-``test_inside`` tests in-LLM methods in parts against a decoder in torch, ``test_calibrate`` a calibration.
+``test_llm`` tests in-LLM methods in parts against a decoder in torch, ``test_calibrate`` a calibration.
 """
 
 from __future__ import annotations
