@@ -166,6 +166,12 @@ def test_decisions_are_numbered_without_gaps_and_say_why():
         assert len(text.split()) < 700, f"{page.name}: half a page, not an essay"
 
 
+def test_the_table_of_moved_files_leads_to_files_that_exist():
+    lines = (ROOT / "docs/decisions/0021-moved-files.txt").read_text().splitlines()
+    assert len(lines) > 100
+    assert not [line for line in lines if not (ROOT / line.split(" -> ")[1]).exists()]
+
+
 def test_the_changelog_knows_this_version():
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)[1]
     assert re.search(
