@@ -4,7 +4,7 @@
 # make matrix  every method on every family, in every dialect, which takes a while; writes docs/engines-matrix.md
 # make generated  writes the tables and data files that follow from the code
 # make release  wheel, sdist, tested constraints, SBOMs and SHA256SUMS in dist/, tried in fresh environments
-# make lint    ruff: check and format
+# make lint    ruff (check and format) and mypy
 # make clean   removes the environment and what was built
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -50,7 +50,7 @@ release: $(VENV)/.dev
 	rm -rf dist
 	$(BIN)/python scripts/release.py
 
-lint: $(VENV)/.dev
+lint: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
