@@ -16,7 +16,7 @@ from foveate.runtime.cli.typed_prompt import read_prompt
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.text.turns import IMAGE
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
