@@ -85,7 +85,8 @@ def test_a_graph_that_float16_cannot_hold_is_written_in_float32(scaled, tmp_path
     assert main(["inspect", str(tmp_path / "b")]) == 0
     told = capsys.readouterr().out
     assert "llm.primitive.onnx, float16 (float32 inside)" in told
-    assert "largest value recorded 3." in told
+    peak = max(each.value for each in manifest(tmp_path / "b").ranges["llm"])
+    assert peak > 1e6 and f"largest value recorded {peak:.4g}, layer 0 of llm (mlp.down_proj" in told
 
 
 def test_the_same_in_the_vision_encoder(scaled, tmp_path, capsys):
