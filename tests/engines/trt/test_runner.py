@@ -21,6 +21,7 @@ from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.engines.trt import cuda as trt_cuda
 from foveate.engines.trt.cuda import Device, TrtBuffer
 from foveate.engines.trt.runner import TrtEngine
+from foveate.runtime.bundle.manifest import MethodInfo
 from foveate.runtime.clock import Clock
 from foveate.runtime.images.processor import image_processor
 from foveate.runtime.images.token_layout import single
@@ -346,10 +347,11 @@ def after_vision(
     kind: str, place: Place, gather: Gather, folder: Path
 ) -> tuple[list[VisualTokens], list[Any]]:
     """Encode two images in tiles, or in two steps if ``kind`` is "steps"; also return the pruner's feeds."""
-    random, method = np.random.default_rng(2), {"fixed_keep": 5} if kind == "merged" else {}
+    random = np.random.default_rng(2)
+    method = MethodInfo("some", ("pruner",), fixed_keep=5 if kind == "merged" else None)
     np.save(folder / "image_newline.npy", random.standard_normal(WIDTH).astype("float16"))
     settings = {"kind": "anyres", "tile": 4, "pinpoints": [[4, 8], [8, 4], [8, 8]]}
-    manifest = SimpleNamespace(image=settings, grid=(4, 4), method=method, num_visual_tokens=16, budgets={})
+    manifest = SimpleNamespace(image=settings, grid=(4, 4), method=method, num_visual_tokens=16)
     pruner = Pruner(place, gather)
     engines = {"vision_encoder": None} | ({"pruner": pruner} if kind in ("pruned", "steps") else {})
     bundle = SimpleNamespace(manifest=manifest, file=lambda name: folder / name)
