@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foveate.engines.disk.files import atomic_file
 from foveate.export.checkpoints import pruner_weights
 from foveate.export.methods._ocvtp_network import SlotPruner
 from training.ocvtp.decoder import (
@@ -290,8 +290,8 @@ class Training:
 
     def save_state(self) -> None:
         saved = {"both": self.both.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(saved | {"progress": vars(self.progress)}, self.state.with_suffix(".tmp"))
-        os.replace(self.state.with_suffix(".tmp"), self.state)
+        with atomic_file(self.state) as part:
+            torch.save(saved | {"progress": vars(self.progress)}, part)
 
     def resume(self) -> None:
         if self.state.exists():

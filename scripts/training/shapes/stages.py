@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from foveate.engines.disk.files import atomic_file
 from training.shapes.data import LABELS
 
 
@@ -91,8 +91,8 @@ def write_state(
 ) -> None:
     if rank() == 0:
         saved = {"module": module.state_dict(), "optimizers": [opt.state_dict() for opt in opts]}
-        torch.save(saved | {"step": step, "seconds": seconds}, state.with_suffix(".tmp"))
-        os.replace(state.with_suffix(".tmp"), state)
+        with atomic_file(state) as part:
+            torch.save(saved | {"step": step, "seconds": seconds}, part)
 
 
 # Under torchrun every process trains on its own scenes, and gradients are averaged once a step. On two cores
