@@ -23,8 +23,8 @@ from foveate.export.checkpoints import model_names
 from foveate.runtime.cli import Parser
 
 if TYPE_CHECKING:
+    from foveate.export.model_parts import ModelParts
     from foveate.export.pruning.method import Method
-    from foveate.export.spec import Parts
 
 __all__ = ["build", "main"]
 
@@ -244,7 +244,7 @@ def _build(
         )
 
 
-def build(parts: Parts, method: Method, out: Path, **options: Any) -> None:
+def build(parts: ModelParts, method: Method, out: Path, **options: Any) -> None:
     """Call ``build_bundle.build``, which is imported only then."""
     from foveate.export.bundling import build_bundle
 

@@ -1,25 +1,19 @@
-"""Parts: a model taken to pieces, and the numbers that describe it.
+"""A model in numbers, and the interfaces of its weights and of merging in its encoder.
 
-A family (``models/<model_type>.py``) makes Parts. ``graphs/assemble.py`` joins them with a method to graphs.
-Nothing downstream knows the family.
+The model's modules are in ``model_parts.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from foveate.engines.spec import FLOAT, Dim, Symbol, TensorSpec
 from foveate.runtime.bundle.licence import Licence
-
-if TYPE_CHECKING:  # the networks are built from the specs here
-    from foveate.export.networks.clip import TextEncoder
-    from foveate.export.networks.decoder import Decoder
 
 __all__ = [
     "BundleFiles",
@@ -27,7 +21,6 @@ __all__ = [
     "DecoderSpec",
     "Merging",
     "ModelSpec",
-    "Parts",
     "StartMerging",
     "VisionSpec",
     "Weights",
@@ -233,7 +226,7 @@ class ModelSpec:
 
 
 class Weights(Protocol):
-    """A source of tensors, read one at a time. Names are the paths of the Parts' modules (``nn.Module``)."""
+    """A source of tensors, read one at a time. Names are the paths of the modules of ``ModelParts``."""
 
     def __contains__(self, name: str) -> bool: ...
 
@@ -280,33 +273,4 @@ class ClipFiles:
     """What a bundle with CLIP's text encoder takes from CLIP's checkpoint."""
 
     files: BundleFiles  # clip_tokenizer.json, and the licence's files
-    licence: dict[str, Licence]  # by role, as ``Parts.licence``
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A model in pieces. Its modules are on the ``meta`` device: they have shapes and no memory.
-
-    ``weights`` fills them. ``vision(taps)`` builds the vision module for a tuple of tap names. The module
-    maps ``spec.vision.inputs`` to a dict with ``projected [tiles,N,D]`` and the taps. If the family offers
-    ``layers``, ``vision`` also takes a ``StartMerging``; the dict then holds a pruner's outputs.
-    ``projector()`` builds the module's last part alone, ``features [1,N,Dv]`` to ``projected``, for methods
-    that act before it. ``decoder`` has ``layers``, ``norm`` and ``lm_head`` (see ``networks/decoder.py``).
-    ``text_encoder`` maps ``input_ids [S,C]`` to ``clip_text [1,S,J]``; it is None without a CLIP checkpoint.
-    ``files`` are copied into the bundle. ``open_clip`` opens the checkpoint of the text encoder, and may
-    download it; it returns the files and licences that a bundle with the text encoder has besides.
-    """
-
-    spec: ModelSpec
-    vision: Callable[..., nn.Module]
-    projector: Callable[[], nn.Module]
-    decoder: Decoder
-    weights: Weights
-    image: dict[str, Any]  # preprocessing settings, see runtime/images/processor.py
-    prompt: dict[str, Any]  # chat format and stop ids, see runtime/text/chat_prompt.py
-    licence: dict[str, Licence] = field(default_factory=dict)  # by role
-    generation: dict[str, Any] = field(default_factory=dict)  # see settings/generation.py
-    files: BundleFiles = field(default_factory=dict)
-    text_encoder: TextEncoder | None = None
-    open_clip: Callable[[], ClipFiles] | None = None
-    source: dict[str, str] = field(default_factory=dict)  # model, revision, load format: for bundle.json
+    licence: dict[str, Licence]  # by role, as ``ModelParts.licence``

@@ -25,9 +25,10 @@ from foveate.export.checkpoints import pruner_weights
 from foveate.export.checkpoints.layered_weights import packed
 from foveate.export.graphs.assemble import assemble, with_files_for
 from foveate.export.graphs.graph import Graph
+from foveate.export.model_parts import ModelParts
 from foveate.export.pruning.budgets import Points, sampled
 from foveate.export.pruning.method import Method
-from foveate.export.spec import DecoderSpec, Parts
+from foveate.export.spec import DecoderSpec
 from foveate.runtime.bundle import licence, typed_json
 from foveate.runtime.bundle import loading as bundle
 from foveate.runtime.bundle.manifest import (
@@ -46,7 +47,7 @@ _BYTES = {"int4": 0.5, "int8": 1, "fp8": 1, "fp16": 2, "fp32": 4}  # bytes per m
 
 
 def build(
-    parts: Parts,
+    parts: ModelParts,
     method: Method,
     out: Path,
     *,
@@ -87,7 +88,7 @@ def build(
 
 def write_bundle(
     place: Place,
-    parts: Parts,
+    parts: ModelParts,
     method: Method,
     *,
     precision: Precision | str = "int4",
@@ -151,7 +152,9 @@ def _require_room(place: Place, decoder: DecoderSpec, precision: str) -> None:
         probe.unlink()
 
 
-def manifest(name: str, parts: Parts, method: Method, graphs: list[Graph], precision: Precision) -> Manifest:
+def manifest(
+    name: str, parts: ModelParts, method: Method, graphs: list[Graph], precision: Precision
+) -> Manifest:
     """Return ``bundle.json`` without dialects, ranges and files."""
     spec, total = parts.spec, parts.spec.vision.image_tokens
     sizes = {each.name: getattr(spec.decoder, each.name) for each in fields(DecoderSizes)}
@@ -178,7 +181,7 @@ def manifest(name: str, parts: Parts, method: Method, graphs: list[Graph], preci
     )
 
 
-def _method(parts: Parts, method: Method, graphs: list[Graph]) -> MethodInfo:
+def _method(parts: ModelParts, method: Method, graphs: list[Graph]) -> MethodInfo:
     spec, total = parts.spec, parts.spec.vision.image_tokens
     limits = sampled(total, lambda keep: method.leaves(spec, keep, total))
     before, inside = method.pre_llm, method.in_llm
@@ -200,7 +203,7 @@ def _points(stages: Mapping[str, Points]) -> dict[str, tuple[tuple[float, float]
     return {stage: tuple((float(k), float(v)) for k, v in points) for stage, points in stages.items()}
 
 
-def most_sorted(parts: Parts, method: Method) -> int:
+def most_sorted(parts: ModelParts, method: Method) -> int:
     """Return the largest number of tokens that a pruner ranks at once."""
     return 0 if method.name == "none" else parts.spec.vision.image_tokens
 

@@ -15,8 +15,9 @@ from foveate.export.bundling.precision import Precision
 from foveate.export.bundling.ranges import Ranges
 from foveate.export.bundling.weight_store import Reading, require_finite
 from foveate.export.graphs.graph import Graph
+from foveate.export.model_parts import ModelParts
 from foveate.export.pruning.method import Method
-from foveate.export.spec import Parts, Weights
+from foveate.export.spec import Weights
 from foveate.runtime.images.processor import image_processor
 from foveate.runtime.text.chat_prompt import ChatTokenizer, ImageSlot, Turn, clip_segments, load_tokenizer
 
@@ -42,7 +43,7 @@ def write_embeddings(root: Path, weights: Weights, precision: Precision) -> np.n
     return np.load(path, mmap_mode="r")
 
 
-def write_files(root: Path, parts: Parts) -> None:
+def write_files(root: Path, parts: ModelParts) -> None:
     """Write licences, tokenizers and the family's own files."""
     for name, source in parts.files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def write_files(root: Path, parts: Parts) -> None:
 
 def write_golden(
     root: Path,
-    parts: Parts,
+    parts: ModelParts,
     method: Method,
     graphs: list[Graph],
     readings: Mapping[str, Reading],
@@ -78,7 +79,7 @@ def write_golden(
     return ranges
 
 
-def _question(root: Path, parts: Parts, graphs: list[Graph]) -> reference_run.Question:
+def _question(root: Path, parts: ModelParts, graphs: list[Graph]) -> reference_run.Question:
     tokenizer = ChatTokenizer(root / "tokenizer.json", parts.prompt)
     segments = tokenizer.encode_turns([Turn("user", GOLDEN_TEXT, images=1)])
     slot = next(i for i, segment in enumerate(segments) if isinstance(segment, ImageSlot))

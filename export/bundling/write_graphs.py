@@ -26,8 +26,8 @@ from foveate.export.bundling.weight_store import (
 from foveate.export.checkpoints.layered_weights import LayeredWeights, TensorWeights, packed
 from foveate.export.graphs import trace
 from foveate.export.graphs.graph import Graph
+from foveate.export.model_parts import ModelParts
 from foveate.export.networks.decoder import rope_tables
-from foveate.export.spec import Parts
 from foveate.runtime.bundle.manifest import DialectFiles
 from foveate.runtime.overflow import FLOAT16_MAX
 
@@ -66,7 +66,7 @@ class Written:
 
 def write_graphs(
     root: Path,
-    parts: Parts,
+    parts: ModelParts,
     graphs: list[Graph],
     precision: Precision,
     dialects: list[str],

@@ -31,9 +31,10 @@ from foveate.export.calibration.prompts import Prompt, Stages, load_prompts, sav
 from foveate.export.checkpoints.find import fill
 from foveate.export.checkpoints.layered_weights import packed
 from foveate.export.graphs.graph import Graph
+from foveate.export.model_parts import ModelParts
 from foveate.export.networks.decoder import Decoder, DecoderLayer, RMSNorm, rope_of, rope_tables
 from foveate.export.pruning.method import Method
-from foveate.export.spec import Parts, Weights
+from foveate.export.spec import Weights
 from foveate.runtime.bundle.manifest import Manifest
 
 __all__ = ["Calibration", "calibrated"]
@@ -60,7 +61,7 @@ class Calibration:
 
 
 def calibrated(
-    parts: Parts,
+    parts: ModelParts,
     method: Method,
     graphs: list[Graph],
     manifest: Manifest,
@@ -69,7 +70,7 @@ def calibrated(
     root: Path,
     beside: Path,
     progress: Progress,
-) -> tuple[Parts, Statistics]:
+) -> tuple[ModelParts, Statistics]:
     """Return ``parts`` with the factors for ``precision`` folded in, and the statistics of that model.
 
     ``manifest`` is that of the bundle without dialects. ``root`` is the folder in which the bundle is built,
@@ -133,7 +134,7 @@ def _require_room(path: Path) -> None:
 
 
 def _collect(
-    parts: Parts,
+    parts: ModelParts,
     method: Method,
     stages: Stages,
     chosen: samples.Samples,
@@ -170,7 +171,7 @@ def _collect(
 
 @torch.inference_mode()
 def _through(
-    parts: Parts, index: int, prompts: Sequence[Prompt], pinned: set[str]
+    parts: ModelParts, index: int, prompts: Sequence[Prompt], pinned: set[str]
 ) -> tuple[list[Prompt], dict[str, np.ndarray]]:
     """Run every prompt through layer ``index``.
 
@@ -194,7 +195,7 @@ def _through(
 
 
 @torch.inference_mode()
-def _head(parts: Parts, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+def _head(parts: ModelParts, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
     """Return input statistics of lm_head, from text rows only: no token is sampled after a visual row."""
     spec = parts.spec.decoder
     with torch.device("meta"):

@@ -32,7 +32,7 @@ from foveate.engines.targets import backend
 from foveate.export.bundling import write_files, write_graphs
 from foveate.export.bundling.precision import Precision
 from foveate.export.graphs.graph import Graph
-from foveate.export.spec import Parts
+from foveate.export.model_parts import ModelParts
 from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.bundle.manifest import Manifest
 from foveate.runtime.clock import Clock
@@ -79,7 +79,7 @@ class Stages:
     def __init__(
         self,
         folder: Path,
-        parts: Parts,
+        parts: ModelParts,
         graphs: list[Graph],
         manifest: Manifest,
         progress: write_graphs.Progress,

@@ -23,8 +23,9 @@ from foveate.export.checkpoints.directory import Entry
 from foveate.export.checkpoints.layered_weights import LayeredWeights, TensorWeights
 from foveate.export.checkpoints.random_weights import DummyWeights
 from foveate.export.checkpoints.tensor_files import Folder, some
+from foveate.export.model_parts import ModelParts
 from foveate.export.pruning.method import Method
-from foveate.export.spec import ModelSpec, Parts
+from foveate.export.spec import ModelSpec
 from foveate.runtime.bundle.licence import Licence
 
 __all__ = ["dummy", "entries", "joined", "load", "read", "save"]
@@ -35,7 +36,7 @@ _PREFIX = "pruner."
 _TRAIN = "train one with scripts/train_ocvtp.py, or use --load-format dummy (random weights)"
 
 
-def joined(parts: Parts, method: Method, pruner: str | None = None) -> Parts:
+def joined(parts: ModelParts, method: Method, pruner: str | None = None) -> ModelParts:
     """Return ``parts`` with the weights of ``method``'s trained network, or unchanged if it has none.
 
     ``pruner`` is a file or a hub id. The default is ``<method>.safetensors`` in the checkpoint's directory,
@@ -164,7 +165,7 @@ def _fitting(found: dict[str, Tensor], network: nn.Module, label: str) -> dict[s
     return fitting | _tables(network)
 
 
-def _find(parts: Parts, method: Method, pruner: str | None) -> tuple[Path, str]:
+def _find(parts: ModelParts, method: Method, pruner: str | None) -> tuple[Path, str]:
     """Return the pruner's file, and its name in messages and in ``bundle.json``."""
     file = f"{method.name}.safetensors"
     if pruner is None:

@@ -13,14 +13,15 @@ from foveate.export.graphs.graph import Graph
 from foveate.export.graphs.llm import language_graphs
 from foveate.export.graphs.pre_llm_pruner import pruner_graph
 from foveate.export.graphs.vision import encoder_graph, merging_encoder_graph, text_encoder_graph
+from foveate.export.model_parts import ModelParts
 from foveate.export.pruning.method import Method
 from foveate.export.pruning.taps import TEXT_TAPS
-from foveate.export.spec import ModelSpec, Parts
+from foveate.export.spec import ModelSpec
 
 __all__ = ["assemble", "missing", "taps_of", "with_files_for"]
 
 
-def assemble(parts: Parts, method: Method, llm_parts: int = 1) -> list[Graph]:
+def assemble(parts: ModelParts, method: Method, llm_parts: int = 1) -> list[Graph]:
     """Return the graphs of ``parts`` pruned by ``method``, in the order in which they run.
 
     The language model has at least ``llm_parts`` segments. Raises UserError (code 2) when the family lacks a
@@ -40,7 +41,7 @@ def assemble(parts: Parts, method: Method, llm_parts: int = 1) -> list[Graph]:
     return [*graphs, *language_graphs(parts, method.in_llm, llm_parts)]
 
 
-def with_files_for(parts: Parts, method: Method) -> Parts:
+def with_files_for(parts: ModelParts, method: Method) -> ModelParts:
     """Return ``parts`` with the files and the licence of CLIP's checkpoint, if the method compares with CLIP.
 
     Opens that checkpoint, and may download it. Raises UserError when it is missing or does not fit.

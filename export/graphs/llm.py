@@ -14,14 +14,15 @@ from foveate.engines.errors import UserError
 from foveate.engines.spec import FLOAT, GraphSpec, Symbol, TensorSpec
 from foveate.export.graphs.graph import Graph
 from foveate.export.graphs.in_llm_pruner import position_shape, prompt_length, stage_graph
+from foveate.export.model_parts import ModelParts
 from foveate.export.networks.decoder import Decoder, Segment
 from foveate.export.pruning.in_llm import InLLMPruner, PruneLayer
-from foveate.export.spec import DecoderSpec, Parts
+from foveate.export.spec import DecoderSpec
 
 __all__ = ["language_graphs"]
 
 
-def language_graphs(parts: Parts, method: InLLMPruner | None, llm_parts: int = 1) -> list[Graph]:
+def language_graphs(parts: ModelParts, method: InLLMPruner | None, llm_parts: int = 1) -> list[Graph]:
     """Return the graphs in the order in which they run, with at least ``llm_parts`` segments.
 
     Raises UserError (code 2) for layers out of order, and for more parts than there are layers.

@@ -33,7 +33,7 @@ accidental equality."""
 
 
 _TRACED: WeakKeyDictionary[torch.nn.Module, dict[object, ir.Model]] = WeakKeyDictionary()
-"""Traced models by module: a decoder is traced once, even if its Parts are built with several methods."""
+"""Traced models by module: a decoder is traced once, even if a model is built with several methods."""
 
 
 def trace(graph: Graph, dtype: str) -> ir.Model:

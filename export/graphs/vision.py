@@ -8,9 +8,10 @@ from foveate.engines.errors import UserError
 from foveate.engines.spec import FLOAT, GraphSpec, Symbol, TensorSpec
 from foveate.export.graphs.graph import Graph
 from foveate.export.graphs.pre_llm_pruner import remaining
+from foveate.export.model_parts import ModelParts
 from foveate.export.pruning.encoder_merging import EncoderMerger
 from foveate.export.pruning.taps import MAX_SEGMENTS, tap_shape
-from foveate.export.spec import ModelSpec, Parts
+from foveate.export.spec import ModelSpec
 
 __all__ = ["VisionEncoder", "encoder_graph", "merging_encoder_graph", "text_encoder_graph"]
 
@@ -31,14 +32,14 @@ class VisionEncoder(nn.Module):
         return {name: found[name] for name in self.outputs}
 
 
-def encoder_graph(parts: Parts, outputs: tuple[str, ...]) -> Graph:
+def encoder_graph(parts: ModelParts, outputs: tuple[str, ...]) -> Graph:
     """Return the vision encoder with the ``outputs`` ``projected`` and taps."""
     module = parts.vision(tuple(name for name in outputs if name != "projected"))
     tensors = tuple(TensorSpec(name, FLOAT, tap_shape(parts.spec, name)) for name in outputs)
     return _graph(parts.spec, module, tensors)
 
 
-def merging_encoder_graph(parts: Parts, method: EncoderMerger) -> Graph:
+def merging_encoder_graph(parts: ModelParts, method: EncoderMerger) -> Graph:
     """Return the vision encoder in whose layers ``method`` merges patches. It has the outputs of a pruner."""
     spec, vision = parts.spec, parts.spec.vision
     module = parts.vision((), method.merging(spec))
@@ -54,7 +55,7 @@ def _graph(spec: ModelSpec, module: nn.Module, outputs: tuple[TensorSpec, ...]) 
     )
 
 
-def text_encoder_graph(parts: Parts) -> Graph:
+def text_encoder_graph(parts: ModelParts) -> Graph:
     """Return CLIP's text encoder. Raises UserError for a model without one."""
     if parts.text_encoder is None:
         raise UserError(

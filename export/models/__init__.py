@@ -5,8 +5,8 @@ A family's file has
 * ``CHECKPOINTS``: a hub id for each name on the command line,
 * ``CONFIGS``: a config of the true size for each name, for dummies,
 * ``KEYS``: the tables of its settings files,
-* ``load(source, *, clip=None, max_pixels=None) -> Parts``,
-* ``tiny() -> Parts``: a small random model for tests.
+* ``load(source, *, clip=None, max_pixels=None) -> ModelParts``,
+* ``tiny() -> ModelParts``: a small random model for tests.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from foveate.export.checkpoints import licence
 from foveate.export.checkpoints.model_names import checkpoints, families, require
 from foveate.export.checkpoints.random_weights import Dummy
 from foveate.export.keys import checkpoint_keys, settings_types
+from foveate.export.model_parts import ModelParts
 from foveate.export.settings import generation
-from foveate.export.spec import Parts
 
 __all__ = ["checkpoints", "families", "family", "load"]
 
@@ -42,8 +42,8 @@ def load(
     clip: str | None = None,
     max_pixels: int | None = None,
     adapter: str | None = None,
-) -> Parts:
-    """Return the Parts of a CLI name, a directory in Hugging Face's format, or a hub id (``org/name``).
+) -> ModelParts:
+    """Return the parts of a CLI name, a directory in Hugging Face's format, or a hub id (``org/name``).
 
     ``load_format`` "dummy" gives random weights of the true size; a CLI name is then loaded without a
     download. ``clip`` names the CLIP checkpoint of the vision tower. ``max_pixels`` is the largest number of

@@ -1,6 +1,6 @@
 """LLaVA-1.5 and its relatives (model_type ``llava``): CLIP tower, two-layer projector, LLaMA decoder.
 
-``load`` makes Parts of a source in Hugging Face's format; ``tiny`` makes a random model of two layers.
+``load`` makes ModelParts from a source in Hugging Face's format; ``tiny`` makes a random model of two layers.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from foveate.export.checkpoints.layered_weights import LayeredWeights
 from foveate.export.checkpoints.random_weights import Dummy, byte_tokenizer
 from foveate.export.keys import config_keys, processor_keys
 from foveate.export.keys.key_table import FamilyKeys
+from foveate.export.model_parts import ModelParts
 from foveate.export.networks.clip import ACTIVATIONS, TAPS, Projector, Vision
 from foveate.export.networks.decoder import Decoder
 from foveate.export.settings import generation, image_processor
 from foveate.export.settings import prompt as processor
 from foveate.export.settings.hf_config import Config, clip_vision_spec, decoder_spec
 from foveate.export.settings.vocabulary import fed_by, refuse_tokens_beside, refuse_tokens_beyond
-from foveate.export.spec import ClipVisionSpec, DecoderSpec, ModelSpec, Parts, StartMerging
+from foveate.export.spec import ClipVisionSpec, DecoderSpec, ModelSpec, StartMerging
 
 __all__ = [
     "CHECKPOINTS",
@@ -118,8 +119,8 @@ _TOWER = (
 _PROJECTOR = ("multi_modal_projector.", "model.multi_modal_projector.")
 
 
-def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> Parts:
-    """Return the Parts of a LLaVA checkpoint.
+def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> ModelParts:
+    """Return the parts of a LLaVA checkpoint.
 
     ``clip`` is the CLIP checkpoint of its tower (directory or hub id). The default is ``clip`` in the
     checkpoint's directory, or OpenAI's if the tower is theirs. It is opened when a method asks for a tap of
@@ -139,7 +140,7 @@ def tiny(
     hidden: int = 128,
     image_size: int = 56,
     max_positions: int = 512,
-) -> Parts:
+) -> ModelParts:
     """Make a random model of LLaVA's form for tests, with a joint space and byte-level tokenizers.
 
     It has 64 patches and a decoder of 4 heads. ``kv_heads`` below 4 gives grouped-query attention.
@@ -212,8 +213,8 @@ def parts(
     clip_source: Source | str | None,
     image: dict[str, Any] | None = None,
     beside: Mapping[str, Entry] | None = None,
-) -> Parts:
-    """Return the Parts of a LLaVA-like checkpoint.
+) -> ModelParts:
+    """Return the parts of a LLaVA-like checkpoint.
 
     ``clip`` is the config of the tower's CLIP checkpoint; ``clip_source`` is that checkpoint or its hub id. A
     relative of LLaVA passes its own ``image`` settings, and the Entries ``beside`` of tensors that LLaVA does
@@ -245,7 +246,7 @@ def parts(
     refuse_tokens_beyond(decoder.vocab_size, tokenizer, source.label, fed_by(prompt))
     refuse_tokens_beside(source, tokenizer, fed_by(prompt))
     weights = source.weights(_entries(build(()), language) | dict(beside or {}), _unread(vision))
-    return Parts(
+    return ModelParts(
         spec=ModelSpec("llava", vision, decoder, ("layers", *(TAPS if joint else TAPS[:-1]))),
         vision=build,
         projector=projector,

@@ -28,9 +28,10 @@ from foveate.engines.errors import UserError
 from foveate.export.checkpoints.directory import Entry, Source
 from foveate.export.checkpoints.random_weights import Dummy
 from foveate.export.keys import config_keys, processor_keys
+from foveate.export.model_parts import ModelParts
 from foveate.export.models import llava
 from foveate.export.settings import image_processor
-from foveate.export.spec import BundleFiles, ClipVisionSpec, Parts
+from foveate.export.spec import BundleFiles, ClipVisionSpec
 
 __all__ = ["CHECKPOINTS", "CONFIGS", "KEYS", "load", "tiny"]
 
@@ -68,13 +69,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 _NEWLINE = ("image_newline", "model.image_newline", "language_model.model.image_newline")
 
 
-def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> Parts:
-    """Return the Parts of a LLaVA-NeXT checkpoint. Arguments and errors are those of ``llava.load``."""
+def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> ModelParts:
+    """Return the parts of a LLaVA-NeXT checkpoint. Arguments and errors are those of ``llava.load``."""
     image_processor.refuse_max_pixels(source, max_pixels)
     return _parts(source, *llava.clip_of(source, clip))
 
 
-def tiny(**options: Any) -> Parts:
+def tiny(**options: Any) -> ModelParts:
     """Make a random model of LLaVA-NeXT's form for tests: up to 5 tiles of 16 patches.
 
     ``options`` are those of ``llava.tiny``.
@@ -86,7 +87,7 @@ def tiny(**options: Any) -> Parts:
     return _parts(Dummy("tiny-llava-next", config), clip, Dummy("tiny-clip", clip))
 
 
-def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | str | None) -> Parts:
+def _parts(source: Source, clip: dict[str, Any] | None, clip_source: Source | str | None) -> ModelParts:
     side = source.config.get("vision_config", llava.CLIP_TOWER).get("image_size", 224)
     canvases = source.config.get("image_grid_pinpoints") or _PINPOINTS
     if any(edge % side or not edge for canvas in canvases for edge in canvas):

@@ -21,13 +21,14 @@ from foveate.export.checkpoints.find import entries, language_entries, under
 from foveate.export.checkpoints.random_weights import Dummy, byte_tokenizer
 from foveate.export.keys import config_keys, processor_keys
 from foveate.export.keys.key_table import FamilyKeys
+from foveate.export.model_parts import ModelParts
 from foveate.export.networks.decoder import Decoder
 from foveate.export.networks.qwen_vision import TAPS, Merger, Vision, WindowSpec
 from foveate.export.settings import generation, image_processor
 from foveate.export.settings import prompt as processor
 from foveate.export.settings.hf_config import Config, decoder_spec
 from foveate.export.settings.vocabulary import fed_by, refuse_tokens_beside, refuse_tokens_beyond
-from foveate.export.spec import ModelSpec, Parts, StartMerging
+from foveate.export.spec import ModelSpec, StartMerging
 
 __all__ = ["CHECKPOINTS", "CONFIGS", "KEYS", "load", "tiny"]
 
@@ -121,8 +122,8 @@ _HEAD = ("lm_head.", "language_model.lm_head.")
 _TOWER = ("visual.", "model.visual.")
 
 
-def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> Parts:
-    """Return the Parts of a Qwen2.5-VL checkpoint.
+def load(source: Source, *, clip: str | None = None, max_pixels: int | None = None) -> ModelParts:
+    """Return the parts of a Qwen2.5-VL checkpoint.
 
     ``max_pixels`` is the largest number of pixels of an image (see ``image_processor.window_settings``).
     Raises UserError for files that are missing, do not fit or are not supported.
@@ -136,7 +137,7 @@ def load(source: Source, *, clip: str | None = None, max_pixels: int | None = No
     return _parts(source, max_pixels=max_pixels)
 
 
-def tiny(*, layers: int = 2, kv_heads: int = 2, tied: bool = False, hidden: int = 64) -> Parts:
+def tiny(*, layers: int = 2, kv_heads: int = 2, tied: bool = False, hidden: int = 64) -> ModelParts:
     """Make a random model of Qwen2.5-VL's form for tests.
 
     Windows have 2 x 2 visual tokens, layer 1 (of 0 and 1) has none, and an image has at most 64 visual
@@ -179,8 +180,8 @@ def _parts(
     special: dict[str, int] = _SPECIAL,
     pixels: dict[str, Any] | None = None,
     max_pixels: int | None = None,
-) -> Parts:
-    """Return the Parts. ``special`` are the special tokens and ``pixels`` the pixel limits of a dummy."""
+) -> ModelParts:
+    """Return the parts. ``special`` are the special tokens and ``pixels`` the pixel limits of a dummy."""
     top = Config(source.config, {}, source.label)
     text = top.get("text_config") or {k: v for k, v in source.config.items() if k != "model_type"}
     tied = bool(top.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
@@ -209,7 +210,7 @@ def _parts(
     prompt["video_token_id"] = top.get("video_token_id", _VIDEO_ID)
     refuse_tokens_beyond(decoder.vocab_size, tokenizer, source.label, fed_by(prompt))
     refuse_tokens_beside(source, tokenizer, fed_by(prompt))
-    return Parts(
+    return ModelParts(
         spec=ModelSpec("qwen2_5_vl", vision, decoder, TAPS),
         vision=build,
         projector=projector,

@@ -14,7 +14,7 @@ from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
 from foveate.export.bundling.precision import Precision
-from foveate.export.spec import Parts
+from foveate.export.model_parts import ModelParts
 from foveate.runtime.bundle.manifest import MethodInfo
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.llm.budget import resolve_keep
@@ -79,7 +79,7 @@ def ready_bundle(model: str, variant: str, work: Path) -> Path:
 
 
 @functools.cache
-def _parts(model: str) -> Parts:
+def _parts(model: str) -> ModelParts:
     """Load the model once per process, so that what all variants share is traced once."""
     return models.load(model)
 

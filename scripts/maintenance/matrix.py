@@ -30,7 +30,7 @@ from foveate.engines.trt import backend as trt
 from foveate.export import lowering, methods, models
 from foveate.export.build import build
 from foveate.export.calibration.calibrate import Calibration
-from foveate.export.spec import Parts
+from foveate.export.model_parts import ModelParts
 from foveate.runtime.bundle.loading import Bundle, load
 from foveate.runtime.compiling.job import Job
 
@@ -76,7 +76,7 @@ def cases() -> Iterator[tuple[str, str, str]]:
 
 
 def examine(
-    parts: Parts, family: str, method: str, precision: str, compiled: dict[str, str]
+    parts: ModelParts, family: str, method: str, precision: str, compiled: dict[str, str]
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
@@ -247,8 +247,8 @@ def line(found: dict[str, Any]) -> str:
     return ", ".join(f"{dialect} {cell(found, dialect)}" for dialect in sorted(found))
 
 
-# Parts by family, loaded once per process, so that what methods share is traced once.
-PARTS: dict[str, Parts] = {}
+# ModelParts by family, loaded once per process, so that what methods share is traced once.
+PARTS: dict[str, ModelParts] = {}
 # Outcome of compilation by graph, also per process.
 COMPILED: dict[str, str] = {}
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from foveate.export import models
 from foveate.export.checkpoints.random_weights import Dummy
+from foveate.export.model_parts import ModelParts
 from foveate.export.settings.hf_config import DECODERS
-from foveate.export.spec import Parts
 from foveate.jetson.planner.model_config import PHOTO
 from foveate.runtime.images.processor import image_processor
 
@@ -51,7 +51,7 @@ def table() -> dict[str, dict[str, Any]]:
     return {"families": families, "decoders": decoders, "models": rows}
 
 
-def _row(parts: Parts) -> dict[str, Any]:
+def _row(parts: ModelParts) -> dict[str, Any]:
     spec = parts.spec
     return {
         "vision": spec.vision.sizes,
@@ -63,7 +63,7 @@ def _row(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _capped(parts: Parts, config: dict[str, Any]) -> int | None:
+def _capped(parts: ModelParts, config: dict[str, Any]) -> int | None:
     """Return the most positions that we run for the family if its config states more, else None."""
     said = (config.get("text_config") or config)["max_position_embeddings"]
     return parts.spec.decoder.max_positions if parts.spec.decoder.max_positions < said else None

@@ -31,7 +31,8 @@ from foveate.export.bundling.precision import Precision
 from foveate.export.bundling.write_graphs import write_graphs
 from foveate.export.checkpoints import pruner_weights
 from foveate.export.graphs.assemble import assemble
-from foveate.export.spec import ClipVisionSpec, Parts
+from foveate.export.model_parts import ModelParts
+from foveate.export.spec import ClipVisionSpec
 from foveate.runtime.llm.budget import Points
 from foveate.runtime.llm.prompt_rows import PromptRows
 from foveate.runtime.measuring.bench import environment
@@ -114,7 +115,7 @@ def build(name: str, tokens: int, precision: str, work: Path) -> list[GraphSpec]
     return specs
 
 
-def model(tokens: int) -> Parts:
+def model(tokens: int) -> ModelParts:
     parts = models.load("llava-1.5-7b", load_format="dummy")
     vision = parts.spec.vision
     wide = Wide(

@@ -24,7 +24,7 @@ from foveate.runtime.pipeline import Pipeline
 FAMILIES = {name: parts for name in families() if (parts := family(name).tiny(layers=4)).spec.vision.varies}
 """Return the families whose images differ in their tokens.
 
-The Parts serve all tests, so what methods share is traced once.
+The ModelParts serve all tests, so what methods share is traced once.
 """
 QUESTION = "What is left of the bus?"
 SIZES = [(56, 56), (84, 20), (25, 61)]  # width and height: 5 tiles; 4 with padding above and below; 3, beside

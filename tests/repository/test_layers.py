@@ -43,6 +43,13 @@ INNER_ORDER: dict[str, list[str]] = {
         "backend",
         "target",
     ],
+    "export/graphs": [
+        "graph",
+        "in_llm_pruner pre_llm_pruner trace",
+        "llm vision",
+        "assemble",
+    ],
+    "export/networks": ["onnx_ops", "decoder", "clip qwen_vision"],
     "runtime": [
         "bundle clock input_file text",
         "images overflow",

@@ -19,8 +19,8 @@ from foveate.engines.errors import UserError
 from foveate.export import models
 from foveate.export.checkpoints.find import fill
 from foveate.export.methods.ocvtp import vision_layer
+from foveate.export.model_parts import ModelParts
 from foveate.export.pruning.taps import tap
-from foveate.export.spec import Parts
 from foveate.runtime.images.image_file import load_image
 from foveate.runtime.images.processor import image_processor
 from foveate.runtime.images.token_layout import single
@@ -112,7 +112,7 @@ def _images(folder: Path | None, count: int) -> tuple[Callable[[int], Image.Imag
     return (lambda number: load_image(found[number])), [str(path.relative_to(folder)) for path in found]
 
 
-def token_grid(parts: Parts, side: int | None = None) -> tuple[int, int]:
+def token_grid(parts: ModelParts, side: int | None = None) -> tuple[int, int]:
     """Return the rows and columns of an image's tokens.
 
     They are the vision encoder's, or `side` of each (default SIDE) if it accepts images of any size.
@@ -134,7 +134,7 @@ def token_grid(parts: Parts, side: int | None = None) -> tuple[int, int]:
     return side, side
 
 
-def _any_size(parts: Parts) -> WindowsProcessor | None:
+def _any_size(parts: ModelParts) -> WindowsProcessor | None:
     """Return the image processor if the vision encoder accepts images of any size, else None."""
     images = image_processor(parts.image)
     return images if isinstance(images, WindowsProcessor) else None
@@ -146,7 +146,7 @@ class Encoder:
     As for the published features, the image is squashed, not cropped.
     """
 
-    def __init__(self, parts: Parts, layer: int, grid: tuple[int, int]) -> None:
+    def __init__(self, parts: ModelParts, layer: int, grid: tuple[int, int]) -> None:
         self.tap, self.grid = tap(parts.spec, "hidden", layer), grid
         self.images, self.any_size = image_processor(parts.image), _any_size(parts)
         self.side = grid[0] * self.any_size.cell if self.any_size else parts.spec.vision.image_size

@@ -16,7 +16,7 @@ from foveate.export import models
 
 
 def same_tensors(ours, path, merged) -> None:
-    """Compare ``ours``, Parts of the adapted model, with ``merged``, transformers' model."""
+    """Compare ``ours``, ModelParts of the adapted model, with ``merged``, transformers' model."""
     truth = {name: value.detach() for name, value in merged.state_dict().items()}
     entries = entries_of(path)
     for name, entry in entries.items():

@@ -232,7 +232,7 @@ _PARTS = []
 
 
 def _once(llava_checkpoint, path: Path):
-    """The Parts of one model with the weights of another checkpoint of its sizes: traced once."""
+    """The ModelParts of one model with the weights of another checkpoint of its sizes: traced once."""
     if not _PARTS:
         _PARTS.append(models.load(str(llava_checkpoint()[0])))
     return dataclasses.replace(_PARTS[0], weights=models.load(str(path)).weights)

@@ -36,7 +36,7 @@ def vision_of(parts, taps):
 
 @pytest.fixture(scope="module")
 def oracle(llava_checkpoint):
-    """Our Parts and what transformers' eager tower makes of two images: attentions, hidden states, keys."""
+    """Our parts and what transformers' eager tower makes of two images: attentions, hidden states, keys."""
     path, model = llava_checkpoint()
     tower, keys = model.model.vision_tower, []
     hooks = [
