@@ -75,7 +75,7 @@ def test_a_wrong_line_is_named(folder, line, words):
         samples.load(str(folder / "s.jsonl"))
 
 
-def test_what_is_no_source_is_refused(folder, tmp_path_factory):
+def test_a_path_without_samples_is_refused(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     (empty / "broken.png").write_bytes(b"\x89PNG")
     (folder / "b.txt").write_text("")

@@ -67,7 +67,7 @@ def test_statistics_of_something_else_are_refused(statistics, what):
         statistics.require(IDENTITY | {what: "other"}, "s")
 
 
-def test_what_is_no_file_of_statistics_is_said(tmp_path):
+def test_files_that_hold_no_statistics_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         Statistics.load(tmp_path / "none")
     (tmp_path / "text").write_text("hello")

@@ -40,7 +40,7 @@ def test_every_package_switches_it_off(name):
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
-def test_what_the_user_says_stays():
+def test_the_users_variable_stays():
     done = python(f"import os, foveate.engines; print(os.environ[{NO_TELEMETRY!r}])", **{NO_TELEMETRY: "0"})
     assert (done.stdout, done.stderr) == ("0\n", "")
 
@@ -139,7 +139,7 @@ def test_the_test_takes_what_is_right(tmp_path, code):
     assert not list(faults(tmp_path / "good.py", tmp_path))
 
 
-def test_what_is_deployed_carries_the_variable():
+def test_deployed_containers_and_services_set_the_variable():
     for name in ("Dockerfile.jetpack6", "Dockerfile.jetpack7"):
         assert re.search(
             rf"^ENV {NO_TELEMETRY}=1$", (ROOT / "jetson" / "docker" / name).read_text(), re.MULTILINE

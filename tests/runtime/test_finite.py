@@ -161,7 +161,7 @@ def test_watching_ends(bundle: Path, pixels: np.ndarray) -> None:
         watch(pipe, Frames(), QUESTION, threading.Event(), {"temperature": 0.8}, count=1)
 
 
-def test_what_to_do_depends_on_what_computed_it(bundle: Path, pixels: np.ndarray) -> None:
+def test_the_advice_depends_on_the_bundle(bundle: Path, pixels: np.ndarray) -> None:
     data = json.loads((bundle / "bundle.json").read_text())
     from foveate.runtime.bundle.loading import Bundle
     from foveate.runtime.bundle.manifest import Manifest

@@ -48,7 +48,7 @@ def test_behind_a_link_the_file_is_replaced_and_the_link_stays(tmp_path: Path) -
     assert link.is_symlink() and (tmp_path / "disk" / "b.json").read_text() == "new"
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next_one_and_a_living_one_keeps_its_file(
+def test_leftovers_of_killed_writers_are_removed_and_files_of_living_ones_stay(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "a [1].json"
@@ -103,7 +103,7 @@ def test_this_file_system_exchanges_names(tmp_path: Path) -> None:
     assert error.value.errno == errno.ENOENT
 
 
-def test_where_a_folder_cannot_be_put_both_are_where_they_were(
+def test_both_folders_stay_if_one_cannot_be_put_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_exchange", lambda one, other: False)

@@ -141,7 +141,7 @@ def test_without_reliable_locks_a_second_file_names_host_boot_and_start(file: Pa
     assert not owner.exists()
 
 
-def test_what_another_host_left_is_never_removed(file: Path, unreliable: str) -> None:
+def test_leftovers_of_another_host_are_never_removed(file: Path, unreliable: str) -> None:
     owner = leave(file, host="orin-2", boot="0000")
     words = (
         r"is locked on another host.* by foveate build \(process \d+ on orin-2, .*cannot be seen from here"
@@ -156,7 +156,7 @@ def test_what_another_host_left_is_never_removed(file: Path, unreliable: str) ->
 @pytest.mark.parametrize(
     "changes", [{"pid": 999_999_999}, {"started": "1"}], ids=["ended", "an id that lives again"]
 )
-def test_what_a_process_of_this_host_left_is_removed(
+def test_leftovers_of_a_process_of_this_host_are_removed(
     file: Path, unreliable: str, changes: dict[str, Any]
 ) -> None:
     owner = leave(file, **changes)

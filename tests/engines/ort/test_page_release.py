@@ -32,7 +32,7 @@ def resident(file: Path) -> int:
     return total
 
 
-def test_what_was_read_is_let_go_and_comes_back(file: Path) -> None:
+def test_pages_that_were_read_are_released_and_come_back(file: Path) -> None:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         before = mapped[:]
         assert resident(file) == SIZE
@@ -41,7 +41,7 @@ def test_what_was_read_is_let_go_and_comes_back(file: Path) -> None:
         assert mapped[:] == before
 
 
-def test_what_was_written_stays(file: Path) -> None:
+def test_pages_that_were_written_stay(file: Path) -> None:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         mapped[100:104] = b"mine"
         page_release.release(file, SIZE)

@@ -401,7 +401,7 @@ def test_tokens_stay_on_the_device_from_the_encoder_to_the_prompt(
         np.testing.assert_array_equal(mine.numpy(), theirs)
 
 
-def test_of_the_logits_no_more_is_copied_than_the_settings_need(cuda: Cuda) -> None:
+def test_only_the_logits_that_the_settings_need_are_copied(cuda: Cuda) -> None:
     home, random = Device(), np.random.default_rng(4)
     values = random.standard_normal((1, 1, 900)).astype("float16")
     ids = np.argsort(-values, kind="stable")[..., :64]

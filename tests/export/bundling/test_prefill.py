@@ -67,7 +67,7 @@ def test_prompts_are_computed_in_int8_and_steps_in_int4(bundle):
         np.testing.assert_array_equal(got, alone[name].run(feeds(engine, rows))["hidden"].numpy())
 
 
-def test_what_prunes_between_segments_sees_prompts_alone_and_is_in_int8(bundle):
+def test_in_llm_pruners_see_prompts_alone_and_are_in_int8(bundle):
     assert not (bundle / "pruner.0.prefill.ort.onnx").exists()
     pruner = onnx.load(bundle / "pruner.0.ort.onnx", load_external_data=False)
     assert "MatMulInteger" in {node.op_type for node in pruner.graph.node}
@@ -111,7 +111,7 @@ def test_the_check_replays_both(bundle):
     assert not isinstance(load_engines(opened, plan, {})["vision_encoder"], ByRows)
 
 
-def test_what_both_need_is_stored_once(bundle):
+def test_weights_that_both_need_are_stored_once(bundle):
     shared = onnx.load(bundle / "llm.0.prefill.ort.onnx", load_external_data=False)
     own = onnx.load(bundle / "llm.0.ort.onnx", load_external_data=False)
 

@@ -128,7 +128,7 @@ def test_no_dialect_is_left(scaled, tmp_path, capsys):
     assert "--dialects ort" in said and not (tmp_path / "none").exists()
 
 
-def test_what_a_graph_in_float16_would_have_done_is_explained(scaled, tmp_path, capsys, monkeypatch):
+def test_the_overflow_of_a_float16_graph_is_explained(scaled, tmp_path, capsys, monkeypatch):
     """A bundle as earlier builds made it: its self-test named neither place nor cause."""
     monkeypatch.setattr(ranges_module, "MARGIN", 0.0)
     assert build(scaled(**{DOWN: 3e4}), tmp_path / "b") == 0

@@ -187,7 +187,7 @@ def test_a_build_into_a_mount_point_that_is_cut_off_is_known_and_replaced(
     assert names(out) - {"engines"} == {path.name for path in source.iterdir()} - {"engines"}
 
 
-def test_where_a_folder_cannot_be_renamed_after_all_its_files_are_replaced(
+def test_files_are_replaced_if_a_folder_cannot_be_renamed(
     source: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder of an image's lower layer: overlayfs answers EXDEV."""
@@ -291,7 +291,7 @@ def test_engines_that_fit_are_kept_and_others_are_named(source: Path, other: Pat
             assert not list(compiled_engines(load(out)))
 
 
-def test_where_there_are_no_links_engines_are_copied(
+def test_engines_are_copied_on_disks_without_links(
     source: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"

@@ -174,7 +174,7 @@ def test_statistics_that_fit_are_used_again_and_others_refused(folder, collected
 
 
 @pytest.mark.parametrize("facts", [None, {"facts": "{}"}])
-def test_what_another_version_left_of_a_killed_run_is_not_read(tmp_path, facts):
+def test_leftovers_of_another_version_are_not_read(tmp_path, facts):
     save_file({"length": np.array([1]), "hidden": np.zeros((1, 8), np.float32)}, tmp_path / "partial", facts)
     assert load_prompts(tmp_path / "partial") is None
 

@@ -183,7 +183,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(hub, copy, monkeypa
         assert torch.equal(weights.get(name), truth.get(name))
 
 
-def test_what_arrives_damaged_is_not_kept(hub, copy):
+def test_damaged_downloads_are_not_kept(hub, copy):
     """Large files are named by their hash."""
     hub.folder, hub.names = copy, {"model.safetensors": "0" * 64}
     assert "arrived damaged" in refusal("some/model")
@@ -238,7 +238,7 @@ def test_every_settings_file_that_is_read_is_downloaded(hub, copy):
         (500, "", "cannot get some/model"),
     ],
 )
-def test_what_the_hub_refuses(hub, status, code, said):
+def test_refusals_of_the_hub(hub, status, code, said):
     hub.error = status, code
     message = refusal("some/model")
     assert message.startswith(said)

@@ -45,7 +45,7 @@ CARDS = {
 
 
 @pytest.mark.parametrize(("card", "said"), CARDS.items())
-def test_what_a_card_says(tmp_path, card, said):
+def test_fields_of_a_card(tmp_path, card, said):
     (tmp_path / "README.md").write_bytes(card.encode())
     found, files = licence.of(Folder(tmp_path), "model")
     assert found == Licence(str(tmp_path), said[1], **said[0])

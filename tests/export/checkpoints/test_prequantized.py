@@ -249,7 +249,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("config", "named"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_read_is_refused_by_name(checkpoints, tmp_path, config, named):
+def test_unreadable_formats_are_refused_by_name(checkpoints, tmp_path, config, named):
     path = shutil.copytree(checkpoints("gptq")[0], tmp_path / "copy")
     settings = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(settings | {"quantization_config": config}))

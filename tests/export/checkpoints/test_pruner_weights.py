@@ -93,7 +93,7 @@ class Trap:
     ],
     ids=["code", "code inside", "list", "number", "empty", "cut short"],
 )
-def test_what_is_no_state_dict(tmp_path, monkeypatch, content, said):
+def test_files_that_hold_no_state_dict_are_refused(tmp_path, monkeypatch, content, said):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
@@ -119,7 +119,7 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path, published):
     )
 
 
-def test_where_a_pruner_is_looked_for(tmp_path, published):
+def test_places_where_a_pruner_is_searched(tmp_path, published):
     for given in ("nowhere.pth", str(tmp_path), str(tmp_path / "none.safetensors"), "no such name"):
         message = refusal(pruner_weights.joined, real(llava.tiny()), METHOD, given)
         assert f"no pruner {given} | " in message

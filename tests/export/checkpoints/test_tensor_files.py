@@ -112,7 +112,7 @@ def test_one_file_stands_before_an_index_as_in_transformers(llava_checkpoint, co
 
 
 @pytest.mark.parametrize("start", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."])
-def test_what_wrappers_put_before_every_name_is_taken_off(copy, same, rewrite, start):
+def test_prefixes_of_wrappers_are_removed(copy, same, rewrite, start):
     rewrite(lambda tensors: {start + name: value for name, value in tensors.items()})
     same(copy)
     assert NORM in Directory(copy).names()

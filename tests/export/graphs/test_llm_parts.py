@@ -88,7 +88,7 @@ def talk(root: Path) -> list[object]:
         ((PruneLayer(2, 0),), 32, [0, *range(2, 33)]),  # none between the layer that scores and its cut
     ],
 )
-def test_where_the_decoder_is_cut(cuts: tuple[PruneLayer, ...], parts: int, bounds: list[int]) -> None:
+def test_cuts_of_the_decoder(cuts: tuple[PruneLayer, ...], parts: int, bounds: list[int]) -> None:
     assert _bounds(32, cuts, parts) == bounds
 
 

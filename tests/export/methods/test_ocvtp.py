@@ -124,7 +124,7 @@ def test_the_choice_is_that_of_a_literal_transcription(bench, top_k, fill):
             assert kept[0].tolist() == published(np.exp(attention), received, keep, top_k), (keep, sharp)
 
 
-def test_of_one_pick_too_many_the_least_attended_goes():
+def test_the_least_attended_of_too_many_picks_goes():
     keep, size = 5, 16
     chosen = torch.tensor([1, 3, 4, 8, 9, 15])  # six slots, six picks
     received = torch.rand(1, size, generator=torch.Generator().manual_seed(0))

@@ -82,7 +82,7 @@ def test_a_token_belongs_to_the_most_similar_row_that_it_was_added_to(bench):
         assert owner[j] == best
 
 
-def test_how_many_tokens_stay_depends_on_the_image(bench):
+def test_the_number_of_tokens_depends_on_the_image(bench):
     here, method = bench((24, 24)), methods.load("prumerge")
     counts = {int(here.reduce(method, inputs(here, method, seed), 288)[2]) for seed in range(8)}
     assert len(counts) > 3 and max(counts) < 288

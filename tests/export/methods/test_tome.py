@@ -160,7 +160,7 @@ def test_keeping_all_changes_nothing():
 
 
 @pytest.mark.parametrize("keep", [21, 65])
-def test_what_the_layers_cannot_come_to_is_refused(keep):
+def test_budgets_that_the_layers_cannot_reach_are_refused(keep):
     with pytest.raises(UserError, match=rf"got {keep}, expected 22\.\.64, which 2 layers can reach"):
         methods.load("tome", {"keep": str(keep)}).merging(llava.tiny().spec)
 

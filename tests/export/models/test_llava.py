@@ -201,7 +201,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("changes", "named"), REFUSED.values(), ids=REFUSED)
-def test_what_would_come_out_wrong_is_refused_by_name(copy, edit_json, changes, named):
+def test_unsupported_checkpoints_are_refused_by_name(copy, edit_json, changes, named):
     edit_json(copy / "config.json", **changes)
     with pytest.raises(UserError, match=named) as error:
         models.load(str(copy))

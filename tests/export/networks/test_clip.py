@@ -156,7 +156,7 @@ def test_sizes_that_no_clip_has_are_refused(llava_checkpoint, clip_checkpoint, t
         models.load(str(llava_checkpoint()[0]), clip=str(clip))
 
 
-def test_what_is_no_clip_is_refused(llava_checkpoint):
+def test_checkpoints_that_are_no_clip_are_refused(llava_checkpoint):
     path, _ = llava_checkpoint()
     with pytest.raises(UserError, match="no CLIP checkpoint"):
         models.load(str(path), clip=str(path))

@@ -286,7 +286,7 @@ def edit(path: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("first", range(len(FILES)))
-def test_of_several_files_with_a_template_transformers_one_counts(copy, place, first):
+def test_the_template_file_that_transformers_takes_counts(copy, place, first):
     (copy / "chat_template.jinja").unlink()
     for name in list(FILES)[first:]:
         FILES[name](copy / name)

@@ -109,7 +109,7 @@ def said(checkpoint):
     return make
 
 
-def test_what_says_nothing_is_left_out(said) -> None:
+def test_neutral_values_are_left_out(said) -> None:
     neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "suppress_tokens": [], "min_length": 0}
     assert said(**neutral, max_length=20, top_p=1.0, num_beams=1, typical_p=1.0, do_sample=True) == {}
     assert said() == said(**dict.fromkeys(generation.KEYS)) == {}
@@ -139,7 +139,7 @@ def test_defaults_and_what_sampling_takes(said) -> None:
         ("sequence_bias", [[[3], 1.0]]),
     ],
 )
-def test_what_would_change_greedy_answers_is_refused_by_name(said, key: str, value: Any) -> None:
+def test_keys_that_change_greedy_answers_are_refused_by_name(said, key: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"generation_config.json has {key}"):
         said(**{key: value})
 
@@ -175,9 +175,7 @@ class Drawing(GenerationMixin):
     ("key", "value", "option"),
     [("top_k", -1, "--top-k"), ("top_p", -0.5, "--top-p"), ("temperature", -1.0, "--temperature")],
 )
-def test_what_cannot_be_drawn_with_is_refused_by_sample_alone(
-    said, key: str, value: Any, option: str
-) -> None:
+def test_unsupported_sampling_is_refused_by_sample_alone(said, key: str, value: Any, option: str) -> None:
     """The build takes the value, as transformers does: greedy answers do not read it."""
     found = said(**{key: value})
     (note,) = generation.notes([2], found)
@@ -193,7 +191,7 @@ def test_what_cannot_be_drawn_with_is_refused_by_sample_alone(
 
 
 @pytest.mark.parametrize(("key", "value"), [("top_k", 0), ("top_p", 0), ("top_p", 0.0), ("top_p", 1.5)])
-def test_what_transformers_draws_with_is_taken(said, key: str, value: Any) -> None:
+def test_values_that_transformers_samples_with_are_accepted(said, key: str, value: Any) -> None:
     """``top_k`` 0 and ``top_p`` from 1 on are no limit, ``top_p`` 0 leaves the likeliest token alone."""
     found = said(**{key: value})
     assert generation.notes([2], found) == []

@@ -211,7 +211,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("name", "values", "named"), REFUSED.values(), ids=REFUSED)
-def test_what_would_come_out_wrong_is_refused(qwen, tmp_path, name, values, named):
+def test_unsupported_settings_are_refused(qwen, tmp_path, name, values, named):
     path = write(shutil.copytree(qwen, tmp_path / "copy"), {IMAGE: QWEN, name: values})
     with pytest.raises(UserError, match=named) as error:
         models.load(str(path))
@@ -230,7 +230,7 @@ CLIP_REFUSED = {
 
 
 @pytest.mark.parametrize(("values", "named"), CLIP_REFUSED.values(), ids=CLIP_REFUSED)
-def test_what_would_come_out_wrong_of_llava_is_refused(copy, values, named):
+def test_unsupported_settings_of_llava_are_refused(copy, values, named):
     (copy / PROCESSOR).unlink()
     with pytest.raises(UserError, match=named):
         models.load(str(write(copy, {IMAGE: values})))

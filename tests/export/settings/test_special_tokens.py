@@ -74,7 +74,7 @@ def test_ids_around_prompts_equal_those_of_transformers(place, kind, around, tem
     ],
     ids=str,
 )
-def test_what_the_config_says_counts_as_in_transformers(place, around, template, changes):
+def test_settings_of_the_config_count_as_in_transformers(place, around, template, changes):
     """A template that writes BOS, with no ``bos_token``, gets a second from the post-processor."""
     ours, theirs = place(TEMPLATES[template], tokenizer("bytes", around), **changes)
     for turns in TALKS:

@@ -146,7 +146,7 @@ def test_problems_stop_it_before_the_bundle_is_sent(
 
 
 @needs_ssh
-def test_what_cannot_be_reached_is_said(source: Path, sshd: str, tmp_path: Path, wheels: Path) -> None:
+def test_an_unreachable_device_is_reported(source: Path, sshd: str, tmp_path: Path, wheels: Path) -> None:
     with pytest.raises(UserError, match=r"cannot reach 127\.0\.0\.1"):
         bring(source, "ssh -p 1 -o ConnectTimeout=2", tmp_path, wheels)
     remote = Remote("127.0.0.1", sshd)
@@ -195,7 +195,7 @@ def test_max_context_goes_to_the_compiler(make_bundle, wheels: Path) -> None:
         (["--target", "tensort"], "unknown target"),
     ],
 )
-def test_what_the_compiler_would_refuse_is_said_before_anything_is_sent(
+def test_the_compilers_refusals_come_before_anything_is_sent(
     make_bundle, wheels: Path, more: list[str], words: str
 ) -> None:
     with pytest.raises(UserError, match=words) as error:

@@ -68,7 +68,7 @@ def test_a_pack_for_another_machine_is_refused(source: Path, tmp_path: Path, whe
     assert not (tmp_path / "device").exists()
 
 
-def test_what_has_a_wheel_is_installed(source: Path, tmp_path: Path) -> None:
+def test_packages_with_a_wheel_are_installed(source: Path, tmp_path: Path) -> None:
     for name in ("foveate", "cuda_bindings"):
         make_wheel(tmp_path, name, {})
     assert contents(source, "it", tmp_path, HERE)["install"] == ["foveate", "cuda-bindings"]

@@ -26,7 +26,7 @@ def test_a_machine_on_which_all_is_well_is_left_in_peace(recorded):
     assert findings(recorded("agx")) == {}
 
 
-def test_what_is_there(recorded):
+def test_an_inventory_of_the_machine(recorded):
     here = look(recorded("nano"), Path("."))
     assert here.is_jetson and here.model.endswith("Developer Kit Super")
     assert (here.l4t, here.jetpack.jetpack, here.cuda, here.tensorrt) == (

@@ -157,7 +157,7 @@ def test_they_are_put_back_when_the_block_fails(recorded):
 
 
 @pytest.mark.parametrize("fail", ALL[:3])
-def test_what_was_done_is_undone_when_a_step_fails(recorded, fail):
+def test_steps_are_undone_when_a_later_one_fails(recorded, fail):
     ran = []
 
     def do(command):

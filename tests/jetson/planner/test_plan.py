@@ -192,7 +192,7 @@ def test_fewer_tokens_are_sooner():
     assert 2.5 < many.prefill / few.prefill < (576 + 40) / (128 + 40)
 
 
-def test_what_does_not_compile_as_a_whole_may_in_parts(capsys):
+def test_a_model_that_does_not_compile_whole_may_in_parts(capsys):
     m = model_sizes.model("llava-1.5-7b", "sppruner")
     needs = plan(m, NANO, max_context=1024)["memory"]
     parts = needs["llm_parts"]
@@ -341,7 +341,7 @@ def test_tiles_are_encoded_one_by_one():
     assert five.vision_flops == 5 * m.vision_flops and five.vision_bytes == m.vision_bytes
 
 
-def test_what_is_quantized_weighs_less():
+def test_quantized_models_need_less_memory():
     m = model_sizes.model("llava-1.5-7b")
     parts = PrecisionInfo("fp32", "int8", "int8")
     less = model_sizes.Model(replace(m.manifest, precision=parts))

@@ -121,7 +121,7 @@ def test_an_older_format_is_refused_with_the_command_that_builds_it_again(copy: 
     )
 
 
-def test_what_an_older_bundle_does_not_say_is_left_out(copy: Path) -> None:
+def test_settings_that_an_older_bundle_lacks_are_left_out(copy: Path) -> None:
     data = {"format": 1, "source": {"model": "m", "load_format": "dummy", "pruner": "dummy"}}
     assert rebuild.command(data, copy) is None
     data |= {"method": {"name": "none"}, "stages": ["vision_encoder", "llm"], "dialects": None, "image": []}

@@ -94,7 +94,7 @@ def test_no_file_takes_the_place_of_a_closed_stream(shell, bundle):
     assert done.returncode >= 3  # the number, behind those of the three
 
 
-def test_what_is_said_about_progress_never_lands_in_the_answer(shell, pixels, bundle):
+def test_progress_is_never_printed_into_the_answer(shell, pixels, bundle):
     """Python prints to the standard output what goes to a closed standard error."""
     want = Pipeline.load(bundle).generate(pixels, "Why?", max_new_tokens=3).text.encode() + b"\n"
     done = shell('$F run "$B" "Why?" --image x.png --max-new-tokens 3 --timings --overlay kept.png 2>&-')

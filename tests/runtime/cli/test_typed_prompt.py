@@ -63,7 +63,7 @@ def test_prompts_are_cut_where_the_numbers_agree(pipe, text, images, prompt):
         ("<s>What?</s>", 0, "looks like a whole chat template, since it holds </s> and <s>"),
     ],
 )
-def test_what_was_probably_meant_otherwise_is_said(pipe, text, images, said):
+def test_probable_mistakes_are_reported(pipe, text, images, said):
     lines: list[str] = []
     read_prompt(text, images, pipe.tokenizer, lines.append)
     assert len(lines) == bool(said) and said in "".join(lines)

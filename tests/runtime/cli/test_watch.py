@@ -180,7 +180,7 @@ def test_a_file_plays_at_its_own_speed_and_ends() -> None:
     assert numbers == [1, 2, 3] and 0.18 < time.monotonic() - start < 2
 
 
-def test_what_the_reading_thread_dies_of_is_raised() -> None:
+def test_errors_of_the_reading_thread_are_raised() -> None:
     with Reader(Fake([1, ZeroDivisionError("a bug")])) as reader, pytest.raises(ZeroDivisionError):
         while not reader.ended:
             reader.take(0.1)
@@ -200,7 +200,7 @@ def test_names_of_cameras(where: str, name: str) -> None:
     assert capture.camera(where).name == name and capture.camera(where).live
 
 
-def test_what_is_no_camera_and_no_video(tmp_path: Path) -> None:
+def test_sources_that_are_neither_camera_nor_video(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--video for a file"):
         capture.camera("clip.mp4")
     with pytest.raises(UserError, match="no such file"):

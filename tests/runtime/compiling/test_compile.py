@@ -84,7 +84,7 @@ def test_workarounds_are_tried_in_order_and_recorded(sick: Any) -> None:
     assert sum("trying" in line for line in said) == 2
 
 
-def test_where_nothing_helps_nothing_is_written_and_the_graph_is_named(sick: Any) -> None:
+def test_nothing_is_written_and_the_graph_is_named_if_no_workaround_helps(sick: Any) -> None:
     root, _ = sick("none", workaround("first"))
     with pytest.raises(
         UserError, match=r"the graph llm is wrong .* after 1 workarounds .* nothing was written"
@@ -96,7 +96,7 @@ def test_where_nothing_helps_nothing_is_written_and_the_graph_is_named(sick: Any
     assert "not_run" in plan.self_test
 
 
-def test_what_cannot_be_executed_here_is_compiled_and_says_so(
+def test_an_engine_that_cannot_run_here_is_compiled_with_a_note(
     make_bundle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_bundle()

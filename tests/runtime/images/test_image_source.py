@@ -144,7 +144,7 @@ def test_run_takes_a_pipe_and_a_socket(bundle, png, pixels, tmp_path):
         ('$F run "$B" "Why?" --image /dev/null', "got a device"),
     ),
 )
-def test_what_cannot_be_an_image_is_one_line(command, says, bundle, png, tmp_path):
+def test_a_file_that_is_no_image_gives_one_line(command, says, bundle, png, tmp_path):
     done = shell(command, bundle, png, tmp_path)
     assert done.returncode in (1, 2) and says in done.stderr and len(done.stderr.splitlines()) == 1
 
@@ -194,7 +194,7 @@ def test_other_names(pixels, tmp_path, monkeypatch):
         assert np.array_equal(np.asarray(load_image(name)), pixels)
 
 
-def test_what_is_read_into_memory_has_a_limit(monkeypatch, tmp_path):
+def test_reads_into_memory_have_a_limit(monkeypatch, tmp_path):
     monkeypatch.setattr(image_source, "MOST_BYTES", 1000)
     for source in (
         bytes(1001),

@@ -41,7 +41,7 @@ def test_kept_patches_are_bright_and_the_rest_is_dimmed(size):
     assert 640 <= max(image.size) <= 2048
 
 
-def test_what_the_crop_cut_off_is_dimmed_though_everything_is_kept():
+def test_pixels_outside_the_crop_are_dimmed_even_if_all_tokens_are_kept():
     size = (640, 320)
     image = draw_overlay(np.full((320, 640, 3), 200, np.uint8), np.arange(576), GRID, PROCESSOR)
     row = np.asarray(image)[image.height // 2, :, 0].astype(int)

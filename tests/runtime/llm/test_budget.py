@@ -54,7 +54,7 @@ def test_counts_and_percentages(keep: int | str, count: int) -> None:
         [3],
     ],
 )
-def test_what_is_neither_is_refused(keep: object) -> None:
+def test_a_keep_that_is_neither_count_nor_share_is_refused(keep: object) -> None:
     with pytest.raises(UserError) as error:
         resolve_keep(keep, 576, METHOD)
     assert error.value.code == 2

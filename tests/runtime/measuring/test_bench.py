@@ -67,6 +67,6 @@ def test_memory_is_told_apart():
         (["--keep", "99"], "wrong keep"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(bundle, capsys, arguments, words):
+def test_runs_that_cannot_be_measured_are_refused(bundle, capsys, arguments, words):
     assert main(["bench", str(bundle), *arguments]) == 2
     assert words in capsys.readouterr().err

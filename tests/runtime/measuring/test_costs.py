@@ -199,7 +199,7 @@ def test_two_stages_never_grow(llava):
     assert costs.schedule(both, "100%") == ((8, 288), (8, 288), (16, 288))
 
 
-def test_what_a_stage_may_leave_stands_above_what_it_is_given(llava):
+def test_upper_bounds_of_stages_may_exceed_their_budgets(llava):
     """FEATHER's union: 172 to 236 tokens of 576, then at most 21; on Prismatic 218 to 299 of 729, then 26."""
     methods = pytest.importorskip("foveate.export.methods")
     parts = pytest.importorskip("foveate.export.spec")

@@ -158,14 +158,14 @@ def test_a_phone_that_lay_on_its_side(tmp_path):
     ("total", "rate", "count"),
     [(300, 30, 20), (10, 30, 4), (3, 30, 2), (1, 30, 1), (99999, 10, 768), (70, 30, 4)],
 )
-def test_how_many_frames_are_shown(total, rate, count):
+def test_the_number_of_frames_that_are_shown(total, rate, count):
     """Two a second, four at least, an even number, of few frames those that there are."""
     wanted = sampled(total, rate, SAMPLING)
     assert len(wanted) == count and wanted[0] == 0 and wanted[-1] < total
     assert count == 1 or (np.diff(wanted) >= 1).all()
 
 
-def test_what_is_no_video_is_refused(tmp_path, monkeypatch):
+def test_files_that_are_no_videos_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no such file"):
         load_video(tmp_path / "missing.mp4", SAMPLING)
     text = tmp_path / "text.mp4"

@@ -55,7 +55,7 @@ def test_refcoco_from_the_hub(tmp_path):
     assert [s.prompt[-3:] for s in samples] == [" a.", " b."]
 
 
-def test_what_is_missing_is_named(tmp_path, monkeypatch):
+def test_missing_files_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"expected coco_pope_\*\.json or \*\.parquet"):
         list(benchmark("pope").load(tmp_path))
     write(

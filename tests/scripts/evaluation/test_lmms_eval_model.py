@@ -156,7 +156,7 @@ def test_answers_are_the_pipeline_s(adapter, uniform_bundle):
     assert asked(model, "what is it?", [], max_new_tokens=6) == alone
 
 
-def test_what_cannot_be_done_is_refused(adapter, uniform_bundle):
+def test_unsupported_requests_are_refused(adapter, uniform_bundle):
     model = adapter.Foveate(str(uniform_bundle))
     with pytest.raises(NotImplementedError, match="generate_until"):
         model.loglikelihood([])

@@ -63,7 +63,7 @@ def test_the_decoder_tells_what_the_published_one_tells():
     assert isinstance(decoder.backbone.layers[0].norm1, torch.nn.Identity)
 
 
-def test_how_many_tokens_the_decoder_sees():
+def test_the_number_of_tokens_that_the_decoder_sees():
     torch.manual_seed(0)
     numbers = draw_seen(2000, 100).sum(1)
     few = (numbers == 24).float().mean()

@@ -85,7 +85,7 @@ def test_a_side_that_does_not_fit_is_refused(checkpoint, tmp_path):
         collected(checkpoint, tmp_path, side=4)
 
 
-def test_what_is_trained_fits_and_without_it_the_method_is_refused(checkpoint, tmp_path):
+def test_a_trained_pruner_fits_and_the_method_is_refused_without_one(checkpoint, tmp_path):
     parts, method = models.load(str(checkpoint)), methods.load("ocvtp")
     with pytest.raises(UserError, match=r"ocvtp has no pruner for .* train one with scripts/train_ocvtp.py"):
         pruner_weights.joined(parts, method)
