@@ -49,7 +49,7 @@ def collect(parts, method, out, graphs=None, *, precision="fp32", asked=None, pr
     graphs = graphs or assemble(parts, method)
     root = out.with_name(f"{out.name}.building")
     root.mkdir()
-    manifest = build_bundle.manifest("b", parts, method, graphs, Precision("fp32"), {})
+    manifest = build_bundle.manifest("b", parts, method, graphs, Precision("fp32"))
     asked = asked or Calibration("scenes", COUNT)
     progress = progress or (lambda what, done, total: None)
     found = calibrated(parts, method, graphs, manifest, asked, Precision(precision), root, out, progress)
@@ -112,7 +112,7 @@ def test_every_matrix_of_the_decoder_has_statistics(collected):
 
 
 def test_a_killed_run_goes_on_at_its_layer(folder, monkeypatch):
-    """A norm that a pruner reads keeps its scale: topv compares outputs of layer 1's second norm."""
+    """Also, a norm that a pruner reads keeps its scale: topv compares outputs of layer 1's second norm."""
     parts, method = tiny(), methods.load("topv")
     graphs, seen = assemble(parts, method), []
     folded, statistics = collect(parts, method, folder / "whole", graphs, precision="int8")
