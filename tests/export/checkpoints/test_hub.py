@@ -21,18 +21,19 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from foveate.engines.errors import UserError
-from foveate.export import models
+from foveate.export import methods, models
 from foveate.export.checkpoints import files as checkpoint_files
 from foveate.export.checkpoints.directory import Directory
 from foveate.export.checkpoints.hub import download_file
 from foveate.export.checkpoints.random_weights import Dummy
+from foveate.export.graphs.assemble import with_files_for
 from foveate.export.models import llava
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOAD = """
 import sys
 from foveate.engines.errors import UserError
-from foveate.export import models
+from foveate.export import methods, models
 for load_format in ("dummy", "auto"):
     try:
         print(models.load(sys.argv[1], load_format=load_format).source["load_format"])
@@ -250,9 +251,9 @@ def test_the_clip_of_the_tower_is_fetched_when_a_method_asks_for_it(hub, monkeyp
     source = Dummy("like the published one", llava.CONFIGS["llava-1.5-7b"])
     parts = llava.parts(source, llava._CLIP, llava._CLIP_ID)
     assert parts.spec.vision.joint_size == 768
-    parts.vision(("cls_attention.22",))
+    assert with_files_for(parts, methods.load("visionzip")) is parts
     with pytest.raises(UserError, match="cannot get openai/clip-vit-large-patch14-336"):
-        parts.vision(("clip_image",))
+        with_files_for(parts, methods.load("sppruner", {"relevance": "clip"}))
 
 
 def test_offline_and_no_cache(hub, monkeypatch):

@@ -63,7 +63,7 @@ def export(directory, precision: str, kv_heads: int = 2, head: str | None = None
     names, _ = dialects(chosen, [only] if only else None, calibrated=True)
     readings = write_graphs(
         directory,
-        SimpleNamespace(weights=RandomWeights(decoder), decoder=decoder),
+        SimpleNamespace(weights=RandomWeights(decoder), spec=SimpleNamespace(decoder=decoder.spec)),
         [graph],
         chosen,
         names,

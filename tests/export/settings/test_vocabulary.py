@@ -66,7 +66,7 @@ def test_the_tokenizer_of_clip_is_looked_at_too(llava_checkpoint, clip_checkpoin
     tokenizer.save(str(clip / "tokenizer.json"))
     parts = models.load(str(llava_checkpoint()[0]), clip=str(clip))
     with pytest.raises(UserError, match=r"got 'zebra' \(300\), expected numbers below 300"):
-        parts.vision(("clip_image",))
+        parts.open_clip()
 
 
 def only_in_the_config(path, edit_json, content, special):
