@@ -58,7 +58,7 @@ class OnnxRuntime(Backend):
 
         ``options["provider"]`` is "cpu" (the default) or "cuda". Raises UserError if it is not available.
         """
-        provider = options.get("provider") or "cpu"
+        provider = str(options.get("provider") or "cpu")
         if provider not in library.PROVIDERS:
             raise unknown("provider", provider, library.PROVIDERS)
         if library.numbers(VERSION) < library.OLDEST:

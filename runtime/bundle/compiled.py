@@ -29,7 +29,7 @@ from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.prefill_switch import ByRows
 from foveate.engines.targets import TARGETS, backend
-from foveate.runtime.bundle import stamps
+from foveate.runtime.bundle import stamps, typed_json
 from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.bundle.manifest import StoredFile
 
@@ -45,19 +45,23 @@ __all__ = [
 ]
 
 
+_Fact = str | int | float | bool | None | tuple[str, ...]
+"""A value in ``machine`` and ``options``: their lists hold texts."""
+
+
 @dataclass(frozen=True)
 class CompiledEngine:
     """One folder of compiled graphs, with the contents of its ``engine.json``."""
 
-    path: Path
+    path: Path = field(metadata={"checked": object})
     target: str
-    machine: Machine
+    machine: Machine = field(metadata={"checked": dict[str, _Fact]})
     dialect: str
-    options: dict[str, Any]
+    options: dict[str, Any] = field(metadata={"checked": dict[str, _Fact]})
     sources: dict[str, str]
-    workarounds: dict[str, list[str]]
-    files: dict[str, dict[str, Any]]
-    self_test: dict[str, Any] = field(default_factory=dict)
+    workarounds: dict[str, list[str]] = field(metadata={"checked": dict[str, tuple[str, ...]]})
+    files: dict[str, dict[str, Any]] = field(metadata={"checked": dict[str, StoredFile]})
+    self_test: dict[str, Any] = field(default_factory=dict, metadata={"checked": dict[str, object]})
 
     @property
     def key(self) -> str:
@@ -78,7 +82,8 @@ class CompiledEngine:
         ``full`` hashes the compiled files whatever their stamps. ``progress`` gets the path of each large
         file before it is hashed.
         """
-        if self.sources != sources(bundle, self.dialect):
+        made_from = sources(bundle, self.dialect) if self.dialect in bundle.manifest.dialects else None
+        if self.sources != made_from:
             return "it was compiled from other files than the bundle holds now"
         engines = backend(self.target)
         if reason := engines.refused_dialect(self.dialect):
@@ -89,7 +94,7 @@ class CompiledEngine:
             if made != have:
                 return f"it was made for {name} {_show(made, have)}, this machine has {_show(have, made)}"
         say = (lambda name: progress(f"engines/{self.key}/{name}")) if progress else None
-        stored = {name: StoredFile(**entry) for name, entry in self.files.items()}
+        stored = {name: StoredFile(entry["size"], entry["sha256"]) for name, entry in self.files.items()}
         fault = stamps.first_fault(self.path, stored, self._stamps, full=full, progress=say)
         if fault is None:
             return None
@@ -140,13 +145,18 @@ def compiled_engines_in(folder: Path) -> list[CompiledEngine]:
     # hidden folders belong to compilations that are running or were killed
     for file in (folder / "engines").glob("[!.]*/engine.json"):
         try:
-            found.append(CompiledEngine(path=file.parent, **json.loads(file.read_text(encoding="utf-8"))))
-        except (ValueError, TypeError) as error:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            found.append(typed_json.read(CompiledEngine, _with_path(data, file.parent)))
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{file} is damaged | {error} | remove {file.parent} and compile again"
             ) from error
     order = list(TARGETS)
     return sorted(found, key=lambda p: (order.index(p.target) if p.target in order else 99, p.key))
+
+
+def _with_path(data: object, path: Path) -> object:
+    return {**data, "path": path} if isinstance(data, dict) else data
 
 
 def choose(

@@ -122,7 +122,7 @@ def _read_manifest(root: Path) -> Manifest:
             raise MisfitError("the whole file is no object")
         _require_readable(root, data)
         manifest = Manifest.from_json(data)
-    except ValueError as error:  # no JSON, no UTF-8, or another shape
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, too deep, or another shape
         raise UserError(f"{file} is damaged | {error} | copy or build the bundle again") from error
     require_names(file, manifest)
     return manifest

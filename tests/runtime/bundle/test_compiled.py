@@ -142,6 +142,42 @@ def test_a_damaged_record(copy: Path) -> None:
         Pipeline.load(copy)
 
 
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda d: d.update(machine=None), "machine is None"),
+        (lambda d: d["machine"].update(cpu=[1]), r"machine\.cpu\[0\] is 1"),
+        (lambda d: d.update(dialect=[]), r"dialect is \[\]"),
+        (lambda d: d.update(options=[]), r"options is \[\]"),
+        (lambda d: d["options"].update(provider={}), r"options\.provider is \{\}"),
+        (lambda d: d["files"].update(x={"size": 1}), r"files\.x\.sha256 is missing"),
+        (lambda d: d["files"]["llm.onnx"].update(sha256=1), r"files\.llm\.onnx\.sha256 is 1"),
+    ],
+)
+def test_a_record_of_another_shape_names_the_key(copy: Path, change: Any, key: str) -> None:
+    edit(copy, change)
+    with pytest.raises(UserError, match=rf"engine\.json is damaged \| {key}"):
+        choose(load(copy))
+
+
+def test_a_deeply_nested_record_is_damaged(copy: Path) -> None:
+    record(copy).write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"engine\.json is damaged"):
+        choose(load(copy))
+
+
+def test_an_engine_in_a_dialect_that_the_bundle_lacks_is_refused(copy: Path) -> None:
+    edit(copy, lambda d: d.update(dialect="gone"))
+    with pytest.raises(UserError, match="compiled from other files than the bundle holds now"):
+        choose(load(copy))
+
+
+def test_a_provider_of_another_type_is_unknown(copy: Path) -> None:
+    edit(copy, lambda d: d["options"].update(provider=["x"]))
+    with pytest.raises(UserError, match="unknown provider"):
+        choose(load(copy))
+
+
 def test_engine_by_name(copy: Path) -> None:
     key = record(copy).parent.name
     for name in (None, "onnxruntime", key):

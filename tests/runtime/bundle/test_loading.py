@@ -200,7 +200,10 @@ def test_a_stage_has_a_graph_and_a_file(copy: Path, stage: str) -> None:
         load(copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 2}', '{"format": "x"}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"format": 2}', '{"format": "x"}', pytest.param("[" * 100_000, id="deep")],
+)
 def test_damaged_manifest(copy: Path, text: str) -> None:
     (copy / "bundle.json").write_text(text)
     with pytest.raises(UserError, match=r"bundle.json is damaged"):
