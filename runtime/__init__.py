@@ -1,13 +1,14 @@
 """Device side: runs bundles. ``from foveate.runtime import Pipeline``.
 
-* ``pipeline``, ``conversation``, ``answer``: the public classes. ``model``, ``request``, ``answering``: what
-  they share, from the arguments of a question to its answer. ``clock``: times.
+* ``pipeline``, ``conversation``, ``answer``: the public classes.
+* ``model``, ``request``, ``answering``: what these classes share, from a question's arguments to its answer.
+* ``clock``: times. ``input_file``: faults of a file that the user named.
 * ``bundle``: the bundle's files and its compiled engines.
 * ``images``, ``video``, ``text``: what a prompt is made of.
 * ``vision``: the stages before the language model. ``llm``: the language model.
 * ``finite``, ``overflow``: NaN and infinity explained.
-* ``compiling``: ``foveate compile`` and ``check``. ``measuring``: ``bench``, costs and energy. ``cli``: the
-  other verbs.
+* ``compiling``: ``foveate compile`` and ``check``. ``measuring``: ``bench``, costs and energy.
+* ``cli``: the command line of every verb.
 """
 
 from __future__ import annotations

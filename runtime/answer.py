@@ -41,9 +41,11 @@ class Timings:
 class Answer:
     """An answer, and what became of the images of its prompt.
 
-    ``finish`` is "stop" or "length". ``stop`` is the token id or the stop string that ended the answer, None
-    if its length did. ``tokens`` do not include the stop id. If a stop string ended the answer, ``tokens``
-    include its tokens and ``text`` does not include it.
+    * ``text``: the answer, without the stop string that ended it.
+    * ``tokens``: its token ids, without the stop id, but with the tokens of a stop string that ended it.
+    * ``finish``: "stop", or "length" if the answer reached its longest length.
+    * ``stop``: the token id or the stop string that ended the answer; None if its length did.
+    * ``timings``: see ``Timings``.
 
     The other fields have one entry per image of the prompt:
 
@@ -52,9 +54,10 @@ class Answer:
       pruner; "pruner.0" and so on are in-LLM pruners).
     * ``owners`` int64 [N]: the row that each visual token went into before the language model, -1 for none.
       None for methods that do not merge.
-    * ``layouts``: the visual tokens before pruning, and where they lie (``images.token_layout``).
+    * ``layouts``: the visual tokens before pruning, and where they lie
+      (``foveate.runtime.images.token_layout``).
     * ``views``: the image as the model sees it. Maps kept tokens, and coordinates in the text, to the
-      original image (``images.view``).
+      original image (``foveate.runtime.images.view``).
     """
 
     text: str

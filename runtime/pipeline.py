@@ -106,14 +106,18 @@ class Pipeline(LoadedModel):
     ) -> Answer:
         """Return the answer to ``prompt`` about ``images``.
 
-        ``images`` is one image (see ``images.image_source``, or the result of ``see`` or ``video``), several,
-        or None. They stand before a prompt that is a text. In a prompt that is a sequence of texts and
-        ``IMAGE`` (``text.turns``) each image stands in its place.
+        ``images`` is one image, several, or None. An image is a path, a data URL, bytes, an open file, a PIL
+        image, a uint8 array (``foveate.runtime.images.image_source``), or the result of ``see`` or ``video``.
+        If the prompt is a text, the images stand before it. If it is a sequence of texts and ``IMAGE``
+        (``foveate.runtime.text.turns``), each image takes the place of one ``IMAGE``.
 
         ``keep`` is the budget of visual tokens per image: a count, a percentage ("22.2%"), or None for the
-        bundle's default. ``options``, or its fields by name (``asked``), say how the answer is generated. The
-        default is greedy decoding with the checkpoint's penalties, lengths and stop strings. Raises UserError
-        before anything runs if an argument is out of range or the prompt does not fit into the model.
+        bundle's default. ``options`` (``foveate.runtime.llm.generation.Options``) says how the answer is
+        generated. Its fields may also be given by name, such as ``max_new_tokens=64`` (``asked``). The
+        default is greedy decoding with the checkpoint's penalties, lengths and stop strings.
+
+        Raises UserError before anything runs if an argument is out of range or the prompt does not fit into
+        the model.
         """
         return self.stream(images, prompt, keep=keep, options=options, **asked).finish()
 

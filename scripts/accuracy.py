@@ -4,7 +4,7 @@ The questions are about held-out synthetic scenes, or those of a benchmark.
 
     python scripts/accuracy.py --docs docs                     every method, 2,000 questions, tables and plots
     python scripts/accuracy.py --methods sppruner fsr:rho=0.7 --budgets 11.1% 32 --questions 140
-    python scripts/accuracy.py pope --data POPE --bundle bundles/llava --keep 128      see scripts/benchmarks/
+    python scripts/accuracy.py pope --data POPE --bundle bundles/llava --keep 128      see docs/benchmarks.md
 
 A variant is a method with options, such as ``sppruner`` or ``sppruner:relevance=clip,rho=0.7``. Two methods
 are joined with +, such as ``vscan+pyramiddrop``. Every variant answers the same questions at every budget.

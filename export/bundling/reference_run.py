@@ -72,7 +72,7 @@ def record(
     facts: Facts,
     ranges: Ranges | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run every graph once and return the arrays of golden.npz by name (``runtime.check`` reads them).
+    """Run every graph once and return the arrays of golden.npz by name (the self-test reads them).
 
     ``ranges`` notes the size of every computed value. Raises UserError when NaN or infinity is computed.
     """

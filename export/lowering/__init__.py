@@ -1,7 +1,7 @@
 """Dialects, the forms of a graph for different engines: ``native``, ``ort``, ``primitive``.
 
 * ``dialect``: what a dialect is.
-* ``common_passes``, ``primitive_passes``: rewrites of graphs.
+* ``common_passes``, ``primitive_passes``: rewrites of graphs. ``rewriting``: rewrites of single nodes.
 """
 
 from __future__ import annotations

@@ -121,41 +121,45 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="foveate deploy", description="Bring a bundle to a device and get its first answer.")
-    parser.add_argument("bundle", metavar="BUNDLE", help="Folder of the bundle on this machine.")
-    parser.add_argument("host", metavar="USER@HOST", help="Device to deploy to, as ssh takes it.")
+    parser.add_argument("bundle", metavar="BUNDLE", help="The folder of a bundle on this machine.")
+    parser.add_argument("host", metavar="USER@HOST", help="The device to deploy to, as ssh takes it.")
     parser.add_argument(
         "--to",
         default="~/foveate",
         metavar="ROOT",
-        help="Folder on the device to install into (default: ~/foveate).",
+        help="Install into this folder on the device (default: ~/foveate).",
     )
     parser.add_argument(
         "--ssh",
         default="ssh",
         metavar="COMMAND",
-        help='The ssh command with its options, e.g. "ssh -p 2222" (default: ssh).',
+        help='Use this ssh command with its options, such as "ssh -p 2222" (default: ssh).',
     )
-    parser.add_argument("--python", default="python3", help="Python on the device (default: python3).")
     parser.add_argument(
-        "--target", help="Target to compile for (default: tensorrt on a Jetson, onnxruntime elsewhere)."
+        "--python", default="python3", help="Use this Python on the device (default: python3)."
+    )
+    parser.add_argument(
+        "--target",
+        help="Compile for this library, as in `foveate compile` "
+        "(default: tensorrt on a Jetson, onnxruntime elsewhere).",
     )
     parser.add_argument(
         "--max-context",
         type=int,
         metavar="N",
-        help="Rows of the kv cache, as in foveate plan and compile (default: that of foveate compile).",
+        help="Give the kv cache room for this many rows (default: that of `foveate compile`).",
     )
     parser.add_argument(
-        "--image", type=Path, help="Image for the first answer (default: a red disc on blue)."
+        "--image", type=Path, help="Ask about this image first (default: a red disc on blue)."
     )
     parser.add_argument(
-        "--prompt", type=str, default=_PROMPT, help=f'Prompt for the first answer (default: "{_PROMPT}").'
+        "--prompt", type=str, default=_PROMPT, help=f'Ask this question first (default: "{_PROMPT}").'
     )
     add_wheels(parser)
     parser.add_argument(
         "--force",
         action="store_true",
-        help="Continue even if foveate doctor finds problems on the device (default: stop).",
+        help="Continue even if `foveate doctor` finds problems on the device (default: stop).",
     )
     return parser
 

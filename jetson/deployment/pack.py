@@ -37,17 +37,17 @@ def main(argv: list[str]) -> int:
         prog="foveate pack",
         description="Write a bundle, the runtime and an installer to one file, for a device without network.",
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="Folder of the bundle.")
+    parser.add_argument("bundle", metavar="BUNDLE", help="The folder of a bundle.")
     parser.add_argument(
         "--jetpack",
         default="6.2",
-        help=f"JetPack version of the device: {', '.join(jetpacks)} (default: 6.2).",
+        help=f"Pack for a device with this JetPack version: {', '.join(jetpacks)} (default: 6.2).",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE.pyz",
-        help="File to write (default: BUNDLE.jetpackVERSION.pyz in the current folder).",
+        help="Write this file (default: BUNDLE.jetpackVERSION.pyz in the current folder).",
     )
     add_wheels(parser)
     args = parser.parse_args(argv)
@@ -87,7 +87,7 @@ def pack(bundle: Path, target: Target, out: Path, wheels_in: Path | None = None,
 def add_wheels(parser: argparse.ArgumentParser) -> None:
     """Add ``--video`` and ``--wheels``."""
     parser.add_argument(
-        "--video", action="store_true", help="Include OpenCV, which foveate watch needs (default: without)."
+        "--video", action="store_true", help="Include OpenCV, which `foveate watch` needs (default: without)."
     )
     parser.add_argument(
         "--wheels",

@@ -172,21 +172,21 @@ def main(argv: list[str]) -> int:
         "--disk",
         type=float,
         metavar="GB",
-        help="Gigabytes of disk that must be free (default: 5).",
+        help="Require this many gigabytes of free disk (default: 5).",
         default=_DISK / _GB,
     )
     parser.add_argument(
         "--memory",
         type=float,
         metavar="GB",
-        help="Gigabytes of memory that must be free (default: 0).",
+        help="Require this many gigabytes of free memory (default: 0).",
         default=0,
     )
     parser.add_argument(
         "--path",
         type=Path,
         default=Path("."),
-        help="Folder for the bundles, on whose disk --disk is checked (default: the current folder).",
+        help="Check the free disk where this folder lies (default: the current folder).",
     )
     parser.add_argument(
         "--json",

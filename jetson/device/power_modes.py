@@ -125,7 +125,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--mode",
-        help="Power mode to run the command in: a name in /etc/nvpmodel.conf (default: the current one).",
+        help="Run the command in this power mode, a name in /etc/nvpmodel.conf (default: the current one).",
     )
     parser.add_argument(
         "--clocks",
@@ -138,8 +138,8 @@ def main(argv: list[str]) -> int:
         type=str,
         nargs=argparse.REMAINDER,
         metavar="-- COMMAND ...",
-        help="Command to run in that mode. Without --mode and --clocks, the current mode and power are "
-        "shown.",
+        help="The command to run in that mode. Without --mode and --clocks nothing is run: the current "
+        "mode and power are shown.",
     )
     args = parser.parse_args(argv)
     command = args.command[1:] if args.command[:1] == ["--"] else args.command

@@ -168,22 +168,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--model",
-        help="Model to plan: a config.json in Hugging Face's format, its folder, or one of "
-        f"{', '.join(model_sizes.known())}.",
+        help="Plan for this model: a config.json in Hugging Face's format, its folder, or one of "
+        f"{', '.join(model_sizes.known())} (required without BUNDLE).",
     )
     parser.add_argument(
-        "--method", help=f"Method to plan: {', '.join(model_sizes.methods())} (default: none)."
+        "--method", help=f"Plan for this method: {', '.join(model_sizes.methods())} (default: none)."
     )
     parser.add_argument(
-        "--precision", help="Precision of the decoder's weights: int4, int8, fp8 or fp16 (default: int4)."
+        "--precision",
+        help="Plan for decoder layers in this precision: int4, int8, fp8 or fp16 (default: int4).",
     )
     parser.add_argument(
         "--keep",
-        help='Number or share of visual tokens to keep per image, e.g. 128 or "22.2%%" '
-        "(default: the bundle's, else 22.2%%; method none keeps all).",
+        help="Keep this many visual tokens of each image: a count such as 128, or a percentage such as "
+        '"22.2%%" '
+        "(default: the bundle's, or 22.2%% without BUNDLE; the method none keeps all).",
     )
     parser.add_argument(
-        "--device", required=True, help=f"Device to plan for: {', '.join(devices.DEVICES)} (required)."
+        "--device",
+        required=True,
+        help=f"Plan for this device: {', '.join(devices.DEVICES)} (required).",
     )
     parser.add_argument(
         "--ttft",
@@ -194,32 +198,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--visual-tokens",
         type=int,
-        help="Number of visual tokens per image, for models whose images differ in it "
+        help="Count this many visual tokens per image, for models where it depends on the image's size "
         f"(default: those of an image of {PHOTO[0]} x {PHOTO[1]} pixels).",
     )
     parser.add_argument(
         "--text-tokens",
         type=int,
         default=costs.TEXT_TOKENS,
-        help=f"Number of text tokens in the prompt (default: {costs.TEXT_TOKENS}).",
+        help=f"Count this many text tokens in the prompt (default: {costs.TEXT_TOKENS}).",
     )
     parser.add_argument(
-        "--new-tokens", type=int, default=64, help="Number of tokens of the answer (default: 64)."
+        "--new-tokens", type=int, default=64, help="Count this many tokens in the answer (default: 64)."
     )
     parser.add_argument(
         "--max-context",
         type=int,
-        help="Rows of the kv cache, as in foveate compile "
-        f"(default: {MAX_CONTEXT}, or the model's maximum if that is smaller).",
+        help="Give the kv cache room for this many rows, as in `foveate compile` "
+        f"(default: {MAX_CONTEXT}, or the model's limit if that is lower).",
     )
     parser.add_argument(
         "--dialect",
         choices=DIALECTS,
-        help="Dialect to plan for: native is for TensorRT 10.15 or newer (JetPack 7.2), primitive for older "
-        "versions (default: primitive on a Jetson, else native).",
+        help="Plan for this dialect: native is for TensorRT 10.15 or newer (JetPack 7.2), primitive for "
+        "older versions (default: primitive on a Jetson, else native).",
     )
     parser.add_argument(
-        "--headless", action="store_true", help="Count no desktop on the device (default: a Jetson runs one)."
+        "--headless", action="store_true", help="Count no memory for a desktop (default: a Jetson runs one)."
     )
     parser.add_argument(
         "--json", action="store_true", help="Print the plan as one JSON document (default: as text)."

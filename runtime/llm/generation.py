@@ -111,12 +111,15 @@ class Options:
 
     Raises UserError for values out of range.
 
-    ``temperature`` 0 or None is greedy. ``top_k`` draws among the k likeliest tokens. ``top_p`` draws among
-    the smallest set of likeliest tokens whose probabilities add up to p. ``seed`` None uses a fresh seed.
-    ``sample`` uses the checkpoint's values for those of temperature, top_k and top_p that are None.
-    ``repetition_penalty`` 1.0 and ``no_repeat_ngram_size`` 0 switch the bundle's off. ``stop`` gives texts
-    that end the answer, in place of the bundle's; they are not part of the answer. ``keep_special`` leaves
-    special tokens in the text, except for stop ids.
+    * ``max_new_tokens``, ``min_new_tokens``: the longest and the shortest answer, in tokens.
+    * ``temperature``: 0 or None is greedy, unless ``sample`` is set.
+    * ``top_k`` draws among the k likeliest tokens.
+    * ``top_p`` draws among the smallest set of likeliest tokens whose probabilities add up to p.
+    * ``sample`` uses the checkpoint's values for those of temperature, top_k and top_p that are None.
+    * ``seed``: None uses a fresh seed.
+    * ``repetition_penalty`` 1.0 and ``no_repeat_ngram_size`` 0 switch the bundle's off.
+    * ``stop``: texts that end the answer, in place of the bundle's. They are not part of the answer.
+    * ``keep_special`` leaves special tokens in the text, except for stop ids.
     """
 
     max_new_tokens: int | None = None
