@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from foveate.engines.errors import UserError
 from foveate.runtime.answer import Answer, Stream
 from foveate.runtime.answering import PrunedImage, answer, prune_images
 from foveate.runtime.clock import Clock
@@ -24,8 +25,8 @@ class Chat:
     """A conversation with one kv cache. Each image is pruned once, for the question of its own turn.
 
     A turn whose answer was broken off (by an error, Ctrl-C or ``Stream.close``) does not become part of the
-    conversation; the cache keeps its rows. Only one answer can be generated at a time: read a stream to its
-    end, or close it, before the next question.
+    conversation; the cache keeps its rows. Only one answer can be generated at a time: a question is refused
+    while the stream of another one is open.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Chat:
         self._started = started or datetime.now()
         self._decoder = model.decoder()
         self._shown: list[PrunedImage] = []
+        self._answering = False
         self.turns: list[Turn] = [] if system is None else [Turn("system", system)]
 
     def ask(
@@ -68,9 +70,10 @@ class Chat:
     ) -> Stream:
         """Return the answer to the next turn as a stream of pieces of text. Arguments as for ``ask``.
 
-        Raises UserError from this call, before anything runs, if an argument is out of range or the prompt
-        does not fit into the model.
+        Raises UserError from this call, before anything runs, if an argument is out of range, the prompt does
+        not fit into the model, or the stream of another question is open.
         """
+        self._require_idle()
         new = image_list(image)
         turns = [*self.turns, user_turn(text, len(new))]
         wanted = replace(options or Options(), **asked)
@@ -91,13 +94,26 @@ class Chat:
 
     def _answer(self, request: Request, turns: list[Turn]) -> Generator[str, None, Answer]:
         """Answer, and make the turn part of the conversation."""
-        clock = Clock()
-        images = prune_images(self._model, request, clock)
-        found = yield from answer(self._model, self._decoder, request, images, clock)
+        self._require_idle()
+        self._answering = True
+        try:
+            clock = Clock()
+            images = prune_images(self._model, request, clock)
+            found = yield from answer(self._model, self._decoder, request, images, clock)
+        finally:
+            self._answering = False
         # a later turn would read special tokens as ordinary text
         words = self._without_special(found) if request.generation.keep_special else found.text
         self._shown, self.turns = images, [*turns, Turn("assistant", words)]
         return found
+
+    def _require_idle(self) -> None:
+        if self._answering:
+            raise UserError(
+                "this conversation is still answering | the stream of another question is open "
+                "| read it to its end, or close it",
+                code=2,
+            )
 
     def _without_special(self, found: Answer) -> str:
         """Return an answer's text without special tokens."""

@@ -108,6 +108,19 @@ def test_an_answer_broken_off_is_forgotten(pipe: Pipeline) -> None:
     assert answer.tokens == fresh(pipe, chat, 6)
 
 
+def test_a_question_is_refused_while_another_one_is_answered(pipe: Pipeline) -> None:
+    chat, (image,) = pipe.chat(), images(1)
+    stream, late = (chat.stream(FIRST, image, keep=4, max_new_tokens=9) for _ in range(2))
+    next(stream)
+    for question in (lambda: chat.ask(SECOND), lambda: next(late)):
+        with pytest.raises(UserError, match="still answering") as error:
+            question()
+        assert error.value.code == 2
+    expected = pipe.generate(image, FIRST, keep=4, max_new_tokens=9)
+    assert stream.finish().tokens == expected.tokens
+    assert chat.ask(SECOND, max_new_tokens=6).tokens == fresh(pipe, chat, 6)
+
+
 def test_an_error_leaves_the_chat_as_it_was(pipe: Pipeline) -> None:
     chat = pipe.chat()
     chat.ask(FIRST, max_new_tokens=4)
