@@ -270,7 +270,7 @@ BundleFiles = dict[str, bytes | Path]
 
 @dataclass(frozen=True)
 class ClipFiles:
-    """What a bundle with CLIP's text encoder takes from CLIP's checkpoint."""
+    """Files and licence that a bundle with CLIP's text encoder takes from CLIP's checkpoint."""
 
     files: BundleFiles  # clip_tokenizer.json, and the licence's files
     licence: dict[str, Licence]  # by role, as ``ModelParts.licence``

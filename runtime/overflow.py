@@ -18,7 +18,7 @@ FLOAT16_MAX = 65504.0
 
 
 class Cause(NamedTuple):
-    """Why numbers are not finite, and what the user can do, in words."""
+    """The cause of numbers that are not finite, and the user's way out, in words."""
 
     what: str
     remedy: str

@@ -33,7 +33,7 @@ class Form:
 
 
 class PartKind(StrEnum):
-    """What a part of a stored matrix ``[K,N]`` holds. Other parts than values exist for quantized ones."""
+    """Contents of a part of a stored matrix ``[K,N]``. Only quantized ones have others than values."""
 
     VALUES = "values"
     """The values [K,N]. Their dtype "int7" means those of ``Quantized.narrow``, stored in int8."""

@@ -1,4 +1,4 @@
-"""What a quantization scheme does: quantizing matrices, and putting them into graphs."""
+"""Quantization schemes: each quantizes matrices, and puts them into graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a dialect is: the form of the graphs of one kind of engine."""
+"""Dialects: forms of the graphs, one for each kind of engine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Dialect:
     """True if graphs return only the new rows of their kv caches, and the engine appends them."""
 
     largest_sort: int | None
-    """How many numbers its engines can sort; None for any."""
+    """Largest count of numbers that its engines can sort; None for any."""
 
     refuses: Mapping[str, str] = field(default_factory=dict)
     """The reason by refused precision."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -94,6 +95,6 @@ class Rewrite(ir.passes.InPlacePass):
         """Return True if a node of these ``kinds`` is to be replaced."""
         return True
 
+    @abstractmethod
     def write(self, before: Before, node: ir.Node) -> ir.Value:
         """Insert nodes that compute the output of ``node``, and return the last one's output."""
-        raise NotImplementedError

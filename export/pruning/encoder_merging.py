@@ -6,6 +6,7 @@ follow from the number of rows, so that number is fixed when a bundle is built.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,10 +31,10 @@ class EncoderMerger(SingleMethod):
         """Return ``layers``: a family that offers it lets methods work in its vision encoder's layers."""
         return ("layers",)
 
+    @abstractmethod
     def rows(self, spec: ModelSpec) -> int:
         """Return the number of rows per image that are left behind the last layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def merging(self, spec: ModelSpec) -> StartMerging:
         """Return what starts the method's work on a batch of images, layer by layer (``spec.Merging``)."""
-        raise NotImplementedError

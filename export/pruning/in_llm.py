@@ -1,4 +1,4 @@
-"""In-LLM pruners: the layers before which they prune the prompt, and the rows that they select there.
+"""Pruners inside the language model: before which layers they prune, and which rows they select there.
 
 An in-LLM pruner names its ``prune_layers`` and marks the visual rows that stay at each of them. It reads a
 ``PromptState``: the prompt's hidden states there, and the scoring layer's queries and keys. The graph
@@ -12,6 +12,7 @@ in a softmax.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,12 +56,12 @@ class InLLMPruner(SingleMethod):
         """The method itself."""
         return self
 
+    @abstractmethod
     def prune_layers(self, spec: DecoderSpec) -> tuple[PruneLayer, ...]:
         """Return where the prompt is pruned, in ascending order of ``layer``.
 
         Stages are counted in this order. Raises UserError (code 2) when the decoder has no such layer.
         """
-        raise NotImplementedError
 
     def extra_inputs(self, stage: int) -> tuple[Extra, ...]:
         """Name the inputs of ``stage``'s graph besides ``hidden``, ``scored``, ``image`` and ``keep``.
@@ -70,9 +71,9 @@ class InLLMPruner(SingleMethod):
         """
         return ()
 
+    @abstractmethod
     def select(self, stage: int, state: PromptState) -> Tensor:
         """Mark the visual rows that stay at ``stage``: ``[1,T]`` bool; text rows are ignored."""
-        raise NotImplementedError
 
     def prune(self, stage: int, state: PromptState) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
         """Move the rows that stay to the front.

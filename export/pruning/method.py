@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -30,8 +31,8 @@ PositionMode = Literal["compact", "keep"]
 """"compact" renumbers the position ids of the kept tokens, "keep" leaves them as they were."""
 
 
-class Method:
-    """What a bundle is pruned with: its pruners, and how the user's ``keep`` is shared among them."""
+class Method(ABC):
+    """A method of a bundle: its pruners, and the share of the user's ``keep`` that each gets."""
 
     our_reading: ClassVar[bool] = False
     """True when the paper leaves formulas open and has no public code. The module's docstring says what is
@@ -41,14 +42,14 @@ class Method:
     """True when the selection depends on the prompt's text."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """The name on the command line."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def position_mode(self) -> PositionMode:
         """Position ids of the tokens that enter the language model."""
-        raise NotImplementedError
 
     @property
     def encoder_merger(self) -> EncoderMerger | None:
@@ -65,12 +66,12 @@ class Method:
         """The part that works inside the language model."""
         return None
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return every option with its value, as in ``bundle.json``.
 
         Values are numbers, bools, texts, lists of these, or None.
         """
-        raise NotImplementedError
 
     def fixed_keep(self, spec: ModelSpec) -> int | None:
         """Return the number of tokens per image when the build fixes it; None when run time chooses it."""

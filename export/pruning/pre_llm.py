@@ -14,6 +14,7 @@ Rules for ``reduce``, so that one graph serves ONNX Runtime and TensorRT:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -71,6 +72,7 @@ class PreLLMPruner(SingleMethod):
         """Return the module that holds the method's trained weights (named ``pruner.*``), or None."""
         return None
 
+    @abstractmethod
     def reduce(
         self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]
     ) -> tuple[Tensor, ...]:
@@ -93,16 +95,15 @@ class PreLLMPruner(SingleMethod):
         * ``owner [B,N]`` int64, only from methods with ``merges``: the row that each token is part of, -1
           for none. A token whose place a row takes is part of that row.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class ScoringPruner(PreLLMPruner):
     """Base class of pruners that rank: exactly ``keep`` tokens with the best scores stay, first of equals."""
 
+    @abstractmethod
     def score(self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]) -> Tensor:
         """Return a score per token, ``[B,N]`` float32; higher scores stay. Arguments as in ``reduce``."""
-        raise NotImplementedError
 
     def reduce(
         self, tokens: Tensor, taps: dict[str, Tensor], keep: Keep, grid: tuple[Keep, Keep]

@@ -47,7 +47,7 @@ Points = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights come from. ``model`` is a directory, a hub id or a name; revisions are commits."""
+    """The origin of the weights. ``model`` is a directory, a hub id or a name; revisions are commits."""
 
     model: str
     revision: str = "local"
@@ -81,7 +81,7 @@ class MethodInfo:
 
     @property
     def prunes(self) -> bool:
-        """Whether the method drops visual tokens at all."""
+        """True unless the method is ``none``, which drops no visual tokens."""
         return self.name != "none"
 
 

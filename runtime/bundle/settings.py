@@ -57,7 +57,7 @@ class AnyresImage:
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """How many frames of a video are shown, and the pixels of one frame and of all time steps together."""
+    """Limits of a video: frames per second and in all, pixels of a frame and of all time steps together."""
 
     fps: float
     min_frames: int
@@ -106,7 +106,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Reasoning:
-    """Of a text that holds ``end``, only what follows the last one stays, stripped as by ``Strip``."""
+    """Removal of everything up to the last ``end`` of a text. The rest is stripped as by ``Strip``."""
 
     end: str
     left: str | None = None

@@ -32,7 +32,7 @@ sixth less for 2,880 tokens, and a third less for 4,000 (docs/measurements/cpu-s
 """
 
 Left = tuple[np.ndarray, ...]
-"""For each in-LLM pruner, the indices int64 [R] of an image's rows that it left. Empty if none ran."""
+"""Indices int64 [R] of an image's rows that are left, for each in-LLM pruner. Empty if none ran."""
 
 
 @dataclass(frozen=True, eq=False)

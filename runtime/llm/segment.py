@@ -23,7 +23,7 @@ __all__ = ["Pruned", "Segment"]
 
 
 class Pruned(NamedTuple):
-    """What a pruner left.
+    """Rows that a pruner left.
 
     ``rows`` [1,R,D] go on. ``facts`` are about them. ``carried`` are values for the next pruner, by name.
     """

@@ -44,7 +44,7 @@ class Video:
 
 @dataclass(frozen=True)
 class VideoSampling:
-    """Which frames of a video are shown: ``fps`` per second, from ``min_frames`` to ``max_frames`` in all.
+    """Choice of a video's frames: ``fps`` per second, from ``min_frames`` to ``max_frames`` in all.
 
     Their number is a multiple of ``frames``, the frames per patch.
     """

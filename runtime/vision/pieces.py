@@ -17,7 +17,7 @@ __all__ = ["Owner", "Piece", "join", "merged_pieces", "piece_of"]
 
 @dataclass(frozen=True, eq=False)
 class Owner:
-    """Where visual tokens went: ``tokens`` int64 [N] of an image went into ``rows`` int64 [N] of a piece."""
+    """A map: ``tokens`` int64 [N] of an image went into ``rows`` int64 [N] of a piece."""
 
     tokens: np.ndarray
     rows: np.ndarray

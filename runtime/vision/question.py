@@ -1,4 +1,4 @@
-"""What the pre-LLM pruner reads of the user's question."""
+"""Inputs of the pre-LLM pruner that come from the user's question."""
 
 from __future__ import annotations
 

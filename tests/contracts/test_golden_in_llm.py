@@ -1,4 +1,4 @@
-"""In-LLM pruners keep the rows that the published implementations keep (``tests/golden``).
+"""Rows that in-LLM pruners keep are those of the published implementations (``tests/golden``).
 
 Every stage of every case goes through the exported pruner graph, with the case's own norm, query and key
 weights.

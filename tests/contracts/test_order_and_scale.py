@@ -1,4 +1,4 @@
-"""What the mathematics of some methods says of the order and the scale of tokens."""
+"""Order and scale of the tokens change nothing where a method's mathematics says so."""
 
 from __future__ import annotations
 

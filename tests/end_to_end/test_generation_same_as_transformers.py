@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ TEXT = "what is in the image, and où?"
 LENGTH = 24
 
 
-class Case:
+class Case(ABC):
     """A checkpoint, its bundle, and one prompt to both."""
 
     def __init__(self, root: Path, method: str = "none") -> None:
@@ -66,9 +67,9 @@ class Case:
         manifest = replace(old.manifest, prompt=prompt, generation=said)
         return Pipeline(Bundle(old.path, manifest), self.pipe._engines)
 
+    @abstractmethod
     def batch(self, turns: list[Turn]) -> dict[str, torch.Tensor]:
         """The inputs that transformers is given."""
-        raise NotImplementedError
 
     def theirs(self, turns: list[Turn], **asked: Any) -> list[int]:
         """Transformers' tokens by the file that ``write`` wrote, without the stop id."""

@@ -1,4 +1,4 @@
-"""What tests of pre-LLM pruners share: a small model's sizes, random inputs, and the graph in ONNX."""
+"""Shared by tests of pre-LLM pruners: a small model's sizes, random inputs, and the graph in ONNX."""
 
 from __future__ import annotations
 

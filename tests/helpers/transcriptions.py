@@ -1,4 +1,4 @@
-"""What transcriptions of methods share: inputs in float64, cosines, and the comparison of mixtures."""
+"""Shared by transcriptions of methods: inputs in float64, cosines, and the comparison of mixtures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 Row = tuple[int, list[int], np.ndarray]
-"""Where a row stands (-1: nowhere), the tokens it is made of, and the row."""
+"""Place of a row (-1: none), the tokens that it is made of, and the row."""
 
 
 def numbers(inputs: dict[str, torch.Tensor], name: str) -> np.ndarray:

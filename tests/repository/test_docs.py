@@ -1,4 +1,4 @@
-"""What README and docs/ name exists: commands, flags, links, methods, images. Decisions have numbers."""
+"""Commands, flags, links, methods and images that README and docs/ name exist. Decisions have numbers."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_names_of_transformers_4_in_qwen(base, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_adapter_that_transformers_saves(base, tmp_path, monkeypatch):
-    """Without peft's own class, and beside weights: transformers itself puts the two together again."""
+    """Check an adapter beside weights without peft's own class: transformers puts the two together."""
     path = shutil.copytree(base("llava"), tmp_path / "both")
     # transformers 5.24 asks for a peft that is newer than any that was published
     monkeypatch.setattr(transformers.integrations.peft, "MIN_PEFT_VERSION", "0.18.0")

@@ -105,7 +105,7 @@ def test_every_fourth_comes_back_at_half(model):
 
 
 def test_rows_first_would_say_nothing_of_the_cost(model):
-    """Why the columns come last: the last scaling's sums are the masses that were put in."""
+    """The sums of the last scaling are the masses that were put in, so the columns come last."""
     method = methods.load("topv")
     here = model(method)
     known = here.reference(here.prompt(0), 1)

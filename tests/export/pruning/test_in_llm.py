@@ -1,4 +1,4 @@
-"""In-LLM pruners name layers that the decoder has."""
+"""Layers that in-LLM pruners name are layers of the decoder."""
 
 from __future__ import annotations
 

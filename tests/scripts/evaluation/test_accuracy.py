@@ -74,7 +74,7 @@ def test_the_code_of_a_bundle_is_its_own_method_s_and_not_another_s():
 
 
 def test_intervals_are_wilson_s():
-    """Against the roots of the quadratic that define it, and a published example."""
+    """Compare with the roots of the quadratic that define it, and with a published example."""
     for right, total in ((0, 10), (10, 10), (933, 1000), (1, 3)):
         z = 1.96
         for bound in wilson(right, total):
