@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from foveate.engines.errors import UserError
+from foveate.runtime.bundle.settings import GenerationSettings
 from foveate.runtime.llm.sampling import Sampling, misfit, wrong
 
 __all__ = ["MAX_NEW_TOKENS", "Generation", "Options"]
@@ -32,30 +33,21 @@ _SAMPLE = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 
 @dataclass(frozen=True)
-class Generation:
-    """Settings with which an answer is generated.
+class Generation(GenerationSettings):
+    """Settings with which an answer is generated: those of bundle.json, and the caller's.
 
     ``sample`` holds the settings of ``--sample``, ``sampling`` those in use. ``keep_special`` leaves special
-    tokens in the text, except for stop ids. The other fields are those of bundle.json.
+    tokens in the text, except for stop ids.
     """
 
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    suppress_tokens: tuple[int, ...] = ()
-    begin_suppress_tokens: tuple[int, ...] = ()
-    min_new_tokens: int = 0
-    min_length: int = 0
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    stop_strings: tuple[str, ...] = ()
-    sample: Mapping[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
     keep_special: bool = False
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Generation:
         """Return the bundle's settings. Keys that this version does not know are left out."""
-        known = {each.name for each in fields(cls)} - {"sampling", "keep_special"}
+        known = {each.name for each in fields(GenerationSettings)}
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in data.items()

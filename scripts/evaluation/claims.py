@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from evaluation.arguments import add_questions, add_work
 from evaluation.bundles import ready_bundle
 from evaluation.compare import answer_all
 from evaluation.report import wilson
 from evaluation.scenes import PER_SCENE, UNPRUNED, Plan, held_out
-from foveate.calib.scenes.questions import HELD_OUT, KINDS
+from foveate.calib.scenes.questions import KINDS
 from foveate.runtime.pipeline import Pipeline
 
 QUARTERS = 4
@@ -70,30 +71,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "claims", nargs="*", choices=[[], *CLAIMS], metavar="CLAIM", help="Claims to test (default: all)."
     )
-    parser.add_argument(
-        "--model", default="scripts/shapes", help="Folder of the checkpoint (default: scripts/shapes)."
-    )
-    parser.add_argument(
-        "--budgets",
-        nargs="+",
-        default=["33.3%", "22.2%", "11.1%", "5.6%"],
-        help="Budgets as in --keep (default: 33.3%% 22.2%% 11.1%% 5.6%%).",
-    )
-    parser.add_argument("--questions", type=int, default=2000, help="Number of questions (default: 2000).")
+    add_questions(parser)
     parser.add_argument(
         "--images", type=int, default=200, help="Number of images for bias and ocvtp (default: 200)."
     )
     old_name = {"type": int, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     parser.add_argument("--pictures", dest="images", **old_name)
-    parser.add_argument(
-        "--first-seed", type=int, default=HELD_OUT, help=f"Seed of the first scene (default: {HELD_OUT})."
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("bundles/accuracy"),
-        help="Folder for bundles and answers (default: bundles/accuracy).",
-    )
+    add_work(parser)
     args = parser.parse_args(argv)
     plan = Plan(args.model, args.work, tuple(args.budgets), args.questions, KINDS, args.first_seed)
     results = {name: CLAIMS[name](plan, args) for name in args.claims or CLAIMS}

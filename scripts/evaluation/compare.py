@@ -26,14 +26,14 @@ from rich.progress import (
 )
 
 from evaluation import report
+from evaluation.arguments import add_questions, add_work, add_workers
 from evaluation.bundles import at_budgets, options_of
 from evaluation.scenes import UNPRUNED, Plan, answer, clock, held_out, open_log
-from foveate.calib.scenes.questions import HELD_OUT, KINDS
+from foveate.calib.scenes.questions import KINDS
 from foveate.engines.errors import UserError
 from foveate.export import methods
 from foveate.runtime.bundle import loading as bundle
 
-WORKERS = 2
 SCREEN = Console(stderr=True)
 
 
@@ -70,11 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__.splitlines()[0],
         epilog="A benchmark's name as first argument runs that benchmark instead: see NAME --help.",
     )
-    parser.add_argument(
-        "--model",
-        default="scripts/shapes",
-        help="Folder or name of the checkpoint (default: scripts/shapes).",
-    )
+    add_questions(parser)
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -82,21 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         help="Variants to compare (default: all methods, as published).",
     )
     parser.add_argument(
-        "--budgets",
-        nargs="+",
-        default=["33.3%", "22.2%", "11.1%", "5.6%"],
-        help="Budgets as in --keep (default: 33.3%% 22.2%% 11.1%% 5.6%%).",
-    )
-    parser.add_argument("--questions", type=int, default=2000, help="Number of questions (default: 2000).")
-    parser.add_argument(
         "--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="Kinds of questions (default: all)."
-    )
-    parser.add_argument(
-        "--first-seed",
-        type=int,
-        default=HELD_OUT,
-        help="Seed of the first scene. Tune options on other seeds than those that are reported "
-        f"(default: {HELD_OUT}).",
     )
     parser.add_argument(
         "--clock",
@@ -111,18 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="Write accuracy.md and its plots to this folder (default: do not).",
     )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("bundles/accuracy"),
-        help="Folder for bundles and answers (default: bundles/accuracy).",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=WORKERS,
-        help=f"Number of processes, with one thread each (default: {WORKERS}).",
-    )
+    add_work(parser)
+    add_workers(parser)
     return parser
 
 

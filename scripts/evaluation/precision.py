@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evaluation.arguments import add_work, add_workers
 from evaluation.bundles import ready_bundle
 from evaluation.compare import answer_all
 from evaluation.scenes import UNPRUNED, Plan
@@ -85,15 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--docs", type=Path, metavar="DIR", help="Write precision.md to this folder (default: do not)."
     )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("bundles/accuracy"),
-        help="Folder for bundles and answers (default: bundles/accuracy).",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=2, help="Number of processes, with one thread each (default: 2)."
-    )
+    add_work(parser)
+    add_workers(parser)
     return parser
 
 

@@ -6,5 +6,6 @@ growth         scripts/bench_growth.py: prefill and decode against the number of
 pruners        scripts/bench_pruners.py: every pruner by itself
 contenders     scripts/bench_rivals.py: the language model beside llama.cpp and OpenVINO
 rival_models   random models of LLaVA's form for these programs
+arguments      options that contenders and first_token share
 tables         cells of the printed tables
 """

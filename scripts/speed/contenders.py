@@ -26,6 +26,7 @@ from foveate.runtime.bundle.compiled import choose, load_engine
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.llm.kv_cache import KVCache
 from foveate.runtime.measuring.bench import environment, resident_bytes
+from speed.arguments import add_rounds
 from speed.rival_models import gguf_file, openvino_file
 from speed.tables import spread
 
@@ -151,15 +152,7 @@ def main() -> None:
     parser.add_argument(
         "--rivals", nargs="*", default=KINDS, choices=KINDS, help="Rivals to measure (default: all)."
     )
-    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds (default: 3).")
-    parser.add_argument("--threads", type=int, default=2, help="Number of threads (default: 2).")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("/tmp/foveate-rivals"),
-        help="Folder for the rivals' models (default: /tmp/foveate-rivals).",
-    )
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    add_rounds(parser)
     args = parser.parse_args()
     sizes = asdict(load(args.bundles[0]).manifest.decoder) | {"tokens": args.tokens}
     args.work.mkdir(parents=True, exist_ok=True)

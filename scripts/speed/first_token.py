@@ -26,6 +26,7 @@ from PIL import Image
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.measuring.bench import environment, question
 from foveate.runtime.pipeline import Pipeline
+from speed.arguments import add_rounds
 from speed.contenders import ask, start
 from speed.rival_models import gguf_file, projector_file
 from speed.tables import spread
@@ -92,15 +93,7 @@ def main() -> None:
     parser.add_argument("bundles", nargs="+", help="Compiled bundles; the first one gives the sizes.")
     parser.add_argument("--keep", nargs="+", default=["64", "576"], help="Budgets (default: 64 576).")
     parser.add_argument("--text-tokens", type=int, default=40, help="Number of text tokens (default: 40).")
-    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds (default: 3).")
-    parser.add_argument("--threads", type=int, default=2, help="Number of threads (default: 2).")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("/tmp/foveate-rivals"),
-        help="Folder for llama.cpp's models (default: /tmp/foveate-rivals).",
-    )
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    add_rounds(parser)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.serve:

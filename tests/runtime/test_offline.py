@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import recorded_network
+from cameras import write_clip
 from PIL import Image
 
 from foveate.engines import NO_TELEMETRY
@@ -146,12 +147,7 @@ def test_doctor(watched) -> None:
 
 
 def test_watch(watched, bundle: Path, tmp_path: Path) -> None:
-    cv2 = pytest.importorskip("cv2")
-    clip = tmp_path / "clip.avi"
-    out = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 30, (64, 64))
-    for number in range(10):
-        out.write(np.full((64, 64, 3), 20 * number, np.uint8))
-    out.release()
+    clip = write_clip(tmp_path / "clip.avi", 10, 30, (64, 64), 20)
     options = ("--video", clip, "--prompt", "What?", "--max-new-tokens", 4, "--count", 1)
     seen = watched([*FOVEATE, "watch", bundle, *options])
     assert seen.exit == 0 and seen.silent, seen

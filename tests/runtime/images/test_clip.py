@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_samples import noise, smooth
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from transformers import AutoImageProcessor, CLIPImageProcessor
@@ -47,18 +48,6 @@ CONFIG = {
     "image_mean": MEAN,
     "image_std": STD,
 }
-
-
-def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    shape = (height, width) if channels == 1 else (height, width, channels)
-    return np.random.default_rng(seed + height * 7 + width).integers(0, 256, shape, dtype=np.uint8)
-
-
-def smooth(height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    return np.stack([127 + 120 * np.sin(x / 9 + y / 31), 255 * x / width, 255 * y / height], axis=-1).astype(
-        np.uint8
-    )
 
 
 def images() -> dict[str, tuple[Image.Image, str, dict]]:

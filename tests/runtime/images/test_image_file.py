@@ -7,23 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_samples import noise, smooth
 from PIL import Image
 from transformers.image_utils import load_image as hugging_face_load_image
 
 from foveate.engines.errors import UserError
 from foveate.runtime.images.image_file import ImageReader, load_image, size_of
-
-
-def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    shape = (height, width) if channels == 1 else (height, width, channels)
-    return np.random.default_rng(seed + height * 7 + width).integers(0, 256, shape, dtype=np.uint8)
-
-
-def smooth(height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    return np.stack([127 + 120 * np.sin(x / 9 + y / 31), 255 * x / width, 255 * y / height], axis=-1).astype(
-        np.uint8
-    )
 
 
 @pytest.mark.parametrize("kind", ("JPEG", "PNG", "WEBP", "TIFF"))

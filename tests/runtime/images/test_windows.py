@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from image_samples import WINDOWS
 
 from foveate.engines.errors import UserError
 from foveate.runtime.images.processor import image_processor
 from foveate.runtime.images.token_layout import Layout
-
-SETTINGS = {
-    "kind": "windows",
-    "patch": 14,
-    "merge": 2,
-    "frames": 2,
-    "window": 4,
-    "min_pixels": 3136,
-    "max_pixels": 12845056,
-    "video": {
-        "fps": 2,
-        "min_frames": 4,
-        "max_frames": 768,
-        "min_pixels": 100352,
-        "max_pixels": 602112,
-        "total_pixels": 11560550,
-        "tokens_per_second": 2,
-    },
-}
 
 
 def film(size, settings, frames, interval) -> Layout:
@@ -34,7 +16,7 @@ def film(size, settings, frames, interval) -> Layout:
 
 
 def test_time_passes_in_positions():
-    plan = film((280, 140), SETTINGS, 6, 0.5)
+    plan = film((280, 140), WINDOWS, 6, 0.5)
     rows, columns = plan.finest
     assert plan.steps == 3 and plan.total == 3 * rows * columns
     time, down, across = plan.positions.reshape(3, 3, rows, columns)
@@ -44,7 +26,7 @@ def test_time_passes_in_positions():
 
 
 def test_a_video_has_limits():
-    assert film((1920, 1080), SETTINGS, 8, 0.5).total <= 4 * 768
-    assert film((1920, 1080), SETTINGS, 64, 0.5).total <= 16384
+    assert film((1920, 1080), WINDOWS, 8, 0.5).total <= 4 * 768
+    assert film((1920, 1080), WINDOWS, 64, 0.5).total <= 16384
     with pytest.raises(UserError, match="the video is too long"):
-        film((1920, 1080), SETTINGS, 768, 0.5)
+        film((1920, 1080), WINDOWS, 768, 0.5)

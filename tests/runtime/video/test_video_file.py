@@ -7,43 +7,21 @@ import sys
 
 import numpy as np
 import pytest
+from cameras import write_clip
+from image_samples import WINDOWS
 from PIL import Image
 
 from foveate.engines.errors import UserError
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.video.video_file import Video, VideoSampling, load_video, sampled
 
-SETTINGS = {
-    "kind": "windows",
-    "patch": 14,
-    "merge": 2,
-    "frames": 2,
-    "window": 4,
-    "min_pixels": 3136,
-    "max_pixels": 12845056,
-    "video": {
-        "fps": 2,
-        "min_frames": 4,
-        "max_frames": 768,
-        "min_pixels": 100352,
-        "max_pixels": 602112,
-        "total_pixels": 11560550,
-        "tokens_per_second": 2,
-    },
-}
-SAMPLING = VideoSampling.from_json(SETTINGS)
+SAMPLING = VideoSampling.from_json(WINDOWS)
 
 
 @pytest.fixture
 def file(tmp_path):
     """Three seconds at 10 frames per second, each frame as bright as its number."""
-    cv2 = pytest.importorskip("cv2")
-    path = tmp_path / "clip.avi"
-    out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
-    for number in range(30):
-        out.write(np.full((48, 64, 3), 8 * number, np.uint8))
-    out.release()
-    return path
+    return write_clip(tmp_path / "clip.avi", 30, 10, (64, 48), 8)
 
 
 def test_frames_of_a_file_at_even_distances(file):
