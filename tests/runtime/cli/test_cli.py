@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import pkgutil
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from command_line import main
 
 import foveate.engines
 import foveate.runtime
@@ -22,86 +18,6 @@ from foveate.runtime import cli
 from foveate.runtime.compiling.compile import compile_bundle
 
 HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript")
-
-
-@pytest.fixture
-def image(tmp_path: Path, pixels: np.ndarray) -> Path:
-    path = tmp_path / "image.png"
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def main(*argv: object) -> int:
-    return cli.main([str(arg) for arg in argv])
-
-
-def test_run_streams_text(bundle: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from foveate.runtime.pipeline import Pipeline
-
-    assert main("run", bundle, "Why?", "--image", image, "--max-new-tokens", 9) == 0
-    printed = capsys.readouterr()
-    expected = Pipeline.load(bundle).generate(image, "Why?", max_new_tokens=9)
-    assert printed.out == expected.text + "\n"
-    assert printed.err == ""
-
-
-def test_run_json(bundle: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(
-        *("run", bundle, "Why?", "--image", image, "--image", image, "--keep", "25%", "--json"),
-        *(
-            "--max-new-tokens",
-            9,
-            "--temperature",
-            1,
-            "--top-k",
-            5,
-            "--top-p",
-            0.9,
-            "--seed",
-            3,
-            "--threads",
-            1,
-        ),
-    )
-    assert code == 0
-    document = json.loads(capsys.readouterr().out)
-    assert len(document["tokens"]) == 9
-    assert [len(kept) for kept in document["kept"]] == [4, 4]
-    assert document["timings"]["cache_bytes_allocated"] > document["timings"]["cache_bytes_used"] > 0
-    assert document["finish"] == "length"
-
-
-def test_run_timings(bundle: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("run", bundle, "Why?", "--image", image, "--timings", "--max-new-tokens", 3) == 0
-    lines = capsys.readouterr().err.splitlines()
-    names = [
-        "kept",
-        "preprocess",
-        "vision",
-        "prune",
-        "prefill",
-        "decode",
-        "first",
-        "total",
-        "decoding",
-        "prompt",
-        "cache",
-    ]
-    assert [line.split()[0] for line in lines] == names
-    assert re.fullmatch(r"kept +\d+ of 16 visual tokens \(\d+\.\d%\)", lines[0])
-
-
-def test_run_overlay(bundle: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out.png"
-    code = main(
-        "run", bundle, "Why?", "--image", image, "--image", image, "--overlay", out, "--max-new-tokens", 1
-    )
-    assert code == 0
-    for path in (out, tmp_path / "out-2.png"):
-        with Image.open(path) as drawn:
-            assert drawn.size[0] == drawn.size[1] >= 8
-    printed = capsys.readouterr().err
-    assert printed == f"overlay: {out}\noverlay: {tmp_path / 'out-2.png'}\n"
 
 
 @pytest.mark.parametrize(
@@ -177,66 +93,6 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
             main(verb, "--help")
         assert end.value.code == 0
         assert f"usage: foveate {verb}" in capsys.readouterr().out
-
-
-def test_inspect(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("inspect", bundle) == 0
-    text = capsys.readouterr().out
-    for words in (
-        "tap (no options), positions compact",
-        "16 visual tokens, 4 x 4",
-        "keep int64[]",
-        "past.0.key dtype[1, 2, cache, 8] ... past.1.value: 4 alike",
-        "vision_encoder.ort.onnx, float32",
-        "weights/llm.data",
-        "fits this machine",
-    ):
-        assert words in text, words
-    assert main("inspect", bundle, "--json") == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert [stage["name"] for stage in facts["stages"]] == ["vision_encoder", "pruner", "llm"]
-    assert facts["engines"][0]["fault"] is None
-    assert facts["bytes"] == sum(facts["files"].values())
-
-
-def test_inspect_without_engines(make_bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("inspect", make_bundle(keep=7)) == 0
-    text = capsys.readouterr().out
-    assert "engine      none" in text
-    assert "keep=7" in text
-
-
-def test_chat(
-    bundle: Path, image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = [
-        f"/image {image}",
-        "What?",
-        "",
-        "/reprune",
-        "Why?",
-        "/nonsense",
-        "/help",
-        "/image nowhere.png",
-        "Who?",
-        "/quit",
-        "x",
-    ]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    assert main("chat", bundle, "--max-new-tokens", 3, "--keep", 4, "--timings") == 1  # a turn failed
-    printed = capsys.readouterr()
-    assert printed.err.count("first token") == 2
-    assert "no such command: /nonsense" in printed.err
-    assert "\n/image FILE shows an image with the next question" in printed.err, "/help"
-    assert "cannot read the image nowhere.png" in printed.err
-
-
-def test_chat_ends_with_its_input(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
-    assert main("chat", bundle, "--max-new-tokens", 2, "--system", "Be kind.") == 0
-    assert capsys.readouterr().out.endswith("\n")
 
 
 def test_ctrl_c(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,37 +181,3 @@ def test_user_errors_stay_one_line(
     monkeypatch.setattr(cli, "_dispatch", fail)
     assert main("run") == 1
     assert capsys.readouterr().err == "foveate: first second\n"
-
-
-def test_ctrl_c_breaks_an_answer_off_and_the_chat_goes_on(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from foveate.runtime.llm.decoder import Decoder
-
-    step, calls = Decoder.step, []
-
-    def interrupted(self: Decoder, token: int) -> np.ndarray:
-        calls.append(token)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return step(self, token)
-
-    monkeypatch.setattr(Decoder, "step", interrupted)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("What?\nWhy?\n"))
-    assert main("chat", bundle, "--max-new-tokens", 6, "--timings") == 0
-    printed = capsys.readouterr()
-    assert printed.out.count("[broken off]") == 1
-    assert printed.err.count("first token") == 1
-    assert len(calls) == 3 + 5
-
-
-def test_ctrl_c_at_the_prompt_ends_the_chat(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Interrupted(io.StringIO):
-        def readline(self) -> str:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys, "stdin", Interrupted())
-    assert main("chat", bundle) == 130
-    assert "Traceback" not in capsys.readouterr().err
