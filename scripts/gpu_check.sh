@@ -36,7 +36,7 @@ PIP="$VENV/bin/python -m pip --disable-pip-version-check --quiet"
 # The Makefile says why torch comes first, and alone.
 [ -n "${BUNDLE:-}" ] || step torch $PIP install "$(sed -n 's/^TORCH *?= *//p' Makefile)" || end
 step install $PIP install --editable ".${EXTRAS:+[$EXTRAS]}" $PACKAGES || end
-GPU=$("$VENV/bin/python" -c 'from foveate.engines.trt.cuda import find_gpu; print(find_gpu())')
+GPU=$("$VENV/bin/python" -c 'from foveate.engines.trt.cuda.device import find_gpu; print(find_gpu())')
 say "$GPU"
 TESTS=
 if [ -z "${BUNDLE:-}" ]; then

@@ -39,7 +39,7 @@ from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import builder, runner
-from foveate.engines.trt.cuda import Gpu, find_gpu
+from foveate.engines.trt.cuda.device import Gpu, find_gpu
 from foveate.engines.trt.library import LIBRARY
 from foveate.engines.trt.profiles import compiled
 from foveate.engines.trt.workarounds import FLAGS_VARIABLE, WORKAROUNDS

@@ -23,7 +23,7 @@ from foveate.engines.engine import check_feeds, resolve
 from foveate.engines.errors import UserError
 from foveate.engines.row_gather import Rows
 from foveate.engines.spec import GraphSpec
-from foveate.engines.trt.cuda import Device, TrtBuffer, device
+from foveate.engines.trt.cuda.device import Device, TrtBuffer, device
 
 __all__ = ["TrtEngine", "load"]
 

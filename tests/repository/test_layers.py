@@ -91,7 +91,7 @@ DEVICE = ("engines", "runtime", "jetson")
 DEVICE_LIBRARIES = {"numpy", "PIL", "tokenizers", "foveate"}
 OWN_LIBRARIES = {  # library -> the files that may import it
     **{
-        library: re.compile(rf"engines/{target.make.__module__.split('.')[2]}/\w+\.py")
+        library: re.compile(rf"engines/{target.make.__module__.split('.')[2]}/(\w+/)?\w+\.py")
         for target in TARGETS.values()
         for library in target.libraries
     },

@@ -9,7 +9,7 @@ import pytest
 
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.engines.trt import backend as trt
-from foveate.engines.trt import cuda as trt_cuda
+from foveate.engines.trt.cuda import device as trt_cuda
 
 NEGATION = """<ir_version: 10, opset_import: ["": 24]>
 negation (float16[rows] x) => (float16[rows] y) { y = Neg(x) }"""

@@ -16,7 +16,7 @@ from foveate.engines.ort.backend import OnnxRuntime
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import backend as trt
 from foveate.engines.trt import builder, plan_file, runner, timing_cache
-from foveate.engines.trt import cuda as trt_cuda
+from foveate.engines.trt.cuda import device as trt_cuda
 from foveate.engines.trt.workarounds import FLAGS_VARIABLE, WORKAROUNDS
 from foveate.engines.workarounds import applicable
 

@@ -18,8 +18,8 @@ from tensorrt_double import HEADS, PAST, ROWS, TRT, WIDTH, Cuda, Plan
 
 from foveate.engines.row_gather import Rows
 from foveate.engines.spec import GraphSpec, TensorSpec
-from foveate.engines.trt import cuda as trt_cuda
-from foveate.engines.trt.cuda import Device, TrtBuffer
+from foveate.engines.trt.cuda import device as trt_cuda
+from foveate.engines.trt.cuda.device import Device, TrtBuffer
 from foveate.engines.trt.runner import TrtEngine
 from foveate.runtime.bundle.manifest import MethodInfo
 from foveate.runtime.clock import Clock
