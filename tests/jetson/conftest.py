@@ -15,21 +15,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bundle_by_hand import make_bundle  # noqa: F401
 
 from foveate.jetson.device.system import System
-
-_spec = importlib.util.spec_from_file_location(
-    "bundle_by_hand", Path(__file__).parents[1] / "runtime" / "conftest.py"
-)
-_by_hand = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_by_hand)
-make_bundle = _by_hand.make_bundle
 
 RELEASE_6 = (
     "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, "

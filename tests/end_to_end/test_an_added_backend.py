@@ -15,7 +15,7 @@ from PIL import Image
 
 from foveate.engines.targets import TARGETS
 
-BACKENDS = Path(__file__).parents[2] / "helpers/backends"
+BACKENDS = Path(__file__).parents[1] / "helpers/backends"
 START = f"""
 import sys, foveate.engines
 foveate.engines.__path__.append({str(BACKENDS)!r})

@@ -23,7 +23,7 @@ from foveate.runtime.bundle.compiled import choose
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.compiling.compile import compile_bundle
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SITE = Path(onnx.__file__).parents[1]
 
 
