@@ -127,8 +127,12 @@ class Backend(Protocol):
         """
         ...
 
-    def cannot_run(self) -> str | None:
-        """Return why this machine can compile but not execute engines, or None if it can."""
+    def cannot_run(self, machine: Machine | None = None) -> str | None:
+        """Return why this machine can compile but not execute engines, or None if it can.
+
+        ``machine`` are the facts of the engines in question; None stands for any engines. " | what to do" may
+        follow the reason.
+        """
         return None
 
     def refused_dialect(self, name: str) -> str | None:

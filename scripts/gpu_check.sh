@@ -2,11 +2,11 @@
 # One command for whoever has an NVIDIA GPU: installs, compiles the small checkpoint with the TensorRT at hand, runs the gpu
 # tests, the self-test and the benchmark, and prints a summary to paste into an issue. Nothing leaves the machine.
 #   scripts/gpu_check.sh [tensorrt-rtx|tensorrt]
-# On a Jetson, whose TensorRT comes with JetPack: VENV_OPTIONS=--system-site-packages scripts/gpu_check.sh tensorrt
+# Without a name it takes the target that the GPU can run (scripts/maintenance/gpu_target.py).
+# On a Jetson, whose TensorRT comes with JetPack: VENV_OPTIONS=--system-site-packages scripts/gpu_check.sh
 # Where Python is older than 3.11, as in JetPack 6, nothing can be built: BUNDLE=PATH names a bundle from another machine.
 set -u
 cd "$(dirname "$0")/.."
-TARGET=${1:-tensorrt-rtx}
 OUT=${OUT:-build/gpu-check}
 VENV=${VENV:-$OUT/venv}
 mkdir -p "$OUT"
@@ -26,17 +26,22 @@ end() {
     exit
 }
 
-say "foveate $(git rev-parse --short HEAD 2>/dev/null || echo "without git"), $TARGET, $(uname -srm), $(date -u +%F)"
+say "foveate $(git rev-parse --short HEAD 2>/dev/null || echo "without git"), $(uname -srm), $(date -u +%F)"
 say "$(nvidia-smi --query-gpu=name,compute_cap,driver_version,memory.total --format=csv,noheader 2>/dev/null || { tr -d "\0" < /proc/device-tree/model; } 2>/dev/null || echo "no nvidia-smi")"
 [ -d "$VENV" ] || step venv "${PYTHON:-python3}" -m venv ${VENV_OPTIONS:-} "$VENV" || end
 EXTRAS=
 [ -n "${BUNDLE:-}" ] || EXTRAS=export,dev
-if [ "$TARGET" = tensorrt-rtx ]; then EXTRAS=${EXTRAS:+$EXTRAS,}rtx PACKAGES=; else PACKAGES=cuda-bindings; fi
 PIP="$VENV/bin/python -m pip --disable-pip-version-check --quiet"
 # The Makefile says why torch comes first, and alone.
 [ -n "${BUNDLE:-}" ] || step torch $PIP install "$(sed -n 's/^TORCH *?= *//p' Makefile)" || end
-step install $PIP install --editable ".${EXTRAS:+[$EXTRAS]}" $PACKAGES || end
-GPU=$("$VENV/bin/python" -c 'from foveate.engines.trt.cuda.device import find_gpu; print(find_gpu())')
+step install $PIP install --editable ".${EXTRAS:+[$EXTRAS]}" || end
+set -- $("$VENV/bin/python" scripts/maintenance/gpu_target.py ${1:-})
+TARGET=$1
+shift
+say "target $TARGET, packages: $*"
+# Each by itself: where cuda-bindings has no wheel for this Python, the system's libcudart is used.
+for package in "$@"; do step "install-${package%%[<>=]*}" $PIP install "$package"; done
+GPU=$("$VENV/bin/python" -c 'from foveate.engines.trt.cuda.gpu import find_gpu; print(find_gpu())')
 say "$GPU"
 TESTS=
 if [ -z "${BUNDLE:-}" ]; then

@@ -26,12 +26,17 @@ _HASH_PART = 12  # hexadecimal digits of a hash that are shown
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
-    digest = hashlib.sha256()
+def sha256(path: Path, *, forget: bool = False) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits.
+
+    ``forget`` drops the file from the page cache behind the hash, where memory is scarce.
+    """
+    digest, advise = hashlib.sha256(), getattr(os, "posix_fadvise", None)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            if forget and advise:
+                advise(file.fileno(), 0, file.tell(), os.POSIX_FADV_DONTNEED)
     return digest.hexdigest()
 
 

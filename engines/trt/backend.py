@@ -39,7 +39,7 @@ from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import builder, runner
-from foveate.engines.trt.cuda.device import Gpu, find_gpu
+from foveate.engines.trt.cuda.gpu import Gpu, find_gpu
 from foveate.engines.trt.library import LIBRARY
 from foveate.engines.trt.profiles import compiled
 from foveate.engines.trt.workarounds import FLAGS_VARIABLE, WORKAROUNDS
@@ -111,10 +111,15 @@ class TensorRT(Backend):
             "target": self.target,
             "version": version,
             "platform": f"{sys.platform}-{platform.machine()}",
-            "gpu": self._gpu(options),
+            **self._gpu(options),
         }
 
-    def _gpu(self, options: Options) -> str:
+    def _gpu(self, options: Options) -> dict[str, str]:
+        """Return the GPUs that a plan with these options is for, as facts of ``machine``.
+
+        A plan of full TensorRT is also bound to the model of the GPU, unless it is to run on all of them:
+        TensorRT picks kernels by measuring them on it.
+        """
         gpu, named = find_gpu(), options.get("capability")
         if self.target == "tensorrt":
             if named:
@@ -128,7 +133,9 @@ class TensorRT(Backend):
                     f"TensorRT compiles for the GPU it stands on | {gpu} | compile on the device, or take "
                     "--target tensorrt-rtx"
                 )
-            return "SM80 or later" if options.get("hardware_compatible") and gpu.sm >= 80 else f"SM{gpu.sm}"
+            if options.get("hardware_compatible") and gpu.sm >= 80:
+                return {"gpu": "SM80 or later"}
+            return {"gpu": f"SM{gpu.sm}", "device": gpu.model}
         known = builder.capabilities(self.trt)
         for name in named or ():
             if name not in known:
@@ -137,11 +144,19 @@ class TensorRT(Backend):
                     "| Jetsons need TensorRT: --target tensorrt, on the device",
                     code=2,
                 )
-        if isinstance(gpu, Gpu):
-            serves = f"SM{gpu.sm}" in named if named else gpu.sm >= _PORTABLE_SINCE
-            if not serves:
-                return f"SM{gpu.sm}"
-        return "+".join(named) if named else "portable"
+        if not named and isinstance(gpu, Gpu) and (reason := self._unknown(gpu)):
+            raise UserError(f"{reason}; to compile for other machines, name their GPUs with --capability")
+        return {"gpu": "+".join(named) if named else "portable"}
+
+    def _unknown(self, gpu: Gpu) -> str | None:
+        """Return why TensorRT-RTX does not run on ``gpu`` at all | what to do, or None."""
+        known = builder.capabilities(self.trt)
+        if f"SM{gpu.sm}" in known:
+            return None
+        return (
+            f"TensorRT-RTX {self.version} does not run on {gpu.name} | that is SM{gpu.sm}, it has "
+            f"{', '.join(known)} | take --target tensorrt, or --target onnxruntime --provider cuda"
+        )
 
     def refusal(self, kinds: Collection[str], machine: Machine) -> str | None:
         """Return why weights of these precisions (``kinds``) cannot run on ``machine``, or None."""
@@ -154,12 +169,28 @@ class TensorRT(Backend):
     def key(self, machine: Machine) -> str:
         """Return the folder name for engines of ``machine``."""
         version, gpu = machine["version"].replace("*", "x"), machine["gpu"].replace(" or later", "-up")
-        return f"{self.target}-{version}-{gpu}"
+        model = re.sub(r"[^A-Za-z0-9]+", "-", machine.get("device", ""))
+        return "-".join(filter(None, (self.target, version, gpu, model)))
 
-    def cannot_run(self) -> str | None:
-        """Return why plans cannot be executed here, or None."""
+    def cannot_run(self, machine: Machine | None = None) -> str | None:
+        """Return why plans cannot be executed here. See ``Backend.cannot_run``.
+
+        TensorRT-RTX runs on the compute capabilities of its list, and each plan on those it was made for.
+        """
         gpu = find_gpu()
-        return gpu if isinstance(gpu, str) else None
+        if isinstance(gpu, str):
+            return gpu
+        if self.target == "tensorrt":
+            return None
+        reason, made = self._unknown(gpu), machine["gpu"] if machine else None
+        if reason or made is None:
+            return reason
+        serves = gpu.sm >= _PORTABLE_SINCE if made == "portable" else f"SM{gpu.sm}" in made.split("+")
+        if serves:
+            return None
+        return (
+            f"its engines are for {made} GPUs, this one is SM{gpu.sm} | compile with --capability SM{gpu.sm}"
+        )
 
     def compile_graph(self, source: Path, folder: Path, spec: GraphSpec, options: Options) -> list[str]:
         """Write ``folder/<graph>.plan`` and its facts. Return notes for the user.

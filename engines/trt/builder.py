@@ -25,7 +25,7 @@ from foveate.engines.child import end_with
 from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import logger, plan_file, timing_cache
-from foveate.engines.trt.cuda.device import find_gpu
+from foveate.engines.trt.cuda.gpu import find_gpu
 from foveate.engines.trt.library import LIBRARY
 from foveate.engines.trt.onnx_dims import fix_dimensions
 from foveate.engines.trt.profiles import Profile, compiled, profiles

@@ -7,7 +7,6 @@ and picking the most likely tokens on the device (``device_sampling``) are off b
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import numpy as np
 
 from foveate.engines.backend import Options
 from foveate.engines.buffer import Feed, host
+from foveate.engines.disk.files import sha256
 from foveate.engines.engine import check_feeds, resolve
 from foveate.engines.errors import UserError
 from foveate.engines.row_gather import Rows
@@ -32,21 +32,22 @@ _MOST_GRAPHS = 4  # per engine: steps alternate between a few sets of buffers
 
 def load(trt: ModuleType, target: str, file: Path, spec: GraphSpec, options: Options) -> TrtEngine:
     """Load the plan ``file`` with the binding ``trt``. See ``TensorRT.load``."""
-    # Mapped, since on a Jetson the weights and the plan's copy of them share one memory.
-    with file.open("rb") as opened:
-        plan = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    home, size = device(), file.stat().st_size
+    # Before the plan is read: on an integrated GPU, reading it takes from the memory that is counted.
+    if (free := home.free_memory()) < size:
+        raise UserError(
+            f"the GPU has no room for {file.name} "
+            f"| {free >> 20} MiB are free, the plan alone is {size >> 20} "
+            "| close other programs, or build with int4 weights"
+        )
     facts = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-    if hashlib.sha256(plan).hexdigest() != facts["sha256"]:
+    if sha256(file, forget=True) != facts["sha256"]:
         raise UserError(
             f"{file.name} has changed since it was compiled | {file} | compile again with --force"
         )
-    home = device()
-    if (free := home.free_memory()) < len(plan):
-        raise UserError(
-            f"the GPU has no room for {file.name} "
-            f"| {free >> 20} MiB are free, the plan alone is {len(plan) >> 20} "
-            "| close other programs, or build with int4 weights"
-        )
+    # Mapped, since on a Jetson the weights and the plan's copy of them share one memory.
+    with file.open("rb") as opened:
+        plan = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     if options.get("version_compatible"):
         runtime.engine_host_code_allowed = True  # such a plan carries its own runtime

@@ -86,7 +86,7 @@ TARGETS = (
         "tensorrt-rtx",
         title=_TITLE,
         libraries=(LIBRARY["tensorrt-rtx"], "cuda"),
-        install=install_extra("rtx"),
+        install=f"{install_extra('rtx')}, or '.[rtx-cu12]' if the driver is of CUDA 12",
         rank=20,
         options=(*_OPTIONS, _CAPABILITY),
         make=lambda: _make("tensorrt-rtx"),

@@ -17,6 +17,7 @@ from typing import Any
 
 from foveate.engines.disk.files import atomic_file, sha256
 from foveate.engines.errors import UserError, unknown
+from foveate.engines.trt.cuda.requirement import PACKAGES
 from foveate.jetson.deployment import wheels
 from foveate.jetson.deployment.wheels import Target
 from foveate.jetson.device.devices import JETPACKS
@@ -27,7 +28,7 @@ from foveate.runtime.cli import Parser, options
 __all__ = ["add_wheels", "contents", "gather", "installer", "main", "pack"]
 
 _VIDEO = "opencv-python-headless"  # the extra ``video``
-_EXTRAS = (_VIDEO, "cuda-bindings")  # installed if the pack has a wheel of it
+_EXTRAS = (_VIDEO, *PACKAGES)  # installed if the pack has a wheel of it
 
 
 def main(argv: list[str]) -> int:
@@ -100,7 +101,8 @@ def add_wheels(parser: argparse.ArgumentParser) -> None:
 def gather(target: Target, folder: Path, video: bool) -> Path:
     """Collect the wheels for ``target`` in ``folder`` and return it. Raises UserError."""
     options.say(f"collecting wheels for {target.machine}, Python {target.python}")
-    wheels.collect(target, folder, [*target.extras, *([_VIDEO] if video else [])])
+    for missing in wheels.collect(target, folder, [_VIDEO] if video else []):
+        options.say(f"no wheel of {missing} fits: TensorRT's engines will use the libcudart of the device")
     return folder
 
 

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from foveate.engines.errors import UserError
+from foveate.engines.trt.cuda.requirement import requirement
 
 __all__ = ["Target", "collect", "holds", "requirements"]
 
@@ -38,8 +39,8 @@ class Target:
 
     @property
     def extras(self) -> list[str]:
-        """Further requirements of TensorRT's engines: the bindings for its CUDA's major version."""
-        return [f"cuda-bindings=={self.cuda.partition('.')[0]}.*"] if self.cuda else []
+        """Further requirements of TensorRT's engines: the bindings for its version of CUDA."""
+        return [requirement(self.cuda)] if self.cuda else []
 
     @property
     def platforms(self) -> list[str]:
@@ -64,21 +65,28 @@ class Target:
         }
 
 
-def collect(target: Target, folder: Path, extra: list[str] | None = None) -> None:
+def collect(target: Target, folder: Path, extra: list[str] | None = None) -> list[str]:
     """Fill ``folder`` with the wheels of foveate, of all that it requires on ``target``, and of pip.
 
-    ``extra`` are further requirements. Raises UserError with pip's own message.
+    ``extra`` are further requirements. Of ``target.extras`` those that have no wheel for it are left out and
+    returned: its own libcudart does the same. Raises UserError with pip's own message.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("foveate-*.whl"):
         old.unlink()
-    own = _own_wheel(folder)
+    own, missing = _own_wheel(folder), []
+    for each in target.extras:
+        try:
+            _download(target, folder, [each])
+        except UserError:
+            missing.append(each)
     wanted = [f"pip>={version('pip')}", *(extra or []), *requirements(own, target)]
     while wanted:
         _download(target, folder, wanted)
         have = {_name(wheel.name.partition("-")[0]) for wheel in folder.glob("*.whl")}
         needs = {need for wheel in folder.glob("*.whl") for need in requirements(wheel, target)}
         wanted = sorted(need for need in needs if _name(need) not in have)
+    return missing
 
 
 def requirements(wheel: Path, target: Target) -> list[str]:

@@ -192,11 +192,14 @@ def _misfit(
     if made.target not in TARGETS:
         return f"this foveate knows no target {made.target}", again
     try:
-        fault = made.fault(bundle, progress=progress) or backend(made.target).cannot_run()
+        fault = made.fault(bundle, progress=progress) or backend(made.target).cannot_run(made.machine)
     except UserError as error:  # the engine's library is not installed, or is broken
         *why, remedy = str(error).split(" | ")
         return ", ".join(why), remedy
-    return (fault, again) if fault else None
+    if not fault:
+        return None
+    *reasons, last = fault.split(" | ")
+    return (", ".join(reasons), last) if reasons else (fault, again)
 
 
 def compile_command(bundle: Bundle, made: CompiledEngine) -> str:

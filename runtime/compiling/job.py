@@ -126,7 +126,8 @@ class Job:
         recorded = self.bundle.golden(self.dialect)
         if not recorded.is_file():
             return f"the bundle has no {recorded.name}"
-        return self.backend.cannot_run()
+        reason = self.backend.cannot_run(self.machine)
+        return reason and reason.replace(" | ", ", ")
 
     def _first_wrong(self) -> Finding | None:
         made = self.write({})

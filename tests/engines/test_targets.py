@@ -35,7 +35,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_build_ends_with_what_the_machine_can_execute(monkeypatch: pytest.MonkeyPatch) -> None:
     can = {"tensorrt-rtx": "no GPU"}
-    monkeypatch.setattr(TensorRT, "cannot_run", lambda self: can.get(self.target))
+    monkeypatch.setattr(TensorRT, "cannot_run", lambda self, machine=None: can.get(self.target))
     assert usable(["ort", "native"]) == ["onnxruntime"]
     assert usable(["native"]) == []
     can.clear()

@@ -76,7 +76,7 @@ class Cuda:
         found, self.captured = self.captured, None
         return found
 
-    def _cudaGraphInstantiate(self, graph: Any, flags: int) -> Any:  # noqa: N802
+    def _cudaGraphInstantiateWithFlags(self, graph: Any, flags: int) -> Any:  # noqa: N802
         return graph
 
     def _cudaGraphLaunch(self, graph: list[Callable[[], None]], stream: int) -> None:  # noqa: N802

@@ -1,4 +1,5 @@
 """CUDA as the engines of TensorRT use it.
 
-* ``device``: the GPU, one stream, and a pool of memory that is reused
+* ``gpu``: the GPU, through cuda-python or through ``libcudart``; ``requirement``: which cuda-python
+* ``device``: one stream, and a pool of memory that is reused
 """

@@ -1,62 +1,19 @@
-"""CUDA through cuda-python: the GPU, one stream, and a pool of memory that is reused."""
+"""One stream of the GPU, and a pool of memory that is reused."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from foveate.engines.errors import UserError
 from foveate.engines.row_gather import Rows
+from foveate.engines.trt.cuda.gpu import available_memory, check, find_gpu, runtime
 
-__all__ = ["Device", "Gpu", "TrtBuffer", "device", "find_gpu"]
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU: its name, its compute capability (87 is 8.7), and its memory in bytes."""
-
-    name: str
-    sm: int
-    memory: int
-
-
-@cache
-def find_gpu() -> Gpu | str:
-    """Return the first GPU, or the reason why none can be used."""
-    try:
-        cuda = _runtime()
-    except ImportError as error:
-        return f"no GPU can be used: {error}; pip install cuda-bindings"
-    status, count = cuda.cudaGetDeviceCount()
-    if int(status) or not count:
-        reason = cuda.cudaGetErrorString(status)[1].decode() if int(status) else "the driver knows none"
-        return f"no GPU can be used: {reason}"
-    properties = _call(cuda, cuda.cudaGetDeviceProperties(0))
-    return Gpu(properties.name.decode(), properties.major * 10 + properties.minor, properties.totalGlobalMem)
-
-
-def _runtime() -> ModuleType:
-    try:
-        from cuda.bindings import runtime
-    except ModuleNotFoundError:  # cuda-python before 12.6
-        from cuda import cudart as runtime
-    return runtime
-
-
-def _call(cuda: ModuleType, answer: tuple[Any, ...]) -> Any:
-    """Return the values behind the status in a cuda-python result. Raises MemoryError or RuntimeError."""
-    status, *values = answer
-    if int(status) == int(cuda.cudaError_t.cudaErrorMemoryAllocation):
-        raise MemoryError("no memory on the GPU")
-    if int(status):
-        raise RuntimeError(f"CUDA: {cuda.cudaGetErrorString(status)[1].decode()}")
-    return values[0] if len(values) == 1 else tuple(values)
+__all__ = ["Device", "TrtBuffer", "device"]
 
 
 class Device:
@@ -68,18 +25,19 @@ class Device:
     """
 
     def __init__(self) -> None:
-        self._cuda = _runtime()
+        self._cuda = runtime()
         self.stream = int(self.call("cudaStreamCreate"))
         self._free: dict[int, list[int]] = defaultdict(list)
         self._scratch, self.scratch_size = 0, 0
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call the function ``name`` of the CUDA runtime. Raises MemoryError or RuntimeError."""
-        return _call(self._cuda, getattr(self._cuda, name)(*arguments))
+        return check(self._cuda, getattr(self._cuda, name)(*arguments))
 
     def free_memory(self) -> int:
-        """Return the free memory of the GPU in bytes."""
-        return self.call("cudaMemGetInfo")[0]
+        """Return the bytes that a program can get on the GPU."""
+        gpu, free = find_gpu(), self.call("cudaMemGetInfo")[0]
+        return free if isinstance(gpu, str) else available_memory(gpu, free)
 
     def take(self, size: int) -> int:
         """Return the address of ``size`` bytes from the pool."""
@@ -165,7 +123,7 @@ class Device:
             work()
         finally:
             graph = self.call("cudaStreamEndCapture", self.stream)
-        made = self.call("cudaGraphInstantiate", graph, 0)
+        made = self.call("cudaGraphInstantiateWithFlags", graph, 0)
         self.call("cudaGraphDestroy", graph)
         return made
 

@@ -17,6 +17,8 @@ from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import backend as trt
 from foveate.engines.trt import builder, plan_file, runner, timing_cache
 from foveate.engines.trt.cuda import device as trt_cuda
+from foveate.engines.trt.cuda import gpu as trt_gpu
+from foveate.engines.trt.cuda import libcudart
 from foveate.engines.trt.workarounds import FLAGS_VARIABLE, WORKAROUNDS
 from foveate.engines.workarounds import applicable
 
@@ -36,9 +38,11 @@ def test_a_plan_with_its_facts(rtx: trt.TensorRT, negation: tuple[Path, GraphSpe
 
 def test_only_full_tensorrt_keeps_a_timing_cache(rtx: trt.TensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rtx.timings(Path("engines/work"), OPTIONS) is None
-    monkeypatch.setattr(trt, "find_gpu", lambda: trt_cuda.Gpu("some", 87, 8 << 30))
+    monkeypatch.setattr(trt, "find_gpu", lambda: trt_gpu.Gpu("some", 87, 8 << 30))
     rtx.target, rtx.version = "tensorrt", "10.3.0"
-    assert rtx.timings(Path("engines/work"), OPTIONS) == Path("engines/.timings-tensorrt-10.3.0-SM87.cache")
+    assert rtx.timings(Path("engines/work"), OPTIONS) == Path(
+        "engines/.timings-tensorrt-10.3.0-SM87-some-8-GiB.cache"
+    )
 
 
 BINDING = {  # how the code calls objects of TensorRT -> their class
@@ -57,7 +61,7 @@ BINDING = {  # how the code calls objects of TensorRT -> their class
 def test_every_call_is_one_that_the_binding_has(rtx: trt.TensorRT) -> None:
     """The binding comes without stubs, so what is not executed without a GPU is at least looked up."""
     seen = set()
-    for module in (builder, timing_cache, plan_file, runner, trt_cuda):
+    for module in (builder, timing_cache, plan_file, runner, trt_cuda, trt_gpu, libcudart):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             if isinstance(node, ast.Constant) and re.fullmatch("cuda[A-Z][A-Za-z0-9]+", str(node.value)):
                 assert hasattr(cuda, node.value) or hasattr(cuda.cudaMemcpyKind, node.value), node.value
@@ -87,9 +91,13 @@ def test_a_build_that_is_killed_says_so(
 
 
 def test_a_plan_with_a_flipped_byte_is_refused_before_it_is_given_to_tensorrt(
-    rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path
+    rtx: trt.TensorRT,
+    negation: tuple[Path, GraphSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, spec = negation
+    monkeypatch.setattr(runner, "device", lambda: Holding(8 << 30))
     rtx.compile_graph(path, tmp_path / "work", spec, OPTIONS)
     plan = tmp_path / "work" / "negation.plan"
     content = bytearray(plan.read_bytes())
@@ -112,32 +120,41 @@ def test_without_a_gpu_plans_are_compiled_and_not_executed(
 def test_too_little_memory_on_the_gpu(
     rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from foveate.engines.trt import runner
-
-    class Full:
-        def free_memory(self) -> int:
-            return 10
-
-    monkeypatch.setattr(runner, "device", Full)
+    monkeypatch.setattr(runner, "device", lambda: Holding(10))
     path, spec = negation
     rtx.compile_graph(path, tmp_path / "work", spec, OPTIONS)
+    monkeypatch.setattr(runner, "sha256", lambda *rest, **more: pytest.fail("the plan is read first"))
     with pytest.raises(UserError, match=r"no room for negation\.plan .* close other programs"):
         rtx.load(tmp_path / "work", spec, OPTIONS)
+
+
+class Holding:
+    """A device with this many bytes of free memory."""
+
+    def __init__(self, free: int) -> None:
+        self.free_memory = lambda: free
 
 
 class TestMachine:
     """Facts that a plan is bound to."""
 
     def seen(self, monkeypatch: pytest.MonkeyPatch, sm: int) -> None:
-        monkeypatch.setattr(trt, "find_gpu", lambda: trt_cuda.Gpu("some", sm, 8 << 30))
+        monkeypatch.setattr(trt, "find_gpu", lambda: trt_gpu.Gpu("some", sm, 8 << 30))
 
     def test_without_a_gpu(self, rtx: trt.TensorRT, no_gpu: str) -> None:
         assert rtx.machine({})["gpu"] == "portable"
         assert rtx.key(rtx.machine({"capability": ["SM86", "SM89"]})).endswith("-SM86+SM89")
 
     @pytest.mark.parametrize(
-        ("sm", "capability", "gpu"),
-        [(89, None, "portable"), (75, None, "SM75"), (86, ["SM86"], "SM86"), (89, ["SM86"], "SM89")],
+        ("sm", "capability", "reason"),
+        [
+            (89, None, None),
+            (120, None, None),
+            (86, ["SM86"], None),
+            (75, None, "for portable GPUs, this one is SM75 | compile with --capability SM75"),
+            (89, ["SM86"], "for SM86 GPUs, this one is SM89 | compile with --capability SM89"),
+            *((sm, ["SM86"], f"does not run on some | that is SM{sm}") for sm in (87, 90, 100, 110)),
+        ],
     )
     def test_on_a_gpu(
         self,
@@ -145,10 +162,37 @@ class TestMachine:
         monkeypatch: pytest.MonkeyPatch,
         sm: int,
         capability: list[str] | None,
-        gpu: str,
+        reason: str | None,
+    ) -> None:
+        """A plan says which GPUs it is for, whatever the GPU of the machine that compiled it."""
+        self.seen(monkeypatch, sm)
+        machine = rtx.machine({"capability": capability})
+        assert machine["gpu"] == ("+".join(capability) if capability else "portable")
+        found = rtx.cannot_run(machine)
+        assert found is None if reason is None else found is not None and reason in found
+
+    @pytest.mark.parametrize("sm", [87, 90, 100, 110])
+    def test_a_gpu_that_is_not_in_the_list_of_tensorrt_rtx(
+        self, rtx: trt.TensorRT, monkeypatch: pytest.MonkeyPatch, sm: int
     ) -> None:
         self.seen(monkeypatch, sm)
-        assert rtx.machine({"capability": capability})["gpu"] == gpu
+        words = (
+            rf"does not run on some \| that is SM{sm}, it has .*SM89.* \| take --target tensorrt, or .*cuda"
+        )
+        with pytest.raises(UserError, match=words):
+            rtx.machine({})
+        assert f"SM{sm}" in str(rtx.cannot_run())
+
+    def test_a_plan_of_an_agx_orin_is_not_taken_for_an_orin_nano(
+        self, rtx: trt.TensorRT, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rtx.target, machines = "tensorrt", []
+        for memory in (62_700_000 << 10, 61_900_000 << 10, 7_803_200 << 10):  # the first two: one model
+            monkeypatch.setattr(trt, "find_gpu", lambda m=memory: trt_gpu.Gpu("Orin", 87, m, integrated=True))
+            machines.append(rtx.machine({}))
+        assert [machine["device"] for machine in machines] == ["Orin, 60 GiB"] * 2 + ["Orin, 8 GiB"]
+        assert rtx.key(machines[0]) == f"tensorrt-{rtx.version}-SM87-Orin-60-GiB" != rtx.key(machines[2])
+        assert "device" not in rtx.machine({"hardware_compatible": True})
 
     def test_full_tensorrt_builds_for_the_gpu_at_hand(
         self, rtx: trt.TensorRT, monkeypatch: pytest.MonkeyPatch, no_gpu: str

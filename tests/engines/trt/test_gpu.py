@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from foveate.engines.targets import backend
-from foveate.engines.trt.cuda.device import find_gpu
+from foveate.engines.trt.cuda.gpu import find_gpu
 from foveate.engines.trt.library import LIBRARY
 from foveate.export import methods
 from foveate.export.build import build

@@ -48,7 +48,7 @@ def spec(appending: bool = False) -> GraphSpec:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     found = Cuda()
-    monkeypatch.setattr(trt_cuda, "_runtime", lambda: found)
+    monkeypatch.setattr(trt_cuda, "runtime", lambda: found)
     return found
 
 

@@ -69,9 +69,9 @@ def test_a_pack_for_another_machine_is_refused(source: Path, tmp_path: Path, whe
 
 
 def test_packages_with_a_wheel_are_installed(source: Path, tmp_path: Path) -> None:
-    for name in ("foveate", "cuda_bindings"):
+    for name in ("foveate", "cuda_python"):
         make_wheel(tmp_path, name, {})
-    assert contents(source, "it", tmp_path, HERE)["install"] == ["foveate", "cuda-bindings"]
+    assert contents(source, "it", tmp_path, HERE)["install"] == ["foveate", "cuda-python"]
 
 
 def test_a_pack_shows_the_licences_in_it(source: Path, tmp_path: Path, capsys) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from wheels_by_hand import make_wheel
 
+from foveate.engines.errors import UserError
+from foveate.jetson.deployment import wheels
 from foveate.jetson.deployment.wheels import Target, holds, requirements
 
 
@@ -41,3 +43,19 @@ def test_requirements_of_a_wheel(tmp_path: Path) -> None:
     assert requirements(wheel, Target("aarch64", "3.10", "2.35")) == ["numpy>=1.24", "tomli", "x-y (>=2)"]
     assert requirements(wheel, Target("aarch64", "3.12", "2.39")) == ["numpy>=1.24", "x-y (>=2)"]
     assert Target("aarch64", "3.10", "2.35").platforms[0] == "manylinux_2_35_aarch64"
+
+
+def test_bindings_without_a_wheel_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.14 has no wheel for CUDA 12.6; the device's own libcudart does the same."""
+    asked = []
+
+    def download(target: Target, folder: Path, wanted: list[str]) -> None:
+        asked.append(wanted)
+        if wanted[0].startswith("cuda"):
+            raise UserError("cannot collect wheels | no matching distribution | check the network")
+
+    monkeypatch.setattr(wheels, "_download", download)
+    monkeypatch.setattr(wheels, "_own_wheel", lambda folder: make_wheel(folder, "foveate", {}))
+    target = Target("aarch64", "3.14", "2.35", cuda="12.6")
+    assert wheels.collect(target, tmp_path / "wheels") == ["cuda-python>=12,<12.7"]
+    assert len(asked) == 2 and asked[1][0].startswith("pip")

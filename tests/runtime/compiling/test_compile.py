@@ -100,7 +100,7 @@ def test_an_engine_that_cannot_run_here_is_compiled_with_a_note(
     make_bundle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_bundle()
-    monkeypatch.setattr(OnnxRuntime, "cannot_run", lambda self: "no GPU")
+    monkeypatch.setattr(OnnxRuntime, "cannot_run", lambda self, machine=None: "no GPU")
     said: list[str] = []
     compile_bundle(root, progress=said.append)
     (plan,) = compiled.compiled_engines(load(root))
@@ -109,7 +109,7 @@ def test_an_engine_that_cannot_run_here_is_compiled_with_a_note(
 
 
 def test_an_engine_that_cannot_run_here_is_passed_over(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OnnxRuntime, "cannot_run", lambda self: "no GPU can be used")
+    monkeypatch.setattr(OnnxRuntime, "cannot_run", lambda self, machine=None: "no GPU can be used")
     with pytest.raises(UserError, match=r"does not fit \| no GPU can be used"):
         compiled.choose(load(bundle))
 
