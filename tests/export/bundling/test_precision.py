@@ -140,3 +140,12 @@ def test_dialects_that_round_differently_have_recordings_of_their_own(tmp_path):
         wrong = dialects | {dialect: replace(dialects[dialect], golden=recorded[other].name)}
         wrong_bundle = Bundle(bundle.path, replace(bundle.manifest, dialects=wrong))
         assert max(finding.error for finding in self_test.replay(wrong_bundle, plan)) > 1.5 * own
+
+
+def test_dialects_whose_engines_cannot_sort_so_many_tokens_are_left_out():
+    int4 = Precision("int4")
+    assert dialects(int4, None, False, sorts=3840) == (["native", "ort", "primitive"], {})
+    found, left_out = dialects(int4, None, False, sorts=3841)
+    assert found == ["ort"] and "sort at most 3840" in left_out["native"]
+    with pytest.raises(UserError, match=r"cannot have the dialect native \| an image may have 3841 tokens"):
+        dialects(int4, ["native"], False, sorts=3841)

@@ -9,7 +9,9 @@ from transformers import AutoProcessor
 
 from foveate.engines.errors import UserError
 from foveate.export import models
+from foveate.export.checkpoints.random_weights import Dummy
 from foveate.export.models import llava
+from foveate.export.settings.image_processor import tile_settings, window_settings
 from foveate.runtime.images.processor import image_processor
 from foveate.runtime.text.chat_prompt import ChatTokenizer, ImageSlot, Turn
 
@@ -65,3 +67,47 @@ def test_tiny_has_settings_that_the_runtime_takes(tmp_path):
     tokenizer = ChatTokenizer(tmp_path / "tokenizer.json", parts.prompt)
     before, slot, _ = tokenizer.encode_turns([Turn("user", "hi", images=1)])
     assert before[0] == parts.prompt["bos_id"] and isinstance(slot, ImageSlot)
+
+
+class Files(Dummy):
+    """A checkpoint that has nothing but a ``preprocessor_config.json``."""
+
+    load_format = "auto"
+
+    def __init__(self, values):
+        super().__init__("here", {})
+        self.values = values
+
+    def json(self, name):
+        return self.values if name == "preprocessor_config.json" else None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_grid_pinpoints": [[336, 672]]},
+        {"size": {"shortest_edge": 224}},
+        {"crop_size": {"height": 224, "width": 224}},
+    ],
+)
+def test_a_processor_that_cuts_otherwise_than_the_model_is_refused(change):
+    fine = {
+        "image_processor_type": "LlavaNextImageProcessor",
+        "size": {"shortest_edge": 336},
+        "crop_size": {"height": 336, "width": 336},
+        "image_grid_pinpoints": [[336, 672], [672, 336]],
+    }
+    pinpoints = [[336, 672], [672, 336]]
+    settings = tile_settings(Files(fine), 336, pinpoints)
+    assert settings["tile"] == 336 and settings["pinpoints"] == pinpoints and "crop" not in settings
+    with pytest.raises(UserError, match="image processor and model disagree"):
+        tile_settings(Files(fine | change), 336, pinpoints)
+
+
+def test_an_image_processor_of_another_kind_is_refused():
+    with pytest.raises(UserError, match="got SiglipImageProcessor, expected LlavaNextImageProcessor"):
+        tile_settings(Files({"image_processor_type": "SiglipImageProcessor"}), 336, [[336, 672]])
+    with pytest.raises(UserError, match="got CLIPImageProcessor, expected Qwen2VLImageProcessor"):
+        window_settings(Files({"image_processor_type": "CLIPImageProcessor"}), 14, 2, 2, 4, 2)
+    with pytest.raises(UserError, match="image processor and vision encoder disagree"):
+        window_settings(Files({"patch_size": 16}), 14, 2, 2, 4, 2)
