@@ -60,6 +60,18 @@ def load(trt: ModuleType, target: str, file: Path, spec: GraphSpec, options: Opt
     return TrtEngine(trt, engine, spec, home, bool(options.get("cuda_graphs")))
 
 
+class _Prepared:
+    """An execution context of one profile, with the scratch memory in bytes that it was found to need.
+
+    ``worst`` is what the largest shapes of its profile need.
+    """
+
+    def __init__(self, context: Any, worst: int) -> None:
+        self.context, self.worst = context, worst
+        self.shapes: Any = None
+        self.scratch = worst
+
+
 class TrtEngine:
     """One graph as a TensorRT engine.
 
@@ -73,16 +85,16 @@ class TrtEngine:
         user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         on_host = trt.TensorLocation.HOST
         self._hosted = {t.name for t in spec.inputs if engine.get_tensor_location(t.name) == on_host}
-        self._contexts = []
+        self._contexts: list[_Prepared] = []
         for profile in range(engine.num_optimization_profiles):
             context = engine.create_execution_context(user_managed)
             if not context.set_optimization_profile_async(profile, home.stream):
                 raise RuntimeError(f"{spec.name}: TensorRT refuses profile {profile}")
-            self._contexts.append(context)
-        self._memory = engine.device_memory_size_v2
-        home.scratch(self._memory)
+            worst = engine.get_device_memory_size_for_profile_v2(profile)
+            self._contexts.append(_Prepared(context, worst))
         self._staged: dict[str, TrtBuffer] = {}
         self._graphs: dict[Any, Any] | None = {} if cuda_graphs else None
+        self._captured_with = 0  # size of the scratch memory that the captured graphs use
 
     def allocate(self, name: str, sizes: Mapping[str, int], content: np.ndarray | None = None) -> TrtBuffer:
         """Return a zeroed buffer for the input ``name``. See ``Engine.allocate``."""
@@ -113,7 +125,8 @@ class TrtEngine:
         """Run the graph and return every output by name. See ``Engine.run``."""
         check_feeds(self.spec, feeds)
         written = {out: self._cache(past, feeds[past]) for out, past in self.spec.in_place}
-        context, decoding = self._context(feeds)
+        chosen, decoding = self._context(feeds)
+        context = chosen.context
         # TensorRT reads values that determine shapes on the host, everything else on the GPU
         values = {name: np.array(host(feeds[name]), order="C") for name in feeds if name in self._hosted}
         held = {name: self._on_gpu(name, feed) for name, feed in feeds.items() if name not in values}
@@ -125,6 +138,8 @@ class TrtEngine:
             context.set_tensor_address(name, address)
         if missing := context.infer_shapes():
             raise RuntimeError(f"{self.spec.name}: TensorRT lacks the shapes of {', '.join(missing)}")
+        shapes = tuple(feed.shape for feed in feeds.values()), tuple(v.tobytes() for v in values.values())
+        self._lend_scratch(chosen, shapes)
         outputs = self._outputs(context, {} if self.spec.appends else written)
         self._execute(context, (held, outputs) if decoding else None)
         if self.spec.appends:
@@ -141,7 +156,16 @@ class TrtEngine:
             raise ValueError(message)  # noqa: TRY004, as every feed that does not fit
         return feed
 
-    def _context(self, feeds: Mapping[str, Feed]) -> tuple[Any, bool]:
+    def _lend_scratch(self, to: _Prepared, shapes: Any) -> None:
+        """Give the context scratch memory. ``shapes`` are its inputs', and the values that shape it."""
+        if to.shapes != shapes:  # TensorRT plans its activations again, so ask only if something changed
+            # 0 stands for "nothing" and for an error
+            to.scratch = to.context.update_device_memory_size_for_shapes() or to.worst
+            to.shapes = shapes
+        address = self._home.scratch(to.scratch)
+        to.context.set_device_memory(address, self._home.scratch_size)
+
+    def _context(self, feeds: Mapping[str, Feed]) -> tuple[_Prepared, bool]:
         """Return the context of the profile for these feeds, and True if a single row is decoded."""
         decoding = len(self._contexts) > 1 and feeds[self.spec.inputs[0].name].shape[1] == 1
         return self._contexts[int(decoding)], decoding
@@ -174,16 +198,18 @@ class TrtEngine:
         With CUDA graphs, a decode ``step`` whose addresses were seen before is replayed. ``step`` holds its
         inputs and outputs; it is None for other runs.
         """
-        home, size = self._home, self._home.scratch_size
+        home = self._home
 
         def launch() -> None:
             if not context.execute_async_v3(home.stream):
                 raise RuntimeError(f"{self.spec.name}: TensorRT did not start; its log says why")
 
-        context.set_device_memory(home.scratch(self._memory), size)
         if self._graphs is None or step is None or self._hosted:
             return launch()
-        key = (size, *(buffer.address for group in step for buffer in group.values()))
+        if self._captured_with != home.scratch_size:  # it grew, and lies elsewhere now
+            self._graphs.clear()
+            self._captured_with = home.scratch_size
+        key = tuple(buffer.address for group in step for buffer in group.values())
         if key in self._graphs:
             return home.launch(self._graphs[key])
         launch()  # once without capture: TensorRT initializes lazily, which must happen before

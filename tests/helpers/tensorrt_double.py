@@ -56,6 +56,9 @@ class Cuda:
         self.memory[block.ctypes.data] = block
         return block.ctypes.data
 
+    def _cudaFree(self, address: int) -> None:  # noqa: N802
+        del self.memory[address]
+
     def _cudaMemcpyAsync(self, to: int, source: int, size: int, kind: str, stream: int) -> None:  # noqa: N802
         self.copied.append((kind, size))
         ctypes.memmove(to, source, size)
@@ -101,8 +104,17 @@ class Context:
     def set_tensor_address(self, name: str, address: int) -> None:
         self.places[name] = address
 
+    def update_device_memory_size_for_shapes(self) -> int:
+        """Grow with the rows. All shapes must be known. TensorRT answers 0 if there was an error."""
+        assert set(self.shapes) == {"rows", "write_index", "past.0.key"}
+        self.engine.asked += 1
+        self.needed = 0 if self.engine.lost else self.engine.scratch_per_row * self.shapes["rows"][1]
+        return self.needed
+
     def set_device_memory(self, address: int, size: int) -> None:
-        assert size >= self.engine.device_memory_size_v2
+        worst = self.engine.get_device_memory_size_for_profile_v2(self.profile)
+        assert size >= (self.needed or worst), "less scratch memory than the shapes need"
+        self.lent = address, size
 
     def infer_shapes(self) -> list[str]:
         return []
@@ -112,11 +124,17 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 7
-        shapes, places = dict(self.shapes), dict(self.places)
-        if self.engine.cuda.captured is not None:
-            self.engine.cuda.captured.append(lambda: self.compute(shapes, places))
-        else:
+        shapes, places, (scratch, size) = dict(self.shapes), dict(self.places), self.lent
+
+        def work() -> None:
+            assert self.engine.cuda.memory[scratch].size >= size, "its scratch memory was freed"
+            self.engine.scratch_used.append(size)
             self.compute(shapes, places)
+
+        if self.engine.cuda.captured is not None:
+            self.engine.cuda.captured.append(work)
+        else:
+            work()
         return True
 
     def compute(self, shapes: dict[str, tuple[int, ...]], places: dict[str, int]) -> None:
@@ -134,11 +152,18 @@ class Context:
 class Plan:
     """Two profiles, as of a language model. ``refuses``: an input whose shape is not taken."""
 
-    num_optimization_profiles, device_memory_size_v2 = 2, 100
+    num_optimization_profiles, scratch_per_row = 2, 100
 
-    def __init__(self, cuda: Cuda, hosted: tuple[str, ...] = (), refuses: str | None = None) -> None:
-        self.cuda, self.hosted, self.refuses = cuda, hosted, refuses
+    def __init__(
+        self, cuda: Cuda, hosted: tuple[str, ...] = (), refuses: str | None = None, lost: bool = False
+    ) -> None:
+        self.cuda, self.hosted, self.refuses, self.lost = cuda, hosted, refuses, lost
         self.contexts: list[Context] = []
+        self.asked = 0  # questions for the size of the scratch memory
+        self.scratch_used: list[int] = []  # bytes lent to each run
+
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return self.scratch_per_row * (ROWS.max if profile == 0 else 1)
 
     def create_execution_context(self, strategy: str) -> Context:
         assert strategy == "USER_MANAGED"

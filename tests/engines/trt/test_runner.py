@@ -101,12 +101,50 @@ def test_steps_are_replayed_as_cuda_graphs_where_that_is_asked_for(cuda: Cuda) -
     assert all(one != other for one, other in zip(launched[1:], captured[1:], strict=True))
 
 
+def prompt_of(engine: TrtEngine, count: int) -> float:
+    past = engine.allocate("past.0.key", {})
+    feeds = {"rows": np.zeros((1, count, WIDTH), "float32"), "write_index": np.array([0])}
+    return float(engine.run({**feeds, "past.0.key": past})["total"].numpy()[0])
+
+
+def test_scratch_is_what_the_shapes_need_not_what_the_largest_would(cuda: Cuda) -> None:
+    """Nothing is taken at load. It grows with the longest prompt so far, and decoding asks once."""
+    plan, home = Plan(cuda), Device()
+    engine = TrtEngine(TRT, plan, spec(), home, cuda_graphs=False)
+    assert home.scratch_size == 0 and not cuda.memory
+    steps(engine, cuda)
+    assert plan.scratch_used == [300] * 5 and plan.asked == 2
+    prompt_of(engine, 2)
+    assert home.scratch_size == 300
+    prompt_of(engine, 6)
+    assert plan.scratch_used[-2:] == [300, 600] and plan.asked == 4
+    assert ROWS.max == 8 and home.scratch_size == 600
+
+
+def test_scratch_is_that_of_the_largest_shapes_where_tensorrt_tells_none(cuda: Cuda) -> None:
+    plan, home = Plan(cuda, lost=True), Device()
+    steps(TrtEngine(TRT, plan, spec(), home, cuda_graphs=False), cuda)
+    assert plan.scratch_used == [800] * 5
+
+
+def test_cuda_graphs_are_captured_anew_after_the_scratch_memory_has_moved(cuda: Cuda) -> None:
+    """The double raises when a graph uses memory that was freed."""
+    plan = Plan(cuda)
+    engine = TrtEngine(TRT, plan, spec(), Device(), cuda_graphs=True)
+    assert steps(engine, cuda)[0] == expected(before=False)
+    prompt_of(engine, 8)
+    answers, calls = steps(engine, cuda)
+    assert answers == expected(before=False)
+    assert calls[-1]["cudaGraphLaunch"] == 1 and plan.scratch_used[-1] == 800
+
+
 def test_values_that_shape_the_graph_stay_on_the_host(cuda: Cuda) -> None:
     plan = Plan(cuda, hosted=("write_index",))
     engine = TrtEngine(TRT, plan, spec(), Device(), cuda_graphs=False)
     answers, _calls = steps(engine, cuda)
     assert answers == expected(before=False)
     assert plan.contexts[0].places["write_index"] not in cuda.memory
+    assert plan.asked == 5  # each value may need other scratch memory
 
 
 def test_a_shape_that_tensorrt_does_not_take_ends_before_anything_runs(cuda: Cuda) -> None:
