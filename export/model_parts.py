@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from foveate.export.networks.clip import TextEncoder
+from foveate.export.networks.clip_text import TextEncoder
 from foveate.export.networks.decoder import Decoder
 from foveate.export.spec import BundleFiles, ClipFiles, ModelSpec, Weights
 from foveate.runtime.bundle.licence import Licence

@@ -18,7 +18,8 @@ from foveate.export.checkpoints.find import entries
 from foveate.export.checkpoints.random_weights import byte_tokenizer
 from foveate.export.checkpoints.tensor_files import Folder
 from foveate.export.keys.checkpoint_keys import check_clip
-from foveate.export.networks.clip import JointHead, TextEncoder, TextSpec
+from foveate.export.networks.clip_text import TextEncoder, TextSpec
+from foveate.export.networks.clip_vision import JointHead
 from foveate.export.settings.hf_config import Config, clip_vision_spec
 from foveate.export.settings.vocabulary import refuse_tokens_beyond
 from foveate.export.spec import BundleFiles, ClipFiles, ClipVisionSpec, Weights

@@ -21,7 +21,8 @@ from foveate.export.checkpoints.random_weights import Dummy, byte_tokenizer
 from foveate.export.keys import config_keys, processor_keys
 from foveate.export.keys.key_table import FamilyKeys
 from foveate.export.model_parts import ModelParts
-from foveate.export.networks.clip import ACTIVATIONS, TAPS, Projector, Vision
+from foveate.export.networks.clip_layers import ACTIVATIONS
+from foveate.export.networks.clip_vision import TAPS, Projector, Vision
 from foveate.export.networks.decoder import Decoder
 from foveate.export.settings import generation, image_processor
 from foveate.export.settings import prompt as processor

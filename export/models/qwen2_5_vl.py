@@ -23,7 +23,8 @@ from foveate.export.keys import config_keys, processor_keys
 from foveate.export.keys.key_table import FamilyKeys
 from foveate.export.model_parts import ModelParts
 from foveate.export.networks.decoder import Decoder
-from foveate.export.networks.qwen_vision import TAPS, Merger, Vision, WindowSpec
+from foveate.export.networks.qwen_vision import TAPS, Merger, Vision
+from foveate.export.networks.qwen_vision_spec import WindowSpec
 from foveate.export.settings import generation, image_processor
 from foveate.export.settings import prompt as processor
 from foveate.export.settings.hf_config import Config, decoder_spec

@@ -11,20 +11,16 @@ Layers follow Hugging Face transformers. Every layer uses fused attention. A tap
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.engines.errors import UserError, unknown
-from foveate.engines.spec import FLOAT, Dim, Symbol, TensorSpec
 from foveate.export.networks.decoder import Linear, RMSNorm
 from foveate.export.networks.onnx_ops import loop, rotary_embedding
+from foveate.export.networks.qwen_vision_spec import GROUP, WindowSpec
 
-__all__ = ["TAPS", "Merger", "Vision", "WindowSpec"]
+__all__ = ["TAPS", "Merger", "Vision"]
 
 TAPS = ("features", "received_attention", "hidden")
 """Taps of the vision encoder.
@@ -32,110 +28,9 @@ TAPS = ("features", "received_attention", "hidden")
 ``features`` are the four patches of a token side by side, after the last norm. The others have a layer number
 and are means of the four patches. ``received_attention`` exists in layers that attend to the whole image."""
 
-_GROUP = 4  # patches of a token: 2 x 2
 _EPS = 1e-6
 # tokens whose attention is computed together; a block of scores is 4 * 32 by the number of patches, per head
 _QUERIES = 32
-
-
-@dataclass(frozen=True)
-class WindowSpec:
-    """Sizes of the vision encoder, in the place of ``export.spec.VisionSpec``.
-
-    * ``full``: the layers that attend to the whole image.
-    * ``window``: side of a window in tokens.
-    * ``patch_size``: side of a patch in pixels. ``frames``: number of video frames in a patch.
-    """
-
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    depth: int
-    full: tuple[int, ...]
-    window: int
-    patch_size: int
-    frames: int
-    max_tokens: int
-    joint_size: None = None
-    max_tiles: int = 1
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """The encoder's entry in bundle.json (see ``VisionSpec``)."""
-        return {
-            "kind": "merged",
-            "hidden": self.hidden_size,
-            "intermediate": self.intermediate_size,
-            "layers": self.depth,
-            "patch_size": self.patch_size,
-            "merge": math.isqrt(_GROUP),
-            "mlp_matrices": 3,
-            "full_layers": len(self.full),
-            "window": self.window**2 * _GROUP,
-            "mergers": 1,
-        }
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs of the graph ``vision_encoder``."""
-        windows = Symbol("windows", 1, min(81, self.max_windows), self.max_windows)
-        return (
-            TensorSpec("pixel_values", FLOAT, (self.tokens, _GROUP, self.patch_values)),
-            TensorSpec("place", "int64", (self.tokens, 2)),
-            TensorSpec("slots", "int64", (windows, self.window**2)),
-            TensorSpec("back", "int64", (self.tokens,)),
-        )
-
-    @property
-    def patch_values(self) -> int:
-        """Number of values in a patch."""
-        return 3 * self.frames * self.patch_size**2
-
-    @property
-    def max_windows(self) -> int:
-        """Largest number of windows: that of a strip of one token's height, one per ``window`` tokens."""
-        return -(-self.max_tokens // self.window)
-
-    @property
-    def tiles(self) -> Dim:
-        """The first dimension of ``projected``: an image is one tile."""
-        return 1
-
-    @property
-    def tokens(self) -> Dim:
-        """Visual tokens of an image."""
-        return Symbol("tokens", 1, min(1296, self.max_tokens), self.max_tokens)
-
-    @property
-    def varies(self) -> bool:
-        """True: images differ in their visual tokens."""
-        return True
-
-    @property
-    def feature_size(self) -> int:
-        """Width of ``features``: a token's four patches side by side."""
-        return _GROUP * self.hidden_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """A square of the largest number of tokens."""
-        side = math.isqrt(self.max_tokens)
-        return side, side
-
-    @property
-    def longest_side(self) -> int:
-        """Upper bound of either grid side, reached by a 1 x N strip. Both sides never reach it together."""
-        return self.max_tokens
-
-    @property
-    def num_tokens(self) -> int:
-        """Largest number of visual tokens of an image."""
-        return self.max_tokens
-
-    @property
-    def image_tokens(self) -> int:
-        """Largest number of visual tokens of an image."""
-        return self.max_tokens
 
 
 class Windows:
@@ -148,19 +43,19 @@ class Windows:
     def __init__(self, slots: Tensor, back: Tensor) -> None:
         self.shape = slots.shape
         self.slots, self.back = slots.clamp(min=0).reshape(-1), back
-        patches = (slots >= 0)[:, :, None].expand(-1, -1, _GROUP).reshape(slots.shape[0], -1)  # [W,4S]
+        patches = (slots >= 0)[:, :, None].expand(-1, -1, GROUP).reshape(slots.shape[0], -1)  # [W,4S]
         # expanded, since engines want a number for every pair of patches in a window
         self.mask = patches[:, None, None, :].expand(-1, 1, patches.shape[1], -1)
 
     def apart(self, rows: Tensor) -> Tensor:
         """Arrange rows by windows, with padding: ``[T,4,C]`` -> ``[W,4S,C]``."""
         found = rows.index_select(0, self.slots)
-        return found.reshape(self.shape[0], self.shape[1] * _GROUP, rows.shape[2])
+        return found.reshape(self.shape[0], self.shape[1] * GROUP, rows.shape[2])
 
     def together(self, rows: Tensor) -> Tensor:
         """Undo ``apart``: ``[W,4S,C]`` -> ``[T,4,C]``."""
         width = rows.shape[2]
-        return rows.reshape(self.shape[0] * self.shape[1], _GROUP, width).index_select(0, self.back)
+        return rows.reshape(self.shape[0] * self.shape[1], GROUP, width).index_select(0, self.back)
 
 
 class Attention(nn.Module):
@@ -220,13 +115,13 @@ class Attention(nn.Module):
             block = query.index_select(0, mine.clamp(max=size - 1)).reshape(1, -1, x.shape[2])
             block = self._split(block) * (x.shape[2] // self.heads) ** -0.5
             weight = torch.matmul(block, keys).float().softmax(-1)  # [1,H,4Q,4T]
-            real = (mine < size).float()[:, None].expand(-1, _GROUP).reshape(-1)
+            real = (mine < size).float()[:, None].expand(-1, GROUP).reshape(-1)
             return done + _QUERIES, total + torch.matmul(real, weight).sum((0, 1))
 
         done = torch.zeros((), dtype=torch.int64, device=x.device)
-        nothing = torch.zeros(size * _GROUP, device=x.device)
+        nothing = torch.zeros(size * GROUP, device=x.device)
         total = loop(more, turn, (done, nothing))[1]
-        mean = total.reshape(size, _GROUP).mean(1) / (self.heads * size * _GROUP)
+        mean = total.reshape(size, GROUP).mean(1) / (self.heads * size * GROUP)
         return mean.to(x.dtype)
 
 
@@ -319,7 +214,7 @@ class Vision(nn.Module):
         """
         quarter = self.spec.hidden_size // self.spec.num_heads // 4
         steps = torch.arange(quarter, device=place.device).float() / quarter
-        order = torch.arange(_GROUP, device=place.device)
+        order = torch.arange(GROUP, device=place.device)
         patch = torch.stack([order // 2, order % 2], 1)  # [4,2]
         where = (2 * place[:, None] + patch).reshape(-1, 2).float()
         angles = where[:, :, None] / 10000.0**steps  # [4T,2,dk/4]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from foveate.engines.errors import UserError
-from foveate.export.networks.clip import ACTIVATIONS
+from foveate.export.networks.clip_layers import ACTIVATIONS
 from foveate.export.spec import ClipVisionSpec, DecoderSpec
 
 __all__ = ["DECODERS", "Config", "clip_vision_spec", "decoder_spec"]

@@ -49,7 +49,12 @@ INNER_ORDER: dict[str, list[str]] = {
         "llm vision",
         "assemble",
     ],
-    "export/networks": ["onnx_ops", "decoder", "clip qwen_vision"],
+    "export/networks": [
+        "onnx_ops qwen_vision_spec",
+        "decoder",
+        "clip_layers qwen_vision",
+        "clip_text clip_vision",
+    ],
     "runtime": [
         "bundle clock input_file text",
         "images overflow",

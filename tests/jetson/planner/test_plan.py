@@ -12,7 +12,7 @@ import pytest
 from foveate.engines.errors import UserError
 from foveate.engines.trt.profiles import settled
 from foveate.export.models import families, family
-from foveate.export.networks.qwen_vision import WindowSpec
+from foveate.export.networks.qwen_vision_spec import WindowSpec
 from foveate.export.spec import ClipVisionSpec
 from foveate.jetson.device.devices import device
 from foveate.jetson.planner import model_sizes, roofline

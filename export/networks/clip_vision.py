@@ -1,34 +1,20 @@
-"""CLIP: the vision encoder with taps and a projector, and the text encoder of the joint image-text space.
+"""CLIP's vision encoder with taps and a projector, and the map from its features to the joint space.
 
-Layers follow CLIP in Hugging Face transformers. Weight matrices are stored ``[in, out]``
-(``decoder.Linear``). Every layer uses fused attention. A tap computes its value again from the queries and
-keys of its layer, with a softmax in float32.
+Layers follow CLIP in Hugging Face transformers. A tap computes its value again from the queries and keys of
+its layer, with a softmax in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.engines.errors import UserError, unknown
+from foveate.export.networks.clip_layers import Layer, activation_of
 from foveate.export.networks.decoder import Linear
 from foveate.export.spec import ClipVisionSpec, StartMerging
 
-__all__ = ["ACTIVATIONS", "TAPS", "JointHead", "Projector", "TextEncoder", "TextSpec", "Vision"]
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "silu": F.silu,
-}
-"""Activation functions by their names in Hugging Face's configs."""
+__all__ = ["TAPS", "JointHead", "Projector", "Vision"]
 
 TAPS = (
     "features",
@@ -42,64 +28,6 @@ TAPS = (
 )
 """Taps of CLIP's vision encoder. All but ``features``, ``cls_feature`` and ``clip_image`` have a layer
 number."""
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q_proj = Linear(width, width, bias=True)
-        self.k_proj = Linear(width, width, bias=True)
-        self.v_proj = Linear(width, width, bias=True)
-        self.out_proj = Linear(width, width, bias=True)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Map x [B,T,W] to the mixed rows [B,T,W].
-
-        Also returns queries and keys [B,H,T,W/H], with bias and unscaled.
-        """
-        batch, length, width = x.shape
-
-        def split(y: Tensor) -> Tensor:
-            return y.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
-
-        query, key, value = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width)), query, key
-
-
-class MLP(nn.Module):
-    def __init__(self, width: int, inner: int, activation: str) -> None:
-        super().__init__()
-        self.fc1 = Linear(width, inner, bias=True)
-        self.fc2 = Linear(inner, width, bias=True)
-        self.activation = _activation(activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
-
-
-class Layer(nn.Module):
-    def __init__(self, width: int, inner: int, heads: int, activation: str, eps: float) -> None:
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(width, eps)
-        self.self_attn = Attention(width, heads)
-        self.layer_norm2 = nn.LayerNorm(width, eps)
-        self.mlp = MLP(width, inner, activation)
-
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, merge: Callable[[Tensor, Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the rows, queries and keys of the layer.
-
-        ``mask`` as in ``scaled_dot_product_attention``. ``merge`` gets the rows after the attention and their
-        keys, and returns fewer rows.
-        """
-        mixed, query, key = self.self_attn(self.layer_norm1(x), mask)
-        x = x + mixed
-        if merge is not None:
-            x = merge(x, key)
-        return x + self.mlp(self.layer_norm2(x)), query, key
 
 
 class PatchEmbeddings(nn.Module):
@@ -138,7 +66,7 @@ class Projector(nn.Module):
         super().__init__()
         self.linear_1 = Linear(inputs, outputs, bias)
         self.linear_2 = Linear(outputs, outputs, bias)
-        self.activation = _activation(activation)
+        self.activation = activation_of(activation)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features [B,N,Dv] to visual tokens [B,N,D]."""
@@ -237,80 +165,3 @@ def _attention_tap(offer: str, query: Tensor, key: Tensor) -> Tensor:
     else:
         weights = weights[:, :, 0].mean(1)
     return weights.to(query.dtype)
-
-
-@dataclass(frozen=True)
-class TextSpec:
-    """Sizes of CLIP's text encoder. ``eos_id`` 2 marks an old config, in which the highest id ends a text."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    vocab_size: int
-    context_length: int
-    activation: str
-    layer_norm_eps: float
-    joint_size: int
-    eos_id: int
-
-
-class TextEmbeddings(nn.Module):
-    def __init__(self, spec: TextSpec) -> None:
-        super().__init__()
-        shape = spec.vocab_size, spec.hidden_size
-        self.token_embedding = nn.Parameter(torch.empty(shape), requires_grad=False)
-        self.position_embedding = nn.Parameter(
-            torch.empty(spec.context_length, spec.hidden_size), requires_grad=False
-        )
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return F.embedding(input_ids, self.token_embedding) + self.position_embedding
-
-
-class TextEncoder(nn.Module):
-    """The graph ``text_encoder``, which maps every text to one point of the joint space."""
-
-    def __init__(self, spec: TextSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        self.embeddings = TextEmbeddings(spec)
-        self.layers = nn.ModuleList(
-            Layer(
-                spec.hidden_size,
-                spec.intermediate_size,
-                spec.num_heads,
-                spec.activation,
-                spec.layer_norm_eps,
-            )
-            for _ in range(spec.num_layers)
-        )
-        self.final_layer_norm = nn.LayerNorm(spec.hidden_size, spec.layer_norm_eps)
-        self.text_projection = Linear(spec.hidden_size, spec.joint_size)
-
-    @property
-    def context_length(self) -> int:
-        """Number of token ids of a text, padding included."""
-        return self.spec.context_length
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Map input_ids [S,C] int64, each row with an end token, to clip_text [1,S,J], not normalised."""
-        order = torch.arange(self.context_length, device=input_ids.device)
-        mask = order[None, :] <= order[:, None]  # [C,C]
-        hidden = self.embeddings(input_ids)
-        for layer in self.layers:
-            hidden, _, _ = layer(hidden, mask)
-        ends = (self._end(input_ids, order)[:, None] == order)[..., None]  # [S,C,1]
-        pooled = torch.where(ends, hidden, 0.0).sum(1)
-        return self.text_projection(self.final_layer_norm(pooled))[None]
-
-    def _end(self, input_ids: Tensor, order: Tensor) -> Tensor:
-        """Return the place of the first end token: [S]. A minimum over places avoids an ArgMax with ties."""
-        last = input_ids.amax(1, keepdim=True) if self.spec.eos_id == 2 else self.spec.eos_id
-        return torch.where(input_ids == last, order, self.context_length).amin(1)
-
-
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    if name not in ACTIVATIONS:
-        raise unknown("activation", name, ACTIVATIONS)
-    return ACTIVATIONS[name]
