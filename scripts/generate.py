@@ -1,11 +1,11 @@
 """``make generated``: write every page and data file that is derived from the code.
 
-The code is in ``maintenance/generate.py``.
+The code is in ``generated/generate.py``.
 """
 
 from __future__ import annotations
 
-from maintenance.generate import main
+from generated.generate import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ from foveate.export import methods
 from foveate.export.graphs.assemble import taps_of
 from foveate.export.models import families, family
 from foveate.export.pruning.taps import TEXT_TAPS
-from maintenance import generate
+from generated import generate
 
 
 @pytest.mark.parametrize("name", generate.FILES)

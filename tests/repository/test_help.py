@@ -83,7 +83,7 @@ def test_options_of_a_benchmark(stopped: None, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_command_without_options_has_no_parser() -> None:
     for command in NO_OPTIONS:
-        assert "argparse" not in (SCRIPTS / "maintenance" / f"{command}.py").read_text(encoding="utf-8")
+        assert "argparse" not in (SCRIPTS / "generated" / f"{command}.py").read_text(encoding="utf-8")
 
 
 def test_faults_are_noticed() -> None:

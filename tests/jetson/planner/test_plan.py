@@ -21,7 +21,7 @@ from foveate.jetson.planner.plan import best_keep, main, plan
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.bundle.manifest import PrecisionInfo
 from foveate.runtime.measuring import costs
-from maintenance import fit_plan
+from generated import fit_plan
 
 ROOT = Path(__file__).parents[3]
 NANO, AGX = device("orin-nano-8gb"), device("agx-orin-64gb")

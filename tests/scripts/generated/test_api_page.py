@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from foveate import runtime
-from maintenance import api_page
+from generated import api_page
 
 
 def test_every_public_name_and_method_is_on_the_page() -> None:

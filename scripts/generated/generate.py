@@ -20,7 +20,7 @@ from foveate.export.graphs.assemble import missing
 from foveate.export.keys import checkpoint_keys
 from foveate.export.pruning.method import Method
 from foveate.export.spec import ModelSpec
-from maintenance import api_page, plan_methods, plan_models
+from generated import api_page, plan_methods, plan_models
 
 __all__ = ["FILES", "expected", "main"]
 
