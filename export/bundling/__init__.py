@@ -2,6 +2,6 @@
 
 ``build_bundle`` runs the steps. ``write_graphs``, ``weight_store`` and ``precision`` write graphs and
 weights, ``write_files`` the other files. ``reference_run`` and ``reference_graph`` record the reference
-answers, ``ranges`` the largest values in them. ``json_schema`` describes ``bundle.json``. ``staging`` and
-``publish`` guard the folder of ``--out``.
+answers, ``near_ties`` the choices of pruners that rounding may change, ``ranges`` the largest values.
+``json_schema`` describes ``bundle.json``. ``staging`` and ``publish`` guard the folder of ``--out``.
 """

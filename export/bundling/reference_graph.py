@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foveate.export.bundling.near_ties import near_ties
 from foveate.export.bundling.ranges import Ranges
 from foveate.export.bundling.weight_store import Reading, Rounding
 from foveate.export.checkpoints.find import fill
@@ -37,20 +38,26 @@ def run_graph(
 ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
     """Run a copy of the graph's module. Return its outputs by name, and the recorded arrays.
 
-    It is a copy because the module itself may be traced again.
+    It is a copy because the module itself may be traced again. The near-ties of a pruner are recorded too.
     """
     name, module = graph.spec.name, _ready(copy.deepcopy(graph.module), weights, graph.weight)
     for tensor, value in zip(graph.spec.inputs, inputs, strict=True):
         ranges.see(name, f"input {tensor.name}", value, edge=True)
+
+    def run(values: list[Tensor]) -> dict[str, Tensor]:
+        answer = module(*values)
+        outputs = tuple(answer.values()) if isinstance(answer, dict) else answer
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}
+
     with ranges.watch(name, module):
-        answer = module(*inputs)
-    outputs = tuple(answer.values()) if isinstance(answer, dict) else answer
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    found = {tensor.name: value for tensor, value in zip(graph.spec.outputs, outputs, strict=True)}
+        found = run(inputs)
     for key, value in found.items():
         ranges.see(name, f"output {key}", value, edge=True)
     arrays = {f"{name}.in.{t.name}": _store(v) for t, v in zip(graph.spec.inputs, inputs, strict=True)}
     arrays |= {f"{name}.out.{key}": value.numpy() for key, value in found.items()}
+    if "kept" in found:
+        arrays |= {f"{name}.{key}": value for key, value in near_ties(run, inputs, found).items()}
     return found, arrays
 
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from foveate.engines import topk_logits
 
-__all__ = ["LIMITS", "Finding", "Limits", "compare", "compare_candidates", "compare_logits"]
+__all__ = [
+    "LIMITS",
+    "Finding",
+    "Kept",
+    "Limits",
+    "NearTies",
+    "compare",
+    "compare_candidates",
+    "compare_kept",
+    "compare_logits",
+]
 
 
 @dataclass(frozen=True)
@@ -16,22 +26,24 @@ class Limits:
     """Allowed differences.
 
     ``cosine`` is the smallest allowed cosine. ``error`` is the largest allowed difference, relative to the
-    largest value; logits closer than that are a near-tie. ``swaps`` is the share of kept tokens that may
-    differ.
+    largest value; logits closer than that are a near-tie. ``noise`` is the relative noise of a pruner's
+    inputs: a choice that it changes is a near-tie (``export.bundling.near_ties``). ``swaps`` is the share of
+    kept tokens that may differ besides.
     """
 
     cosine: float
     error: float
+    noise: float
     swaps: float
 
 
 LIMITS = {
-    "float32": Limits(cosine=0.99999, error=1e-3, swaps=0.01),
-    "float32, int8": Limits(cosine=0.998, error=0.05, swaps=0.01),
-    "float32, int8 unrecorded": Limits(cosine=0.995, error=0.1, swaps=0.01),
-    "float16": Limits(cosine=0.999, error=0.03, swaps=0.05),
-    "float16, int8": Limits(cosine=0.99, error=0.15, swaps=0.05),
-    "float16, fp8": Limits(cosine=0.97, error=0.2, swaps=0.05),
+    "float32": Limits(cosine=0.99999, error=1e-3, noise=1e-4, swaps=0.01),
+    "float32, int8": Limits(cosine=0.998, error=0.05, noise=1e-4, swaps=0.01),
+    "float32, int8 unrecorded": Limits(cosine=0.995, error=0.1, noise=3e-3, swaps=0.01),
+    "float16": Limits(cosine=0.999, error=0.03, noise=3e-3, swaps=0.05),
+    "float16, int8": Limits(cosine=0.99, error=0.15, noise=3e-3, swaps=0.05),
+    "float16, fp8": Limits(cosine=0.97, error=0.2, noise=3e-3, swaps=0.05),
 }
 """Limits by the graph's dtype, and by the type to which it rounds activations.
 
@@ -108,6 +120,51 @@ def compare_logits(graph: str, answer: str, got: np.ndarray, expected: np.ndarra
     ok = cosine >= limits.cosine and error <= limits.error and bool((tied == other).all())
     agreement, nan = float(1 - other.mean()), _not_finite(got, expected)
     return Finding(graph, answer, cosine, error, agreement, int(tied.sum()), ok, nan)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a pruner kept: ``patches [R]`` and their ``tokens [R,D]``. -1 is a mixture without a patch."""
+
+    patches: np.ndarray
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class NearTies:
+    """Near-ties of a recorded choice: numbers of patches, and of rows of the kept tokens."""
+
+    patches: np.ndarray
+    rows: np.ndarray
+
+
+def compare_kept(graph: str, got: Kept, expected: Kept, ties: NearTies, limits: Limits) -> Finding:
+    """Compare the choice of a pruner, and the tokens that both sides kept.
+
+    Patches and rows that are near-ties may differ, and a share ``limits.swaps`` of the others.
+    """
+    mine, theirs = set(got.patches.tolist()), set(expected.patches.tolist())
+    differing, tied, count = mine ^ theirs, set(ties.patches.tolist()), len(expected.patches)
+    lengths = abs(len(got.patches) - count)
+    other = max(len(mine - theirs), len(theirs - mine), lengths)
+    unexcused = max(len(mine - theirs - tied), len(theirs - mine - tied), lengths - len(differing & tied))
+    pairs = _pairs(got.patches, expected.patches)
+    compared = [(a, b) for a, b in pairs if b not in ties.rows]
+    rows, references = got.tokens[[a for a, _ in compared]], expected.tokens[[b for _, b in compared]]
+    finding = compare(graph, "tokens, kept", rows, references, limits)
+    ok = finding.ok and bool(pairs) and unexcused <= limits.swaps * count
+    return replace(finding, agreement=1 - other / count, excused=other, ok=ok)
+
+
+def _pairs(got: np.ndarray, expected: np.ndarray) -> list[tuple[int, int]]:
+    """Return the rows of the patches that both sides kept.
+
+    A mixture without a patch has a counterpart only if both sides kept the same.
+    """
+    if np.array_equal(got, expected):
+        return [(row, row) for row in range(len(got))]
+    where = {patch: row for row, patch in enumerate(got.tolist()) if patch >= 0}
+    return [(where[patch], row) for row, patch in enumerate(expected.tolist()) if patch in where]
 
 
 def compare_candidates(graph: str, logits: np.ndarray, values: np.ndarray, ids: np.ndarray) -> Finding:

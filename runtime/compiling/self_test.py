@@ -2,14 +2,14 @@
 
 Each graph gets the inputs that the build recorded (``golden*.npz``), and its outputs are compared with
 torch's in float32: cosine, largest error relative to the largest value, the most likely token, and the kept
-tokens. Near-ties are excused. The language model is replayed as it is used: the prompt at once, then token by
-token over one kv cache. The cache's first and last layer are compared at the end.
+tokens. Near-ties are excused; those of pruners were found by the build
+(``export.bundling.near_ties``). The language model is replayed as it is used: the prompt at once, then token
+by token over one kv cache. The cache's first and last layer are compared at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -23,9 +23,12 @@ from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.compiling.comparison import (
     LIMITS,
     Finding,
+    Kept,
     Limits,
+    NearTies,
     compare,
     compare_candidates,
+    compare_kept,
     compare_logits,
 )
 from foveate.runtime.llm.segment import Segment
@@ -56,7 +59,10 @@ def seen(finding: Finding) -> str:
     """Return in words what a finding measured."""
     if finding.not_finite:
         return f"{finding.answer}: NaN or infinity"
-    return f"{finding.answer}: cosine {finding.cosine:.6f}, error {finding.error:.2g}"
+    told = f"{finding.answer}: cosine {finding.cosine:.6f}, error {finding.error:.2g}"
+    if finding.agreement is not None:
+        told += f", {finding.agreement:.1%} the same choice"
+    return told
 
 
 def not_finite(bundle: Bundle, dialect: str, finding: Finding) -> UserError | None:
@@ -114,18 +120,12 @@ def _replay_plain(name: str, engine: Engine, golden: Golden, limits: Limits) -> 
 def _replay_pruner(name: str, engine: Engine, golden: Golden, limits: Limits) -> Iterator[Finding]:
     outputs = engine.run(_feeds(name, engine, golden))
     got_count, count = int(outputs["count"].numpy()[0]), int(golden[f"{name}.out.count"][0])
-    got, kept = outputs["kept"].numpy()[0, :got_count], golden[f"{name}.out.kept"][0, :count]
-    differing = max(len(set(got) - set(kept)), len(set(kept) - set(got)), abs(got_count - count))
-    rows, expected = outputs["tokens"].numpy()[0], golden[f"{name}.out.tokens"][0]
-    if np.array_equal(got, kept):
-        pairs = [(i, i) for i in range(count)]
-    else:  # compare the rows of tokens that both sides kept; a merged row (-1) has no counterpart then
-        where = {patch: i for i, patch in enumerate(got.tolist()) if patch >= 0}
-        pairs = [(where[patch], i) for i, patch in enumerate(kept.tolist()) if patch in where]
-    mine, theirs = (list(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
-    finding = compare(name, "tokens", rows[mine], expected[theirs], limits)
-    ok = finding.ok and bool(pairs) and differing <= limits.swaps * count
-    yield replace(finding, answer="tokens, kept", agreement=1 - differing / count, excused=differing, ok=ok)
+    got = Kept(outputs["kept"].numpy()[0, :got_count], outputs["tokens"].numpy()[0, :got_count])
+    expected = Kept(golden[f"{name}.out.kept"][0, :count], golden[f"{name}.out.tokens"][0, :count])
+    never = {"kept_noise": np.zeros(0), "tokens_noise": np.full(count, np.inf)}
+    noises = [golden[f"{name}.{key}"] if f"{name}.{key}" in golden else never[key] for key in never]
+    ties = NearTies(*(np.flatnonzero(noise <= limits.noise) for noise in noises))
+    yield compare_kept(name, got, expected, ties, limits)
 
 
 def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from foveate.runtime.bundle.compiled import choose
 from foveate.runtime.bundle.loading import load, write_manifest
 from foveate.runtime.cli.check import main
 from foveate.runtime.compiling import self_test
-from foveate.runtime.compiling.comparison import LIMITS, Limits, compare_logits
+from foveate.runtime.compiling.comparison import LIMITS, Kept, Limits, NearTies, compare_kept, compare_logits
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.compiling.self_test import replay
 
@@ -44,7 +44,7 @@ def test_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(bundle), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["ok"] is True
-    assert document["limits"]["llm"] == {"cosine": 0.99999, "error": 1e-3, "swaps": 0.01}
+    assert document["limits"]["llm"] == {"cosine": 0.99999, "error": 1e-3, "noise": 1e-4, "swaps": 0.01}
 
 
 @pytest.mark.parametrize("fault", ["mask", "swap", "stale", "scale", "rope"])
@@ -170,8 +170,52 @@ def test_a_few_swapped_patches_are_excused_by_the_limits() -> None:
     }
     (one,) = self_test._replay_pruner("pruner", Swapped(), golden, LIMITS["float32"])
     assert (one.ok, one.agreement, one.excused) == (True, 0.99, 1)
-    (none,) = self_test._replay_pruner("pruner", Swapped(), golden, Limits(0.9, 0.1, 0.0))
+    (none,) = self_test._replay_pruner("pruner", Swapped(), golden, Limits(0.9, 0.1, 0.0, 0.0))
     assert not none.ok
+
+
+def kept(*patches: int) -> Kept:
+    """What keeps these patches, with random tokens that belong to each patch."""
+    table = np.random.default_rng(0).standard_normal((16, 8))
+    return Kept(np.array(patches), table[list(patches)])
+
+
+@pytest.mark.parametrize(
+    ("got", "tied", "fine"),
+    [
+        (kept(0, 3, 5), [], True),
+        (kept(0, 3, 6), [], False),
+        (kept(0, 3, 6), [5, 6], True),
+        (kept(0, 3, 6), [5], False),
+        (kept(0, 4, 6), [5, 6], False),
+        (kept(0, 3), [5], True),
+        (kept(0, 3), [], False),
+        (kept(0, 3, 5, 6), [6], True),
+        (kept(7, 8, 9), [0, 3, 5, 7, 8, 9], False),  # nothing to compare
+    ],
+)
+def test_choices_of_a_pruner(got: Kept, tied: list[int], fine: bool) -> None:
+    finding = compare_kept(
+        "pruner", got, kept(0, 3, 5), NearTies(np.array(tied), np.array([])), LIMITS["float32"]
+    )
+    assert finding.ok is fine
+
+
+def test_a_mixture_that_hangs_on_a_near_tie() -> None:
+    expected = Kept(np.array([0, -1]), np.ones((2, 8)))
+    got = Kept(np.array([0, -1]), np.stack([np.ones(8), np.arange(8)]))
+    none, tied = NearTies(np.array([]), np.array([])), NearTies(np.array([]), np.array([1]))
+    assert not compare_kept("pruner", got, expected, none, LIMITS["float32"]).ok
+    assert compare_kept("pruner", got, expected, tied, LIMITS["float32"]).ok
+
+
+def test_a_wrong_choice_is_named(bundle: Path, tmp_path: Path) -> None:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        arrays["pruner.out.kept"][0, -1] = 15 if 15 not in arrays["pruner.out.kept"] else 14
+
+    root = altered(bundle, tmp_path, change)
+    wrong = next(finding for finding in replay(load(root), choose(load(root))) if not finding.ok)
+    assert self_test.seen(wrong).endswith("% the same choice")
 
 
 def test_near_ties_are_excused_and_others_not() -> None:
@@ -180,7 +224,7 @@ def test_near_ties_are_excused_and_others_not() -> None:
     got = np.array([[0.0, 9.9985, 9.9995], [10.0, 0.0, -3.0]])
     tied = compare_logits("llm", "logits", got, expected, limits)
     assert (tied.ok, tied.agreement, tied.excused) == (True, 0.5, 1)
-    loose = Limits(cosine=0.0, error=0.02, swaps=0.0)
+    loose = Limits(cosine=0.0, error=0.02, noise=0.0, swaps=0.0)
     far = compare_logits("llm", "logits", np.array([[0.0, 9.8, 9.9]]), np.array([[0.0, 10.0, 9.5]]), loose)
     assert not far.ok
 
