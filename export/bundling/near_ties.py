@@ -35,7 +35,8 @@ def near_ties(
     """
     generator = torch.Generator().manual_seed(0)
     kept, rows = _kept_rows(found)
-    patches, steady = set(kept[kept >= 0].tolist()), {}
+    patches: set[int] = set(kept[kept >= 0].tolist())
+    unsteady: dict[int, float] = {}
     moved = np.full(len(kept), np.inf, np.float32)
     largest = float(np.abs(rows).max(initial=0.0))
     for limits in sorted((LIMITS["float32"], LIMITS["float16"]), key=lambda limits: limits.noise):
@@ -43,12 +44,12 @@ def near_ties(
             noisy = [_add_noise(value, limits.noise, generator) for value in inputs]
             other, changed = _kept_rows(run(noisy))
             for patch in patches ^ set(other[other >= 0].tolist()):
-                steady.setdefault(patch, limits.noise)
+                unsteady.setdefault(patch, limits.noise)
             where = _counterparts(kept, other)
             near = np.abs(changed[where] - rows).max(-1, initial=0.0) <= limits.error * largest
             moved = np.where(np.isinf(moved) & ~(near & (where >= 0)), np.float32(limits.noise), moved)
-    noise = np.full(max([*patches, *steady], default=-1) + 1, np.inf, np.float32)
-    noise[list(steady)] = list(steady.values())
+    noise = np.full(max([*patches, *unsteady], default=-1) + 1, np.inf, np.float32)
+    noise[list(unsteady)] = list(unsteady.values())
     return {"kept_noise": noise, "tokens_noise": moved}
 
 
