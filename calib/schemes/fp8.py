@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveate.calib.graph_values import input_of
 from foveate.calib.schemes.graph_site import Site
 from foveate.calib.schemes.quantized import Form, PartKind, PartName, Quantized
 from foveate.calib.schemes.scheme import Scheme
@@ -41,7 +42,8 @@ class _Fp8(Scheme):
         values, scale = map(site.stored, self.needs(site.form))
         weight = site.dequantized([values, scale], axis=1)
         for product in site.products:
-            product.replace_input_with(0, site.rounded(product, _step(site.inputs), _DTYPE(0)))
+            rounded = site.rounded(input_of(product, 0), _step(site.inputs), _DTYPE(0))
+            product.replace_input_with(0, rounded)
             product.replace_input_with(1, weight)
 
     def rounded(self, x: Tensor, form: Form, seen: InputStatistics | None) -> Tensor:

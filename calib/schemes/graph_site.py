@@ -1,6 +1,6 @@
 """The place of a weight in a graph, where a scheme puts quantized weights in its stead.
 
-Everything written is standard ONNX (``QuantizeLinear``, ``DequantizeLinear``, ``MatMulInteger``).
+Everything written is standard ONNX, with pairs of ``QuantizeLinear`` and ``DequantizeLinear``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from foveate.calib.graph_values import input_of, like
+from foveate.calib.graph_values import like
 from foveate.calib.schemes.quantized import Form, PartName
 from foveate.calib.statistics import InputStatistics
 
@@ -50,22 +50,14 @@ class Site:
         return [node for node, _ in readers]
 
     def insert(
-        self,
-        behind: ir.Value,
-        operator: str,
-        inputs: Sequence[ir.Value],
-        name: str,
-        outputs: int = 1,
-        **attributes: int,
+        self, behind: ir.Value, operator: str, inputs: Sequence[ir.Value], name: str, **attributes: int
     ) -> ir.Value:
         """Insert a node right after the one that computes ``behind``, and return its output.
 
-        If no node computes ``behind``, the node goes to the head of the graph. Of several outputs it returns
-        the first. The others are named ``name.<i>``.
+        If no node computes ``behind``, the node goes to the head of the graph.
         """
-        node = ir.node(operator, inputs, attributes, num_outputs=outputs, name=name)
-        for index, output in enumerate(node.outputs):
-            output.name = f"{name}.{index}" if index else name
+        node = ir.node(operator, inputs, attributes, name=name)
+        node.outputs[0].name = name
         if (producer := behind.producer()) is None:
             self.graph.insert_before(self.graph[0], node)
         else:
@@ -105,9 +97,12 @@ class Site:
         if not old.uses():
             self.graph.remove(product, safe=True)
 
-    def rounded(self, product: ir.Node, step: float, zero: np.generic) -> ir.Value:
-        """Round the product's input to ``zero``'s dtype and back, with one ``step`` for all values."""
-        scale, source = self.form.step(step), input_of(product, 0)
+    def rounded(self, source: ir.Value, step: float, zero: np.generic) -> ir.Value:
+        """Round ``source`` to ``zero``'s dtype and back, with one ``step`` for all values.
+
+        ``zero`` stands for 0.
+        """
+        scale = self.form.step(step)
 
         def make() -> ir.Value:
             name = f"{self.weight.name}.input"

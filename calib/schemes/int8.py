@@ -1,12 +1,11 @@
 """int8 weights and activations: symmetric, rounded to nearest, one scale per output column.
 
-In the dialect ``ort`` ranges are found at run time, one per row of an activation. Rows are first divided by
-their largest value: decoders have tokens that are a thousand times larger than others, which would otherwise
-be rounded to 0. Then follow ``DynamicQuantizeLinear``, ``MatMulInteger`` and a scale in float32, which ONNX
-Runtime fuses. Weights have 7 bits there. CPUs with AVX2 and without VNNI add pairs of products in 16 bits,
+In the dialect ``ort`` each row of an activation has a range of its own, found at run time: it is divided by
+its largest value, rounded to 1/127 of that, and the product is multiplied by it again. A row's result never
+depends on the other rows of the call. ONNX Runtime fuses the rounding and the weights' scales into its
+integer product. Weights have 7 bits there. CPUs with AVX2 and without VNNI add pairs of products in 16 bits,
 which would overflow silently, and their products with uint8 weights take a third longer
-(docs/decisions/0012). In other dialects inputs and weights are rounded by ``QuantizeLinear`` and
-``DequantizeLinear`` pairs with calibrated ranges, one per activation tensor.
+(docs/decisions/0012). In other dialects an activation has one range, which is calibrated.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from foveate.calib.graph_values import input_of
+from foveate.calib.graph_values import input_of, like
 from foveate.calib.schemes.graph_site import Site
 from foveate.calib.schemes.quantized import Form, PartKind, PartName, Quantized
 from foveate.calib.schemes.scheme import Scheme
@@ -28,6 +27,7 @@ __all__ = ["SCHEME"]
 
 _LIMIT = 127  # symmetric: -128 is left unused
 _NARROW = 64  # the sum of 2 products with uint8 is at most 32,640, which fits in 16 bits
+_MIDDLE = np.uint8(128)  # stands for 0 in activations of the dialect ``ort``
 _TINY = 1e-6  # the smallest scale; float16 holds it with 4 bits
 
 
@@ -45,26 +45,23 @@ class _Int8(Scheme):
         return PartName(PartKind.VALUES, values), PartName(scales, form.dtype)
 
     def place(self, site: Site) -> None:
-        if site.form.dynamic:
-            for product in site.products:
-                _dynamic(site, product)
-            return
         values, scale = map(site.stored, self.needs(site.form))
         weight = site.dequantized([values, scale], axis=1)
         for product in site.products:
-            product.replace_input_with(0, site.rounded(product, _step(site.inputs), np.int8(0)))
+            source = input_of(product, 0)
             product.replace_input_with(1, weight)
+            if site.form.dynamic:
+                _round_rows(site, product, source)
+            else:
+                product.replace_input_with(0, site.rounded(source, _step(site.inputs), np.int8(0)))
 
     def rounded(self, x: Tensor, form: Form, seen: InputStatistics | None) -> Tensor:
         if not form.dynamic:
             fixed = float(form.step(_step(seen)))
             return (x / fixed).round().clamp(-128, 127) * fixed
+        step = float(form.step(1 / _LIMIT))
         peak = x.abs().amax(-1, keepdim=True).clamp(min=_TINY)
-        even = x / peak
-        low, high = even.min().clamp(max=0), even.max().clamp(min=0)
-        step = (high - low) / 255
-        zero = (-low / step).round()
-        return ((even / step).round() + zero).clamp(0, 255).sub(zero) * step * peak
+        return (x / peak / step).round() * step * peak
 
 
 SCHEME = _Int8()
@@ -83,26 +80,14 @@ def _step(seen: InputStatistics | None) -> float:
     return seen.range / _LIMIT
 
 
-def _dynamic(site: Site, product: ir.Node) -> None:
-    source, name = input_of(product, 0), product.name
-    values, scale = map(site.stored, SCHEME.needs(site.form))
+def _round_rows(site: Site, product: ir.Node, source: ir.Value) -> None:
+    """Divide each row of ``source`` by its peak and round it, and multiply the product by the peak."""
     peak = site.once(source, "peak", lambda: _peaks(site, source))
-
-    def make() -> ir.Value:
-        even = site.insert(peak, "Div", [source, peak], f"{site.weight.name}.input.even")
-        return site.insert(even, "DynamicQuantizeLinear", [even], f"{site.weight.name}.input", outputs=3)
-
-    quantize = site.once(source, "dynamic", make).producer()
-    assert quantize is not None, "made by a node"
-    rounded, step, zero = quantize.outputs
+    name = f"{site.weight.name}.input.even"
+    even = site.once(source, "even", lambda: like(site.insert(peak, "Div", [source, peak], name), source))
+    product.replace_input_with(0, site.rounded(even, 1 / _LIMIT, _MIDDLE))
     y = product.outputs[0]
-    whole = site.insert(
-        y, "MatMulInteger", [rounded, values, zero, site.constant("zero.int8", np.int8(0))], f"{name}.integer"
-    )
-    real = site.insert(whole, "Cast", [whole], f"{name}.float", to=ir.DataType.FLOAT)
-    steps = site.insert(real, "Mul", [step, scale], f"{name}.steps")
-    scaled = site.insert(steps, "Mul", [real, steps], f"{name}.scaled")
-    site.replace(product, site.insert(scaled, "Mul", [scaled, peak], f"{name}.rows"))
+    site.replace(product, site.insert(y, "Mul", [y, peak], f"{product.name}.rows"))
 
 
 def _peaks(site: Site, source: ir.Value) -> ir.Value:

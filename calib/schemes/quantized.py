@@ -17,9 +17,9 @@ __all__ = ["Form", "Part", "PartKind", "PartName", "Quantized", "unpack"]
 class Form:
     """The form of quantized weights that a dialect's engines read.
 
-    ``dtype`` is the dtype of everything that is not quantized. ``dynamic``: ranges of activations are found
-    at run time (``DynamicQuantizeLinear``) instead of calibrated. ``zero_points``: 4-bit weights may have
-    zero points.
+    ``dtype`` is the dtype of everything that is not quantized. ``dynamic``: the range of each row of
+    an activation is found at run time; otherwise an activation has one range, which is calibrated.
+    ``zero_points``: 4-bit weights may have zero points.
     """
 
     dtype: str

@@ -25,7 +25,7 @@ class Dialect:
     """Return the rewrites of a canonical graph: opset 24, native operators, explicit mask."""
 
     dynamic: bool
-    """True if ranges of activations are found at run time, False if they are calibrated."""
+    """True if the range of each row of an activation is found at run time, False if ranges are calibrated."""
 
     zero_points: bool
     """True if int4 weights may have zero points."""

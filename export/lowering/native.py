@@ -1,7 +1,7 @@
 """The dialect of TensorRT >= 10.15 and TensorRT-RTX: the canonical graph without changes, in float16.
 
 The explicit mask stays, because TensorRT parses and builds ``nonpad_kv_seqlen`` but silently ignores it.
-TensorRT has no ``MatMulInteger`` and no ``DynamicQuantizeLinear``.
+Ranges of int8 activations are calibrated: TensorRT takes no zero point but 0, and ``ort`` has one of 128.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def test_prompts_are_computed_in_int8_and_steps_in_int4(bundle):
     alone = {}
     for name, file in (("few", "llm.0.ort.onnx"), ("many", "llm.0.prefill.ort.onnx")):
         operators = {node.op_type for node in onnx.load(bundle / file, load_external_data=False).graph.node}
-        assert ("MatMulInteger" in operators) == (name == "many")
+        assert ("QuantizeLinear" in operators) == (name == "many")
         alone[name] = getattr(engine, f"_{name}")
     for rows, name in ((1, "few"), (MANY - 1, "few"), (MANY, "many"), (40, "many")):
         got = engine.run(feeds(engine, rows))["hidden"].numpy()
@@ -70,7 +70,7 @@ def test_prompts_are_computed_in_int8_and_steps_in_int4(bundle):
 def test_in_llm_pruners_see_prompts_alone_and_are_in_int8(bundle):
     assert not (bundle / "pruner.0.prefill.ort.onnx").exists()
     pruner = onnx.load(bundle / "pruner.0.ort.onnx", load_external_data=False)
-    assert "MatMulInteger" in {node.op_type for node in pruner.graph.node}
+    assert "QuantizeLinear" in {node.op_type for node in pruner.graph.node}
     prompts = places(onnx.load(bundle / "llm.0.prefill.ort.onnx", load_external_data=False))
     own = places(pruner)
     integers = [name for name in own if "self_attn.k_proj.weight.int" in name]
@@ -84,6 +84,27 @@ def test_both_forms_are_one_model(bundle):
     engine = load_engine(opened, choose(opened), "llm.0", {})
     few, many = (each.run(feeds(engine, 20))["hidden"].numpy() for each in (engine._few, engine._many))
     assert 0 < np.linalg.norm(few - many) / np.linalg.norm(few) < 0.05
+
+
+@pytest.mark.parametrize("rows", [2, MANY, 20])
+def test_a_row_is_the_same_whatever_later_rows_hold(bundle, rows):
+    """Bit for bit, in both forms, in the answer and in the cache."""
+    opened = load(bundle)
+    engine = load_engine(opened, choose(opened), "llm.0", {})
+    given, changed = feeds(engine, rows), feeds(engine, rows)
+    for each, last in ((given, 1), (changed, -50)):
+        each["inputs_embeds"] = np.abs(each["inputs_embeds"])
+        each["inputs_embeds"][:, -1] *= last
+    first, second = engine.run(given), engine.run(changed)
+    written = [name for name in given if name.startswith("past")]
+    assert written
+    pairs = [(first["hidden"].numpy()[0], second["hidden"].numpy()[0])]
+    pairs += [
+        (given[name].numpy()[0].swapaxes(0, 1), changed[name].numpy()[0].swapaxes(0, 1)) for name in written
+    ]
+    for before, after in pairs:
+        np.testing.assert_array_equal(after[: rows - 1], before[: rows - 1])
+        assert (after[rows - 1] != before[rows - 1]).any()
 
 
 def test_one_cache_serves_both(bundle):

@@ -193,15 +193,9 @@ def test_tensorrt_rtx_compiles_the_primitive_dialect(exported, precision):
 def round_inputs(reference: Decoder, precision: str, dialect: str) -> None:
     """Rounding of the inputs of the layers' products, from their definitions."""
 
-    def dynamic(
-        x,
-    ):  # rows of equal height, then DynamicQuantizeLinear: uint8 over the range of all, 0 among its values
-        peak = x.abs().amax(-1, keepdim=True)
-        x = x / peak
-        low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-        step = (high - low) / 255
-        zero = (-low / step).round().clamp(0, 255)
-        return ((x / step).round() + zero).clamp(0, 255).sub(zero) * step * peak
+    def dynamic(x):  # each row alone: 127 steps on either side of 0, up to its largest value
+        peak, step = x.abs().amax(-1, keepdim=True), np.float32(1 / 127)
+        return (x / peak / step).round() * step * peak
 
     def static(x, reach):
         step = np.float32(reach / (127 if precision == "int8" else 448))
