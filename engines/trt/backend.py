@@ -40,7 +40,7 @@ from foveate.engines.errors import UserError
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import builder, runner
 from foveate.engines.trt.cuda.gpu import Gpu, find_gpu
-from foveate.engines.trt.library import LIBRARY
+from foveate.engines.trt.library import DIALECTS, LIBRARY
 from foveate.engines.trt.profiles import compiled
 from foveate.engines.trt.workarounds import FLAGS_VARIABLE, WORKAROUNDS
 from foveate.engines.workarounds import Workaround, applicable
@@ -92,7 +92,7 @@ class TensorRT(Backend):
         """Dialects that the parser of this version takes."""
         numbers = tuple(int(part) for part in self.version.split(".")[:2])
         old = self.target == "tensorrt" and numbers < _NATIVE_SINCE
-        return ("primitive",) if old else ("native", "primitive")
+        return ("primitive",) if old else DIALECTS
 
     @property
     def workarounds(self) -> tuple[Workaround, ...]:

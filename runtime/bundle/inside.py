@@ -34,6 +34,9 @@ def require_names(file: Path, manifest: Manifest) -> None:
         for name in entry.paths:
             if name not in listed:
                 raise _distrusted(file, "names a graph that is not among its files", name)
+    for name in manifest.dialects:
+        if not _GRAPH.fullmatch(name):
+            raise _distrusted(file, "names a dialect as no build does", name)
     stages = [stage for method in manifest.methods for stage in method.stages]
     for stage in stages:
         if stage not in manifest.graphs or any(

@@ -1,21 +1,26 @@
 """``foveate check``: test a compiled bundle on this machine.
 
-Every file is hashed. Then the engines are tested (``runtime.compiling.self_test``).
+Every file is hashed. Then the engines are tested (``runtime.compiling.self_test``). With
+``--export-polygraphy`` nothing is tested: Polygraphy's files are written (``compiling.polygraphy_folder``).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from foveate.engines.errors import UserError
+from foveate.engines.errors import UserError, install_extra
 from foveate.runtime.bundle.compiled import CompiledEngine, choose, compile_command
 from foveate.runtime.bundle.loading import Bundle, load
 from foveate.runtime.cli import Parser, options
 from foveate.runtime.compiling import self_test
 from foveate.runtime.compiling.comparison import Finding
+from foveate.runtime.compiling.polygraphy_commands import reduce_hint
+from foveate.runtime.compiling.polygraphy_folder import export_polygraphy
 
 __all__ = ["main"]
 
@@ -32,7 +37,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="Print one JSON document (default: print text for people)."
     )
+    parser.add_argument(
+        "--export-polygraphy",
+        type=Path,
+        metavar="DIR",
+        help="Test nothing, and write the recorded inputs and outputs of every graph to this new folder, "
+        "with the commands by which NVIDIA's Polygraphy compares ONNX Runtime and TensorRT with them. The "
+        "bundle need not be compiled (default: test the bundle).",
+    )
     args = parser.parse_args(argv)
+    if args.export_polygraphy is not None:
+        return _export(args)
     bundle = load(args.bundle, full=True, progress=lambda name: options.say(f"hashing {name}"))
     made = choose(bundle, args.engine)
     options.say(f"hashing {made.key}")
@@ -54,9 +69,25 @@ def main(argv: list[str]) -> int:
             f"the graph {wrong.graph} is wrong on this machine "
             f"| {self_test.seen(wrong)}, expected {limits.cosine} and {limits.error:g} "
             f"| {compile_command(bundle, made)} --force"
+            + reduce_hint(bundle, made.target, made.dialect, wrong.graph)
         )
     if not args.json:
         print(f"fine: {len(bundle.manifest.files)} files, {len(findings)} answers, engine {made.key}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    """Write Polygraphy's files. Raises UserError."""
+    for name in ("engine", "threads", "json"):
+        if getattr(args, name) not in (None, False):
+            raise UserError(
+                f"--{name} has no meaning with --export-polygraphy | no engine is tested | leave it out",
+                code=2,
+            )
+    bundle = load(args.bundle, full=True, progress=lambda name: options.say(f"hashing {name}"))
+    out = args.export_polygraphy
+    count = export_polygraphy(bundle, out, progress=options.say)
+    print(f"{out}: {count} graphs. Polygraphy runs their scripts; {install_extra('debug')}")
     return 0
 
 

@@ -19,6 +19,7 @@ from foveate.runtime.bundle.compiled import CompiledEngine, sources
 from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.compiling import self_test
 from foveate.runtime.compiling.comparison import Finding
+from foveate.runtime.compiling.polygraphy_commands import reduce_hint
 
 __all__ = ["Job", "Progress"]
 
@@ -119,6 +120,7 @@ class Job:
                     f"the graph {wrong.graph} is wrong on this machine "
                     f"| {self_test.seen(wrong)}, after {tried} workarounds "
                     "| nothing was written; compile for another target, or report it with `foveate doctor`"
+                    + reduce_hint(self.bundle, self.machine["target"], self.dialect, wrong.graph)
                 )
             self._apply(workaround, wrong.graph)
 

@@ -10,6 +10,7 @@ by token over one kv cache. The cache's first and last layer are compared at the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +35,7 @@ from foveate.runtime.compiling.comparison import (
 from foveate.runtime.llm.segment import Segment
 from foveate.runtime.overflow import cause_of
 
-__all__ = ["limits_of", "not_finite", "replay", "seen"]
+__all__ = ["limits_in", "limits_of", "not_finite", "recorded", "replay", "seen"]
 
 
 def replay(bundle: Bundle, made: CompiledEngine, threads: int | None = None) -> Iterator[Finding]:
@@ -42,17 +43,21 @@ def replay(bundle: Bundle, made: CompiledEngine, threads: int | None = None) -> 
 
     Raises UserError if the bundle has no ``golden.npz``, or a damaged one.
     """
-    recorded = bundle.golden(made.dialect)
-    if not recorded.is_file():
-        raise UserError(
-            f"{bundle.path} cannot be checked | it has no {recorded.name} | build the bundle again"
-        )
+    file = recorded(bundle, made.dialect)
     engines = load_engines(bundle, made, {"threads": threads})
-    with Archive(recorded) as golden:
+    with Archive(file) as golden:
         for name in bundle.manifest.stages:
             prunes = f"{name}.out.kept" in golden  # the pruners, and a vision encoder that merges
             kind = _replay_segment if name.startswith("llm") else _replay_pruner if prunes else _replay_plain
             yield from kind(name, engines[name], golden, limits_of(bundle, made, name))
+
+
+def recorded(bundle: Bundle, dialect: str) -> Path:
+    """Return the file with the reference answers of a dialect. Raises UserError if there is none."""
+    file = bundle.golden(dialect)
+    if not file.is_file():
+        raise UserError(f"{bundle.path} cannot be checked | it has no {file.name} | build the bundle again")
+    return file
 
 
 def seen(finding: Finding) -> str:
@@ -82,8 +87,18 @@ def not_finite(bundle: Bundle, dialect: str, finding: Finding) -> UserError | No
 
 
 def limits_of(bundle: Bundle, made: CompiledEngine, graph: str) -> Limits:
-    """Return the limits for a graph: by its dtype, and by the rounding of the precisions that it reads."""
-    dialect = bundle.manifest.dialects[made.dialect]
+    """Return the limits for a graph of a compiled engine. See ``limits_in``."""
+    rounds = backend(made.target).rounds_activations(made.options)
+    return limits_in(bundle, made.dialect, graph, rounds_activations=rounds)
+
+
+def limits_in(bundle: Bundle, name: str, graph: str, *, rounds_activations: bool = False) -> Limits:
+    """Return the limits for a graph in the dialect ``name``.
+
+    They follow from its dtype, and from the rounding of the precisions that it reads. ``rounds_activations``:
+    the engine rounds by itself (``Backend.rounds_activations``).
+    """
+    dialect = bundle.manifest.dialects[name]
     dtype, prompts, precision = dialect.dtype, dialect.prefill, bundle.manifest.precision
     pruning = precision.prefill if prompts else precision.decoder
     parts: dict[str, set[str | None]] = {
@@ -94,7 +109,7 @@ def limits_of(bundle: Bundle, made: CompiledEngine, graph: str) -> Limits:
     read = (kinds for start, kinds in parts.items() if graph.startswith(start))
     kinds = next(read, set())
     int4_in_float32 = dtype == "float32" and "int4" in kinds
-    if graph in prompts or (int4_in_float32 and backend(made.target).rounds_activations(made.options)):
+    if graph in prompts or (int4_in_float32 and rounds_activations):
         return LIMITS["float32, int8 unrecorded"]
     rounded = next((kind for kind in ("fp8", "int8") if kind in kinds), None)
     return LIMITS[f"{dtype}, {rounded}" if rounded else dtype]

@@ -73,7 +73,13 @@ INNER_ORDER: dict[str, list[str]] = {
         "bench chat check compile inspect run",
         "watch",
     ],
-    "runtime/compiling": ["comparison", "self_test", "job", "work_folder", "compile"],
+    "runtime/compiling": [
+        "comparison polygraphy_json recorded_run",
+        "polygraphy_commands self_test",
+        "job polygraphy_folder",
+        "work_folder",
+        "compile",
+    ],
     "runtime/images": [
         "image_url pixels token_layout",
         "image_source view",
