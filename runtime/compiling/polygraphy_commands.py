@@ -1,7 +1,7 @@
 """Commands of Polygraphy 0.53 for the graphs of a bundle, as shell scripts that lie beside their files.
 
 A script takes the bundle's folder as an argument; without one it takes the folder that it was written for.
-``tests/runtime/compiling/test_polygraphy.py`` runs the commands.
+``tests/runtime/compiling/test_polygraphy_folder.py`` runs them.
 """
 
 from __future__ import annotations

@@ -72,6 +72,14 @@ def test_a_graph_has_one_name(copy: Path) -> None:
         load(copy)
 
 
+@pytest.mark.parametrize("name", ["../../there", "/tmp/there", ".."])
+def test_names_of_dialects_are_no_paths(copy: Path, name: str) -> None:
+    """``check --export-polygraphy`` makes folders of that name."""
+    edit(copy, lambda data: data["dialects"].update({name: data["dialects"]["ort"]}))
+    with pytest.raises(UserError, match="names a dialect as no build does"):
+        load(copy)
+
+
 @pytest.mark.parametrize("name", ["../../home", "/etc", ".."])
 def test_the_bundles_name_is_no_path(copy: Path, name: str) -> None:
     """``pack`` and ``deploy`` make folders of that name on a device."""

@@ -10,14 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from foveate.engines.disk import files
 from foveate.engines.errors import UserError
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli import main
-from foveate.runtime.compiling import polygraphy_json
 from foveate.runtime.compiling.polygraphy_folder import export_polygraphy
 
 BIN = Path(sys.executable).parent  # where pip put the command
@@ -40,36 +38,6 @@ def folder(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     out = tmp_path_factory.mktemp("export") / "with a blank"
     assert main(["check", str(root), "--export-polygraphy", str(out)]) == 0
     return out
-
-
-def test_polygraphy_reads_what_was_written() -> None:
-    loaded = pytest.importorskip("polygraphy.comparator").RunResults
-    from_json = pytest.importorskip("polygraphy.json").from_json
-    arrays = {
-        "half": np.array([[1.5, -2.0]], np.float16),
-        "number": np.array(7),
-        "mask": np.array([True, False]),
-        "none": np.zeros((1, 0, 3), np.float32),
-    }
-    (inputs,) = from_json(polygraphy_json.inputs(arrays))
-    ((name, (outputs,)),) = loaded.from_json(polygraphy_json.outputs(arrays)).items()
-    assert name == outputs.runner_name == "torch float32"
-    for found in (dict(inputs), dict(outputs.items())):
-        assert found.keys() == arrays.keys()
-        for key, value in arrays.items():
-            assert found[key].dtype == value.dtype
-            np.testing.assert_array_equal(found[key], value)
-
-
-def test_polygraphy_writes_the_same() -> None:
-    """Byte for byte, apart from the order of keys and the runner's time."""
-    comparator = pytest.importorskip("polygraphy.comparator")
-    to_json = pytest.importorskip("polygraphy.json").to_json
-    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2])}
-    assert json.loads(polygraphy_json.inputs(arrays)) == json.loads(to_json([arrays]))
-    result = comparator.IterationResult(arrays, runtime=0.0, runner_name="torch float32")
-    theirs = comparator.RunResults([("torch float32", [result])])
-    assert json.loads(polygraphy_json.outputs(arrays)) == json.loads(theirs.to_json())
 
 
 @pytest.mark.parametrize("graph", ["vision_encoder", "pruner", "llm"])
@@ -183,12 +151,3 @@ def test_options_of_a_test_are_refused(
     assert main(["check", str(make_bundle()), "--export-polygraphy", str(tmp_path / "out"), *words]) == 2
     assert f"{words[0]} has no meaning with --export-polygraphy" in capsys.readouterr().err
     assert small(tmp_path) == []
-
-
-def test_a_dialect_that_is_a_path_is_refused(make_bundle: Callable[..., Path]) -> None:
-    root = make_bundle()
-    data = json.loads((root / "bundle.json").read_text())
-    data["dialects"]["../../there"] = data["dialects"]["ort"]
-    (root / "bundle.json").write_text(json.dumps(data))
-    with pytest.raises(UserError, match="names a dialect as no build does"):
-        load(root)
