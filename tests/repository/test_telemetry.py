@@ -149,7 +149,8 @@ def test_deployed_containers_and_services_set_the_variable():
 
 
 OTHERS = re.compile(
-    r"(?<!--export-)polygraphy|optimum-cli|tritonserver|lmms|trtexec|olive|python3? -m (?!pip|pytest|venv|foveate)"
+    r"(?<!--export-)polygraphy|optimum-cli|tritonserver|lmms|trtexec|olive"
+    r"|python3? -m (?!pip|pytest|venv|foveate)"
 )
 
 
