@@ -28,7 +28,8 @@ from training.ocvtp.decoder import (
     slot_share,
 )
 from training.ocvtp.features import FIRST_SCENE, collect, encode
-from training.ocvtp.train import Training, arguments, learning_rate
+from training.ocvtp.train import arguments
+from training.ocvtp.trainer import Training, learning_rate
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 SHAPES = SCRIPTS / "shapes"
