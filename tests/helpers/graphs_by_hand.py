@@ -1,4 +1,4 @@
-"""Graphs of a tiny model by hand: vision encoder, pruner and language model, with random weights. No torch."""
+"""Graphs of a tiny model by hand: vision encoder, pruner, language model; random weights, no torch."""
 
 from __future__ import annotations
 
