@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UserError", "install_extra", "unknown"]
+__all__ = ["RefusedError", "UserError", "install_extra", "unknown"]
 
 
 class UserError(Exception):
@@ -17,6 +17,10 @@ class UserError(Exception):
     def __init__(self, message: str, *, code: int = 1) -> None:
         super().__init__(message)
         self.code = code
+
+
+class RefusedError(UserError):
+    """A compiler or a loader that refuses a graph, which may take it in another form."""
 
 
 def install_extra(name: str) -> str:

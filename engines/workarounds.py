@@ -1,6 +1,6 @@
 """Workarounds: how to avoid a known fault of an engine's version.
 
-Each backend has a table of them. They are tried in its order when the self-test fails.
+Each backend has a table of them. They are tried in its order when a graph is refused or the self-test fails.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ __all__ = ["Workaround", "applicable"]
 class Workaround:
     """A workaround for ``targets`` whose version is at least ``since`` and below ``until``.
 
-    It gives either ``flags`` or ``options`` for the graph that answers wrongly, or another ``dialect`` for
-    all graphs.
+    It gives either ``flags`` or ``options`` for the graph that fails or answers wrongly, or another
+    ``dialect`` for all graphs. If none is known, ``advice`` says what the user can do, where an error message
+    has the ``sign``.
     """
 
     name: str
@@ -27,6 +28,8 @@ class Workaround:
     flags: str | None = None
     options: Mapping[str, int | str | bool] = field(default_factory=dict)
     dialect: str | None = None
+    sign: str | None = None
+    advice: str | None = None
 
 
 def applicable(known: Iterable[Workaround], target: str, version: str) -> tuple[Workaround, ...]:

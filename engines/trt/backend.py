@@ -22,11 +22,13 @@ sampling. Neither has any of the workarounds been confirmed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +38,7 @@ from typing import Any
 
 from foveate.engines.backend import Backend, Machine, Options
 from foveate.engines.engine import Engine
-from foveate.engines.errors import UserError
+from foveate.engines.errors import RefusedError, UserError
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import builder, runner
 from foveate.engines.trt.cuda.gpu import Gpu, find_gpu
@@ -232,17 +234,26 @@ class TensorRT(Backend):
             check=False,
             env={**os.environ, **environment},
         )
-        lines = done.stdout.splitlines()
-        if done.returncode or not lines:
-            raise UserError(
+        records = _records(done.stdout)
+        if not records:
+            said = (
                 f"{self.target} {self.version} did not finish {source.name} "
-                f"| its process ended with status {done.returncode}, as when memory runs out "
-                "| a shorter --max-context, more memory, or a bundle built with --llm-parts"
+                f"| its process ended with status {done.returncode}"
             )
-        facts = json.loads(lines[-1])
+            if done.returncode == -signal.SIGKILL:
+                raise UserError(
+                    f"{said}, as when memory runs out "
+                    "| a shorter --max-context, more memory, or a bundle built with --llm-parts"
+                )
+            raise RefusedError(f"{said} | take another dialect (--dialect)")
+        facts, *more = records
         if "error" in facts:
-            raise UserError(facts["error"])
-        return facts
+            raise (RefusedError if facts.get("refused") else UserError)(facts["error"])
+        if not more:  # it ended after the plan was finished
+            facts["notes"].append(
+                f"the plan was not looked at, the process ended with status {done.returncode}"
+            )
+        return {**facts, **(more[0] if more else {})}
 
     def describe(self, folder: Path, graph: str) -> dict[str, Any]:
         """Return the facts of a plan's build."""
@@ -256,6 +267,15 @@ class TensorRT(Backend):
         return runner.load(
             self.trt, self.target, folder / f"{spec.name}.plan", compiled(spec, options), options
         )
+
+
+def _records(text: str) -> list[dict[str, Any]]:
+    """Return the objects in the output of a builder, one per line. TensorRT may print other lines."""
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [each for each in found if isinstance(each, dict)]
 
 
 def _environment(workarounds: tuple[str, ...] | list[str]) -> dict[str, str]:

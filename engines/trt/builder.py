@@ -1,7 +1,8 @@
 """Builds a plan from an ONNX file. Runs in a process of its own, so that all its memory is freed.
 
 It reads a job as JSON from stdin (target, source, spec, options, plan, cache). It writes the plan, and prints
-facts about it as JSON to stdout, or ``{"error": ...}`` with the message of the parser or the builder.
+a line of JSON to stdout: facts about the plan, or ``{"error": ...}`` with the message of the parser or the
+builder. A second line has what an engine on the GPU tells; the plan is good without it.
 Progress goes to stderr. Networks are strongly typed: all types come from the file. If the builder can, it
 streams the plan into its file, which saves one copy of it in memory. Written for TensorRT 10.3 to 11 and
 TensorRT-RTX; only the last has run here.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import mmap
 import sys
 import time
 from collections import Counter
@@ -22,7 +24,7 @@ from typing import Any
 from foveate.engines import topk_logits
 from foveate.engines.backend import Options
 from foveate.engines.child import end_with
-from foveate.engines.errors import UserError
+from foveate.engines.errors import RefusedError, UserError
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import logger, plan_file, timing_cache
 from foveate.engines.trt.cuda.gpu import find_gpu
@@ -60,9 +62,10 @@ def build(
     and if the disk is full. Then there is no plan.
     """
     start, log = time.perf_counter(), logger.log(trt)
+    log.clear()
     notes: list[str] = []
     spec = compiled(spec, options)
-    builder = trt.Builder(log)
+    builder = logger.started(trt, "Builder")
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, log, source, options["max_context"])
     if any(tensor.name == topk_logits.VALUES for tensor in spec.outputs):
@@ -73,15 +76,19 @@ def build(
     config = _config(trt, builder, options)
     ranges = profiles(spec)
     for each in ranges:
-        config.add_optimization_profile(_profile(builder, spec, each))
+        if config.add_optimization_profile(_profile(builder, spec, each)) < 0:
+            raise _refusal(trt, source, f"the profile {each} is refused, {log.said()}")
     timings = timing_cache.attach(config, cache, notes)
     with plan_file.written(plan) as file:
         built = plan_file.serialize(trt, builder, network, config, file)
         ignored = [line for line in log.lines if "Unused Input" in line]
         if not built or ignored:
-            raise UserError(_refusal(trt, source, "; ".join(ignored) or log.said()))
+            raise _refusal(trt, source, "; ".join(ignored) or log.said())
     if timings is not None and cache is not None:
-        timing_cache.write(timings, cache)
+        try:
+            timing_cache.write(timings, cache)
+        except OSError as error:  # the plan is finished, and good without it
+            notes.append(f"the timing cache was not kept: {error.strerror}")
     return {
         "bytes": file.size,
         "sha256": file.digest.hexdigest(),
@@ -97,7 +104,7 @@ def _parse(trt: ModuleType, network: Any, log: Any, source: Path, max_context: i
     model = fix_dimensions(source.read_bytes(), {"cache": max_context})
     if not parser.parse(model, str(source)):
         errors = [_say(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise UserError(
+        raise RefusedError(
             f"{trt.__name__} {trt.__version__} cannot parse {source.name} "
             f"| {'; '.join(errors) or log.said()} "
             "| take another dialect (--dialect), or leave out what needs the operator"
@@ -120,13 +127,13 @@ def _say(error: Any) -> str:
     return f"{where}: {error.desc()}" if where else error.desc()
 
 
-def _refusal(trt: ModuleType, source: Path, said: str) -> str:
+def _refusal(trt: ModuleType, source: Path, said: str) -> UserError:
     if any(sign in said.lower() for sign in _NO_MEMORY):
-        return (
+        return UserError(
             f"no memory to compile {source.name} | {said} "
             "| a shorter --max-context, --workspace with fewer MiB, or other programs closed"
         )
-    return (
+    return RefusedError(
         f"{trt.__name__} {trt.__version__} cannot compile {source.name} | {said} "
         "| take another dialect (--dialect)"
     )
@@ -179,25 +186,32 @@ def _peak() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _main(job: Mapping[str, Any]) -> dict[str, Any]:
+def _main(job: Mapping[str, Any]) -> None:
+    """Build, and print the facts. The plan is finished then: what fails after it does no harm."""
     trt = importlib.import_module(LIBRARY[job["target"]])
     spec = GraphSpec.from_json(job["spec"])
     try:
         cache, plan = Path(job["cache"]) if job["cache"] else None, Path(job["plan"])
         facts = build(trt, Path(job["source"]), spec, job["options"], plan, cache)
     except UserError as error:
-        return {"error": str(error)}
-    return facts | {"peak_bytes": _peak()} | _on_the_gpu(trt, plan, job["options"])
+        _print({"error": str(error), "refused": isinstance(error, RefusedError)})
+        return
+    _print(facts | {"peak_bytes": _peak()})
+    _print(_on_the_gpu(trt, plan, job["options"]))
+
+
+def _print(facts: dict[str, Any]) -> None:
+    print(json.dumps(facts), flush=True)
 
 
 def _on_the_gpu(trt: ModuleType, plan: Path, options: Options) -> dict[str, Any]:
     """Return what only an engine on a GPU tells: memory besides the weights, and kernels with their types."""
     if isinstance(find_gpu(), str):
         return {}
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    if options.get("version_compatible"):
-        runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    runtime = logger.runtime(trt)
+    runtime.engine_host_code_allowed = bool(options.get("version_compatible"))
+    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        engine = runtime.deserialize_cuda_engine(content)
     if engine is None:  # a plan for other GPUs
         return {}
     told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
@@ -207,4 +221,4 @@ def _on_the_gpu(trt: ModuleType, plan: Path, options: Options) -> dict[str, Any]
 if __name__ == "__main__":
     given = json.load(sys.stdin)
     end_with(given["parent"])
-    print(json.dumps(_main(given)))
+    _main(given)

@@ -1,36 +1,73 @@
-"""TensorRT's messages and progress while it parses and builds."""
+"""TensorRT's messages, and its progress while it builds.
+
+TensorRT keeps the first logger that it sees in a process, so there is one, and one runtime.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import deque
+from functools import cache
 from types import ModuleType
 from typing import Any
 
-__all__ = ["log", "monitor"]
+from foveate.engines.errors import UserError
+
+__all__ = ["log", "monitor", "runtime", "started"]
+
+_KEPT = 1000  # messages
 
 
 def log(trt: ModuleType) -> Any:
-    """Return a logger that keeps the messages of the parser and the builder, so that an error can say why."""
-    base: Any = trt.ILogger  # a class without types
+    """Return the logger of this process. It keeps TensorRT's last messages, so that an error can say why."""
+    return _log(trt.ILogger)
 
+
+@cache
+def _log(base: Any) -> Any:  # a class without types
     class Log(base):
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[str] = []  # warnings and errors
-            self.errors: list[str] = []
+            base.__init__(self)
+            self.lines: deque[str] = deque(maxlen=_KEPT)  # warnings and errors
+            self.errors: deque[str] = deque(maxlen=_KEPT)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.WARNING:
+            if severity <= base.Severity.WARNING:
                 self.lines.append(message)
-            if severity <= trt.ILogger.Severity.ERROR:
+            if severity <= base.Severity.ERROR:
                 self.errors.append(message)
+
+        def clear(self) -> None:
+            """Forget all messages."""
+            self.lines.clear()
+            self.errors.clear()
 
         def said(self) -> str:
             """Return the last errors, or the last warnings if there are no errors."""
-            return "; ".join((self.errors or self.lines)[-3:])
+            return "; ".join(list(self.errors or self.lines)[-3:]) or "it does not say why"
 
     return Log()
+
+
+@cache
+def runtime(trt: ModuleType) -> Any:
+    """Return TensorRT's runtime of this process. Raises UserError if TensorRT cannot start."""
+    return started(trt, "Runtime")
+
+
+def started(trt: ModuleType, kind: str) -> Any:
+    """Return a new ``trt.Builder`` or ``trt.Runtime`` with the logger of this process.
+
+    Raises UserError if there is none: the binding calls that a TypeError.
+    """
+    try:
+        return getattr(trt, kind)(log(trt))
+    except TypeError as error:
+        raise UserError(
+            f"{trt.__name__} {trt.__version__} cannot start | {log(trt).said()} "
+            "| check the driver with nvidia-smi, and that no other program has the memory"
+        ) from error
 
 
 def monitor(trt: ModuleType) -> Any:

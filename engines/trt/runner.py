@@ -20,14 +20,19 @@ from foveate.engines.backend import Options
 from foveate.engines.buffer import Feed, host
 from foveate.engines.disk.files import sha256
 from foveate.engines.engine import check_feeds, resolve
-from foveate.engines.errors import UserError
+from foveate.engines.errors import RefusedError, UserError
 from foveate.engines.row_gather import Rows
 from foveate.engines.spec import GraphSpec
+from foveate.engines.trt import logger, plan_check
+from foveate.engines.trt.contexts import Contexts, Prepared
 from foveate.engines.trt.cuda.device import Device, TrtBuffer, device
+from foveate.engines.trt.cuda.step_graphs import StepGraphs
 
 __all__ = ["TrtEngine", "load"]
 
-_MOST_GRAPHS = 4  # per engine: steps alternate between a few sets of buffers
+_Buffers = Mapping[str, TrtBuffer]
+_Step = tuple[_Buffers, _Buffers, _Buffers]
+"""Inputs and outputs of a decode step, and the cache that it writes."""
 
 
 def load(trt: ModuleType, target: str, file: Path, spec: GraphSpec, options: Options) -> TrtEngine:
@@ -48,28 +53,28 @@ def load(trt: ModuleType, target: str, file: Path, spec: GraphSpec, options: Opt
     # Mapped, since on a Jetson the weights and the plan's copy of them share one memory.
     with file.open("rb") as opened:
         plan = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    if options.get("version_compatible"):
-        runtime.engine_host_code_allowed = True  # such a plan carries its own runtime
-    engine = runtime.deserialize_cuda_engine(plan)
+    engine = _deserialized(trt, plan, home, bool(options.get("version_compatible")))
     if engine is None:
-        raise UserError(
-            f"{target} {trt.__version__} does not load {file.name} | it was refused when deserialized "
+        raise RefusedError(
+            f"{target} {trt.__version__} does not load {file.name} | {logger.log(trt).said()} "
             "| compile again with --force"
         )
-    return TrtEngine(trt, engine, spec, home, bool(options.get("cuda_graphs")))
+    if fault := plan_check.difference(trt, engine, spec):
+        raise RefusedError(f"{file.name} does not fit its graph | {fault} | compile again with --force")
+    kernels = file.with_name(f".{file.stem}.kernels")
+    contexts = Contexts(trt, engine, home, file.name, kernels, bool(options.get("cuda_graphs")))
+    return TrtEngine(trt, engine, contexts, spec, home, bool(options.get("cuda_graphs")))
 
 
-class _Prepared:
-    """An execution context of one profile, with the scratch memory in bytes that it was found to need.
-
-    ``worst`` is what the largest shapes of its profile need.
-    """
-
-    def __init__(self, context: Any, worst: int) -> None:
-        self.context, self.worst = context, worst
-        self.shapes: Any = None
-        self.scratch = worst
+def _deserialized(trt: ModuleType, plan: Any, home: Device, own_runtime: bool) -> Any:
+    """Return the engine of a plan, or None if TensorRT refuses it."""
+    runtime = logger.runtime(trt)
+    logger.log(trt).clear()
+    runtime.engine_host_code_allowed = own_runtime  # a version-compatible plan carries its own runtime
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None and home.release():
+        engine = runtime.deserialize_cuda_engine(plan)
+    return engine
 
 
 class TrtEngine:
@@ -79,22 +84,20 @@ class TrtEngine:
     """
 
     def __init__(
-        self, trt: ModuleType, engine: Any, spec: GraphSpec, home: Device, cuda_graphs: bool
+        self,
+        trt: ModuleType,
+        engine: Any,
+        contexts: Contexts,
+        spec: GraphSpec,
+        home: Device,
+        cuda_graphs: bool,
     ) -> None:
-        self.spec, self._engine, self._home = spec, engine, home
-        user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self.spec, self._contexts, self._home, self._trt = spec, contexts, home, trt
         on_host = trt.TensorLocation.HOST
         self._hosted = {t.name for t in spec.inputs if engine.get_tensor_location(t.name) == on_host}
-        self._contexts: list[_Prepared] = []
-        for profile in range(engine.num_optimization_profiles):
-            context = engine.create_execution_context(user_managed)
-            if not context.set_optimization_profile_async(profile, home.stream):
-                raise RuntimeError(f"{spec.name}: TensorRT refuses profile {profile}")
-            worst = engine.get_device_memory_size_for_profile_v2(profile)
-            self._contexts.append(_Prepared(context, worst))
         self._staged: dict[str, TrtBuffer] = {}
-        self._graphs: dict[Any, Any] | None = {} if cuda_graphs else None
-        self._captured_with = 0  # size of the scratch memory that the captured graphs use
+        captures = cuda_graphs and not contexts.own_graphs and not self._hosted
+        self._graphs = StepGraphs(home, spec.name) if captures else None
 
     def allocate(self, name: str, sizes: Mapping[str, int], content: np.ndarray | None = None) -> TrtBuffer:
         """Return a zeroed buffer for the input ``name``. See ``Engine.allocate``."""
@@ -130,18 +133,18 @@ class TrtEngine:
         # TensorRT reads values that determine shapes on the host, everything else on the GPU
         values = {name: np.array(host(feeds[name]), order="C") for name in feeds if name in self._hosted}
         held = {name: self._on_gpu(name, feed) for name, feed in feeds.items() if name not in values}
-        places = {name: value.ctypes.data for name, value in values.items()}
+        places = {name: self._home.keep(value) for name, value in values.items()}
         places |= {name: buffer.address for name, buffer in held.items()}
         for name, address in places.items():
-            if not context.set_input_shape(name, tuple(feeds[name].shape)):
-                raise RuntimeError(f"{self.spec.name}: TensorRT refuses {name} of shape {feeds[name].shape}")
-            context.set_tensor_address(name, address)
+            shape = tuple(feeds[name].shape)
+            self._require(context.set_input_shape(name, shape), f"refuses {name} of shape {shape}")
+            self._bind(context, name, address)
         if missing := context.infer_shapes():
             raise RuntimeError(f"{self.spec.name}: TensorRT lacks the shapes of {', '.join(missing)}")
         shapes = tuple(feed.shape for feed in feeds.values()), tuple(v.tobytes() for v in values.values())
         self._lend_scratch(chosen, shapes)
         outputs = self._outputs(context, {} if self.spec.appends else written)
-        self._execute(context, (held, outputs) if decoding else None)
+        self._execute(context, (held, outputs, written) if decoding else None)
         if self.spec.appends:
             start = int(np.asarray(feeds["write_index"])[0])
             for out, cache in written.items():
@@ -156,7 +159,7 @@ class TrtEngine:
             raise ValueError(message)  # noqa: TRY004, as every feed that does not fit
         return feed
 
-    def _lend_scratch(self, to: _Prepared, shapes: Any) -> None:
+    def _lend_scratch(self, to: Prepared, shapes: Any) -> None:
         """Give the context scratch memory. ``shapes`` are its inputs', and the values that shape it."""
         if to.shapes != shapes:  # TensorRT plans its activations again, so ask only if something changed
             # 0 stands for "nothing" and for an error
@@ -165,7 +168,7 @@ class TrtEngine:
         address = self._home.scratch(to.scratch)
         to.context.set_device_memory(address, self._home.scratch_size)
 
-    def _context(self, feeds: Mapping[str, Feed]) -> tuple[_Prepared, bool]:
+    def _context(self, feeds: Mapping[str, Feed]) -> tuple[Prepared, bool]:
         """Return the context of the profile for these feeds, and True if a single row is decoded."""
         decoding = len(self._contexts) > 1 and feeds[self.spec.inputs[0].name].shape[1] == 1
         return self._contexts[int(decoding)], decoding
@@ -188,31 +191,34 @@ class TrtEngine:
             if found is None:
                 shape = tuple(context.get_tensor_shape(tensor.name))
                 found = TrtBuffer(self._home, shape, tensor.dtype)
-            context.set_tensor_address(tensor.name, found.address)
+            self._bind(context, tensor.name, found.address)
             outputs[tensor.name] = found
         return outputs
 
-    def _execute(self, context: Any, step: tuple[Mapping[str, Any], Mapping[str, TrtBuffer]] | None) -> None:
+    def _bind(self, context: Any, name: str, address: int) -> None:
+        self._require(context.set_tensor_address(name, address), f"refuses the address of {name}")
+
+    def _require(self, answer: object, what: str) -> None:
+        """Raise RuntimeError with TensorRT's own words if it answered no."""
+        if not answer:
+            raise RuntimeError(f"{self.spec.name}: TensorRT {what}: {logger.log(self._trt).said()}")
+
+    def _execute(self, context: Any, step: _Step | None) -> None:
         """Queue the graph on the stream.
 
-        With CUDA graphs, a decode ``step`` whose addresses were seen before is replayed. ``step`` holds its
-        inputs and outputs; it is None for other runs.
+        With CUDA graphs, a decode ``step`` whose addresses were seen before is replayed. It is None for other
+        runs.
         """
         home = self._home
+        if self._graphs is not None:
+            self._graphs.sweep()
 
         def launch() -> None:
-            if not context.execute_async_v3(home.stream):
-                raise RuntimeError(f"{self.spec.name}: TensorRT did not start; its log says why")
+            self._require(context.execute_async_v3(home.stream), "did not start")
 
-        if self._graphs is None or step is None or self._hosted:
+        if self._graphs is None or step is None:
             return launch()
-        if self._captured_with != home.scratch_size:  # it grew, and lies elsewhere now
-            self._graphs.clear()
-            self._captured_with = home.scratch_size
-        key = tuple(buffer.address for group in step for buffer in group.values())
-        if key in self._graphs:
-            return home.launch(self._graphs[key])
-        launch()  # once without capture: TensorRT initializes lazily, which must happen before
-        if len(self._graphs) < _MOST_GRAPHS:
-            self._graphs[key] = home.capture(launch)
-        return None
+        held, outputs, caches = step
+        bound = [*held.values(), *outputs.values()]
+        key = (home.scratch(0), home.scratch_size, *((buffer.address, buffer.shape) for buffer in bound))
+        return self._graphs.run(key, launch, next(iter(caches.values())))

@@ -1,4 +1,4 @@
-"""The file of TensorRT's timing cache: the SHA-256 of the cache, and behind it the cache.
+"""Files of TensorRT's caches, timings and kernels: the SHA-256 of the cache, and behind it the cache.
 
 The hash is ours, since TensorRT-RTX accepts a damaged cache without an error.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from foveate.engines.disk.files import atomic_file
 
-__all__ = ["attach", "write"]
+__all__ = ["attach", "content", "put", "write"]
 
 _DIGEST = 32  # bytes of a SHA-256
 
@@ -23,33 +23,37 @@ def attach(config: Any, file: Path | None, notes: list[str]) -> Any:
     """
     if file is None:
         return None
-    if content := _checked(file, notes):
-        cache = config.create_timing_cache(content)
+    known = content(file)
+    if known:
+        cache = config.create_timing_cache(known)
         if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
             return cache
         notes.append(f"the timing cache {file.name} is of another machine: begun anew")
+    elif known is None:
+        notes.append(f"the timing cache {file.name} is damaged: begun anew")
     cache = config.create_timing_cache(b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        notes.append("TensorRT takes no timing cache: builds will not get faster")
+        return None
     return cache
 
 
-def _checked(file: Path, notes: list[str]) -> bytes:
-    """Return the content behind the SHA-256 in ``file``, or ``b""`` if they do not match.
-
-    TensorRT-RTX accepts a damaged cache without an error.
-    """
-    if not file.is_file():
+def content(file: Path) -> bytes | None:
+    """Return the cache in ``file``: empty if there is none, None if it does not match its SHA-256."""
+    try:
+        data = file.read_bytes()
+    except OSError:
         return b""
-    content = file.read_bytes()
-    digest, content = content[:_DIGEST], content[_DIGEST:]
-    if hashlib.sha256(content).digest() == digest:
-        return content
-    notes.append(f"the timing cache {file.name} is damaged: begun anew")
-    return b""
+    digest, found = data[:_DIGEST], data[_DIGEST:]
+    return found if hashlib.sha256(found).digest() == digest else None
 
 
 def write(cache: Any, file: Path) -> None:
-    """Write the timing cache to ``file``."""
-    content = bytes(cache.serialize())
+    """Write the timing cache to ``file``. Raises OSError."""
+    put(bytes(cache.serialize()), file)
+
+
+def put(found: bytes, file: Path) -> None:
+    """Write the bytes of a cache to ``file``, as ``content`` reads them. Raises OSError."""
     with atomic_file(file) as part:
-        part.write_bytes(hashlib.sha256(content).digest() + content)
+        part.write_bytes(hashlib.sha256(found).digest() + found)

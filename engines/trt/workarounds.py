@@ -36,4 +36,13 @@ WORKAROUNDS = (
         targets=("tensorrt", "tensorrt-rtx"),
         dialect="primitive",
     ),
+    Workaround(
+        "no int8 on an Orin",
+        "NVIDIA/TensorRT #4832: 10.16.2 does not build int8 QuantizeLinear and DequantizeLinear on SM87",
+        targets=("tensorrt",),
+        since=(10, 16),
+        until=(10, 17),
+        sign="Could not infer output types",
+        advice="build the bundle with --precision int4 or fp16, or compile with JetPack 6.2's TensorRT 10.3",
+    ),
 )

@@ -1,6 +1,7 @@
 """Compilation of one bundle: its graphs one after another, then the self-test.
 
-A graph that answers wrongly is compiled again with known workarounds, in the order of its backend's table.
+A graph that is refused, that fails or that answers wrongly is compiled again with known workarounds, in the
+order of its backend's table. If none is left for one that is refused or fails, the next dialect is tried.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from typing import Any
 
 from foveate.engines.backend import Backend, Machine
 from foveate.engines.disk.files import sha256
-from foveate.engines.errors import UserError
+from foveate.engines.errors import RefusedError, UserError
 from foveate.engines.workarounds import Workaround
 from foveate.runtime.bundle.compiled import CompiledEngine, sources
 from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.compiling import self_test
 from foveate.runtime.compiling.comparison import Finding
 from foveate.runtime.compiling.polygraphy_commands import reduce_hint
+from foveate.runtime.compiling.self_test import BrokenError
 
 __all__ = ["Job", "Progress"]
 
@@ -31,7 +33,8 @@ Progress = Callable[[str], None]
 class Job:
     """The compilation of one bundle into the folder ``work``.
 
-    ``applied`` holds the workarounds in use by graph, ``notes`` what the compilation of each graph reported.
+    ``applied`` holds the workarounds in use by graph, ``notes`` what the compilation of each graph reported,
+    ``tried`` the dialects in which a graph failed or was wrong.
     """
 
     bundle: Bundle
@@ -43,24 +46,47 @@ class Job:
     progress: Progress
     applied: dict[str, list[Workaround]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    tried: set[str] = field(default_factory=set)
 
     def compile(self, graphs: tuple[str, ...]) -> None:
-        """Compile these graphs into ``work``. Raises UserError that names the graph and the method."""
-        manifest = self.bundle.manifest
+        """Compile these graphs into ``work``, with workarounds for those that are refused.
+
+        Raises UserError that names the graph and the method.
+        """
         self.bundle.require_own_weights(self.dialect)
-        for name in graphs:
-            options, workarounds = self._options(name)
-            for spec, file in manifest.forms(name, self.dialect):
-                start = time.perf_counter()
-                try:
-                    notes = self.backend.compile_graph(self.bundle.file(file), self.work, spec, options)
-                except UserError as error:
-                    method = manifest.method.name
-                    raise UserError(f"{spec.name} of {method}: {error}", code=error.code) from error
-                self.notes[spec.name] = [*workarounds, *notes]
-                size = sum(file.stat().st_size for file in self.work.iterdir() if file.stem == spec.name)
-                seconds, told = time.perf_counter() - start, self._told(spec.name)
-                self.progress(f"{spec.name:<16}{seconds:7.1f} s {size / 1e6:9.1f} MB{told}")
+        waiting = list(graphs)
+        while waiting:
+            name = waiting[0]
+            try:
+                self._compile(name)
+            except UserError as error:
+                workaround = self._workaround(name, failed=True) if isinstance(error, RefusedError) else None
+                if workaround is None:
+                    raise self._explained(name, error) from error
+                self.progress(f"{name} is refused: {', '.join(str(error).split(' | ')[:2])}")
+                again = self._apply(workaround, name)
+                waiting = [*again, *(each for each in waiting if each not in again)]
+            else:
+                waiting.pop(0)
+
+    def _compile(self, name: str) -> None:
+        """Compile one graph in each of its forms."""
+        options, workarounds = self._options(name)
+        for spec, file in self.bundle.manifest.forms(name, self.dialect):
+            start = time.perf_counter()
+            notes = self.backend.compile_graph(self.bundle.file(file), self.work, spec, options)
+            self.notes[spec.name] = [*workarounds, *notes]
+            size = sum(file.stat().st_size for file in self.work.iterdir() if file.stem == spec.name)
+            seconds, told = time.perf_counter() - start, self._told(spec.name)
+            self.progress(f"{spec.name:<16}{seconds:7.1f} s {size / 1e6:9.1f} MB{told}")
+
+    def _explained(self, graph: str, error: UserError) -> UserError:
+        """Return the error with the graph and the method, and with the advice for a known fault."""
+        text = str(error)
+        for known in self.backend.workarounds:
+            if known.sign and known.sign in text:
+                text = f"{text.rpartition(' | ')[0]} ({known.source}) | {known.advice}"
+        return UserError(f"{graph} of {self.bundle.manifest.method.name}: {text}", code=error.code)
 
     def _told(self, graph: str) -> str:
         """Return what the backend reports of a compiled graph, as the end of a progress line."""
@@ -84,7 +110,7 @@ class Job:
         files = {
             file.name: {"size": file.stat().st_size, "sha256": sha256(file)}
             for file in sorted(self.work.iterdir())
-            if file.name != "engine.json"
+            if file.name != "engine.json" and not file.name.startswith(".")  # hidden: what runs leave
         }
         made = CompiledEngine(
             self.work,
@@ -109,20 +135,25 @@ class Job:
             self.progress(f"self-test not run: {reason}")
             self.write({"not_run": reason})
             return
-        while wrong := self._first_wrong():
-            if error := self_test.not_finite(self.bundle, self.dialect, wrong):
+        while fault := self._first_fault():
+            graph, failed = fault.graph, isinstance(fault, BrokenError)
+            if isinstance(fault, BrokenError):
+                what, seen = "fails", fault.why
+            elif error := self_test.not_finite(self.bundle, self.dialect, fault):
                 raise error
-            self.progress(f"{wrong.graph} is wrong: {self_test.seen(wrong)}")
-            workaround = self._workaround(wrong.graph)
+            else:
+                what, seen = "is wrong", self_test.seen(fault)
+            self.progress(f"{graph} {what}: {seen}")
+            workaround = self._workaround(graph, failed)
             if workaround is None:
                 tried = sum(map(len, self.applied.values())) or "no"
                 raise UserError(
-                    f"the graph {wrong.graph} is wrong on this machine "
-                    f"| {self_test.seen(wrong)}, after {tried} workarounds "
+                    f"the graph {graph} {what} on this machine "
+                    f"| {seen}, after {tried} workarounds "
                     "| nothing was written; compile for another target, or report it with `foveate doctor`"
-                    + reduce_hint(self.bundle, self.machine["target"], self.dialect, wrong.graph)
+                    + reduce_hint(self.bundle, self.machine["target"], self.dialect, graph)
                 )
-            self._apply(workaround, wrong.graph)
+            self.compile(self._apply(workaround, graph))
 
     def _untestable(self) -> str | None:
         recorded = self.bundle.golden(self.dialect)
@@ -131,43 +162,58 @@ class Job:
         reason = self.backend.cannot_run(self.machine)
         return reason and reason.replace(" | ", ", ")
 
-    def _first_wrong(self) -> Finding | None:
+    def _first_fault(self) -> Finding | BrokenError | None:
         made = self.write({})
         findings = []
-        for finding in self_test.replay(self.bundle, made):
-            findings.append(finding)
-            if not finding.ok:
-                return finding
+        try:
+            for finding in self_test.replay(self.bundle, made):
+                findings.append(finding)
+                if not finding.ok:
+                    return finding
+        except BrokenError as error:
+            return error.with_traceback(None)  # its frames hold the engines
         self.write({"ok": True, "findings": [asdict(finding) for finding in findings]})
         return None
 
-    def _workaround(self, graph: str) -> Workaround | None:
-        """Return the first workaround that was not tried on this graph and that would change something."""
+    def _workaround(self, graph: str, failed: bool) -> Workaround | None:
+        """Return the first workaround that was not tried on this graph and that would change something.
+
+        For one that ``failed`` the next dialect is the last of them.
+        """
+        self.tried.add(self.dialect)
+        known = [*self.backend.workarounds]
+        if failed:
+            target, why = (self.machine["target"],), "the next one that the target takes"
+            known += [
+                Workaround(f"dialect {name}", why, target, dialect=name) for name in self.backend.dialects
+            ]
         tried = self.applied.get(graph, ())
-        known = self.backend.workarounds
-        return next(
-            (workaround for workaround in known if workaround not in tried and self._changes(workaround)),
-            None,
-        )
+        return next((each for each in known if each not in tried and self._changes(each)), None)
 
     def _changes(self, workaround: Workaround) -> bool:
+        if workaround.advice:
+            return False
         if workaround.dialect:
             return self._takes(workaround.dialect)
         return bool(workaround.flags) or not workaround.options.items() <= self.options.items()
 
     def _takes(self, dialect: str) -> bool:
         return (
-            dialect != self.dialect
+            dialect not in self.tried
             and dialect in self.backend.dialects
             and dialect in self.bundle.manifest.dialects
         )
 
-    def _apply(self, workaround: Workaround, graph: str) -> None:
+    def _apply(self, workaround: Workaround, graph: str) -> tuple[str, ...]:
+        """Use ``workaround`` from now on. Return the graphs that have to be compiled again."""
         self.progress(f"trying: {workaround.name} ({workaround.source})")
-        if workaround.dialect:
-            self.dialect = workaround.dialect
-            self.applied = {name: [workaround] for name in self.bundle.manifest.stages}
-            self.compile(self.bundle.manifest.stages)
-        else:
+        if not workaround.dialect:
             self.applied.setdefault(graph, []).append(workaround)
-            self.compile((graph,))
+            return (graph,)
+        self.dialect = workaround.dialect
+        self.bundle.require_own_weights(self.dialect)
+        self.applied = {name: [workaround] for name in self.bundle.manifest.stages}
+        self.notes.clear()
+        for file in self.work.iterdir():
+            file.unlink()
+        return self.bundle.manifest.stages

@@ -9,6 +9,7 @@ by token over one kv cache. The cache's first and last layer are compared at the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,10 +17,10 @@ import numpy as np
 
 from foveate.engines import topk_logits
 from foveate.engines.engine import Engine
-from foveate.engines.errors import UserError
+from foveate.engines.errors import RefusedError, UserError
 from foveate.engines.targets import backend
 from foveate.runtime.bundle.arrays import Archive
-from foveate.runtime.bundle.compiled import CompiledEngine, load_engines
+from foveate.runtime.bundle.compiled import CompiledEngine, load_engine
 from foveate.runtime.bundle.loading import Bundle
 from foveate.runtime.compiling.comparison import (
     LIMITS,
@@ -35,21 +36,50 @@ from foveate.runtime.compiling.comparison import (
 from foveate.runtime.llm.segment import Segment
 from foveate.runtime.overflow import cause_of
 
-__all__ = ["limits_in", "limits_of", "not_finite", "recorded", "replay", "seen"]
+__all__ = ["BrokenError", "limits_in", "limits_of", "not_finite", "recorded", "replay", "seen"]
 
 
 def replay(bundle: Bundle, made: CompiledEngine, threads: int | None = None) -> Iterator[Finding]:
     """Yield a finding per output of each graph, in the order of the stages.
 
-    Raises UserError if the bundle has no ``golden.npz``, or a damaged one.
+    Raises UserError if the bundle has no ``golden.npz``, or a damaged one, and BrokenError if a graph fails.
     """
     file = recorded(bundle, made.dialect)
-    engines = load_engines(bundle, made, {"threads": threads})
+    engines = {}
+    for name in bundle.manifest.stages:
+        with _named(name):
+            engines[name] = load_engine(bundle, made, name, {"threads": threads})
     with Archive(file) as golden:
         for name in bundle.manifest.stages:
             prunes = f"{name}.out.kept" in golden  # the pruners, and a vision encoder that merges
             kind = _replay_segment if name.startswith("llm") else _replay_pruner if prunes else _replay_plain
-            yield from kind(name, engines[name], golden, limits_of(bundle, made, name))
+            with _named(name):
+                yield from kind(name, engines[name], golden, limits_of(bundle, made, name))
+
+
+class BrokenError(UserError):
+    """A graph that cannot be loaded or fails while it runs. ``graph`` is its name."""
+
+    def __init__(self, graph: str, error: Exception) -> None:
+        why = ", ".join(str(error).split(" | ")[:2])
+        super().__init__(
+            f"the graph {graph} fails on this machine | {why} "
+            "| compile again with --force, or for another target"
+        )
+        self.graph, self.why = graph, why
+
+
+@contextlib.contextmanager
+def _named(graph: str) -> Iterator[None]:
+    """Raise what an engine fails with as a ``BrokenError``. Memory that runs out is no fault of the graph."""
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(
+            f"no memory to test the graph {graph} | {error} | close other programs, or --no-self-test"
+        ) from error
+    except (RefusedError, RuntimeError) as error:
+        raise BrokenError(graph, error) from error
 
 
 def recorded(bundle: Bundle, dialect: str) -> Path:

@@ -37,12 +37,14 @@ INNER_ORDER: dict[str, list[str]] = {
     "engines/disk": ["mounts lock_owner", "locks", "files"],
     "engines/ort": ["library page_release", "compile session", "backend", "target"],
     "engines/trt": [
-        "limits logger onnx_dims plan_file timing_cache workarounds library cuda",
-        "profiles runner",
+        "limits logger onnx_dims plan_check plan_file timing_cache workarounds library cuda",
+        "contexts profiles",
+        "runner",
         "builder",
         "backend",
         "target",
     ],
+    "engines/trt/cuda": ["libcudart pool requirement", "gpu", "device", "step_graphs"],
     "export/graphs": [
         "graph",
         "in_llm_pruner pre_llm_pruner trace",

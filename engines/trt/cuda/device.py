@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from foveate.engines.errors import UserError
 from foveate.engines.row_gather import Rows
 from foveate.engines.trt.cuda.gpu import available_memory, check, find_gpu, runtime
+from foveate.engines.trt.cuda.pool import Pool
 
 __all__ = ["Device", "TrtBuffer", "device"]
 
@@ -19,54 +19,71 @@ __all__ = ["Device", "TrtBuffer", "device"]
 class Device:
     """One GPU with one stream. All work runs in the order in which it was queued.
 
-    Memory that a buffer gives back is reused by the next buffer of the same size, so decode steps allocate
+    Memory that a buffer gives back is reused by the next one of about its size, so decode steps allocate
     nothing. Since there is only one stream, memory can be reused while the work that reads it is still
-    queued.
+    queued. Memory that nobody uses is freed when an allocation fails.
     """
 
     def __init__(self) -> None:
         self._cuda = runtime()
         self.stream = int(self.call("cudaStreamCreate"))
-        self._free: dict[int, list[int]] = defaultdict(list)
+        self._pool = Pool(
+            lambda size: int(self.call("cudaMalloc", size)), partial(self.call, "cudaFree"), self.wait
+        )
         self._scratch, self.scratch_size = 0, 0
+        self._read: list[np.ndarray] = []  # host memory that queued work reads
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call the function ``name`` of the CUDA runtime. Raises MemoryError or RuntimeError."""
         return check(self._cuda, getattr(self._cuda, name)(*arguments))
 
     def free_memory(self) -> int:
-        """Return the bytes that a program can get on the GPU."""
+        """Return the bytes that a program can get on the GPU, after freeing those that nobody uses."""
+        self.release()
         gpu, free = find_gpu(), self.call("cudaMemGetInfo")[0]
         return free if isinstance(gpu, str) else available_memory(gpu, free)
 
-    def take(self, size: int) -> int:
-        """Return the address of ``size`` bytes from the pool."""
-        known = self._free[size]
-        return known.pop() if known else int(self.call("cudaMalloc", max(size, 1)))
+    def release(self) -> int:
+        """Free the memory that nobody uses. Return its size in bytes."""
+        return self._pool.release()
 
-    def give(self, address: int, size: int) -> None:
-        """Return ``size`` bytes at ``address`` to the pool."""
-        self._free[size].append(address)
+    def take(self, size: int) -> int:
+        """Return the address of ``size`` bytes. Raises MemoryError."""
+        return self._pool.take(size)
+
+    def give(self, address: int) -> None:
+        """Take back memory from ``take``."""
+        self._pool.give(address)
+
+    def wait(self) -> None:
+        """Wait until all queued work is done."""
+        self.call("cudaStreamSynchronize", self.stream)
+        self._read.clear()
+
+    def keep(self, array: np.ndarray) -> int:
+        """Return the address of ``array``, which stays until the queued work that reads it is done."""
+        self._read.append(array)
+        return array.ctypes.data
 
     def scratch(self, size: int) -> int:
         """Return the address of at least ``size`` bytes of scratch memory. Engines use it one at a time."""
         if size > self.scratch_size:
             if self._scratch:
-                self.call("cudaStreamSynchronize", self.stream)
+                self.wait()
                 self.call("cudaFree", self._scratch)
             self._scratch, self.scratch_size = 0, 0
-            self._scratch, self.scratch_size = int(self.call("cudaMalloc", size)), size
+            self._scratch, self.scratch_size = self._pool.allocate(size), size
         return self._scratch
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Copy ``array`` to ``address`` on the GPU, and wait for it."""
         self._copy("cudaMemcpyHostToDevice", address, array.ctypes.data, array.nbytes)
-        self.call("cudaStreamSynchronize", self.stream)  # the array may be gone after this
+        self.wait()  # the array may be gone or changed after this
 
     def download(self, array: np.ndarray, address: int) -> None:
         """Fill ``array`` from ``address`` on the GPU, and wait for it."""
         self._copy("cudaMemcpyDeviceToHost", array.ctypes.data, address, array.nbytes)
-        self.call("cudaStreamSynchronize", self.stream)
+        self.wait()
 
     def clear(self, address: int, size: int) -> None:
         """Queue setting ``size`` bytes at ``address`` to zero."""
@@ -94,7 +111,7 @@ class Device:
             *(kind, self.stream),
         )
         if host:
-            self.call("cudaStreamSynchronize", self.stream)
+            self.wait()
 
     def gather(self, address: int, rows: Rows, dtype: str) -> None:
         """Copy ``rows`` contiguously to ``address``.
@@ -115,21 +132,37 @@ class Device:
                 self._copy("cudaMemcpyDeviceToDevice", address, place, len(run) * width)
                 address += len(run) * width
 
-    def capture(self, work: Any) -> Any:
-        """Capture what ``work()`` queues as an executable CUDA graph. The work is not run."""
+    def capture(self, work: Callable[[], None]) -> Any:
+        """Capture what ``work`` queues as an executable CUDA graph. The work is not run.
+
+        Raises RuntimeError or MemoryError if that is not possible. The stream can be used as before then.
+        """
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call("cudaStreamBeginCapture", self.stream, mode)
         try:
             work()
-        finally:
+        except BaseException:
+            self._cuda.cudaStreamEndCapture(self.stream)  # whatever it answers: the capture is over
+            self._cuda.cudaGetLastError()
+            raise
+        try:
             graph = self.call("cudaStreamEndCapture", self.stream)
-        made = self.call("cudaGraphInstantiateWithFlags", graph, 0)
-        self.call("cudaGraphDestroy", graph)
-        return made
+            try:
+                return self.call("cudaGraphInstantiateWithFlags", graph, 0)
+            finally:
+                self.call("cudaGraphDestroy", graph)
+        except (RuntimeError, MemoryError):
+            self._cuda.cudaGetLastError()  # so that the next call does not report it again
+            raise
 
     def launch(self, graph: Any) -> None:
         """Queue a graph that ``capture`` returned."""
         self.call("cudaGraphLaunch", graph, self.stream)
+
+    def destroy(self, graph: Any) -> None:
+        """Free a graph that ``capture`` returned, after it has run."""
+        self.wait()
+        self.call("cudaGraphExecDestroy", graph)
 
 
 @cache
@@ -157,7 +190,7 @@ class TrtBuffer:
 
     def __del__(self) -> None:
         if getattr(self, "address", 0) and self._owner is None:
-            self._home.give(self.address, self.nbytes)
+            self._home.give(self.address)
 
     @property
     def nbytes(self) -> int:

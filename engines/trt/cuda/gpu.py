@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from foveate.engines.trt.cuda import libcudart
@@ -126,7 +127,7 @@ def check(cuda: Any, answer: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def available_memory(gpu: Gpu, free: int) -> int:
+def available_memory(gpu: Gpu, free: int, meminfo: Path = Path("/proc/meminfo")) -> int:
     """Return the bytes that a program can get on ``gpu``, whose driver says that ``free`` are free.
 
     On an integrated GPU the driver counts only unused memory. The page cache comes on top, since the kernel
@@ -135,8 +136,7 @@ def available_memory(gpu: Gpu, free: int) -> int:
     if not gpu.integrated:
         return free
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found = [int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:")]
+        lines = meminfo.read_text(encoding="ascii").splitlines()
     except OSError:
-        found = []
-    return max([free, *found])
+        return free
+    return max([free, *(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))])

@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from foveate.engines.engine import check_feeds
-from foveate.engines.errors import UserError
+from foveate.engines.errors import RefusedError, UserError
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.engines.trt import backend as trt
 from foveate.engines.trt import builder as trt_build
@@ -254,8 +254,11 @@ def older(module: Any) -> Any:
 
 def test_memory_that_runs_out_while_compiling_is_told_from_other_refusals(rtx: trt.TensorRT) -> None:
     said = "Requested amount of GPU memory could not be allocated: out of memory"
-    assert "--max-context" in trt_build._refusal(rtx.trt, Path("llm.onnx"), said)
-    assert "--dialect" in trt_build._refusal(rtx.trt, Path("llm.onnx"), "no implementation")
+    no_memory, other = (
+        trt_build._refusal(rtx.trt, Path("llm.onnx"), each) for each in (said, "no implementation")
+    )
+    assert "--max-context" in str(no_memory) and not isinstance(no_memory, RefusedError)
+    assert "--dialect" in str(other) and isinstance(other, RefusedError)
 
 
 def test_the_process_answers_an_error_in_words(negation: tuple[Path, GraphSpec], tmp_path: Path) -> None:
