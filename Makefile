@@ -21,7 +21,7 @@ BUNDLE := bundles/shapes.sppruner
 # one model from its checkpoint to the same answers as transformers'. Two modules that start a process in each test are left out.
 QUICK  := $(addprefix --ignore=tests/runtime/cli/,test_signals.py test_streams.py) \
     tests/calib tests/engines tests/jetson tests/repository tests/runtime tests/contracts/test_often.py \
-    tests/end_to_end/test_an_added_backend.py \
+    tests/end_to_end/test_an_added_backend.py tests/scripts/generated \
     tests/contracts/test_pre_llm.py::test_exactly_keep_rows tests/contracts/test_in_llm.py::test_rows_that_stay \
     "tests/end_to_end/test_same_as_transformers.py::test_same_logits_and_greedy_tokens[grouped-query]"
 
