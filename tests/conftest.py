@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-_SHARING = dict.fromkeys(("test_bundle_format.py", "test_chain.py", "test_graphs.py"), "bundles of methods")
+_SHARING = dict.fromkeys(
+    ("test_bundle_format.py", "test_chain.py", "test_graphs.py", "test_on_doubles.py"), "bundles of methods"
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -61,19 +61,19 @@ class Contexts:
         self, trt: ModuleType, engine: Any, strategy: Any, kernels: Path, cuda_graphs: bool
     ) -> Any:
         """Return the settings of TensorRT-RTX's contexts, with the kernels of earlier runs."""
-        config = engine.create_runtime_config()
-        if config is None:
+        runtime_config = engine.create_runtime_config()
+        if runtime_config is None:
             raise self._refusal("no runtime configuration")
-        config.set_execution_context_allocation_strategy(strategy)
+        runtime_config.set_execution_context_allocation_strategy(strategy)
         modes = trt.CudaGraphStrategy
-        config.cuda_graph_strategy = modes.WHOLE_GRAPH_CAPTURE if cuda_graphs else modes.DISABLED
-        cache = config.create_runtime_cache()
+        runtime_config.cuda_graph_strategy = modes.WHOLE_GRAPH_CAPTURE if cuda_graphs else modes.DISABLED
+        runtime_cache = runtime_config.create_runtime_cache()
         known = timing_cache.content(kernels)
-        if known and not cache.deserialize(known):  # of another GPU, driver or version
-            cache, known = config.create_runtime_cache(), None
-        if config.set_runtime_cache(cache):
-            weakref.finalize(self, _save, cache, kernels, known)
-        return config
+        if known and not runtime_cache.deserialize(known):  # of another GPU, driver or version
+            runtime_cache, known = runtime_config.create_runtime_cache(), None
+        if runtime_config.set_runtime_cache(runtime_cache):
+            weakref.finalize(self, _save, runtime_cache, kernels, known)
+        return runtime_config
 
     def _made(self, engine: Any, settings: Any, profile: int) -> Prepared:
         context = engine.create_execution_context(settings)
@@ -91,9 +91,9 @@ class Contexts:
         )
 
 
-def _save(cache: Any, file: Path, known: bytes | None) -> None:
+def _save(runtime_cache: Any, file: Path, known: bytes | None) -> None:
     """Write the kernels that were compiled meanwhile. A folder that is read-only or gone has none."""
-    content = bytes(cache.serialize())
+    content = bytes(runtime_cache.serialize())
     if content != known and file.parent.is_dir():
         with contextlib.suppress(OSError):
             timing_cache.put(content, file)

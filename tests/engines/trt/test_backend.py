@@ -7,18 +7,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tensorrt_double.builder
+import tensorrt_double.runtime
 from cuda.bindings import runtime as cuda
 
-from foveate.engines.errors import UserError
+from foveate.engines.errors import RefusedError, UserError
 from foveate.engines.ort.backend import OnnxRuntime
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import backend as trt
-from foveate.engines.trt import builder, plan_file, runner, timing_cache
+from foveate.engines.trt import builder, contexts, logger, plan_check, plan_file, runner, timing_cache
 from foveate.engines.trt.cuda import device as trt_cuda
 from foveate.engines.trt.cuda import gpu as trt_gpu
-from foveate.engines.trt.cuda import libcudart
+from foveate.engines.trt.cuda import libcudart, step_graphs
 from foveate.engines.trt.workarounds import FLAGS_VARIABLE, WORKAROUNDS
 from foveate.engines.workarounds import applicable
 
@@ -55,13 +58,16 @@ BINDING = {  # how the code calls objects of TensorRT -> their class
     "parser": "OnnxParser",
     "profile": "IOptimizationProfile",
     "runtime": "Runtime",
+    "runtime_cache": "IRuntimeCache",
+    "runtime_config": "IRuntimeConfig",
 }
 
 
 def test_every_call_is_one_that_the_binding_has(rtx: trt.TensorRT) -> None:
     """The binding comes without stubs, so what is not executed without a GPU is at least looked up."""
     seen = set()
-    for module in (builder, timing_cache, plan_file, runner, trt_cuda, trt_gpu, libcudart):
+    calling = (builder, contexts, logger, plan_check, plan_file, runner, timing_cache)
+    for module in (*calling, libcudart, step_graphs, trt_cuda, trt_gpu):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             if isinstance(node, ast.Constant) and re.fullmatch("cuda[A-Z][A-Za-z0-9]+", str(node.value)):
                 assert hasattr(cuda, node.value) or hasattr(cuda.cudaMemcpyKind, node.value), node.value
@@ -76,6 +82,32 @@ def test_every_call_is_one_that_the_binding_has(rtx: trt.TensorRT) -> None:
     assert seen == {*BINDING.values()}
 
 
+DOUBLES = {  # the double's classes -> those of the binding
+    tensorrt_double.builder.Builder: "Builder",
+    tensorrt_double.builder.Config: "IBuilderConfig",
+    tensorrt_double.builder.Network: "INetworkDefinition",
+    tensorrt_double.builder.OnnxParser: "OnnxParser",
+    tensorrt_double.builder.Profile: "IOptimizationProfile",
+    tensorrt_double.builder.Layer: "ILayer",
+    tensorrt_double.builder.Tensor: "ITensor",
+    tensorrt_double.builder.TimingCache: "ITimingCache",
+    tensorrt_double.runtime.Context: "IExecutionContext",
+    tensorrt_double.runtime.Engine: "ICudaEngine",
+    tensorrt_double.runtime.Inspector: "EngineInspector",
+    tensorrt_double.runtime.Runtime: "Runtime",
+    tensorrt_double.runtime.RuntimeCache: "IRuntimeCache",
+    tensorrt_double.runtime.RuntimeConfig: "IRuntimeConfig",
+}
+
+
+@pytest.mark.parametrize(("double", "name"), DOUBLES.items(), ids=lambda each: str(each))
+def test_the_double_offers_nothing_that_the_binding_has_not(
+    rtx: trt.TensorRT, double: type, name: str
+) -> None:
+    offered = {each for each in vars(double) if not each.startswith("_")}
+    assert offered and not {each for each in offered if not hasattr(getattr(rtx.trt, name), each)}
+
+
 def test_a_build_that_is_killed_says_so(
     rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +120,41 @@ def test_a_build_that_is_killed_says_so(
     with pytest.raises(UserError, match=r"did not finish negation\.onnx \| its process ended with status -9"):
         rtx.compile_graph(negation[0], tmp_path, negation[1], OPTIONS)
     assert not list(tmp_path.glob("*.plan"))
+
+
+@pytest.mark.parametrize(("status", "kind"), [(-9, UserError), (-11, RefusedError), (1, RefusedError)])
+def test_a_builder_that_crashes_is_a_refusal_unless_memory_ran_out(
+    rtx: trt.TensorRT,
+    negation: tuple[Path, GraphSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    kind: type[UserError],
+) -> None:
+    ended = subprocess.CompletedProcess([], status, stdout="TensorRT says something\n")
+    monkeypatch.setattr(trt.subprocess, "run", lambda *rest, **more: ended)
+    with pytest.raises(UserError, match=f"ended with status {status}") as error:
+        rtx.compile_graph(negation[0], tmp_path, negation[1], OPTIONS)
+    assert error.type is kind
+
+
+def test_a_finished_plan_is_kept_when_looking_at_it_kills_the_process(
+    rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = subprocess.run
+
+    def killed(command: list[str], **rest: Any) -> object:
+        code = (
+            "import json, os, sys\nfrom foveate.engines.trt import builder\n"
+            "builder._on_the_gpu = lambda *rest: os.kill(os.getpid(), 9)\n"
+            "builder._main(json.load(sys.stdin))\n"
+        )
+        return run([sys.executable, "-c", code], **rest)
+
+    monkeypatch.setattr(trt.subprocess, "run", killed)
+    (note,) = rtx.compile_graph(negation[0], tmp_path, negation[1], OPTIONS)
+    assert note == "the plan was not looked at, the process ended with status -9"
+    assert rtx.describe(tmp_path, "negation")["bytes"] == (tmp_path / "negation.plan").stat().st_size
 
 
 def test_a_plan_with_a_flipped_byte_is_refused_before_it_is_given_to_tensorrt(

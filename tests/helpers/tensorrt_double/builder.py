@@ -95,7 +95,7 @@ class Network:
     def mark_output(self, tensor: Tensor) -> None:
         kind = TensorProto.INT32 if tensor.name.endswith("ids") else TensorProto.FLOAT16
         logits = next(o for o in self.model.graph.output if o.name == "logits")
-        count = numpy_helper.to_array(self.model.graph.initializer[-1])[0]
+        count = int(numpy_helper.to_array(self.model.graph.initializer[-1])[0])
         if kind != TensorProto.INT32:
             kind = logits.type.tensor_type.elem_type
         shape = [*(d.dim_value for d in logits.type.tensor_type.shape.dim)][:-1]

@@ -92,9 +92,9 @@ class Engine:
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
         first = next(iter(self.inputs))
-        return self.scratch(self.plan["shapes"][profile].get(first, [self.inputs[first].dims] * 3)[2])
+        return self._scratch(self.plan["shapes"][profile].get(first, [self.inputs[first].dims] * 3)[2])
 
-    def scratch(self, shape: Any) -> int:
+    def _scratch(self, shape: Any) -> int:
         """Return the scratch memory of a run whose first input has this shape."""
         return SCRATCH * (shape[1] if len(shape) > 1 else 1)
 
@@ -232,7 +232,7 @@ class Context:
 
     @property
     def _needed(self) -> int:
-        return self.engine.scratch(self.shapes[next(iter(self.engine.inputs))])
+        return self.engine._scratch(self.shapes[next(iter(self.engine.inputs))])
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         if name in self.shapes:

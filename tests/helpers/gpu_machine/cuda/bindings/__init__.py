@@ -1,0 +1,1 @@
+"""CUDA of a machine that has none. See ``cuda_double``."""
