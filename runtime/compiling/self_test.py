@@ -3,14 +3,17 @@
 Each graph gets the inputs that the build recorded (``golden*.npz``), and its outputs are compared with
 torch's in float32: cosine, largest error relative to the largest value, the most likely token, and the kept
 tokens. Near-ties are excused; those of pruners were found by the build
-(``export.bundling.near_ties``). The language model is replayed as it is used: the prompt at once, then token
-by token over one kv cache. The cache's first and last layer are compared at the end.
+(``export.bundling.near_ties``). The language model is replayed as it is used: the prompt at once and then
+token by token over one kv cache, and once more the prompt in pieces. The cache's first and last layer are
+compared at the end of both.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -173,10 +176,46 @@ def _replay_pruner(name: str, engine: Engine, golden: Golden, limits: Limits) ->
     yield compare_kept(name, got, expected, ties, limits)
 
 
+_SINGLE_ROWS = 4
+"""Number of rows of a prompt in pieces that are computed one at a time, if the prompt is long enough."""
+
+
+def _pieces(prompt: int) -> list[tuple[int, int]]:
+    """Return the begin and the end of each piece of a prompt of ``prompt`` rows.
+
+    The first row comes alone, on an empty cache. Then follow a piece up to the middle, ``_SINGLE_ROWS`` rows
+    one at a time, and the rest. So pieces and single rows follow on each other in every order. The prompt
+    ends with a piece of many rows, so that a mask from the wrong corner hides much from its last row. All
+    pieces together take the time of one more prompt, and of a few tokens.
+    """
+    middle = prompt // 2
+    single = range(middle, middle + min(_SINGLE_ROWS, prompt // 4) + 1)
+    return list(pairwise(sorted({0, min(1, middle), *single, prompt})))
+
+
 def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -> Iterator[Finding]:
+    """Replay a segment twice, each time on an empty cache.
+
+    First the prompt at once, and then each forced token by itself, as when an answer is generated. Second the
+    prompt in pieces. Segments before a pruner get both, too: a first prompt with an image comes at once
+    there, but later turns of a chat follow on its cache.
+    """
+    total = golden[f"{name}.in.{engine.spec.inputs[0].name}"].shape[1]
+    prompt = int(golden[f"{name}.prompt"])
+    steps = [(row, row + 1) for row in range(prompt, total)]
+    yield from _replay_rows(name, engine, golden, limits, [(0, prompt), *steps])
+    for finding in _replay_rows(name, engine, golden, limits, _pieces(prompt)):
+        yield replace(finding, answer=f"{finding.answer}, in pieces")
+
+
+def _replay_rows(
+    name: str, engine: Engine, golden: Golden, limits: Limits, pieces: list[tuple[int, int]]
+) -> Iterator[Finding]:
+    """Compute the rows of a segment in ``pieces``. Compare the last row of the prompt, those after it, and
+    the cache."""
     rows_name = engine.spec.inputs[0].name
     given = golden[f"{name}.in.{rows_name}"].astype(engine.spec.inputs[0].dtype)
-    prompt, total = int(golden[f"{name}.prompt"]), given.shape[1]
+    prompt, total = int(golden[f"{name}.prompt"]), pieces[-1][1]
     segment = Segment(engine)
     if segment.cache.limit < total:
         raise UserError(
@@ -188,10 +227,10 @@ def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -
     positions = golden[f"{name}.in.position_ids"][..., 0, :]
     answers: dict[str, list[np.ndarray]] = {}
     copied = False
-    for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, total))]:
+    for start, end in pieces:
         outputs = segment.run(given[:, start:end], positions[..., start:end])
         for tensor in engine.spec.outputs:
-            if not tensor.name.startswith("present."):
+            if end >= prompt and not tensor.name.startswith("present."):
                 answers.setdefault(tensor.name, []).append(outputs[tensor.name].numpy()[0, -1])
         copied |= any(outputs[out] is not segment.cache.feeds()[past] for out, past in engine.spec.in_place)
     assert not copied, "the engine answered with another cache than it was given"
@@ -202,8 +241,8 @@ def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -
         yield compare_candidates(name, np.stack(answers["logits"]), *picked)
     for output, rows in answers.items():
         how = compare_logits if output == "logits" else compare
-        yield how(name, output, np.stack(rows), golden[f"{name}.out.{output}"], limits)
+        yield how(name, output, np.stack(rows), golden[f"{name}.out.{output}"][: len(rows)], limits)
     for out, past in engine.spec.in_place:
         if f"{name}.out.{out}" in golden:
             got = segment.cache.feeds()[past].numpy()[:, :, :total]
-            yield compare(name, out, got, golden[f"{name}.out.{out}"], limits)
+            yield compare(name, out, got, golden[f"{name}.out.{out}"][:, :, :total], limits)

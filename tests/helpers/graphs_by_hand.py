@@ -107,10 +107,30 @@ def pruner(path: Path) -> GraphSpec:
     return spec
 
 
+def _from_the_wrong_corner(g: GraphMaker, new: str, keys: str, name: str) -> str:
+    """A causal mask bool [T,S] that is aligned with the first key, as in ONNX Runtime 1.25 to 1.27.
+
+    Row i of several sees the keys 0..i, whatever is in the cache. A single row sees all of them, and a prompt
+    at once is right.
+    """
+    zero, one = (g.const(f"{name}.{value}", value, "int64") for value in (0, 1))
+    size = g.op("Shape", [keys], f"{name}.size", start=2, end=3)
+    counted = {}
+    for what, count in (("rows", new), ("columns", size)):
+        whole = g.op("Squeeze", [count], f"{name}.{what}.count")
+        counted[what] = g.op("Range", [zero, whole, one], f"{name}.{what}")
+    single = g.op("Equal", [new, one], f"{name}.single")
+    start = g.op("Where", [single, "write_index", zero], f"{name}.start")
+    last = g.op("Add", [counted["rows"], start], f"{name}.last")
+    column = g.op("Unsqueeze", [last, one], f"{name}.column")
+    return g.op("LessOrEqual", [counted["columns"], column], f"{name}.mask")
+
+
 def llm(path: Path, fault: str = "") -> GraphSpec:
     """A LLaMA-like decoder in the ``ort`` dialect: TensorScatter, causal Attention with ``nonpad_kv_seqlen``.
 
-    ``fault`` plants one: "mask", "swap" (keys and values), "stale" (cache), "scale" or "rope".
+    ``fault`` plants one: "mask", "corner" (``_from_the_wrong_corner``), "swap" (keys and values), "stale"
+    (cache), "scale" or "rope".
     """
     length, cache = Symbol("tokens", 1, 8, POSITIONS), Symbol("cache", 1, 32, POSITIONS)
     names = [f"{i}.{kind}" for i in range(LAYERS) for kind in ("key", "value")]
@@ -155,8 +175,10 @@ def llm(path: Path, fault: str = "") -> GraphSpec:
             heads[kind] = g.op("TensorScatter", inputs, f"present.{i}.{name}", axis=2)
         if fault == "swap" and i:
             heads["k"], heads["v"] = heads["v"], heads["k"]
-        attributes = {"is_causal": int(fault != "mask"), **({"scale": 0.5} if fault == "scale" and i else {})}
-        inputs = [heads["q"], heads["k"], heads["v"], "", "", "", filled]
+        causal = fault not in ("mask", "corner")
+        attributes = {"is_causal": int(causal), **({"scale": 0.5} if fault == "scale" and i else {})}
+        mask = _from_the_wrong_corner(g, new, heads["k"], f"{i}.corner") if fault == "corner" else ""
+        inputs = [heads["q"], heads["k"], heads["v"], mask, "", "", filled]
         mixed = g.op("Attention", inputs, f"{i}.mixed", **attributes)
         rows = g.op("Transpose", [mixed], f"{i}.rows", perm=[0, 2, 1, 3])
         x2 = g.op("Reshape", [rows, joined], f"{i}.joined")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,17 @@ def test_a_good_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([str(bundle)]) == 0
     printed = capsys.readouterr().out
     assert "WRONG" not in printed
-    assert "fine: 8 files, 8 answers" in printed
+    assert "fine: 8 files, 13 answers" in printed
     findings = list(replay(load(bundle), choose(load(bundle))))
     assert [(f.graph, f.answer) for f in findings] == [
         ("vision_encoder", "projected"),
         ("vision_encoder", "cls_attention.1"),
         ("pruner", "tokens, kept"),
-        ("llm", "logits"),
-        *(("llm", f"present.{i}.{kind}") for i in range(2) for kind in ("key", "value")),
+        *(
+            ("llm", f"{answer}{how}")
+            for how in ("", ", in pieces")
+            for answer in ("logits", *(f"present.{i}.{kind}" for i in range(2) for kind in ("key", "value")))
+        ),
     ]
     assert all(f.error < 1e-5 for f in findings)
     assert {f.agreement for f in findings} == {None, 1.0}
@@ -47,7 +51,7 @@ def test_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert document["limits"]["llm"] == {"cosine": 0.99999, "error": 1e-3, "noise": 1e-4, "swaps": 0.01}
 
 
-@pytest.mark.parametrize("fault", ["mask", "swap", "stale", "scale", "rope"])
+@pytest.mark.parametrize("fault", ["mask", "corner", "swap", "stale", "scale", "rope"])
 @pytest.mark.parametrize("limits", often(LIMITS, ("float32", "float16, fp8")))  # the narrowest, the widest
 def test_planted_faults(make_bundle: Any, fault: str, limits: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also under the limits that leave room for rounded activations."""
@@ -59,6 +63,29 @@ def test_planted_faults(make_bundle: Any, fault: str, limits: str, monkeypatch: 
     with pytest.raises(UserError, match="the graph llm is wrong on this machine") as error:
         main([str(root)])
     assert error.value.code == 1
+
+
+def test_a_mask_from_the_wrong_corner_shows_in_pieces_alone(
+    make_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is right for a prompt at once and for single rows, so nothing else finds it."""
+    root = make_bundle(fault="corner")
+    compile_bundle(root, self_test=False)
+    found = {f.answer: f.ok for f in replay(load(root), choose(load(root))) if f.graph == "llm"}
+    assert not found["logits, in pieces"] and not found["present.1.key, in pieces"]
+    assert all(ok for answer, ok in found.items() if "pieces" not in answer)
+
+
+@pytest.mark.parametrize("prompt", [1, 2, 3, 4, 5, 8, 9, 40, 620])
+def test_pieces_of_a_prompt(prompt: int) -> None:
+    """They cover it. A long one has single rows, and ends with a piece of several rows."""
+    pieces = self_test._pieces(prompt)
+    assert pieces[0][0] == 0 and pieces[-1][1] == prompt
+    assert all(end == start for (_, end), (start, _) in pairwise(pieces))
+    assert prompt == 1 or pieces[0] == (0, 1)
+    sizes = [end - start for start, end in pieces]
+    assert prompt < 8 or (sizes.count(1) >= 3 and sizes[1] > 2 and sizes[-1] > 1)
+    assert len(pieces) <= 7
 
 
 def altered(bundle: Path, tmp_path: Path, change: Any) -> Path:
