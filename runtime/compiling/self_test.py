@@ -211,8 +211,10 @@ def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -
 def _replay_rows(
     name: str, engine: Engine, golden: Golden, limits: Limits, pieces: list[tuple[int, int]]
 ) -> Iterator[Finding]:
-    """Compute the rows of a segment in ``pieces``. Compare the last row of the prompt, those after it, and
-    the cache."""
+    """Compute the rows of a segment in ``pieces``, and yield a finding per output.
+
+    The last row of the prompt, those after it and the cache are compared.
+    """
     rows_name = engine.spec.inputs[0].name
     given = golden[f"{name}.in.{rows_name}"].astype(engine.spec.inputs[0].dtype)
     prompt, total = int(golden[f"{name}.prompt"]), pieces[-1][1]
