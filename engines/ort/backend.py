@@ -10,9 +10,9 @@ from pathlib import Path
 
 from foveate.engines.backend import Backend, Machine, Options
 from foveate.engines.engine import Engine
-from foveate.engines.errors import UserError, unknown
+from foveate.engines.errors import UserError
 from foveate.engines.ort import compile as compiler
-from foveate.engines.ort import library, session
+from foveate.engines.ort import library, providers, session
 from foveate.engines.spec import GraphSpec
 from foveate.engines.workarounds import Workaround, applicable
 
@@ -56,28 +56,22 @@ class OnnxRuntime(Backend):
     def machine(self, options: Options) -> Machine:
         """Return ONNX Runtime's version, the provider, and the CPU's instruction sets.
 
-        ``options["provider"]`` is "cpu" (the default) or "cuda". Raises UserError if it is not available.
+        ``options["provider"]`` is "cpu" (the default) or "cuda". Raises UserError if it cannot be used.
         """
-        provider = str(options.get("provider") or "cpu")
-        if provider not in library.PROVIDERS:
-            raise unknown("provider", provider, library.PROVIDERS)
         if library.numbers(VERSION) < library.OLDEST:
             least = ".".join(map(str, library.OLDEST))
             raise UserError(
-                f"ONNX Runtime {VERSION} is too old | expected {least} or newer | {library.UPGRADE}"
+                f"ONNX Runtime {VERSION} is too old | expected {least} or newer | pip install -U onnxruntime"
             )
-        available = onnxruntime.get_available_providers()
-        if library.PROVIDERS[provider] not in available:
-            raise UserError(
-                f"this ONNX Runtime has no {library.PROVIDERS[provider]} | it offers {', '.join(available)} "
-                "| pip install onnxruntime-gpu in place of onnxruntime"
-            )
+        provider = providers.require(options)
+        if provider == "cuda" and (reason := self.refused_dialect("ort")):
+            raise UserError(f"the CUDA provider runs the dialect ort alone | {reason}")
         return {"target": _TARGET, "version": VERSION, "provider": provider, "cpu": _instructions()}
 
     def refused_dialect(self, name: str) -> str | None:
         """Return why this version is not used with the dialect ``name`` | what to do, or None if it is."""
         reason = library.refused_dialect(name, VERSION)
-        return reason and f"{reason} | {library.UPGRADE}"
+        return reason and f"{reason} | {library.upgrade(onnxruntime.get_available_providers())}"
 
     def rounds_activations(self, options: Options) -> bool:
         """True at accuracy level 4, which computes int4 products in int8."""

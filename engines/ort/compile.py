@@ -29,7 +29,7 @@ from typing import Any
 from foveate.engines.backend import Options
 from foveate.engines.child import end_with
 from foveate.engines.errors import UserError
-from foveate.engines.ort import library
+from foveate.engines.ort import library, providers
 from foveate.engines.spec import GraphSpec
 
 __all__ = ["compile_graph"]
@@ -82,12 +82,17 @@ def _compile_apart(source: Path, job: Mapping[str, Any]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
+    if done.returncode == _REFUSED:
+        raise UserError(done.stdout)
     words = [line for line in done.stderr.splitlines() if line.strip()]
     said = words[-1] if words else f"it ended with status {done.returncode}, as when memory runs out"
     raise UserError(
         f"ONNX Runtime {onnxruntime.__version__} does not take {source.name} | {said} "
         "| build the bundle again, or compile for another target"
     )
+
+
+_REFUSED = 3  # exit status of the process if it ends with a UserError, whose words it printed
 
 
 def _compile_here(job: Mapping[str, Any]) -> None:
@@ -105,10 +110,14 @@ def _compile_here(job: Mapping[str, Any]) -> None:
     }
     for entry, value in entries.items():
         config.add_session_config_entry(entry, value)
-    onnxruntime.InferenceSession(job["source"], config, providers=library.providers(options))
+    providers.open_session(Path(job["source"]), config, options)
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     end_with(given["parent"])
-    _compile_here(given)
+    try:
+        _compile_here(given)
+    except UserError as refused:
+        print(refused, end="")
+        sys.exit(_REFUSED)

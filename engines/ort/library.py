@@ -9,23 +9,21 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from foveate.engines.errors import UserError
 
 __all__ = [
+    "INSTALL_CUDA",
     "OLDEST",
     "OLDEST_FOR_ORT",
-    "PROVIDERS",
-    "UPGRADE",
     "load",
     "numbers",
     "probe",
-    "providers",
     "refused_dialect",
+    "upgrade",
 ]
 
 OLDEST = (1, 23)
@@ -38,11 +36,13 @@ Found by running: 1.24 has no kernel for TensorScatter(24). 1.25 to 1.27 answer 
 two pieces, as in the second turn of a chat (masks of Attention with a cache).
 """
 
-UPGRADE = "pip install -U onnxruntime (1.24 and newer need Python 3.11)"
+_GPU = "'onnxruntime-gpu[cuda,cudnn]'"  # the extras bring the libraries of CUDA that the provider loads
 
+INSTALL_CUDA = f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {_GPU}"
+"""Commands that install ONNX Runtime with its CUDA provider.
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""Values of the option ``provider``, with ONNX Runtime's names."""
+Both distributions have their files in one folder, so the old one is removed first, whichever it is.
+"""
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -61,6 +61,20 @@ def refused_dialect(name: str, version: str) -> str | None:
     )
     least = ".".join(map(str, OLDEST_FOR_ORT))
     return f"ONNX Runtime {version} {why} in the dialect ort, expected {least} or newer"
+
+
+def upgrade(providers: Collection[str] = (), python: tuple[int, int] = sys.version_info[:2]) -> str:
+    """Return what to do about a version that is too old for the dialect ``ort``.
+
+    ``providers`` are those of the installed one, by ONNX Runtime's names. ``python`` has major and minor
+    number: 1.24 and newer need Python 3.11.
+    """
+    if python < (3, 11):
+        return (
+            "take Python 3.11 or newer, or build the bundle with --dialects primitive and compile that: "
+            "1.23.2 is the last ONNX Runtime for Python 3.10"
+        )
+    return f"pip install -U {_GPU if 'CUDAExecutionProvider' in providers else 'onnxruntime'}"
 
 
 def load() -> ModuleType:
@@ -123,9 +137,3 @@ def _installed(folder: Path) -> bool:
     places = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     parent = folder.absolute().parent
     return parent.name in ("site-packages", "dist-packages") or str(parent) in places
-
-
-def providers(options: Mapping[str, Any]) -> list[str]:
-    """Return ONNX Runtime's names of the providers for these options, in the order in which it tries them."""
-    provider = options.get("provider") or "cpu"
-    return [PROVIDERS[provider]] if provider == "cpu" else [PROVIDERS[provider], PROVIDERS["cpu"]]

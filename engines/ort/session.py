@@ -27,7 +27,7 @@ from foveate.engines.backend import Options
 from foveate.engines.buffer import Feed
 from foveate.engines.engine import check_feeds, resolve
 from foveate.engines.errors import UserError
-from foveate.engines.ort import library, page_release
+from foveate.engines.ort import library, page_release, providers
 from foveate.engines.row_gather import Rows
 from foveate.engines.spec import GraphSpec
 
@@ -60,9 +60,9 @@ def load(folder: Path, spec: GraphSpec, options: Options) -> OrtEngine:
     # Otherwise its workers spin for some 20 ms after a run and take a core from the next stage's engine.
     config.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        session = onnxruntime.InferenceSession(
-            str(folder / f"{spec.name}.onnx"), config, providers=library.providers(options)
-        )
+        session = providers.open_session(folder / f"{spec.name}.onnx", config, options)
+    except UserError:
+        raise
     except Exception as error:  # the binding raises RuntimeError and its own types
         reason = " ".join(str(error).split())
         raise UserError(

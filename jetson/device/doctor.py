@@ -60,7 +60,7 @@ def _software(here: Inventory) -> Iterator[Finding]:
     if len(rivals) == 2:
         yield _problem(
             "onnxruntime and onnxruntime-gpu are both installed; they overwrite each other's files",
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
+            library.INSTALL_CUDA,
         )
     if here.onnxruntime_fault:
         *what, fix = here.onnxruntime_fault.split(" | ")
@@ -74,7 +74,7 @@ def _software(here: Inventory) -> Iterator[Finding]:
     elif library.numbers(here.onnxruntime) < library.OLDEST:
         yield _problem(f"ONNX Runtime {here.onnxruntime} is too old", "pip install -U onnxruntime")
     elif (reason := _refused(here)) and library.numbers(here.python) >= (3, 11):
-        yield _problem(f"{reason}; only the dialect primitive is used", "pip install -U onnxruntime")
+        yield _problem(f"{reason}; only the dialect primitive is used", library.upgrade(here.providers))
 
 
 def _refused(here: Inventory) -> str | None:
@@ -145,7 +145,7 @@ def _desktop(here: Inventory) -> Iterator[Finding]:
     if here.driver and here.onnxruntime and "CUDAExecutionProvider" not in here.providers:
         yield _advice(
             f"onnxruntime {here.onnxruntime} does not use the {here.gpu}",
-            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
+            library.INSTALL_CUDA,
         )
 
 

@@ -61,7 +61,7 @@ def test_the_self_test_of_the_compilation_passed(added: Path) -> None:
     (record,) = (added / "engines").glob("*/engine.json")
     data = json.loads(record.read_text())
     assert data["target"] == "onnx-reference" and data["options"] == {"verbosity": 0}
-    assert data["self_test"]["ok"] and len(data["self_test"]["findings"]) == 8
+    assert data["self_test"]["ok"] and len(data["self_test"]["findings"]) == 13
 
 
 def test_check_passes(added: Path) -> None:

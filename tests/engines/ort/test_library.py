@@ -56,6 +56,17 @@ def test_the_dialect_ort_by_version(version, why):
     assert library.refused_dialect("primitive", version) is None
 
 
+def test_an_older_version_is_exchanged_by_a_newer_one_where_there_is_one():
+    assert library.upgrade(python=(3, 11)) == "pip install -U onnxruntime"
+    cuda = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert library.upgrade(cuda, python=(3, 12)) == "pip install -U 'onnxruntime-gpu[cuda,cudnn]'"
+    assert "--dialects primitive" in library.upgrade(python=(3, 10))
+
+
+def test_the_readme_has_the_commands_for_cuda():
+    assert library.INSTALL_CUDA in (ROOT / "README.md").read_text()
+
+
 @pytest.fixture
 def old(monkeypatch):
     """ONNX Runtime 1.27.0 is what this process has, as far as the backend knows."""

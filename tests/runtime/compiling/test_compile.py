@@ -78,7 +78,7 @@ def test_workarounds_are_tried_in_order_and_recorded(sick: Any) -> None:
     (plan,) = compiled.compiled_engines(load(root))
     assert plan.workarounds["llm"] == ["first", "second"]
     assert plan.workarounds["vision_encoder"] == []
-    assert plan.self_test["ok"] and len(plan.self_test["findings"]) == 8
+    assert plan.self_test["ok"] and len(plan.self_test["findings"]) == 13
     assert compiler.levels == [4, 4, 4, 4, 1]  # three graphs, then the wrong one twice more
     assert sum("llm is wrong" in line for line in said) == 2
     assert sum("trying" in line for line in said) == 2
