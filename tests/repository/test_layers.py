@@ -35,7 +35,7 @@ INNER_ORDER: dict[str, list[str]] = {
         "targets",
     ],
     "engines/disk": ["mounts lock_owner", "locks", "files"],
-    "engines/ort": ["library page_release", "compile session", "backend", "target"],
+    "engines/ort": ["library page_release", "providers", "compile session", "backend", "target"],
     "engines/trt": [
         "limits logger onnx_dims plan_check plan_file timing_cache workarounds library cuda",
         "contexts profiles",
