@@ -77,12 +77,12 @@ def _require_cuda() -> None:
     missing = _missing()
     if not missing:
         return
-    remedies = [library.INSTALL_CUDA] if missing != [_DRIVER] else []
-    remedies += ["install NVIDIA's driver"] if _DRIVER in missing else []
+    steps = [library.INSTALL_CUDA] if missing != [_DRIVER] else []
+    steps += ["install NVIDIA's driver"] if _DRIVER in missing else []
     raise UserError(
         f"ONNX Runtime {onnxruntime.__version__} cannot use the GPU "
         f"| {', '.join(missing)} cannot be loaded{_built_for()} "
-        f"| {' and '.join(remedies)}, or take --provider cpu"
+        f"| {' and '.join(steps)}, or take --provider cpu"
     )
 
 
