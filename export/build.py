@@ -201,8 +201,7 @@ def _build(
 
     The bundle's place is reserved before anything is downloaded.
     """
-    from foveate.export import models
-    from foveate.export.bundling import build_bundle
+    from foveate.export import build_bundle, models
     from foveate.export.calibration import calibrate
     from foveate.export.settings import generation
 
@@ -246,7 +245,7 @@ def _build(
 
 def build(parts: ModelParts, method: Method, out: Path, **options: Any) -> None:
     """Call ``build_bundle.build``, which is imported only then."""
-    from foveate.export.bundling import build_bundle
+    from foveate.export import build_bundle
 
     build_bundle.build(parts, method, out, **options)
 

@@ -21,11 +21,11 @@ from foveate.export.bundling.precision import Precision
 from foveate.export.bundling.publish import publish
 from foveate.export.bundling.staging import Place, no_room, reserved
 from foveate.export.calibration import calibrate
-from foveate.export.checkpoints import pruner_weights
 from foveate.export.checkpoints.layered_weights import packed
 from foveate.export.graphs.assemble import assemble, with_files_for
 from foveate.export.graphs.graph import Graph
 from foveate.export.model_parts import ModelParts
+from foveate.export.other_checkpoints import pruner_weights
 from foveate.export.pruning.budgets import Points, sampled
 from foveate.export.pruning.method import Method
 from foveate.export.spec import DecoderSpec

@@ -28,8 +28,8 @@ from foveate.engines.errors import UserError
 from foveate.export.bundling.precision import Precision
 from foveate.export.bundling.write_graphs import Progress
 from foveate.export.calibration.prompts import Prompt, Stages, load_prompts, save_prompts
-from foveate.export.checkpoints.find import fill
 from foveate.export.checkpoints.layered_weights import packed
+from foveate.export.checkpoints.module_weights import fill
 from foveate.export.graphs.graph import Graph
 from foveate.export.model_parts import ModelParts
 from foveate.export.networks.decoder import Decoder, DecoderLayer, RMSNorm, rope_of, rope_tables

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+from foveate.engines.errors import UserError
+
 __all__ = [
     "ADAPTER",
     "ADAPTER_CONFIG",
@@ -20,6 +22,7 @@ __all__ = [
     "WEIGHTS",
     "is_read",
     "matching",
+    "refuse_remnants",
     "weight_files",
 ]
 
@@ -58,6 +61,7 @@ SETTINGS = (
 WEIGHTS = ((SINGLE,), ("model-*-of-*.safetensors",), (PICKLED,), ("pytorch_model-*-of-*.bin",))
 """Patterns of weight files in the order in which transformers looks for them; the first match is read."""
 
+_REMNANTS = "non_lora_trainables.bin"
 _BESIDE = ("clip/config.json",)  # a whole CLIP checkpoint in a directory
 
 
@@ -75,3 +79,12 @@ def weight_files(names: list[str]) -> list[str]:
     """Return the files in ``names`` that hold a repository's weights; for an adapter, the adapter's alone."""
     kinds = tuple((name,) for name in ADAPTER) if ADAPTER_CONFIG in names else WEIGHTS
     return next((found for kind in kinds if (found := matching(names, kind))), [])
+
+
+def refuse_remnants(names: list[str], label: str) -> None:
+    """Raise UserError when the files ``names`` of a folder show an adapter in the original LLaVA format."""
+    if _REMNANTS in names:
+        raise UserError(
+            f"{label} is in the original LLaVA format | it has {_REMNANTS}, expected peft's files for a "
+            "model in Hugging Face's format | merge it with LLaVA's scripts and convert the model"
+        )

@@ -21,8 +21,7 @@ from huggingface_hub import errors as hub
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from foveate.engines.errors import UserError
-from foveate.export.adapters.lora import refuse_remnants
-from foveate.export.checkpoints.files import SETTINGS, weight_files
+from foveate.export.checkpoints.files import SETTINGS, refuse_remnants, weight_files
 from foveate.export.checkpoints.model_names import INSTEAD
 
 __all__ = ["INSTEAD", "download", "download_file"]

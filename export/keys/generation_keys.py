@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from foveate.export.keys.key_table import Key, Table
-from foveate.export.settings.generation import KEYS
+from foveate.export.settings.generation import IRRELEVANT, REFUSED, USED
 
 __all__ = ["GENERATION"]
 
 
 GENERATION: Table = {
-    name: Key(status, why, by="export/settings/generation.py") for name, (status, why) in KEYS.items()
+    **{name: Key("used", why) for name, why in USED.items()},
+    **{name: Key("irrelevant", why) for name, why in IRRELEVANT.items()},
+    **{name: Key("refused", why, by="export/settings/generation.py") for name, why in REFUSED.items()},
 }

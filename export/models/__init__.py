@@ -16,9 +16,9 @@ from dataclasses import replace
 from types import ModuleType
 
 from foveate.engines.errors import UserError, unknown
-from foveate.export.adapters.merged import Adapted
 from foveate.export.checkpoints import find as sources
 from foveate.export.checkpoints import licence
+from foveate.export.checkpoints.adapters.merged import Adapted
 from foveate.export.checkpoints.model_names import checkpoints, families, require
 from foveate.export.checkpoints.random_weights import Dummy
 from foveate.export.keys import checkpoint_keys, settings_types

@@ -13,10 +13,9 @@ import torch
 
 from foveate.engines.errors import UserError
 from foveate.export.checkpoints import find as sources
-from foveate.export.checkpoints.clip_joint_space import JointSpace, joint_size
 from foveate.export.checkpoints.directory import Entry, Source, Unread
-from foveate.export.checkpoints.find import entries, language_entries, under
 from foveate.export.checkpoints.layered_weights import LayeredWeights
+from foveate.export.checkpoints.module_weights import entries, language_entries, under
 from foveate.export.checkpoints.random_weights import Dummy, byte_tokenizer
 from foveate.export.keys import config_keys, processor_keys
 from foveate.export.keys.key_table import FamilyKeys
@@ -24,6 +23,7 @@ from foveate.export.model_parts import ModelParts
 from foveate.export.networks.clip_layers import ACTIVATIONS
 from foveate.export.networks.clip_vision import TAPS, Projector, Vision
 from foveate.export.networks.decoder import Decoder
+from foveate.export.other_checkpoints.clip_joint_space import JointSpace, joint_size
 from foveate.export.settings import generation, image_processor
 from foveate.export.settings import prompt as processor
 from foveate.export.settings.hf_config import Config, clip_vision_spec, decoder_spec

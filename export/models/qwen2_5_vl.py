@@ -17,7 +17,7 @@ import torch
 
 from foveate.engines.errors import UserError
 from foveate.export.checkpoints.directory import Entry, Source
-from foveate.export.checkpoints.find import entries, language_entries, under
+from foveate.export.checkpoints.module_weights import entries, language_entries, under
 from foveate.export.checkpoints.random_weights import Dummy, byte_tokenizer
 from foveate.export.keys import config_keys, processor_keys
 from foveate.export.keys.key_table import FamilyKeys

@@ -14,7 +14,7 @@ from foveate.engines.errors import UserError
 from foveate.export.checkpoints import find as sources
 from foveate.export.checkpoints import licence
 from foveate.export.checkpoints.directory import Source
-from foveate.export.checkpoints.find import entries
+from foveate.export.checkpoints.module_weights import entries
 from foveate.export.checkpoints.random_weights import byte_tokenizer
 from foveate.export.checkpoints.tensor_files import Folder
 from foveate.export.keys.checkpoint_keys import check_clip

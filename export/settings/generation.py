@@ -16,14 +16,13 @@ from typing import Any
 
 from foveate.engines.errors import UserError
 from foveate.export.checkpoints.directory import Source
-from foveate.export.keys.key_table import Status
 from foveate.runtime.llm.generation import Generation
 
-__all__ = ["KEYS", "defaults", "notes", "stop_ids"]
+__all__ = ["IRRELEVANT", "KEYS", "REFUSED", "USED", "defaults", "notes", "stop_ids"]
 
 _NONE = (None, False)
 
-_USED: dict[str, str] = {
+USED: dict[str, str] = {
     "eos_token_id": "ends an answer",
     "repetition_penalty": "a default of the bundle",
     "no_repeat_ngram_size": "a default of the bundle",
@@ -38,6 +37,7 @@ _USED: dict[str, str] = {
     "top_k": "a default of --sample",
     "top_p": "a default of --sample",
 }
+"""Keys that are used: what they do."""
 
 _DRAWING = ("temperature", "top_k", "top_p")
 """The keys of ``--sample``."""
@@ -51,7 +51,7 @@ _SAMPLING: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Keys that act on sampling only: their neutral values, and why ``--sample`` refuses others."""
 
-_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+_GREEDY: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_beams": ((*_NONE, 1), "there is no beam search"),
     "num_beam_groups": ((*_NONE, 1), "there is no beam search"),
     "diversity_penalty": ((*_NONE, 0), "there is no beam search"),
@@ -75,7 +75,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 _BEAM = "it acts on beam search only"
 _SPEED = "it changes how fast an answer comes, not its tokens"
 _OUTPUT = "it says what generate returns besides the tokens"
-_IRRELEVANT: dict[str, str] = {
+IRRELEVANT: dict[str, str] = {
     "do_sample": "answers are greedy unless --sample is given",
     "early_stopping": _BEAM,
     "length_penalty": _BEAM,
@@ -109,13 +109,13 @@ _IRRELEVANT: dict[str, str] = {
         ("transformers_version", "_from_model_config", "_commit_hash"), "it says where the file comes from"
     ),
 }
+"""Keys that change no answer: why."""
 
-KEYS: dict[str, tuple[Status, str]] = {
-    **{name: ("used", reason) for name, reason in _USED.items()},
-    **{name: ("irrelevant", reason) for name, reason in _IRRELEVANT.items()},
-    **{name: ("refused", reason) for name, (_, reason) in (_SAMPLING | _REFUSED).items()},
-}
-"""Every key of transformers' ``GenerationConfig``: its status, and what it does or why it is not used."""
+REFUSED: dict[str, str] = {name: reason for name, (_, reason) in (_SAMPLING | _GREEDY).items()}
+"""Keys that are refused unless their values are neutral: why."""
+
+KEYS = (*USED, *IRRELEVANT, *REFUSED)
+"""Every key of transformers' ``GenerationConfig``."""
 
 _UNSAID_LENGTH = 20
 """The ``max_length`` that transformers 4 writes if nobody set one."""
@@ -139,7 +139,7 @@ def stop_ids(source: Source, default: int) -> list[int]:
 def defaults(source: Source) -> dict[str, Any]:
     """Return ``generation`` for bundle.json, without neutral values. Raises UserError for refused values."""
     found, place = _settings(source)
-    for key, (neutral, reason) in _REFUSED.items():
+    for key, (neutral, reason) in _GREEDY.items():
         if (value := found.get(key)) not in neutral:
             raise UserError(
                 f"{source.label}: {place} has {key} {value} | {reason} "

@@ -24,7 +24,7 @@ from foveate.calib.schemes.quantized import Form
 from foveate.calib.schemes.scheme import Scheme
 from foveate.calib.smoothing.fold import GROUPS, Smoothed
 from foveate.calib.statistics import InputStatistics, Statistics
-from foveate.export.checkpoints.find import fill
+from foveate.export.checkpoints.module_weights import fill
 from foveate.export.networks.decoder import Decoder, DecoderLayer, rope_tables
 from foveate.export.spec import DecoderSpec
 

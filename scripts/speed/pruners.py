@@ -29,9 +29,9 @@ from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.export import methods, models
 from foveate.export.bundling.precision import Precision
 from foveate.export.bundling.write_graphs import write_graphs
-from foveate.export.checkpoints import pruner_weights
 from foveate.export.graphs.assemble import assemble
 from foveate.export.model_parts import ModelParts
+from foveate.export.other_checkpoints import pruner_weights
 from foveate.export.spec import ClipVisionSpec
 from foveate.runtime.llm.budget import Points
 from foveate.runtime.llm.prompt_rows import PromptRows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from foveate.engines.ort.backend import onnxruntime
-from foveate.export.checkpoints.find import fill
+from foveate.export.checkpoints.module_weights import fill
 from foveate.export.networks import onnx_ops
 
 

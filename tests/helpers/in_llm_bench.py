@@ -13,7 +13,7 @@ import torch
 
 from foveate.engines.ort.backend import onnxruntime
 from foveate.engines.spec import GraphSpec
-from foveate.export.checkpoints.find import fill
+from foveate.export.checkpoints.module_weights import fill
 from foveate.export.graphs.assemble import assemble
 from foveate.export.graphs.graph import Graph
 from foveate.export.graphs.trace import trace

@@ -13,10 +13,10 @@ import torch
 
 from foveate.engines.ort.backend import onnxruntime
 from foveate.engines.spec import GraphSpec, Symbol
-from foveate.export.checkpoints import pruner_weights
 from foveate.export.graphs.graph import Graph
 from foveate.export.graphs.pre_llm_pruner import pruner_graph
 from foveate.export.graphs.trace import trace
+from foveate.export.other_checkpoints import pruner_weights
 from foveate.export.pruning.pre_llm import PreLLMPruner
 from foveate.export.pruning.taps import tap_shape
 from foveate.export.spec import ClipVisionSpec, DecoderSpec, ModelSpec

@@ -13,13 +13,12 @@ from functools import cached_property
 from typing import Any
 
 from foveate.engines.errors import UserError
-from foveate.export.adapters.lora_config import LoraConfig
-from foveate.export.checkpoints.files import ADAPTER, ADAPTER_CONFIG
+from foveate.export.checkpoints.adapters.lora_config import LoraConfig
+from foveate.export.checkpoints.files import ADAPTER, ADAPTER_CONFIG, refuse_remnants
 from foveate.export.checkpoints.tensor_files import DTYPES, Folder, Reader, Tensor, some
 
-__all__ = ["Adapter", "Change", "refuse_remnants"]
+__all__ = ["Adapter", "Change"]
 
-_REMNANTS = "non_lora_trainables.bin"
 _NAME = r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?"  # the adapter's name, in files not saved by peft
 _FORMS = tuple(
     re.compile(form)
@@ -114,12 +113,3 @@ class Adapter:
                 "save one of them"
             )
         return found
-
-
-def refuse_remnants(names: list[str], label: str) -> None:
-    """Raise UserError when the files ``names`` of a folder show an adapter in the original LLaVA format."""
-    if _REMNANTS in names:
-        raise UserError(
-            f"{label} is in the original LLaVA format | it has {_REMNANTS}, expected peft's files for a "
-            "model in Hugging Face's format | merge it with LLaVA's scripts and convert the model"
-        )

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from foveate.engines.errors import UserError
-from foveate.export.adapters.lora import Adapter, Change
-from foveate.export.adapters.lora_config import LoraConfig
+from foveate.export.checkpoints.adapters.lora import Adapter, Change
+from foveate.export.checkpoints.adapters.lora_config import LoraConfig
 from foveate.export.checkpoints.directory import Directory, Entry, Stored, Unread
 from foveate.export.checkpoints.tensor_files import Folder, Tensor, refuse_not_finite, some
 from foveate.export.spec import Weights

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from foveate.export.checkpoints import pruner_weights
 from foveate.export.methods._ocvtp_network import SlotPruner
+from foveate.export.other_checkpoints import pruner_weights
 
 WIDTH_FROM = "encode_project.mlp.0.weight"
 

@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate.export import methods
-from foveate.export.checkpoints import pruner_weights
 from foveate.export.methods._ocvtp_network import TURNS, SlotPruner
 from foveate.export.methods.ocvtp import noise_table, picks
+from foveate.export.other_checkpoints import pruner_weights
 
 __all__ = [
     "SEEN",

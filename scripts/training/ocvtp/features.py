@@ -17,7 +17,7 @@ from PIL import Image
 from foveate.calib.scenes.questions import HELD_OUT, make_scene
 from foveate.engines.errors import UserError
 from foveate.export import models
-from foveate.export.checkpoints.find import fill
+from foveate.export.checkpoints.module_weights import fill
 from foveate.export.methods.ocvtp import vision_layer
 from foveate.export.model_parts import ModelParts
 from foveate.export.pruning.taps import tap

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engines.disk.files import atomic_file
-from foveate.export.checkpoints import pruner_weights
 from foveate.export.methods._ocvtp_network import SlotPruner
+from foveate.export.other_checkpoints import pruner_weights
 from training.ocvtp.decoder import (
     Decoder,
     area_weighted_loss,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foveate.export import methods
-from foveate.export.bundling.build_bundle import build
+from foveate.export.build_bundle import build
 from foveate.export.models import llava
 
 

@@ -16,8 +16,8 @@ from placing import in_mounts, names, put, write
 from foveate.engines.disk import files
 from foveate.engines.errors import UserError
 from foveate.export import methods
+from foveate.export.build_bundle import build
 from foveate.export.bundling import publish, staging
-from foveate.export.bundling.build_bundle import build
 from foveate.export.bundling.staging import reserved
 from foveate.export.models import llava
 from foveate.runtime.bundle.compiled import compiled_engines

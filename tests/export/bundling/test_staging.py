@@ -15,8 +15,8 @@ from placing import names, put, write
 from foveate.engines.disk import locks
 from foveate.engines.errors import UserError
 from foveate.export import methods
+from foveate.export.build_bundle import build
 from foveate.export.bundling import publish
-from foveate.export.bundling.build_bundle import build
 from foveate.export.bundling.staging import reserved
 from foveate.export.models import llava
 from foveate.runtime.bundle.compiled import compiled_engines
@@ -106,7 +106,7 @@ def test_too_little_room_is_said_before_any_work(tmp_path: Path, monkeypatch: py
     usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     parts = llava.tiny()
-    monkeypatch.setattr("foveate.export.bundling.build_bundle.assemble", None)
+    monkeypatch.setattr("foveate.export.build_bundle.assemble", None)
     object.__setattr__(parts.spec.decoder, "intermediate_size", 1 << 20)
     with pytest.raises(
         UserError, match=r"too little room .* has 1 MiB left, its language model alone takes \d+ MiB"

@@ -14,14 +14,13 @@ from foveate.calib import samples
 from foveate.calib.smoothing.fold import Smoothed
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
-from foveate.export import methods
+from foveate.export import build_bundle, methods
 from foveate.export.build import build
-from foveate.export.bundling import build_bundle
 from foveate.export.bundling.precision import Precision
 from foveate.export.calibration import calibrate
 from foveate.export.calibration.calibrate import Calibration, calibrated
 from foveate.export.calibration.prompts import Stages, load_prompts
-from foveate.export.checkpoints.find import fill
+from foveate.export.checkpoints.module_weights import fill
 from foveate.export.graphs.assemble import assemble
 from foveate.export.models import llava
 from foveate.export.networks.decoder import Decoder

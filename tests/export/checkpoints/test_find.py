@@ -8,15 +8,11 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from foveate.engines.errors import UserError
 from foveate.export import models
-from foveate.export.checkpoints import find as sources
 from foveate.export.checkpoints.directory import Directory, Entry
 from foveate.export.checkpoints.random_weights import byte_tokenizer
-from foveate.export.models import llava
-from foveate.export.networks.decoder import Decoder, Linear, rope_tables
 
 
 def refusal(path, *args, **options) -> str:
@@ -182,32 +178,6 @@ def test_tensors_come_as_the_modules_hold_them(tmp_path):
     assert weights.get("c").dtype == torch.float16
     assert "x.weight" in weights
     assert "a.weight" not in weights
-
-
-def test_fill_gives_every_parameter_its_value_and_the_decoder_its_tables():
-    class Module(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.own = nn.Parameter(torch.empty(3), requires_grad=False)
-            self.linear = Linear(3, 2, bias=True)
-
-    class Weights(dict):
-        def get(self, name):
-            return self[name]
-
-    values = Weights({"p.own": torch.randn(3).half(), "p.linear.weight": torch.randn(3, 2)})
-    values["p.linear.bias"] = torch.randn(2)
-    with torch.device("meta"):
-        module = Module()
-    assert sources.fill(module, values, "p.") is module
-    assert module.own.dtype == torch.float32
-    assert torch.equal(module.own, values["p.own"].float())
-    assert torch.equal(module.linear.weight, values["p.linear.weight"])
-    assert torch.equal(module.linear.bias, values["p.linear.bias"])
-    parts = llava.tiny()
-    decoder: Decoder = sources.fill(parts.decoder, parts.weights, "llm.")
-    assert not any(value.is_meta for value in (*decoder.parameters(), *decoder.buffers()))
-    assert torch.equal(decoder.rope_sin, rope_tables(decoder.spec)[1])
 
 
 def test_a_source_names_the_tensors_that_it_stores(copy):

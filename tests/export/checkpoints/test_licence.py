@@ -11,9 +11,10 @@ from transformers import AutoModelForImageTextToText
 
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.export.checkpoints import hub, licence, pruner_weights
+from foveate.export.checkpoints import hub, licence
 from foveate.export.checkpoints.tensor_files import Folder
 from foveate.export.methods._ocvtp_network import SlotPruner
+from foveate.export.other_checkpoints import pruner_weights
 from foveate.runtime.bundle import loading as bundle
 from foveate.runtime.bundle.licence import Licence, lines, notes
 from foveate.runtime.bundle.manifest import Manifest

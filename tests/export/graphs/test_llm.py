@@ -9,7 +9,7 @@ from PIL import Image
 
 from foveate.export import methods
 from foveate.export.build import build
-from foveate.export.checkpoints.find import fill
+from foveate.export.checkpoints.module_weights import fill
 from foveate.export.models import llava
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Chat, Pipeline

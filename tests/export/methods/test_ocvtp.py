@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from foveate.export import methods
-from foveate.export.checkpoints import pruner_weights
 from foveate.export.methods import ocvtp
 from foveate.export.methods._ocvtp_network import SlotPruner
+from foveate.export.other_checkpoints import pruner_weights
 
 FOLDER = Path(__file__).parents[2] / "golden" / "ocvtp"
 CASES = sorted(path.stem for path in FOLDER.glob("[0-9][0-9].json"))

@@ -13,7 +13,7 @@ from PIL import Image
 from foveate.engines.errors import UserError
 from foveate.export import methods
 from foveate.export.build import build
-from foveate.export.checkpoints.find import fill
+from foveate.export.checkpoints.module_weights import fill
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.llm.budget import stage_keep
 from foveate.runtime.pipeline import Pipeline

@@ -11,7 +11,7 @@ import torch
 
 from foveate.engines.errors import UserError
 from foveate.export import methods
-from foveate.export.checkpoints.find import fill
+from foveate.export.checkpoints.module_weights import fill
 from foveate.export.graphs.assemble import assemble
 from foveate.export.models import llava
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from foveate.engines.errors import UserError
 from foveate.export import models
-from foveate.export.checkpoints.find import fill
+from foveate.export.checkpoints.module_weights import fill
 from foveate.export.models import llava
 
 CASES = {

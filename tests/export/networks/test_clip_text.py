@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from clip_runs import close, run_onnx
 
-from foveate.export.checkpoints.find import fill
+from foveate.export.checkpoints.module_weights import fill
 from foveate.export.models import llava
 
 

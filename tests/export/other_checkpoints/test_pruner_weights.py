@@ -17,9 +17,9 @@ from foveate.engines.errors import UserError
 from foveate.engines.ort.backend import onnxruntime
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.export.checkpoints import pruner_weights
 from foveate.export.methods._ocvtp_network import SlotPruner
 from foveate.export.models import llava
+from foveate.export.other_checkpoints import pruner_weights
 
 METHOD = methods.load("ocvtp")
 SHAPES = Path(__file__).parents[3] / "scripts" / "shapes"

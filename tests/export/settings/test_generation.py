@@ -23,6 +23,7 @@ from foveate.engines.errors import UserError
 from foveate.export import models
 from foveate.export.build import main
 from foveate.export.checkpoints.directory import Directory
+from foveate.export.keys.generation_keys import GENERATION
 from foveate.export.settings import generation
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.llm.generation import Generation, Options
@@ -93,8 +94,9 @@ def test_every_key_is_found_where_transformers_finds_it(checkpoint) -> None:
 
 
 def test_the_table_has_every_key_of_transformers() -> None:
-    assert GenerationConfig().to_dict().keys() - generation.KEYS.keys() == set()
-    assert {status for status, _ in generation.KEYS.values()} == {"used", "irrelevant", "refused"}
+    assert GenerationConfig().to_dict().keys() - set(generation.KEYS) == set()
+    assert list(GENERATION) == list(generation.KEYS) and len(GENERATION) == len(generation.KEYS)
+    assert {key.status for key in GENERATION.values()} == {"used", "irrelevant", "refused"}
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from foveate.calib.scenes.questions import make_scene
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import main as build
-from foveate.export.checkpoints import pruner_weights
 from foveate.export.checkpoints.random_weights import byte_tokenizer
 from foveate.export.graphs.assemble import assemble
+from foveate.export.other_checkpoints import pruner_weights
 from training.ocvtp.features import FIRST_SCENE, collect
 from training.ocvtp.train import main
 

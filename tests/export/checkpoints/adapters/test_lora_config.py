@@ -9,7 +9,7 @@ import pytest
 
 from foveate.engines.errors import UserError
 from foveate.export import models
-from foveate.export.adapters import lora_config
+from foveate.export.checkpoints.adapters import lora_config
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from clip_runs import close, pixels, vision_of
 
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
-from foveate.export.checkpoints.find import fill
+from foveate.export.checkpoints.module_weights import fill
 from foveate.export.graphs.assemble import with_files_for
 from foveate.export.networks.clip_vision import TAPS
 
