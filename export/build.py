@@ -26,14 +26,26 @@ if TYPE_CHECKING:
     from foveate.export.model_parts import ModelParts
     from foveate.export.pruning.method import Method
 
-__all__ = ["build", "main"]
+__all__ = ["PURPOSE", "add_options", "build", "main", "run"]
+
+
+PURPOSE = "Make a bundle of a checkpoint and a pruning method, and compile it for this machine."
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        "foveate build",
-        description="Make a bundle of a checkpoint and a pruning method, and compile it for this machine.",
+    parser = Parser("foveate build", description=PURPOSE)
+    add_options(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="The directory of the bundle (default: bundles/MODEL.METHOD.PRECISION).",
     )
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add every option but ``--out``. ``run`` reads their values, and ``out``: a path or None."""
     parser.add_argument(
         "--model",
         required=True,
@@ -101,20 +113,13 @@ def _parser() -> Parser:
         "little memory (default: 1).",
     )
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="The directory of the bundle (default: bundles/MODEL.METHOD.PRECISION).",
-    )
-    parser.add_argument(
         "--no-compile",
         action="store_true",
         help="Write the bundle and do not compile it (default: compile it for this machine).",
     )
-    return parser
 
 
-def _add_precisions(parser: Parser) -> None:
+def _add_precisions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=choices(),
@@ -139,7 +144,7 @@ def _add_precisions(parser: Parser) -> None:
     )
 
 
-def _add_calibration(parser: Parser) -> None:
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
         metavar="SAMPLES",
@@ -165,7 +170,11 @@ def _add_calibration(parser: Parser) -> None:
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit status. Raises UserError."""
-    args = _parser().parse_args(argv)
+    return run(_parser().parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build what the options ask for and return the exit status. Raises UserError."""
     methods.require(args.method)
     set_options = _options(args.set)
     precision = Precision(args.precision, args.head_precision, args.vision_precision, args.prefill_precision)

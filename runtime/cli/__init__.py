@@ -13,7 +13,7 @@ import difflib
 import errno
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,7 +22,7 @@ from foveate.engines.errors import UserError, install_extra, unknown
 from foveate.runtime.cli.signals import terminable
 from foveate.runtime.cli.streams import Output, guarded
 
-__all__ = ["VERBS", "Parser", "main"]
+__all__ = ["VERBS", "Parser", "main", "perform", "refuse_empty"]
 
 VERBS = {
     "build": (
@@ -67,8 +67,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.register("type", None, _filled)
-        self.register("type", Path, lambda text: Path(_filled(text)))
+        refuse_empty(self)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError for wrong usage."""
@@ -89,6 +88,12 @@ class Parser(argparse.ArgumentParser):
         return found
 
 
+def refuse_empty(parser: argparse.ArgumentParser) -> None:
+    """Make ``parser`` refuse empty values, except of arguments that have ``type=str``."""
+    parser.register("type", None, _filled)
+    parser.register("type", Path, lambda text: Path(_filled(text)))
+
+
 def _filled(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the value is empty")
@@ -98,20 +103,28 @@ def _filled(text: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    verb = argv[0] if argv else ""
+    return perform(argv[0] if argv else "", lambda: _dispatch(argv))
+
+
+def perform(verb: str, work: Callable[[], int]) -> int:
+    """Do the work of a verb and return its exit code.
+
+    SIGTERM, Ctrl-C and output that cannot be written are treated as the module's docstring says. A
+    ``UserError`` is printed to stderr, without a traceback.
+    """
 
     def raises(error: OSError) -> bool:
         return verb in _ENDLESS or (isinstance(error, BrokenPipeError) and verb not in _MAKERS)
 
     # guard the streams first: the pipe that `terminable` opens would otherwise take a closed stream's number
     with guarded(raises) as output, terminable():
-        return _after_lost_output(verb, _outcome(argv, output), output.fault)
+        return _after_lost_output(verb, _outcome(verb, work, output), output.fault)
 
 
-def _outcome(argv: list[str], output: Output) -> int:
-    """Run the verb and return its exit code. Print a ``UserError`` to stderr, without a traceback."""
+def _outcome(verb: str, work: Callable[[], int], output: Output) -> int:
+    """Do the work and return its exit code. Print a ``UserError`` to stderr, without a traceback."""
     try:
-        code = _dispatch(argv)
+        code = _work_or_extra(verb, work)
         output.flush()
         return code
     except UserError as error:
@@ -127,6 +140,20 @@ def _outcome(argv: list[str], output: Output) -> int:
         elif error is not output.fault:
             raise
         return 1
+
+
+def _work_or_extra(verb: str, work: Callable[[], int]) -> int:
+    """Do the work and return its exit code. Raises UserError where ``build`` lacks a library of its extra."""
+    try:
+        return work()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if verb != "build" or missing in ("", "foveate"):
+            raise
+        raise UserError(
+            f"`foveate build` needs the export extra | {missing} is not installed "
+            f"| {install_extra('export')} (Python 3.11 or newer)"
+        ) from error
 
 
 def _after_lost_output(verb: str, code: int, fault: OSError | None) -> int:
@@ -155,16 +182,7 @@ def _dispatch(argv: list[str]) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
-    try:
-        return importlib.import_module(VERBS[verb][0]).main(rest)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        if verb != "build" or missing in ("", "foveate"):
-            raise
-        raise UserError(
-            f"`foveate build` needs the export extra | {missing} is not installed "
-            f"| {install_extra('export')} (Python 3.11 or newer)"
-        ) from error
+    return importlib.import_module(VERBS[verb][0]).main(rest)
 
 
 def _help() -> str:

@@ -26,6 +26,10 @@ RUN_BY_PATH = (
 )  # directories that a script of theirs puts on sys.path
 
 
+REGISTER = "optimum.commands.register"  # a namespace package of Hugging Face's optimum: it has no __init__.py
+REGISTERED = ROOT / "export/optimum_cli"  # what we put there
+
+
 def on_disk() -> set[str]:
     """Every subpackage, e.g. ``foveate.export.lowering``."""
     found = (p.parent.relative_to(ROOT) for top in TOP for p in (ROOT / top).rglob("__init__.py"))
@@ -40,9 +44,13 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.Complet
 
 def test_every_subpackage_is_listed():
     """One that is not works from a checkout and is missing from the wheel."""
-    assert set(PROJECT["tool"]["setuptools"]["packages"]) == on_disk()
+    settings = PROJECT["tool"]["setuptools"]
+    assert set(settings["packages"]) == on_disk() | {REGISTER}
+    assert settings["package-dir"] == {"foveate": ".", REGISTER: REGISTERED.relative_to(ROOT).as_posix()}
     for top in TOP:
         for path in (ROOT / top).rglob("*.py"):
+            if path.parent == REGISTERED:
+                continue
             assert (path.parent / "__init__.py").is_file(), f"{path.parent} has modules but no __init__.py"
 
 
@@ -81,7 +89,11 @@ def built(tmp_path_factory):
 
 
 def modules_on_disk() -> set[str]:
-    return {f"foveate/{p.relative_to(ROOT).as_posix()}" for top in TOP for p in (ROOT / top).rglob("*.py")}
+    """Every module as the wheel names it."""
+    found = [p for top in TOP for p in (ROOT / top).rglob("*.py") if p.parent != REGISTERED]
+    return {f"foveate/{p.relative_to(ROOT).as_posix()}" for p in found} | {
+        "optimum/commands/register/register_foveate.py"
+    }
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built):
@@ -91,7 +103,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     assert {n for n in inside if n.endswith(".py")} == modules_on_disk()
     data = {f"foveate/{p.relative_to(ROOT).as_posix()}" for top in TOP for p in (ROOT / top).rglob("*.json")}
     assert {n for n in inside if n.endswith(".json")} == data and len(data) > 5
-    assert {n.split("/")[0] for n in inside} == {"foveate"}
+    assert {n.split("/")[0] for n in inside} == {"foveate", "optimum"}
+    assert [n for n in inside if n.startswith("optimum/")] == [
+        "optimum/commands/register/register_foveate.py"
+    ]
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert not [n for n in inside if n.startswith(("foveate/tests", "foveate/scripts", "foveate/docs"))]
     assert "foveate/__init__.py" not in inside
@@ -100,7 +115,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
 def test_the_sdist_holds_what_the_wheel_needs(built):
     with tarfile.open(built[1]) as archive:
         names = {n.split("/", 1)[-1] for n in archive.getnames()}
-    assert {n.removeprefix("foveate/") for n in modules_on_disk()} | {
+    modules = {
+        n.replace("optimum/commands/register/", "foveate/export/optimum_cli/") for n in modules_on_disk()
+    }
+    assert {n.removeprefix("foveate/") for n in modules} | {
         "pyproject.toml",
         "LICENSE",
         "README.md",
@@ -153,7 +171,7 @@ def test_every_module_states_what_is_public():
     """``__all__`` in every module, and every name in it exists."""
     for top in TOP:
         for path in sorted((ROOT / top).rglob("*.py")):
-            if path.name.startswith("__") or path.parent.name == "trt":
+            if path.name.startswith("__") or path.parent.name in ("trt", REGISTERED.name):
                 continue
             name = ".".join(("foveate", *path.relative_to(ROOT).with_suffix("").parts))
             module = importlib.import_module(name)
