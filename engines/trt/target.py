@@ -77,7 +77,8 @@ TARGETS = (
         "tensorrt",
         title=_TITLE,
         libraries=(LIBRARY["tensorrt"], "cuda"),
-        install="JetPack brings it; on a PC: pip install tensorrt",
+        install="JetPack brings it; on a PC, "
+        f"{install_extra('tensorrt')}, or '.[tensorrt-cu12]' if the driver is of CUDA 12",
         rank=10,
         options=(*_OPTIONS, _HARDWARE_COMPATIBLE),
         make=lambda: _make("tensorrt"),

@@ -16,11 +16,16 @@ from foveate.export import methods
 from foveate.export.build import build
 from foveate.export.models import llava
 from foveate.runtime.bundle import compiled
+from foveate.runtime.bundle.arrays import Archive
 from foveate.runtime.bundle.compiled import load_engines
 from foveate.runtime.bundle.loading import load
+from foveate.runtime.compiling import self_test
+from foveate.runtime.compiling.comparison import compare
 from foveate.runtime.compiling.compile import compile_bundle
+from foveate.runtime.compiling.recorded_run import read_run
 from foveate.runtime.llm.decoder import Decoder
 from foveate.runtime.llm.logits import Logits
+from foveate.runtime.llm.segment import Segment
 from foveate.runtime.pipeline import Pipeline
 
 TARGETS = [target for target, module in LIBRARY.items() if importlib.util.find_spec(module)]
@@ -113,3 +118,40 @@ def test_a_buffer_outlives_the_next_run_of_its_engine(root: Path, plan: compiled
 def test_inspect_tells_the_memory_on_the_gpu(plan: compiled.CompiledEngine) -> None:
     made = backend(plan.target)
     assert made.describe(plan.path, "vision_encoder")["device_bytes"] >= 0
+
+
+def test_polygraphys_runner_agrees(
+    root: Path, plan: compiled.CompiledEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second opinion on our runner: the same plans, run by NVIDIA's own tool on the recorded inputs."""
+    rtx = plan.target == "tensorrt-rtx"
+    monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", str(int(rtx)))  # read at its first import
+    polygraphy = pytest.importorskip("polygraphy.backend.trt")
+    if rtx != pytest.importorskip("polygraphy.config").USE_TENSORRT_RTX:
+        pytest.skip("polygraphy drives one of the two bindings in a process")
+    bundle = load(root)
+    engines = load_engines(bundle, plan, {})
+    for name in bundle.manifest.stages:
+        spec, engine = bundle.manifest.spec(name, plan.dialect), engines[name]
+        with Archive(bundle.golden(plan.dialect)) as golden:
+            recorded = read_run(bundle.manifest, name, spec, golden)
+        given = dict(recorded.inputs)
+        for _, past in spec.in_place:  # as long as the plan's
+            given[past] = np.zeros(engine.spec.input(past).extent("max"), given[past].dtype)
+        with polygraphy.TrtRunner(
+            polygraphy.EngineFromBytes((plan.path / f"{name}.plan").read_bytes())
+        ) as it:
+            theirs = {key: np.array(value) for key, value in it.infer(given, check_inputs=False).items()}
+        if spec.in_place:
+            segment = Segment(engine)
+            rows = given[spec.inputs[0].name]
+            segment.cache.reserve(rows.shape[1])
+            ours = segment.run(rows, given["position_ids"][..., 0, :])
+        else:
+            ours = engine.run(given)
+        limits = self_test.limits_in(bundle, plan.dialect, name)
+        compared = [key for key in recorded.outputs if not key.startswith("present.")]
+        assert compared
+        for key in compared:
+            for one, other in ((ours[key].numpy(), theirs[key]), (theirs[key], recorded.outputs[key])):
+                assert compare(name, key, one, other, limits).ok, f"{name} {key}"
