@@ -10,7 +10,7 @@ From bottom to top; each line imports only what is above it:
 * ``other_checkpoints``: CLIP and trained pruners. ``bundling``: writes a bundle's files.
 * ``models``: the families. ``calibration``: statistics for quantization.
 * ``build_bundle``: the steps from a model's parts and a method to a bundle.
-* ``build``: the command ``foveate build``.
+* ``build``: the command ``foveate build``. ``optimum_cli``: the same for Hugging Face's optimum.
 """
 
 from __future__ import annotations

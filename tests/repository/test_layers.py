@@ -247,9 +247,7 @@ def test_imports_inside_a_folder_follow_its_order(folder):
     order = INNER_ORDER[folder]
     names = " ".join(order).split()
     known = {
-        path.stem
-        for path in (ROOT / folder).iterdir()
-        if path.suffix == ".py" or any(path.glob("*.py"))
+        path.stem for path in (ROOT / folder).iterdir() if path.suffix == ".py" or any(path.glob("*.py"))
     }
     assert sorted(names) == sorted(known - {"__init__"})
     assert not order_faults(folder, order)
