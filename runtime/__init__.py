@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import foveate.engines  # noqa: F401  (before any library: it switches ONNX Runtime's telemetry off)
 
 if TYPE_CHECKING:
-    from foveate.runtime.pipeline import Answer, Chat, Pipeline, Timings
+    from foveate.runtime.pipeline import Answer, Chat, Options, Pipeline, Stream, Timings
 
-__all__ = ["Answer", "Chat", "Pipeline", "Timings"]
+__all__ = ["Answer", "Chat", "Options", "Pipeline", "Stream", "Timings"]
 
 
 def __getattr__(name: str) -> Any:

@@ -112,9 +112,9 @@ class Pipeline(LoadedModel):
         (``foveate.runtime.text.turns``), each image takes the place of one ``IMAGE``.
 
         ``keep`` is the budget of visual tokens per image: a count, a percentage ("22.2%"), or None for the
-        bundle's default. ``options`` (``foveate.runtime.llm.generation.Options``) says how the answer is
-        generated. Its fields may also be given by name, such as ``max_new_tokens=64`` (``asked``). The
-        default is greedy decoding with the checkpoint's penalties, lengths and stop strings.
+        bundle's default. ``options`` says how the answer is generated. Its fields may also be given by name,
+        such as ``max_new_tokens=64`` (``asked``). The default is greedy decoding with the checkpoint's
+        penalties, lengths and stop strings.
 
         Raises UserError before anything runs if an argument is out of range or the prompt does not fit into
         the model.
