@@ -128,8 +128,8 @@ question by question, with its standard error. Everything ran in ONNX Runtime {o
 on the CPU with the dialect `ort`; nothing ran on a GPU.
 
 `int4` weights are rounded to nearest, without calibration, and their products round activations to int8
-(accuracy level 4). `int8` chooses the range of activations at run time. The language model's head and
-the vision encoder are in float32 unless the precision names them.
+(accuracy level 4). `int8` finds the range of each row of an activation at run time. The language model's
+head and the vision encoder are in float32 unless the precision names them.
 
 {chr(10).join(lines)}
 
