@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["RefusedError", "UserError", "install_extra", "unknown"]
+__all__ = ["NoMemoryError", "RefusedError", "UserError", "install_extra", "unknown"]
 
 
 class UserError(Exception):
@@ -21,6 +21,10 @@ class UserError(Exception):
 
 class RefusedError(UserError):
     """A compiler or a loader that refuses a graph, which may take it in another form."""
+
+
+class NoMemoryError(UserError):
+    """Memory that does not suffice now, and may later."""
 
 
 def install_extra(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from foveate.engines.errors import UserError
+from foveate.engines.errors import NoMemoryError, RefusedError, UserError
 from foveate.engines.trt import timing_cache
 from foveate.engines.trt.cuda.device import Device
 
@@ -80,13 +80,13 @@ class Contexts:
         if context is None and self._home.release():  # it wants memory
             context = engine.create_execution_context(settings)
         if context is None:
-            raise self._refusal("no context, as when memory runs out")
+            raise self._refusal("no context, as when memory runs out", NoMemoryError)
         if not context.set_optimization_profile_async(profile, self._home.stream):
             raise self._refusal(f"profile {profile} is refused")
         return Prepared(context, engine.get_device_memory_size_for_profile_v2(profile))
 
-    def _refusal(self, why: str) -> UserError:
-        return UserError(
+    def _refusal(self, why: str, kind: type[UserError] = RefusedError) -> UserError:
+        return kind(
             f"TensorRT cannot run {self._name} | {why} | close other programs, or compile again with --force"
         )
 

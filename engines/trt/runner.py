@@ -20,7 +20,7 @@ from foveate.engines.backend import Options
 from foveate.engines.buffer import Feed, host
 from foveate.engines.disk.files import sha256
 from foveate.engines.engine import check_feeds, resolve
-from foveate.engines.errors import RefusedError, UserError
+from foveate.engines.errors import NoMemoryError, RefusedError, UserError
 from foveate.engines.row_gather import Rows
 from foveate.engines.spec import GraphSpec
 from foveate.engines.trt import logger, plan_check
@@ -40,7 +40,7 @@ def load(trt: ModuleType, target: str, file: Path, spec: GraphSpec, options: Opt
     home, size = device(), file.stat().st_size
     # Before the plan is read: on an integrated GPU, reading it takes from the memory that is counted.
     if (free := home.free_memory()) < size:
-        raise UserError(
+        raise NoMemoryError(
             f"the GPU has no room for {file.name} "
             f"| {free >> 20} MiB are free, the plan alone is {size >> 20} "
             "| close other programs, or build with int4 weights"

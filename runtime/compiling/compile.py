@@ -21,7 +21,7 @@ from foveate.engines.disk import files
 from foveate.engines.errors import UserError, unknown
 from foveate.runtime.bundle.compiled import CompiledEngine
 from foveate.runtime.bundle.loading import Bundle, load
-from foveate.runtime.compiling.job import Job, Progress
+from foveate.runtime.compiling.job import Job, Progress, next_dialect
 from foveate.runtime.compiling.work_folder import locked, work_folder
 
 __all__ = ["compile_bundle"]
@@ -66,14 +66,15 @@ def _compile(
         most = bundle.manifest.decoder.max_positions
         options["max_context"] = min(options["max_context"] or MAX_CONTEXT, most)
     machine = backend.machine(options)
-    dialect = _dialect(bundle, backend, dialect)
+    asked, dialect = dialect, _dialect(bundle, backend, dialect)
     _require_precision(bundle, backend, machine)
     folder = bundle.path / "engines" / backend.key(machine)
     known = _existing(folder)
     if (
         known
         and not force
-        and (known.options, known.dialect) == (options, dialect)
+        and known.options == options
+        and (known.dialect == dialect or (asked is None and _fell_back(backend, known)))
         and known.fault(bundle, progress=lambda name: progress(f"checking {name}")) is None
     ):
         progress(f"{folder} is up to date")
@@ -109,6 +110,13 @@ def _dialect(bundle: Bundle, backend: Backend, asked: str | None) -> str:
         f"| it has {', '.join(bundle.manifest.dialects)}, this target takes {', '.join(accepted)} "
         f"| build the bundle with --dialects {asked or accepted[0]}"
     )
+
+
+def _fell_back(backend: Backend, known: CompiledEngine) -> bool:
+    """True if an engine is in its dialect because a graph was refused or wrong in a better one."""
+    names = {each.name for each in backend.workarounds if each.dialect == known.dialect}
+    names.add(next_dialect(known.dialect, known.target).name)
+    return any(name in names for notes in known.workarounds.values() for name in notes)
 
 
 def _require_precision(bundle: Bundle, backend: Backend, machine: Machine) -> None:

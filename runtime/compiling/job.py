@@ -14,7 +14,7 @@ from typing import Any
 
 from foveate.engines.backend import Backend, Machine
 from foveate.engines.disk.files import sha256
-from foveate.engines.errors import RefusedError, UserError
+from foveate.engines.errors import NoMemoryError, RefusedError, UserError
 from foveate.engines.workarounds import Workaround
 from foveate.runtime.bundle.compiled import CompiledEngine, sources
 from foveate.runtime.bundle.loading import Bundle
@@ -23,10 +23,15 @@ from foveate.runtime.compiling.comparison import Finding
 from foveate.runtime.compiling.polygraphy_commands import reduce_hint
 from foveate.runtime.compiling.self_test import BrokenError
 
-__all__ = ["Job", "Progress"]
+__all__ = ["Job", "Progress", "next_dialect"]
 
 Progress = Callable[[str], None]
 """A function that gets one line of text about the progress."""
+
+
+def next_dialect(name: str, target: str) -> Workaround:
+    """Return the dialect ``name`` as the last workaround for a graph that is refused or fails."""
+    return Workaround(f"dialect {name}", "the next one that the target takes", (target,), dialect=name)
 
 
 @dataclass
@@ -132,10 +137,16 @@ class Job:
         Raises UserError if none is left.
         """
         if reason := self._untestable():
-            self.progress(f"self-test not run: {reason}")
-            self.write({"not_run": reason})
+            self._untested(reason)
             return
-        while fault := self._first_fault():
+        while True:
+            try:
+                fault = self._first_fault()
+            except NoMemoryError as error:  # what is compiled may be good, and took long
+                self._untested(", ".join(str(error).split(" | ")[:2]))
+                return
+            if fault is None:
+                return
             graph, failed = fault.graph, isinstance(fault, BrokenError)
             if isinstance(fault, BrokenError):
                 what, seen = "fails", fault.why
@@ -154,6 +165,10 @@ class Job:
                     + reduce_hint(self.bundle, self.machine["target"], self.dialect, graph)
                 )
             self.compile(self._apply(workaround, graph))
+
+    def _untested(self, reason: str) -> None:
+        self.progress(f"self-test not run: {reason}")
+        self.write({"not_run": reason})
 
     def _untestable(self) -> str | None:
         recorded = self.bundle.golden(self.dialect)
@@ -183,10 +198,7 @@ class Job:
         self.tried.add(self.dialect)
         known = [*self.backend.workarounds]
         if failed:
-            target, why = (self.machine["target"],), "the next one that the target takes"
-            known += [
-                Workaround(f"dialect {name}", why, target, dialect=name) for name in self.backend.dialects
-            ]
+            known += [next_dialect(name, self.machine["target"]) for name in self.backend.dialects]
         tried = self.applied.get(graph, ())
         return next((each for each in known if each not in tried and self._changes(each)), None)
 

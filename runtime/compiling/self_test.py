@@ -20,7 +20,7 @@ import numpy as np
 
 from foveate.engines import topk_logits
 from foveate.engines.engine import Engine
-from foveate.engines.errors import RefusedError, UserError
+from foveate.engines.errors import NoMemoryError, RefusedError, UserError
 from foveate.engines.targets import backend
 from foveate.runtime.bundle.arrays import Archive
 from foveate.runtime.bundle.compiled import CompiledEngine, load_engine
@@ -78,7 +78,7 @@ def _named(graph: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise UserError(
+        raise NoMemoryError(
             f"no memory to test the graph {graph} | {error} | close other programs, or --no-self-test"
         ) from error
     except (RefusedError, RuntimeError) as error:

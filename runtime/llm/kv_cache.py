@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from foveate.engines.buffer import Buffer
 from foveate.engines.engine import Engine
-from foveate.engines.errors import UserError
+from foveate.engines.errors import NoMemoryError
 from foveate.engines.spec import Symbol
 
 __all__ = ["KVCache"]
@@ -51,7 +51,7 @@ class KVCache:
         except BaseException as error:  # Ctrl-C as well: a cache with half its layers is useless
             self.clear()
             if isinstance(error, MemoryError):
-                raise UserError(
+                raise NoMemoryError(
                     f"no memory for the cache | {rows} rows in {len(self._names)} buffers were wanted "
                     "| ask for fewer new tokens, or keep fewer visual tokens"
                 ) from error

@@ -55,8 +55,12 @@ class Layer:
     """A node of the file."""
 
     def __init__(self, network: Network, node: onnx.NodeProto) -> None:
+        self._inputs = [Tensor(network, name) for name in node.input]
         self._outputs = [Tensor(network, name) for name in node.output]
-        self.num_outputs = len(self._outputs)
+        self.num_inputs, self.num_outputs = len(self._inputs), len(self._outputs)
+
+    def get_input(self, index: int) -> Tensor:
+        return self._inputs[index]
 
     def get_output(self, index: int) -> Tensor:
         return self._outputs[index]
@@ -74,6 +78,13 @@ class Network:
 
     def get_layer(self, index: int) -> Layer:
         return Layer(self, self.model.graph.node[index])
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.model.graph.input)
+
+    def get_input(self, index: int) -> Tensor:
+        return Tensor(self, self.model.graph.input[index].name)
 
     @property
     def num_outputs(self) -> int:

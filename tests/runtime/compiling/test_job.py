@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from foveate.engines import targets
-from foveate.engines.errors import RefusedError, UserError
+from foveate.engines.errors import NoMemoryError, RefusedError, UserError
 from foveate.engines.ort.backend import OnnxRuntime
 from foveate.engines.spec import GraphSpec
 from foveate.engines.workarounds import Workaround
@@ -122,6 +122,9 @@ def test_another_dialect_is_tried_for_all_graphs(
     assert made.dialect == "primitive" and made.self_test["ok"]
     assert all(made.workarounds[name] == [backend.cure] for name in bundle.manifest.stages)
     assert len(backend.compiled) == len(bundle.manifest.stages) + 1 + bundle.manifest.stages.index("llm")
+    said: list[str] = []
+    compile_bundle(root, progress=said.append)
+    assert said[-1].endswith("is up to date")
 
 
 def test_no_workaround_helps_where_memory_or_the_disk_ends(refusing: Any) -> None:
@@ -132,6 +135,17 @@ def test_no_workaround_helps_where_memory_or_the_disk_ends(refusing: Any) -> Non
     with pytest.raises(UserError, match="No space left"):
         compile_bundle(root)
     assert sum(name.startswith("llm") for name in backend.compiled) == 1
+
+
+def test_what_is_compiled_stays_where_memory_ends_in_the_self_test(refusing: Any) -> None:
+    def full(graph: str) -> Exception:
+        return NoMemoryError("the GPU has no room for llm.plan | 10 MiB are free | close other programs")
+
+    for error in (full, lambda graph: MemoryError("no memory on the GPU")):
+        root, _ = refusing("load", "none", error, FIRST)
+        compile_bundle(root, force=True)
+        (made,) = compiled.compiled_engines(load(root))
+        assert "no memory" in made.self_test["not_run"] or "no room" in made.self_test["not_run"]
 
 
 def test_a_known_fault_without_workaround_has_advice(refusing: Any) -> None:

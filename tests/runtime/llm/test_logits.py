@@ -125,7 +125,8 @@ def test_the_self_test_asks_for_the_candidates(
 ) -> None:
     opened = load(bundle)
     for largest in (1, 0):
-        monkeypatch.setattr(self_test, "load_engines", lambda *rest, largest=largest: picking(largest))
+        engines = picking(largest)
+        monkeypatch.setattr(self_test, "load_engine", lambda b, m, name, s, engines=engines: engines[name])
         found = {finding.answer: finding.ok for finding in self_test.replay(opened, choose(opened))}
         for answer in ("top_values", "top_values, in pieces"):
             assert found.pop(answer) is bool(largest)
