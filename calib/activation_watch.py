@@ -2,8 +2,8 @@
 
 Factors (``smoothing``) are tried on these rows.
 
-``LayerWatch`` hooks into a torch layer whose modules have the paths of ``fold.GROUPS``. Samples then pass
-through the layer, and ``finish`` returns the tensors of ``statistics``. Memory does not grow with the
+``LayerWatch`` hooks into a torch layer whose modules have the paths of ``input_groups.GROUPS``. Samples then
+pass through the layer, and ``finish`` returns the tensors of ``statistics``. Memory does not grow with the
 samples.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foveate.calib.input_groups import GROUPS, Group
 from foveate.calib.smoothing import awq, smoothquant
-from foveate.calib.smoothing.fold import GROUPS, Group
 
 __all__ = ["ROWS", "InputWatch", "LayerWatch"]
 

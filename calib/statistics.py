@@ -27,7 +27,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from foveate.calib.smoothing.fold import GROUPS, of_layer
+from foveate.calib.input_groups import GROUPS, of_layer
 from foveate.engines.disk.files import atomic_file
 from foveate.engines.errors import UserError
 

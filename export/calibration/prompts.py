@@ -22,8 +22,8 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from foveate.calib.input_groups import GROUPS
 from foveate.calib.samples import Sample
-from foveate.calib.smoothing.fold import GROUPS
 from foveate.engines.disk.files import atomic_file
 from foveate.engines.engine import Engine
 from foveate.engines.errors import UserError

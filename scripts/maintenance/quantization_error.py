@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from foveate.calib import schemes
 from foveate.calib.activation_watch import LayerWatch
+from foveate.calib.input_groups import GROUPS
 from foveate.calib.schemes.quantized import Form
 from foveate.calib.schemes.scheme import Scheme
-from foveate.calib.smoothing.fold import GROUPS, Smoothed
+from foveate.calib.smoothing.fold import Smoothed
 from foveate.calib.statistics import InputStatistics, Statistics
 from foveate.export.checkpoints.module_weights import fill
 from foveate.export.networks.decoder import Decoder, DecoderLayer, rope_tables

@@ -22,9 +22,20 @@ MAY_IMPORT = {
     "jetson": {"jetson", "runtime", "engines"},
 }
 BACKENDS = sorted(path.parent.name for path in (ROOT / "engines").glob("*/target.py"))
+COMMANDS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
 INNER_ORDER: dict[str, list[str]] = {
     # The modules and sub-packages of a folder. Each may import those in the lines above it, never one below
     # it or beside it in its line. Every module is listed. A folder's __init__ may import all of them.
+    "calib": [
+        "graph_values input_groups scenes",
+        "samples statistics",
+        "schemes",
+        "smoothing",
+        "activation_watch",
+    ],
+    "calib/scenes": ["draw", "questions"],
+    "calib/schemes": ["quantized", "graph_site", "scheme", "fp8 int4 int8"],
+    "calib/smoothing": ["awq fold smoothquant"],
     "engines": [
         "child errors hidden_install spec",
         "disk buffer workarounds",
@@ -96,6 +107,10 @@ INNER_ORDER: dict[str, list[str]] = {
         "chat_format",
         "prompt",
     ],
+    "jetson": ["device", "deployment planner"],
+    "jetson/deployment": ["installer wheels", "pack", "deploy"],
+    "jetson/device": ["devices system", "inventory", "doctor power_modes"],
+    "jetson/planner": ["model_config", "model_sizes", "memory roofline", "plan"],
     "runtime": [
         "bundle clock input_file text",
         "images overflow",
@@ -108,6 +123,13 @@ INNER_ORDER: dict[str, list[str]] = {
         "pipeline",
         "measuring",
         "cli",
+    ],
+    "runtime/bundle": [
+        "arrays licence rebuild settings typed_json",
+        "manifest",
+        "inside stamps",
+        "loading",
+        "compiled",
     ],
     "runtime/cli": [
         "__main__ options signals streams typed_prompt",
@@ -135,9 +157,28 @@ INNER_ORDER: dict[str, list[str]] = {
         "penalties segment",
         "decoder",
     ],
+    "runtime/measuring": ["costs energy", "bench"],
     "runtime/text": ["turns", "chat_format", "chat_prompt", "stops"],
     "runtime/video": ["capture latest_frame video_file"],
     "runtime/vision": ["features pieces question", "pre_llm_pruner", "stages"],
+    "scripts": ["generated maintenance speed training", "evaluation", " ".join(COMMANDS)],
+    "scripts/evaluation": [
+        "arguments contact_sheet plots report store",
+        "benchmarks bundles page",
+        "lmms_eval_model scenes",
+        "compare",
+        "claims precision",
+    ],
+    "scripts/evaluation/benchmarks": [
+        "base xlsx",
+        "gqa mmbench mme pope refcoco scienceqa textvqa",
+        "run",
+    ],
+    "scripts/generated": ["api_page fit_plan plan_methods plan_models", "generate"],
+    "scripts/speed": ["arguments rival_models startup tables", "contenders pruners", "first_token growth"],
+    "scripts/training": ["ocvtp shapes"],
+    "scripts/training/ocvtp": ["convert decoder features", "trainer", "train"],
+    "scripts/training/shapes": ["data model", "stages", "talk", "train"],
 }
 DEVICE = ("engines", "runtime", "jetson")
 DEVICE_LIBRARIES = {"numpy", "PIL", "tokenizers", "foveate"}
@@ -222,7 +263,8 @@ def test_the_layer_test_sees_faults(tmp_path, monkeypatch):
 def order_faults(folder: str, order: list[str]) -> list[str]:
     """Return what a folder's modules import although it does not come before them in ``order``."""
     rank = {name: number for number, line in enumerate(order) for name in line.split()}
-    package = ["foveate", *folder.split("/")]
+    package = folder.split("/")
+    package = package[1:] if package[0] == "scripts" else ["foveate", *package]  # scripts/ is on the path
     faults = []
     for path in sources(folder):
         name = path.relative_to(ROOT / folder).parts[0].removesuffix(".py")
@@ -263,6 +305,8 @@ def test_the_order_test_sees_faults(tmp_path, monkeypatch):
         "part/high/__init__.py": "import foveate.part.low\n",
         "part/high/inner.py": "from foveate.part.high import other\nfrom foveate.part import top, low\n",
         "part/new.py": "",
+        "scripts/low/one.py": "from high import two\nfrom low import other\n",
+        "scripts/high/two.py": "def f():\n    from low.one import A\n    import high.two\n",
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
@@ -271,6 +315,9 @@ def test_the_order_test_sees_faults(tmp_path, monkeypatch):
         "part/high/inner.py:2: part: high may not import top",
         "part/low.py:3: part: low may not import high",
         "part: new is not in the order",
+    ]
+    assert order_faults("scripts", ["low", "high"]) == [
+        "scripts/low/one.py:1: scripts: low may not import high"
     ]
 
 
