@@ -1,14 +1,14 @@
 """Writes weights from the checkpoint to the bundle's external data, one at a time, and quantizes them.
 
 ``Store.write`` writes every tensor that the traced graphs need, once, in each part that some dialect needs.
-Dialects share equal parts. ``attach`` then points a graph's initializers to them. The encoding of a weight is
-the name of a scheme (``calib/schemes``), or a dtype if the weight is not quantized.
+Dialects share equal parts. ``graph_weights.attach`` then points a graph's initializers to them. The encoding
+of a weight is the name of a scheme (``calib/schemes``), or a dtype if the weight is not quantized.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,25 +17,12 @@ import onnx_ir as ir
 import torch
 
 from foveate.calib import schemes
-from foveate.calib.graph_values import dtype_of, shape_of
-from foveate.calib.schemes.graph_site import Site
-from foveate.calib.schemes.quantized import Form, Part, PartKind, PartName, Quantized, unpack
-from foveate.calib.statistics import InputStatistics, Statistics
+from foveate.calib.schemes.quantized import Part, PartKind, PartName, Quantized, unpack
 from foveate.engines.errors import UserError
 from foveate.export.checkpoints.layered_weights import packed
-from foveate.export.lowering.common_passes import cast_behind
 from foveate.export.spec import Weights
 
-__all__ = [
-    "Reading",
-    "Rounding",
-    "Store",
-    "attach",
-    "parts_of",
-    "pending",
-    "require_finite",
-    "require_ranges",
-]
+__all__ = ["Store", "require_finite"]
 
 _ALIGNMENT = 4096  # one page, since engines map the file into memory
 _QUANTIZED = tuple(PartName(PartKind.VALUES, dtype) for dtype in ("int4", "int8", "int7", "float8_e4m3fn"))
@@ -172,73 +159,6 @@ class Store:
         return unpack(raw, place.dtype, place.shape)
 
 
-Rounding = Callable[[torch.Tensor], torch.Tensor]
-"""A function that rounds the input [..., K] of a product as the graph does, with all rows in one call."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The effective weights of the graphs of a ``form``.
-
-    ``encodings`` are those of the weights, by name. Without a form, weights are read in the best stored form
-    and inputs are not rounded. ``pruning`` holds separate weights for the in-LLM pruners, or None to use
-    these.
-    """
-
-    store: Store
-    form: Form | None = None
-    encodings: Mapping[str, str] = field(default_factory=dict)
-    statistics: Statistics | None = None
-    pruning: Reading | None = None
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.store
-
-    def get(self, name: str) -> torch.Tensor:
-        """Return a weight in float32 (``Store.get``). The graph need not use the weight."""
-        if self.form is None or name not in self.encodings:
-            return self.store.get(name)
-        return self.store.get(name, parts_of(self.encodings[name], self.form))
-
-    def rounding(self, name: str) -> Rounding | None:
-        """Return the rounding of the inputs of products with the weight ``name``; None if there is none."""
-        encoding, form = self.encodings.get(name), self.form
-        if encoding is None or form is None or not _rounds(encoding):
-            return None
-        seen = _inputs(self.statistics, name)
-        return lambda x: schemes.load(encoding).rounded(x, form, seen)
-
-    @property
-    def rounds(self) -> bool:
-        """True if some graph rounds the inputs of its products."""
-        return any(map(_rounds, self.encodings.values())) or (
-            self.pruning is not None and self.pruning.rounds
-        )
-
-
-def _rounds(encoding: str) -> bool:
-    return encoding in schemes.names() and schemes.load(encoding).rounds_activations
-
-
-def pending(
-    model: ir.Model, choose: Callable[[str, tuple[int, ...]], str | None]
-) -> Iterator[tuple[str, str]]:
-    """Yield (name, encoding) for the weights of a traced graph.
-
-    The encoding is the choice of ``choose``, or the dtype.
-    """
-    for name, value in model.graph.initializers.items():
-        if value.const_value is None:
-            yield name, choose(name, shape_of(value).numpy()) or dtype_of(value).numpy().name
-
-
-def parts_of(encoding: str, form: Form) -> tuple[PartName, ...]:
-    """Return the parts that a graph of that form reads of a weight in that encoding."""
-    if encoding in schemes.names():
-        return schemes.load(encoding).needs(form)
-    return (PartName(PartKind.VALUES, encoding),)
-
-
 def require_finite(name: str, stored: np.ndarray) -> None:
     """Raise UserError if the weight ``name`` holds NaN or infinity in its ``stored`` form."""
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
@@ -248,63 +168,3 @@ def require_finite(name: str, stored: np.ndarray) -> None:
             "| with numbers that large, build with --precision fp32 --dialects ort; "
             "else the checkpoint is damaged"
         )
-
-
-def require_ranges(needs: Iterable[tuple[str, str]], form: Form, statistics: Statistics | None) -> None:
-    """Raise UserError if a graph of that form needs calibrated ranges that are missing."""
-    for name, encoding in needs:
-        if not form.dynamic and _rounds(encoding) and _inputs(statistics, name) is None:
-            seen = "calibration has not seen it" if statistics else "there was no calibration"
-            raise UserError(
-                f"no range is known of what {name} reads "
-                f"| {encoding} rounds it with a range fixed at build time, and {seen} "
-                "| calibrate the part that it is in, leave that part in the compute dtype, "
-                "or build --dialects ort"
-            )
-
-
-def attach(
-    model: ir.Model,
-    store: Store,
-    encodings: Iterable[tuple[str, str]],
-    form: Form,
-    statistics: Statistics | None = None,
-) -> None:
-    """Give each pending initializer its external data. Schemes replace it with their own nodes.
-
-    ``require_ranges`` has checked that the ranges which they need are known.
-    """
-    graph = model.graph
-    shared: dict[tuple[ir.Value, Hashable], ir.Value] = {}
-    for name, encoding in encodings:
-        value = graph.initializers[name]
-        if encoding not in schemes.names():
-            tensor = store.tensor(name, PartName(PartKind.VALUES, encoding))
-            assert tensor is not None, f"{name} was not written"
-            value.const_value = tensor
-            if tensor.dtype != value.dtype:  # a widened graph, see write_graphs.widen
-                cast_behind(graph, value, dtype_of(value))
-                value.type = ir.TensorType(tensor.dtype)
-            continue
-
-        def find(part: PartName, name: str = name) -> ir.Value | None:
-            tensor = store.tensor(name, part)
-            return None if tensor is None else _initializer(graph, f"{name}.{part.label}", tensor)
-
-        site = Site(graph, value, form, find, _inputs(statistics, name), shared)
-        schemes.load(encoding).place(site)
-        del graph.initializers[name]
-
-
-def _inputs(statistics: Statistics | None, name: str) -> InputStatistics | None:
-    try:
-        return statistics.inputs(name) if statistics else None
-    except KeyError:
-        return None
-
-
-def _initializer(graph: ir.Graph, name: str, tensor: ir.ExternalTensor) -> ir.Value:
-    if name not in graph.initializers:
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.register_initializer(value)
-    return graph.initializers[name]

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.export.bundling import reference_run
+from foveate.export.bundling.graph_weights import Reading
 from foveate.export.bundling.precision import Precision
-from foveate.export.bundling.ranges import Ranges
-from foveate.export.bundling.weight_store import Reading, require_finite
+from foveate.export.bundling.reference import run as reference_run
+from foveate.export.bundling.reference.ranges import Ranges
+from foveate.export.bundling.weight_store import require_finite
 from foveate.export.graphs.graph import Graph
 from foveate.export.model_parts import ModelParts
 from foveate.export.pruning.method import Method

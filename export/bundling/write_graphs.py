@@ -13,16 +13,10 @@ from foveate.calib.schemes.quantized import Form, PartName
 from foveate.calib.statistics import Statistics
 from foveate.engines.errors import UserError
 from foveate.export import lowering
+from foveate.export.bundling.graph_weights import Reading, attach, parts_of, pending, require_ranges
 from foveate.export.bundling.precision import Precision
-from foveate.export.bundling.ranges import MARGIN, Peak, Ranges
-from foveate.export.bundling.weight_store import (
-    Reading,
-    Store,
-    attach,
-    parts_of,
-    pending,
-    require_ranges,
-)
+from foveate.export.bundling.reference.ranges import MARGIN, Peak, Ranges
+from foveate.export.bundling.weight_store import Store
 from foveate.export.checkpoints.layered_weights import LayeredWeights, TensorWeights, packed
 from foveate.export.graphs import trace
 from foveate.export.graphs.graph import Graph

@@ -1,7 +1,7 @@
 """Export of a graph from torch to ONNX: trace its module on the meta device, then clean up the model.
 
 The result is an ``onnx_ir.Model`` whose initializers have names, dtypes and shapes but no data yet.
-``weight_store.attach`` points them to the external data. A 7B decoder with 32 layers traces in seconds and
+``graph_weights.attach`` points them to the external data. A 7B decoder with 32 layers traces in seconds and
 half a gigabyte.
 """
 

@@ -27,8 +27,8 @@ class Limits:
 
     ``cosine`` is the smallest allowed cosine. ``error`` is the largest allowed difference, relative to the
     largest value; logits closer than that are a near-tie. ``noise`` is the relative noise of a pruner's
-    inputs: a choice that it changes is a near-tie (``export.bundling.near_ties``). ``swaps`` is the share of
-    kept tokens that may differ besides.
+    inputs: a choice that it changes is a near-tie (``export.bundling.reference.near_ties``). ``swaps`` is the
+    share of kept tokens that may differ besides.
     """
 
     cosine: float
@@ -47,7 +47,7 @@ LIMITS = {
 }
 """Limits by the graph's dtype, and by the type to which it rounds activations.
 
-Reference answers were rounded in the same way (``export.bundling.reference_run``), so what is left are values
+Reference answers were rounded in the same way (``export.bundling.reference.run``), so what is left are values
 that fall to the other side of a rounding step. Two kinds of rounding are not in the reference answers: what
 ONNX Runtime rounds by itself (int4 products at accuracy level 4), and int8 prompts of a model whose decoding
 uses int4.

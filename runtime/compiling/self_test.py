@@ -3,9 +3,9 @@
 Each graph gets the inputs that the build recorded (``golden*.npz``), and its outputs are compared with
 torch's in float32: cosine, largest error relative to the largest value, the most likely token, and the kept
 tokens. Near-ties are excused; those of pruners were found by the build
-(``export.bundling.near_ties``). The language model is replayed as it is used: the prompt at once and then
-token by token over one kv cache, and once more the prompt in pieces. The cache's first and last layer are
-compared at the end of both.
+(``export.bundling.reference.near_ties``). The language model is replayed as it is used: the prompt at once
+and then token by token over one kv cache, and once more the prompt in pieces. The cache's first and last
+layer are compared at the end of both.
 """
 
 from __future__ import annotations

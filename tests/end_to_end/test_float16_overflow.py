@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from foveate.engines.errors import UserError
 from foveate.export import methods, models
 from foveate.export.build import build
-from foveate.export.bundling import ranges
+from foveate.export.bundling.reference import ranges
 from foveate.runtime import cli
 from foveate.runtime.compiling.compile import compile_bundle
 from foveate.runtime.pipeline import Pipeline

@@ -69,11 +69,12 @@ INNER_ORDER: dict[str, list[str]] = {
         "optimum_cli",
     ],
     "export/bundling": [
-        "json_schema near_ties precision ranges staging weight_store",
-        "publish reference_graph write_graphs",
-        "reference_run",
-        "write_files",
+        "json_schema precision staging weight_store",
+        "graph_weights publish",
+        "reference",
+        "write_files write_graphs",
     ],
+    "export/bundling/reference": ["near_ties ranges", "graph", "run"],
     "export/calibration": ["prompts", "calibrate"],
     "export/checkpoints": [
         "files layered_weights model_names prequantized",

@@ -11,8 +11,8 @@ from foveate.calib import schemes
 from foveate.engines.errors import UserError
 from foveate.export import lowering, methods, models
 from foveate.export.build import build
+from foveate.export.bundling.graph_weights import require_ranges
 from foveate.export.bundling.precision import SAFE, Precision, dialects
-from foveate.export.bundling.weight_store import require_ranges
 from foveate.export.calibration.calibrate import Calibration
 from foveate.export.models import llava
 from foveate.export.networks.decoder import Linear

@@ -1,6 +1,6 @@
 """The largest values that a model computes, by graph and layer. They tell which graphs float16 can hold.
 
-Reference answers are recorded in float32 (``reference_run``). While a module runs, ``Ranges.watch`` notes the
+Reference answers are recorded in float32 (``run``). While a module runs, ``Ranges.watch`` notes the
 largest absolute value of everything that a float16 graph would have to hold: the inputs and outputs of every
 module (the residual stream, the products of an MLP, norms), every product of two matrices, and the scores of
 attention. Sums inside an operator, such as the squares of a norm, are left out, since engines compute them in

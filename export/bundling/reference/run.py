@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engines.spec import TensorSpec
-from foveate.export.bundling.ranges import Ranges
-from foveate.export.bundling.reference_graph import half, run_graph, run_segment
-from foveate.export.bundling.weight_store import Reading
+from foveate.export.bundling.graph_weights import Reading
+from foveate.export.bundling.reference.graph import half, run_graph, run_segment
+from foveate.export.bundling.reference.ranges import Ranges
 from foveate.export.graphs.graph import Graph
 from foveate.runtime.images.token_layout import Layout
 from foveate.runtime.llm.budget import Points

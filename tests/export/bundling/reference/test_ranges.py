@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from foveate.engines.errors import UserError
 from foveate.export import build as build_module
-from foveate.export.bundling import ranges as ranges_module
-from foveate.export.bundling.ranges import Ranges
+from foveate.export.bundling.reference import ranges as ranges_module
+from foveate.export.bundling.reference.ranges import Ranges
 from foveate.export.networks.decoder import Decoder, DecoderLayer, rope_of, rope_tables
 from foveate.export.spec import DecoderSpec
 from foveate.runtime.bundle.loading import write_manifest

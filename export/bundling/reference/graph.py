@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate.export.bundling.near_ties import near_ties
-from foveate.export.bundling.ranges import Ranges
-from foveate.export.bundling.weight_store import Reading, Rounding
+from foveate.export.bundling.graph_weights import Reading, Rounding
+from foveate.export.bundling.reference.near_ties import near_ties
+from foveate.export.bundling.reference.ranges import Ranges
 from foveate.export.checkpoints.module_weights import fill
 from foveate.export.graphs.graph import Graph
 from foveate.export.networks.decoder import (

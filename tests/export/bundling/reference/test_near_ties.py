@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.export.bundling.near_ties import near_ties
+from foveate.export.bundling.reference.near_ties import near_ties
 from foveate.runtime.compiling.comparison import LIMITS
 
 NARROW, WIDE = LIMITS["float32"].noise, LIMITS["float16"].noise
