@@ -33,7 +33,7 @@ OLDEST_FOR_ORT = (1, 28)
 """Oldest version that computes the dialect ``ort`` correctly.
 
 Found by running: 1.24 has no kernel for TensorScatter(24). 1.25 to 1.27 answer wrongly if a prompt comes in
-two pieces, as in the second turn of a chat (masks of Attention with a cache).
+two pieces, as in the second turn of a chat (masks of Attention with a cache). The self-test finds both.
 """
 
 _GPU = "'onnxruntime-gpu[cuda,cudnn]'"  # the extras bring the libraries of CUDA that the provider loads

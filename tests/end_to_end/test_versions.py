@@ -43,18 +43,29 @@ def test_the_requirements_are_read_from_the_project():
     assert "onnxscript==0.7.2" in pinned("3.11", oldest=True, extra="export")
 
 
-def run(command: list[str | Path], text: str | None = None) -> str:
-    """A command without this environment's packages, and without the folder that it was started in."""
+def start(
+    command: list[str | Path], text: str | None = None, first: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command without this environment's packages, and without the folder that it was started in.
+
+    ``first`` is a folder with packages that hide those of the command's environment.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
+    environment |= {"OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(first)} if first else {})
+    return subprocess.run(
         [*map(str, command)],
         input=text,
         cwd="/",
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def run(command: list[str | Path], text: str | None = None, first: Path | None = None) -> str:
+    """Return what a command prints. It must succeed. See ``start``."""
+    done = start(command, text, first)
     assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -167,3 +178,68 @@ def test_the_oldest_of_the_host_side_build_what_the_oldest_runtime_answers(newes
     options = ["--method", "sppruner", "--precision", "fp32", "--no-compile", "--out", tmp_path / "built"]
     run([place / "foveate", "build", "--model", ROOT / "scripts/shapes", *options])
     assert answers(place, tmp_path / "built", tmp_path / "bundle") == newest
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``bin`` of an environment with the newest versions."""
+    version = interpreters()[0]
+    folder = tmp_path_factory.mktemp("device") / "venv"
+    return environment(folder, interpreter(version), pinned(version, oldest=False))
+
+
+def exchanged(device: Path, folder: Path, requirement: str) -> Path:
+    """A folder with another onnxruntime alone, which hides the one of ``device``."""
+    run([device / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, requirement])
+    return folder
+
+
+SERVING = ("1.28.0", "1.29.0", "1.30.0", "1.31.0", "1.31.1", "1.32.0")
+REFUSED = {
+    "1.24.4": "does not take llm.ort.onnx",
+    "1.25.1": "logits, in pieces: cosine",
+    "1.26.0": "logits, in pieces: cosine",
+    "1.27.0": "logits, in pieces: cosine",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", SERVING)
+def test_the_self_test_passes_in_every_onnx_runtime_that_serves(device, shapes, tmp_path, version):
+    other = exchanged(device, tmp_path / "other", f"onnxruntime=={version}")
+    for dialect in ("ort", "primitive"):
+        copy = shutil.copytree(shapes, tmp_path / dialect, ignore=shutil.ignore_patterns("engines"))
+        run([device / "foveate", "compile", copy, "--dialect", dialect], first=other)
+        assert f"engine onnxruntime-{version}" in run([device / "foveate", "check", copy], first=other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", REFUSED)
+def test_an_older_onnx_runtime_is_refused_and_the_self_test_knows_why(device, shapes, tmp_path, version):
+    """Refused by name. Without that, the self-test finds out."""
+    other = exchanged(device, tmp_path / "other", f"onnxruntime=={version}")
+    copy = shutil.copytree(shapes, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
+    command = ["compile", str(copy), "--dialect", "ort"]
+    refused = start([device / "foveate", *command], first=other)
+    assert refused.returncode == 1 and f"ONNX Runtime {version}" in refused.stderr
+    assert "pip install -U onnxruntime" in refused.stderr
+    forced = "from foveate.engines.ort import library; library.OLDEST_FOR_ORT = (0,)"
+    code = f"{forced}; from foveate.runtime import cli; raise SystemExit(cli.main({command!r}))"
+    tested = start([device / "python", "-c", code], first=other)
+    assert tested.returncode == 1 and REFUSED[version] in tested.stderr, tested.stderr
+    run([device / "foveate", "compile", copy], first=other)
+    assert "fine: " in run([device / "foveate", "check", copy], first=other)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU")
+def test_onnxruntime_gpu_without_cuda_is_refused_by_name(device, shapes, tmp_path):
+    other = exchanged(device, tmp_path / "other", "onnxruntime-gpu>=1.28")
+    copy = shutil.copytree(shapes, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
+    for more in ([], ["--no-self-test"]):
+        command = [device / "foveate", "compile", copy, "--provider", "cuda", *more]
+        done = start(command, first=other)
+        assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+        assert "cannot use the GPU | libcublas" in done.stderr and "libcuda.so.1" in done.stderr
+        assert "pip install 'onnxruntime-gpu[cuda,cudnn]'" in done.stderr
+        assert not list(copy.glob("engines/*cuda*"))
