@@ -150,8 +150,8 @@ class Job:
             graph, failed = fault.graph, isinstance(fault, BrokenError)
             if isinstance(fault, BrokenError):
                 what, seen = "fails", fault.why
-            elif error := self_test.not_finite(self.bundle, self.dialect, fault):
-                raise error
+            elif cause := self_test.not_finite(self.bundle, self.dialect, fault):
+                raise cause
             else:
                 what, seen = "is wrong", self_test.seen(fault)
             self.progress(f"{graph} {what}: {seen}")
