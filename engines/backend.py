@@ -22,9 +22,10 @@ from foveate.engines.workarounds import Workaround
 __all__ = ["MAX_CONTEXT", "Backend", "Machine", "Option", "Options", "Target"]
 
 MAX_CONTEXT = 4096
-"""Rows of the kv cache in an engine that needs a fixed number, unless the model takes fewer.
+"""Most rows of the kv cache in an engine that needs a fixed number, if the user asks for no number.
 
-Such a backend has an option ``max_context`` whose default is None. Its value is set before ``compile_graph``.
+Such a backend has an option ``max_context`` whose default is None. Its value is set before ``compile_graph``
+(``runtime.llm.cache_rows``).
 """
 
 Options = Mapping[str, Any]

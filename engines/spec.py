@@ -87,9 +87,33 @@ class GraphSpec:
 
         return replace(self, inputs=settle(self.inputs), outputs=settle(self.outputs))
 
+    @property
+    def rows(self) -> Dim:
+        """Number of rows that a graph with a kv cache computes at once: axis 1 of its first input."""
+        return self.inputs[0].shape[1]
+
+    @property
+    def most_rows(self) -> int:
+        """Largest number of ``rows``."""
+        return self.rows.max if isinstance(self.rows, Symbol) else self.rows
+
+    def with_most_rows(self, most: int) -> GraphSpec:
+        """Return this spec, of a graph with a kv cache, with at most ``most`` rows at once."""
+
+        def bound(dim: Dim) -> Dim:
+            if isinstance(dim, int) or dim != self.rows:
+                return dim
+            high = min(dim.max, most)
+            return Symbol(dim.name, min(dim.min, high), min(dim.opt, high), high)
+
+        def settle(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            return tuple(replace(tensor, shape=tuple(map(bound, tensor.shape))) for tensor in tensors)
+
+        return replace(self, inputs=settle(self.inputs), outputs=settle(self.outputs))
+
     def appending(self) -> GraphSpec:
         """Return this spec for a graph whose cache outputs hold only the new rows."""
-        rows, into = self.inputs[0].shape[1], dict(self.in_place)
+        rows, into = self.rows, dict(self.in_place)
 
         def shorter(tensor: TensorSpec) -> TensorSpec:
             batch, heads, _, width = tensor.shape

@@ -116,7 +116,8 @@ def _room(
         longest, visual = max(rows, positions), sum(map(len, visuals))
         raise UserError(
             f"the prompt is too long | got {longest} tokens ({visual} of them visual), "
-            f"expected at most {longest + room - 1} | shorten it, or lower keep"
+            f"expected at most {longest + room - 1} "
+            "| shorten it, lower keep, or compile with a larger --max-context if the model takes more"
         )
     return room
 

@@ -13,8 +13,9 @@ _TITLE = "TensorRT and TensorRT for RTX"
 _OPTIONS = (
     Option(
         "max_context",
-        "Give the kv cache room for this many rows, prompt and answer together "
-        f"(default: {MAX_CONTEXT}, or the model's limit if that is lower).",
+        "Give the kv cache room for this many rows, prompt and answer together. All of them take memory "
+        "and are read for every token, however short the prompt is (default: what one question about the "
+        f"largest image needs without pruning, at most {MAX_CONTEXT}).",
         kind="number",
         least=1,
     ),

@@ -34,6 +34,7 @@ from foveate.jetson.device.devices import jetpack_of
 from foveate.jetson.device.inventory import l4t_of
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli import Parser, options
+from foveate.runtime.llm.cache_rows import cache_rows, told
 
 __all__ = ["Remote", "deploy", "main"]
 
@@ -182,14 +183,17 @@ def deploy(
     """Deploy ``bundle`` and return the first answer.
 
     ``target`` None means JetPack's TensorRT on a Jetson, and ONNX Runtime elsewhere. ``max_context`` is the
-    number of rows of the kv cache; None is the default of ``foveate compile``. Raises UserError that
-    names the step that failed.
+    number of rows of the kv cache; None is the default of ``foveate compile``, and the model's limit caps it.
+    Raises UserError that names the step that failed.
     """
     manifest = load(bundle, full=True, progress=lambda name: say(f"checking {name}")).manifest
     there = _probe(remote, python, root)
     system, root = _target(there), there["root"]
     target = target or ("tensorrt" if system.cuda else "onnxruntime")
-    options_of(target, {"max_context": max_context})  # refused before anything is sent
+    settings = options_of(target, {"max_context": max_context})  # refused before anything is sent
+    if "max_context" in settings:
+        max_context = cache_rows(manifest, max_context)
+        say(told(manifest, max_context))
     say(f"{remote.host}: {system.machine}, Python {system.python}, glibc {system.glibc}")
     incoming, place = f"{root}/incoming/{manifest.name}", f"{root}/bundles/{manifest.name}"
     foveate = f"{root}/runtime/bin/foveate"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.engines.errors import UserError
+from foveate.engines.trt.limits import LARGEST_SORT
 from foveate.runtime.images.anyres import AnyresProcessor
 from foveate.runtime.images.pixels import Normalization
 
@@ -66,11 +67,17 @@ def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
         "patch_size": v["patch_size"],
         "patches": side**2,
     }
-    tokens, pinpoints = side**2, config.get("image_grid_pinpoints")
-    if pinpoints:
+    tokens = most = side**2
+    if pinpoints := config.get("image_grid_pinpoints"):
         tiles = AnyresProcessor(v["image_size"], pinpoints, Normalization())
         tokens = tiles.token_layout(PHOTO, (side, side)).total
-    return {"vision": vision, "visual_tokens": tokens, "any_size": bool(pinpoints)}
+        most *= 1 + max(height * width // v["image_size"] ** 2 for height, width in pinpoints)
+    return {
+        "vision": vision,
+        "visual_tokens": tokens,
+        "most_visual_tokens": most,
+        "any_size": bool(pinpoints),
+    }
 
 
 def _merged(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +98,12 @@ def _merged(config: Mapping[str, Any]) -> dict[str, Any]:
         "mergers": 1 + len(v.get("deepstack_visual_indexes", ())),
     }
     width, height = (round(edge / (v["patch_size"] * merge)) for edge in PHOTO)
-    return {"vision": vision, "visual_tokens": width * height, "any_size": True}
+    return {
+        "vision": vision,
+        "visual_tokens": width * height,
+        "most_visual_tokens": LARGEST_SORT,  # builds scale images down to so many
+        "any_size": True,
+    }
 
 
 def _decoder(text: dict[str, Any]) -> dict[str, int]:

@@ -32,6 +32,7 @@ from foveate.runtime.bundle.manifest import (
 )
 from foveate.runtime.images.processor import image_processor
 from foveate.runtime.llm.budget import Keep, resolve_keep
+from foveate.runtime.llm.cache_rows import cache_rows
 from foveate.runtime.measuring import costs
 
 __all__ = ["Model", "known", "methods", "model"]
@@ -48,6 +49,8 @@ class Model:
     manifest: Manifest
     free_budget: bool = False
     """The method merges in the encoder, and its budget is not fixed since no bundle is built."""
+    most_visual_tokens: int | None = None
+    """Visual tokens of the largest image. None: ``manifest.num_visual_tokens``."""
 
     @property
     def name(self) -> str:
@@ -74,6 +77,14 @@ class Model:
     def decoder(self) -> DecoderSizes:
         """Sizes of the decoder."""
         return self.manifest.decoder
+
+    def cache_rows(self, asked: int | None = None) -> int:
+        """Return the rows of the kv cache that ``foveate compile`` gives an engine of this model.
+
+        ``asked`` is the value of its ``--max-context``.
+        """
+        most = max(self.most_visual_tokens or 0, self.manifest.num_visual_tokens)
+        return cache_rows(replace(self.manifest, num_visual_tokens=most), asked)
 
     def schedule(self, keep: Keep) -> costs.Schedule:
         """Return ``costs.schedule`` for a budget of ``keep``. Raises UserError for a wrong ``keep``.
@@ -177,14 +188,16 @@ def model(
         raise unknown("precision", precision, _BYTES)
     path = Path(name)
     if path.is_dir() and (path / "bundle.json").is_file():
-        manifest, free_budget = _of_bundle(path), False
+        built = _of_bundle(path)
+        manifest, most, free_budget = _shown_a_photo(built), built.num_visual_tokens, False
         any_size = image_processor(manifest.image).varies
     else:
         path = path / "config.json" if path.is_dir() else path
         row = _of_config(path) if path.is_file() else _row(name)
         manifest, any_size = _unbuilt(row, method, precision), row["any_size"]
         free_budget = _table("methods.json")[method]["where"] == "encoder"
-    return Model(_shown(manifest, visual_tokens, any_size) if visual_tokens else manifest, free_budget)
+        most = row["most_visual_tokens"]
+    return Model(_shown(manifest, visual_tokens, any_size) if visual_tokens else manifest, free_budget, most)
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -266,10 +279,7 @@ def _cut(cut: int | str, layers: int) -> int:
 
 
 def _of_bundle(path: Path) -> Manifest:
-    """Return the manifest of a bundle. Raises UserError.
-
-    If the number of visual tokens depends on the image, it is that of 640 x 480 pixels.
-    """
+    """Return the manifest of a bundle. Raises UserError."""
     manifest = load(path).manifest
     if manifest.vision is None:
         raise UserError(
@@ -277,5 +287,10 @@ def _of_bundle(path: Path) -> Manifest:
             "| build it again, or foveate plan --model ... --method ...",
             code=2,
         )
+    return manifest
+
+
+def _shown_a_photo(manifest: Manifest) -> Manifest:
+    """Return the manifest for an image of ``PHOTO``'s size, if visual tokens depend on the size."""
     tokens = image_processor(manifest.image).token_layout(PHOTO, manifest.grid).total
     return replace(manifest, num_visual_tokens=min(tokens, manifest.num_visual_tokens))

@@ -11,7 +11,6 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from foveate.engines.backend import MAX_CONTEXT
 from foveate.engines.errors import UserError
 from foveate.jetson.device import devices
 from foveate.jetson.device.devices import Device
@@ -50,8 +49,9 @@ def plan(
     that is too short for the answer.
     """
     schedule = model.schedule(keep)
-    speed = times(model, device, schedule, text_tokens, new_tokens)
     needs = _needs(model, device, max_context, dialect, desktop, _rows(schedule, text_tokens, new_tokens))
+    # TensorRT's attention masks what is not written, but reads it
+    speed = times(model, device, schedule, text_tokens, new_tokens, cache_rows=needs["max_context"])
     facts = {
         "model": model.name,
         "precision": model.precision,
@@ -94,9 +94,11 @@ def _needs(
             "| give a larger --max-context, or a smaller --keep or --new-tokens",
             code=2,
         )
-    needs = found.to_json()
+    needs = found.to_json() | {"answer_rows": rows}
     if not needs["fits"]:
-        context = needs["fitting_context"] = fitting_context(model, device, rows, dialect, desktop)
+        context = needs["fitting_context"] = fitting_context(
+            model, device, found.max_context, rows, dialect, desktop
+        )
         max_context = context or max_context
     if not needs["builds"]:
         parts = range(2, model.decoder.num_layers + 1)
@@ -213,8 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-context",
         type=int,
-        help="Give the kv cache room for this many rows, as in `foveate compile` "
-        f"(default: {MAX_CONTEXT}, or the model's limit if that is lower).",
+        help="Give the kv cache room for this many rows, as in `foveate compile` (default: as there).",
     )
     parser.add_argument(
         "--dialect",
@@ -245,11 +246,12 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         "",
     ]
     notes = {
-        "cache": f"  {needs['max_context']} rows, whatever is kept",
-        "scratch": f"  an estimate, for {needs['max_context']} rows at once in the dialect "
-        f"{needs['dialect']}",
+        "context": "  CUDA and TensorRT in the process, our assumption",
+        "cache": f"  {needs['max_context']} rows, whatever is kept; this answer needs {needs['answer_rows']}",
+        "scratch": f"  an estimate, for {needs['rows']} rows at once in the dialect {needs['dialect']}",
+        "buffers": "  inputs and outputs of as many rows",
     }
-    parts = ("system", "weights", "cache", "scratch", "run", "build", "total")
+    parts = ("system", "context", "weights", "cache", "scratch", "buffers", "run", "build", "total")
     lines += [f"{name:<12}{needs[name] / 1e9:10.2f} GB{notes.get(name, '')}" for name in parts]
     lines += ["", *_verdict(needs)]
     if "ttft" in facts:

@@ -96,13 +96,18 @@ def prefill_work(
     return flops / rate(device, model.precision), model.decoder.num_layers
 
 
-def decode_work(model: Model, device: Device, schedule: costs.Schedule, rows: int) -> tuple[float, int]:
+def decode_work(
+    model: Model, device: Device, schedule: costs.Schedule, rows: int, cache_rows: int | None = None
+) -> tuple[float, int]:
     """Return the seconds that one token takes at the peak after ``rows`` rows of text, and the layers.
 
-    Every weight and the whole kv cache are read once.
+    Every weight and the kv cache are read once: the rows that are written, or ``cache_rows`` in each layer if
+    the engine reads all that it has.
     """
-    read = model.layer_bytes + model.head_bytes + costs.cache_bytes(model.decoder, schedule, rows)
-    return read / device.bandwidth, model.decoder.num_layers
+    layers = model.decoder.num_layers
+    filled = (schedule, rows) if cache_rows is None else (((layers, cache_rows),), 0)
+    read = model.layer_bytes + model.head_bytes + costs.cache_bytes(model.decoder, *filled)
+    return read / device.bandwidth, layers
 
 
 def times(
@@ -112,12 +117,14 @@ def times(
     text_tokens: int = costs.TEXT_TOKENS,
     new_tokens: int = 64,
     efficiency: Mapping[str, Efficiency] | None = None,
+    cache_rows: int | None = None,
 ) -> Times:
     """Estimate the stages for one image of ``schedule`` among ``text_tokens`` text tokens.
 
     Decode is the time per token in the middle of an answer of ``new_tokens``. ``efficiency`` None means
-    ``fitted()``.
+    ``fitted()``. ``cache_rows``: see ``decode_work``.
     """
+    written = text_tokens + new_tokens // 2
     use = efficiency or fitted()
     seen, width = model.manifest.num_visual_tokens, model.decoder.hidden_size
     similarities = 2 * seen**2 * width if model.manifest.method.prunes else 0
@@ -125,5 +132,5 @@ def times(
         vision=use["vision"].seconds(*vision_work(model, device)),
         prune=similarities / (device.fp16 * use["prefill"].share),
         prefill=use["prefill"].seconds(*prefill_work(model, device, schedule, text_tokens)),
-        per_token=use["decode"].seconds(*decode_work(model, device, schedule, text_tokens + new_tokens // 2)),
+        per_token=use["decode"].seconds(*decode_work(model, device, schedule, written, cache_rows)),
     )

@@ -21,6 +21,7 @@ from foveate.runtime.bundle.settings import GenerationSettings, ImageSettings, P
 __all__ = [
     "FEATURES",
     "FORMAT",
+    "PREFILL_ROWS",
     "ClipSizes",
     "DecoderSizes",
     "DialectFiles",
@@ -37,6 +38,14 @@ __all__ = [
 ]
 
 FORMAT = 2
+
+PREFILL_ROWS = 1024
+"""Largest number of a prompt's rows that are computed together, except where an in-LLM pruner reads them all.
+
+ONNX Runtime's attention also computes what the mask hides, so smaller pieces take less time: at 7B sizes a
+sixth less for 2,880 tokens, and a third less for 4,000 (docs/measurements/cpu-speed.md). TensorRT plans
+memory for this number of rows (docs/measurements/tensorrt-rtx.md).
+"""
 
 FEATURES: Mapping[str, str] = {}
 """Features that this runtime knows beyond plain format 2: name in ``requires``, and what it means."""
@@ -282,8 +291,14 @@ class Manifest:
 
         These are the graph itself and, if the bundle has one, its form for prefill
         (``engines.prefill_switch``), whose spec is named ``<graph>.prefill``.
+
+        A segment of the language model takes at most ``PREFILL_ROWS`` rows at once. The runtime feeds no
+        more, and an engine's memory grows with them. With in-LLM pruners it takes any number, since a prompt with
+        images goes through it in one piece.
         """
         spec, kinds = self.spec(graph, dialect), self.dialects[dialect]
+        if spec.in_place and not any(method.cuts for method in self.methods):
+            spec = spec.with_most_rows(PREFILL_ROWS)
         found = [(spec, kinds.files[graph])]
         if graph in kinds.prefill:
             found.append((replace(spec, name=f"{graph}.prefill"), kinds.prefill[graph]))

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from foveate.engines import targets
-from foveate.engines.backend import MAX_CONTEXT, Backend, Machine, Options
+from foveate.engines.backend import Backend, Machine, Options
 from foveate.engines.disk import files
 from foveate.engines.errors import UserError, unknown
 from foveate.runtime.bundle.compiled import CompiledEngine
 from foveate.runtime.bundle.loading import Bundle, load
 from foveate.runtime.compiling.job import Job, Progress, next_dialect
 from foveate.runtime.compiling.work_folder import locked, work_folder
+from foveate.runtime.llm.cache_rows import cache_rows, told
 
 __all__ = ["compile_bundle"]
 
@@ -63,8 +64,8 @@ def _compile(
 ) -> Path:
     """Compile a bundle whose lock the caller holds. See ``compile_bundle``."""
     if "max_context" in options:
-        most = bundle.manifest.decoder.max_positions
-        options["max_context"] = min(options["max_context"] or MAX_CONTEXT, most)
+        options["max_context"] = cache_rows(bundle.manifest, options["max_context"])
+        progress(told(bundle.manifest, options["max_context"]))
     machine = backend.machine(options)
     asked, dialect = dialect, _dialect(bundle, backend, dialect)
     _require_precision(bundle, backend, machine)

@@ -14,8 +14,7 @@ import numpy as np
 from foveate.engines.buffer import Buffer
 from foveate.engines.engine import Engine
 from foveate.engines.row_gather import Rows
-from foveate.engines.spec import Symbol
-from foveate.runtime.bundle.manifest import Manifest
+from foveate.runtime.bundle.manifest import PREFILL_ROWS, Manifest
 from foveate.runtime.llm.logits import Logits
 from foveate.runtime.llm.prompt_items import Item, axes_of, extent_of, item_rows, item_runs, positions_of
 from foveate.runtime.llm.prompt_rows import PromptRows
@@ -23,13 +22,6 @@ from foveate.runtime.llm.segment import Segment
 from foveate.runtime.llm.visual_tokens import VisualTokens
 
 __all__ = ["Decoder", "Prefill"]
-
-_MOST_ROWS = 1024
-"""Largest number of rows that are computed together.
-
-ONNX Runtime's attention also computes what the mask hides, so smaller pieces take less time: at 7B sizes a
-sixth less for 2,880 tokens, and a third less for 4,000 (docs/measurements/cpu-speed.md).
-"""
 
 Left = tuple[np.ndarray, ...]
 """Indices int64 [R] of an image's rows that are left, for each in-LLM pruner. Empty if none ran."""
@@ -76,8 +68,7 @@ class Decoder:
             self.segments.append(Segment(engines[name], pruner, points, depth, renumbers))
             depth += pruner is not None
         self._prunes = depth > 0
-        length = spec.input("inputs_embeds").shape[1]
-        self._most = min(length.max if isinstance(length, Symbol) else length, _MOST_ROWS)
+        self._most = min(spec.most_rows, PREFILL_ROWS)
         self._cached: list[_CachedItem] = []
         self._position = 0  # position id of the next row
 

@@ -25,10 +25,9 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
 from foveate.runtime.bundle.manifest import DecoderSizes, Manifest
 from foveate.runtime.llm.budget import Keep, resolve_keep, stage_keep
+from foveate.runtime.llm.cache_rows import TEXT_TOKENS, layer_row_bytes
 
 __all__ = [
     "EXACT",
@@ -51,8 +50,6 @@ __all__ = [
 
 Schedule = tuple[tuple[int, int], ...]
 """Pairs (number of layers, visual tokens in them), from the first layer to the last."""
-
-TEXT_TOKENS = 40  # tokens of a chat template and a question of one sentence
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ def decode_flops(
 def cache_bytes(decoder: DecoderSizes, plan: Schedule, text_tokens: int, dtype: str = "float16") -> int:
     """Return the bytes of the prompt's keys and values in all layers."""
     rows = _weighted([(layers, tokens + text_tokens) for layers, tokens in plan])
-    return rows * 2 * decoder.num_kv_heads * decoder.head_dim * np.dtype(dtype).itemsize
+    return rows * layer_row_bytes(decoder, dtype)
 
 
 def vision_flops(

@@ -56,6 +56,7 @@ def _row(parts: ModelParts) -> dict[str, Any]:
     return {
         "vision": spec.vision.sizes,
         "visual_tokens": image_processor(parts.image).token_layout(PHOTO, spec.vision.grid).total,
+        "most_visual_tokens": spec.vision.image_tokens,
         "any_size": spec.vision.varies,
         "decoder": {
             field: getattr(spec.decoder, field) for field in (*_DECODER, "vocab_size", "max_positions")

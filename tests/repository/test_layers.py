@@ -155,7 +155,7 @@ INNER_ORDER: dict[str, list[str]] = {
         "budget kv_cache logits visual_tokens",
         "prompt_items sampling",
         "generation prompt_rows",
-        "penalties segment",
+        "cache_rows penalties segment",
         "decoder",
     ],
     "runtime/measuring": ["costs energy", "bench"],

@@ -25,6 +25,7 @@ from foveate.jetson.deployment import deploy as deploying
 from foveate.jetson.deployment.deploy import Remote, deploy
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli import compile as compiling
+from foveate.runtime.llm.cache_rows import cache_rows
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 KILLS = int(os.environ.get("FOVEATE_KILLS", "2"))
@@ -180,8 +181,13 @@ def recorded(bundle: Path, wheels: Path, *more: str) -> list[tuple[str, ...]]:
 
 
 def test_max_context_goes_to_the_compiler(make_bundle, wheels: Path) -> None:
-    for given, expected in ((["--max-context", "1536"], 1536), ([], None)):
-        commands = recorded(make_bundle(), wheels, *given)
+    """It is the number that ``foveate compile`` and ``foveate plan`` choose, at most the model's limit."""
+    root = make_bundle()
+    most = load(root).manifest.decoder.max_positions
+    default = cache_rows(load(root).manifest)
+    assert 96 < most < 1536 and default <= most
+    for given, expected in ((["--max-context", "96"], 96), (["--max-context", "1536"], most), ([], default)):
+        commands = recorded(root, wheels, *given)
         (command,) = (each for each in commands if each[1] == "compile")
         asked = compiling._parser().parse_args(command[2:])
         assert (asked.target, asked.max_context) == ("tensorrt", expected)

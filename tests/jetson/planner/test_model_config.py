@@ -39,6 +39,7 @@ def test_the_config_of_every_model_that_is_known_by_name(name, tmp_path):
     file.write_text(json.dumps(config))
     ours, theirs = model_sizes.model(str(file)).manifest, model_sizes.model(name).manifest
     assert model_sizes.model(str(tmp_path)).manifest.decoder == ours.decoder, "its folder is as good"
+    assert model_sizes.model(str(file)).most_visual_tokens == model_sizes.model(name).most_visual_tokens
     assert (ours.vision, ours.decoder, ours.num_visual_tokens) == (
         theirs.vision,
         theirs.decoder,

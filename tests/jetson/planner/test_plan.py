@@ -65,22 +65,32 @@ def test_precision_decides_what_fits_and_what_the_device_can():
 
 
 def test_no_fit_is_promised_that_is_none(capsys):
-    """An Orin Nano has no room for LLaVA-1.5-7B's default cache of 2.15 GB beside weights and scratch."""
+    """An Orin Nano has no room for a cache of 4,096 rows, 2.15 GB, beside weights and scratch."""
     usual = ["--model", "llava-1.5-7b", "--method", "sppruner", "--keep", "128", "--device", "orin-nano-8gb"]
-    assert main([*usual, "--json"]) == 0
+    long = [*usual, "--max-context", "4096"]
+    assert main([*long, "--json"]) == 0
     needs = json.loads(capsys.readouterr().out)["memory"]
     assert needs["cache"] == 2 * 32 * 4096 * 4096 * 2 and not needs["fits"] and not needs["builds"]
-    context = needs["fitting_context"]
+    context, m = needs["fitting_context"], model_sizes.model("llava-1.5-7b")
     for dialect in ("native", "primitive"):
-        assert not plan(model_sizes.model("llava-1.5-7b"), NANO, dialect=dialect)["memory"]["fits"]
-    assert plan(model_sizes.model("llava-1.5-7b"), NANO, max_context=context)["memory"]["fits"]
-    assert not plan(model_sizes.model("llava-1.5-7b"), NANO, max_context=context + 256)["memory"]["fits"]
-    assert main(usual) == 0
+        assert not plan(m, NANO, max_context=4096, dialect=dialect)["memory"]["fits"]
+    assert plan(m, NANO, max_context=context)["memory"]["fits"]
+    assert not plan(m, NANO, max_context=context + 256)["memory"]["fits"]
+    assert main(long) == 0
     said = capsys.readouterr().out
-    assert f"does not fit: 6.06 GB too little; it does with `foveate compile --max-context {context}`" in said
-    assert "an estimate, for 4096 rows at once" in said
+    lack = (needs["run"] - needs["total"]) / 1e9
+    wanted = f"does not fit: {lack:.2f} GB too little; it does with `foveate compile --max-context {context}`"
+    assert wanted in said and "an estimate, for 1024 rows at once" in said
+    assert "4096 rows, whatever is kept; this answer needs 232" in said
     with pytest.raises(UserError, match="the kv cache is too short"):
         main([*usual, "--max-context", "100"])
+
+
+def test_a_shorter_cache_makes_tokens_sooner():
+    """All its rows are read for each token, whatever is kept."""
+    m = model_sizes.model("llava-1.5-7b", "sppruner")
+    few, many = (plan(m, NANO, 128, max_context=rows)["tokens_per_second"] for rows in (256, 4096))
+    assert few > many == plan(m, NANO, 576, max_context=4096)["tokens_per_second"]
 
 
 def test_the_page_shows_what_is_printed(capsys):
