@@ -293,8 +293,8 @@ class Manifest:
         (``engines.prefill_switch``), whose spec is named ``<graph>.prefill``.
 
         A segment of the language model takes at most ``PREFILL_ROWS`` rows at once. The runtime feeds no
-        more, and an engine's memory grows with them. With in-LLM pruners it takes any number, since a prompt with
-        images goes through it in one piece.
+        more, and an engine's memory grows with them. With in-LLM pruners it takes any number, since a prompt
+        with images goes through it in one piece.
         """
         spec, kinds = self.spec(graph, dialect), self.dialects[dialect]
         if spec.in_place and not any(method.cuts for method in self.methods):

@@ -111,7 +111,7 @@ INNER_ORDER: dict[str, list[str]] = {
     "jetson": ["device", "deployment planner"],
     "jetson/deployment": ["installer wheels", "pack", "deploy"],
     "jetson/device": ["devices system", "inventory", "doctor power_modes"],
-    "jetson/planner": ["model_config", "model_sizes", "memory roofline", "plan"],
+    "jetson/planner": ["model_config scratch", "model_sizes", "memory roofline", "plan"],
     "runtime": [
         "bundle clock input_file text",
         "images overflow",
