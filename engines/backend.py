@@ -155,7 +155,8 @@ class Backend(Protocol):
         """Return facts about a compiled graph, as in its file ``<graph>.json``, or nothing.
 
         "layers" counts layers by dtype, "peak_bytes" is the memory that compiling took, or None, and "bytes"
-        is the size of the compiled graph.
+        is the size of the compiled graph. "scratch_bytes", optional, is the scratch memory of its largest
+        call.
         """
         return {}
 

@@ -95,6 +95,7 @@ def build(
         "sha256": file.digest.hexdigest(),
         "seconds": round(time.perf_counter() - start, 3),
         "layers": layers,
+        "scratch_bytes": log.scratch,
         "profiles": ranges,
         "notes": notes,
     }

@@ -5,6 +5,7 @@ TensorRT keeps the first logger that it sees in a process, so there is one, and 
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from foveate.engines.errors import UserError
 __all__ = ["log", "monitor", "runtime", "started"]
 
 _KEPT = 1000  # messages
+_SCRATCH = re.compile(r"Total Activation Memory: (\d+)")
 
 
 def log(trt: ModuleType) -> Any:
@@ -31,17 +33,21 @@ def _log(base: Any) -> Any:  # a class without types
             base.__init__(self)
             self.lines: deque[str] = deque(maxlen=_KEPT)  # warnings and errors
             self.errors: deque[str] = deque(maxlen=_KEPT)
+            self.scratch: int | None = None  # bytes, of the profile of a build that takes most
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= base.Severity.WARNING:
                 self.lines.append(message)
             if severity <= base.Severity.ERROR:
                 self.errors.append(message)
+            if found := _SCRATCH.search(message):
+                self.scratch = max(self.scratch or 0, int(found[1]))
 
         def clear(self) -> None:
             """Forget all messages."""
             self.lines.clear()
             self.errors.clear()
+            self.scratch = None
 
         def said(self) -> str:
             """Return the last errors, or the last warnings if there are no errors."""

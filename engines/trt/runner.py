@@ -8,6 +8,7 @@ and picking the most likely tokens on the device (``device_sampling``) are off b
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,15 +38,10 @@ _Step = tuple[_Buffers, _Buffers, _Buffers]
 
 def load(trt: ModuleType, target: str, file: Path, spec: GraphSpec, options: Options) -> TrtEngine:
     """Load the plan ``file`` with the binding ``trt``. See ``TensorRT.load``."""
-    home, size = device(), file.stat().st_size
-    # Before the plan is read: on an integrated GPU, reading it takes from the memory that is counted.
-    if (free := home.free_memory()) < size:
-        raise NoMemoryError(
-            f"the GPU has no room for {file.name} "
-            f"| {free >> 20} MiB are free, the plan alone is {size >> 20} "
-            "| close other programs, or build with int4 weights"
-        )
+    home = device()
     facts = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    # Before the plan is read: on an integrated GPU, reading it takes from the memory that is counted.
+    _require_room(file, spec, facts.get("scratch_bytes") or 0, home)
     if sha256(file, forget=True) != facts["sha256"]:
         raise UserError(
             f"{file.name} has changed since it was compiled | {file} | compile again with --force"
@@ -64,6 +60,26 @@ def load(trt: ModuleType, target: str, file: Path, spec: GraphSpec, options: Opt
     kernels = file.with_name(f".{file.stem}.kernels")
     contexts = Contexts(trt, engine, home, file.name, kernels, bool(options.get("cuda_graphs")))
     return TrtEngine(trt, engine, contexts, spec, home, bool(options.get("cuda_graphs")))
+
+
+def _require_room(file: Path, spec: GraphSpec, scratch: int, home: Device) -> None:
+    """Raise NoMemoryError if the GPU has no room for the plan, its kv cache and its scratch memory.
+
+    ``scratch`` bytes are what the builder reported; all plans share the largest.
+    """
+    caches = [spec.input(into) for _, into in spec.in_place]
+    parts = {
+        "for the plan": file.stat().st_size,
+        "of kv cache": sum(math.prod(t.extent("max")) * np.dtype(t.dtype).itemsize for t in caches),
+        "of scratch": max(0, scratch - home.scratch_size),
+    }
+    if (free := home.free_memory()) < sum(parts.values()):
+        needed = ", ".join(f"{size >> 20} {what}" for what, size in parts.items() if size >> 20)
+        raise NoMemoryError(
+            f"the GPU has no room for {file.name} "
+            f"| {free >> 20} MiB are free, it needs {sum(parts.values()) >> 20}: {needed or 'little'} "
+            "| close other programs, compile with a shorter --max-context, or build with int4 weights"
+        )
 
 
 def _deserialized(trt: ModuleType, plan: Any, home: Device, own_runtime: bool) -> Any:

@@ -100,6 +100,8 @@ class Job:
             return ""
         layers = ", ".join(f"{count} {dtype}" for dtype, count in facts["layers"].items())
         memory = f", built within {facts['peak_bytes'] / 2**30:.2f} GiB" if facts["peak_bytes"] else ""
+        if facts.get("scratch_bytes"):
+            memory += f", {facts['scratch_bytes'] / 1e6:.1f} MB of scratch"
         return f"  layers: {layers}{memory}"
 
     def _options(self, graph: str) -> tuple[dict[str, Any], list[str]]:

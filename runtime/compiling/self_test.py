@@ -193,6 +193,13 @@ def _pieces(prompt: int) -> list[tuple[int, int]]:
     return list(pairwise(sorted({0, min(1, middle), *single, prompt})))
 
 
+def _split(pieces: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """Yield ``pieces`` in parts of at most ``most`` rows."""
+    for start, end in pieces:
+        for begin in range(start, end, most):
+            yield begin, min(begin + most, end)
+
+
 def _replay_segment(name: str, engine: Engine, golden: Golden, limits: Limits) -> Iterator[Finding]:
     """Replay a segment twice, each time on an empty cache.
 
@@ -213,7 +220,8 @@ def _replay_rows(
 ) -> Iterator[Finding]:
     """Compute the rows of a segment in ``pieces``, and yield a finding per output.
 
-    The last row of the prompt, those after it and the cache are compared.
+    The last row of the prompt, those after it and the cache are compared. Pieces of more rows than the engine
+    takes at once are split, as the runtime does.
     """
     rows_name = engine.spec.inputs[0].name
     given = golden[f"{name}.in.{rows_name}"].astype(engine.spec.inputs[0].dtype)
@@ -229,7 +237,7 @@ def _replay_rows(
     positions = golden[f"{name}.in.position_ids"][..., 0, :]
     answers: dict[str, list[np.ndarray]] = {}
     copied = False
-    for start, end in pieces:
+    for start, end in _split(pieces, engine.spec.most_rows):
         outputs = segment.run(given[:, start:end], positions[..., start:end])
         for tensor in engine.spec.outputs:
             if end >= prompt and not tensor.name.startswith("present."):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import tensorrt_double.builder
 import tensorrt_double.runtime
@@ -16,7 +19,7 @@ from cuda.bindings import runtime as cuda
 
 from foveate.engines.errors import RefusedError, UserError
 from foveate.engines.ort.backend import OnnxRuntime
-from foveate.engines.spec import GraphSpec
+from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.engines.trt import backend as trt
 from foveate.engines.trt import builder, contexts, logger, plan_check, plan_file, runner, timing_cache
 from foveate.engines.trt.cuda import device as trt_cuda
@@ -195,11 +198,44 @@ def test_too_little_memory_on_the_gpu(
         rtx.load(tmp_path / "work", spec, OPTIONS)
 
 
+def test_scratch_is_counted_before_the_plan_is_read(
+    rtx: trt.TensorRT, negation: tuple[Path, GraphSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "device", lambda: Holding(1 << 30))
+    path, spec = negation
+    rtx.compile_graph(path, tmp_path, spec, OPTIONS)
+    facts = rtx.describe(tmp_path, "negation")
+    (tmp_path / "negation.json").write_text(json.dumps(facts | {"scratch_bytes": 2 << 30}))
+    with pytest.raises(UserError, match=r"1024 MiB are free, it needs 2048: 2048 of scratch"):
+        rtx.load(tmp_path, spec, OPTIONS)
+
+
+def test_the_builder_tells_the_scratch_of_the_largest_call(rtx: trt.TensorRT, tmp_path: Path) -> None:
+    """64 rows of 4,096 numbers are needed as a whole, since their transpose is multiplied."""
+    text = """<ir_version: 10, opset_import: ["": 24]>
+products (float16[rows, 8] x) => (float16[4096, 8] y) {
+    a = MatMul(x, w)
+    b = Softmax(a)
+    c = Transpose <perm = [1, 0]> (b)
+    y = MatMul(c, x)
+}"""
+    model = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal((8, 4096)).astype("float16")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(model, tmp_path / "products.onnx")
+    rows = Symbol("rows", 1, 8, 64)
+    spec = GraphSpec(
+        "products", (TensorSpec("x", "float16", (rows, 8)),), (TensorSpec("y", "float16", (4096, 8)),)
+    )
+    rtx.compile_graph(tmp_path / "products.onnx", tmp_path, spec, OPTIONS)
+    assert rtx.describe(tmp_path, "products")["scratch_bytes"] >= 64 * 4096 * 2
+
+
 class Holding:
     """A device with this many bytes of free memory."""
 
     def __init__(self, free: int) -> None:
-        self.free_memory = lambda: free
+        self.free_memory, self.scratch_size = lambda: free, 0
 
 
 class TestMachine:

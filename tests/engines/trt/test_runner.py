@@ -11,6 +11,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tensorrt_double.binding import Binding
 from tensorrt_double.runtime import SCRATCH, Context, Engine
 
-from foveate.engines.errors import RefusedError, UserError
+from foveate.engines.errors import NoMemoryError, RefusedError, UserError
 from foveate.engines.row_gather import Rows
 from foveate.engines.spec import GraphSpec, Symbol, TensorSpec
 from foveate.engines.trt import builder, runner
@@ -238,6 +239,21 @@ class TestCudaGraphs:
 def prompt_of(engine: TrtEngine, count: int) -> float:
     past = engine.allocate("past.0.key", {})
     return float(engine.run({**feeds(count, 0), "past.0.key": past})["total"].numpy()[0])
+
+
+def test_the_cache_is_counted_before_the_plan_is_read(
+    binding: Binding, cuda: Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summer(binding, tmp_path)
+    plan, graph = tmp_path / "llm.plan", spec(False)
+    wide = graph.input("past.0.key")
+    wide = replace(wide, shape=(1, HEADS, 1 << 20, *wide.shape[3:]))
+    graph = replace(graph, inputs=tuple(wide if t.name == wide.name else t for t in graph.inputs))
+    monkeypatch.setattr(Device, "free_memory", lambda self: 1 << 20)
+    with pytest.raises(
+        NoMemoryError, match=r"1 MiB are free, it needs \d+: \d+ of kv cache \| .*--max-context"
+    ):
+        runner.load(binding, "tensorrt", plan, graph, {"max_context": CACHE})
 
 
 def test_scratch_is_what_the_shapes_need_not_what_the_largest_would(

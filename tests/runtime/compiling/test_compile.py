@@ -233,7 +233,9 @@ def test_a_compilation_tells_layers_and_memory_of_every_graph(
     options = {"capability": ["SM86"], "max_context": 64}
     compile_bundle(planned, "tensorrt-rtx", options=options, force=True, progress=said.append)
     (line,) = [line for line in said if line.startswith("vision_encoder")]
-    assert re.search(r" s +[\d.]+ MB  layers: \d+ float.*, built within [\d.]+ GiB$", line)
+    assert re.search(
+        r" s +[\d.]+ MB  layers: \d+ float.*, built within [\d.]+ GiB, [\d.]+ MB of scratch$", line
+    )
 
 
 def test_a_compilation_killed_half_way_leaves_no_engine(make_bundle: Any, tmp_path: Path) -> None:

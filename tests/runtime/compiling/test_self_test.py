@@ -15,6 +15,7 @@ from often import often
 
 from foveate.engines.errors import UserError
 from foveate.runtime import cli
+from foveate.runtime.bundle import manifest
 from foveate.runtime.bundle.compiled import choose
 from foveate.runtime.bundle.loading import load, write_manifest
 from foveate.runtime.cli.check import main
@@ -86,6 +87,15 @@ def test_pieces_of_a_prompt(prompt: int) -> None:
     sizes = [end - start for start, end in pieces]
     assert prompt < 8 or (sizes.count(1) >= 3 and sizes[1] > 2 and sizes[-1] > 1)
     assert len(pieces) <= 7
+
+
+def test_a_prompt_longer_than_an_engine_takes_at_once(
+    make_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recorded one has 9 rows."""
+    monkeypatch.setattr(manifest, "PREFILL_ROWS", 4)
+    compile_bundle(root := make_bundle())
+    assert all(finding.ok for finding in replay(load(root), choose(load(root))))
 
 
 def altered(bundle: Path, tmp_path: Path, change: Any) -> Path:
