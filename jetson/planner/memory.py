@@ -116,7 +116,8 @@ def memory(
     embedding = d.vocab_size * d.hidden_size * _HALF
     # a prompt with images goes through in-LLM pruners in one piece
     rows = context if model.manifest.method.cuts else min(context, PREFILL_ROWS)
-    activations = max(scratch(d, rows, context, dialect), _vision_scratch(model))
+    int4 = model.manifest.precision.decoder == "int4"
+    activations = max(scratch(d, rows, context, dialect, int4=int4), _vision_scratch(model))
     return Memory(
         total=device.memory,
         system=_system(device, desktop),

@@ -46,7 +46,7 @@ def test_an_in_llm_pruner_gets_the_whole_prompt_at_once():
     for method, rows in (("sppruner", 1024), ("fastv", 4096)):
         m = model_sizes.model("llava-1.5-7b", method)
         needs = memory(m, AGX, max_context=4096, dialect="native")
-        assert needs.rows == rows and needs.scratch == scratch(m.decoder, rows, 4096, "native")
+        assert needs.rows == rows and needs.scratch == scratch(m.decoder, rows, 4096, "native", int4=True)
     assert memory(model_sizes.model("llava-1.5-7b"), AGX, max_context=512).rows == 512
 
 

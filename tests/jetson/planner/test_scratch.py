@@ -5,8 +5,19 @@ The builder needs no GPU. It stands for TensorRT's, whose figures are not known.
 
 from __future__ import annotations
 
+import copy
+import json
+from pathlib import Path
+
 import pytest
 
+from foveate.engines.spec import GraphSpec
+from foveate.engines.trt.backend import TensorRT
+from foveate.export import models
+from foveate.export.bundling.precision import Precision
+from foveate.export.bundling.write_graphs import write_graphs
+from foveate.export.checkpoints.random_weights import Dummy
+from foveate.export.graphs.llm import language_graphs
 from foveate.jetson.planner import model_sizes
 from foveate.jetson.planner.scratch import scratch
 
@@ -45,6 +56,15 @@ REPORTED = {
     },
 }
 
+# The same with weights in int4, and the head in float16.
+REPORTED_INT4 = {
+    "llava-1.5-7b": {(512, 512): (59.3e6, 117.0e6), (1024, 1024): (111.1e6, 385.3e6)},
+    "llava-1.5-13b": {(512, 512): (72.2e6, 142.2e6), (1024, 1024): (132.6e6, 475.5e6)},
+    "llava-v1.6-mistral-7b": {(512, 512): (63.2e6, 110.8e6), (1024, 1024): (119.3e6, 372.9e6)},
+    "qwen2.5-vl-3b": {(512, 512): (46.7e6, 71.7e6), (1024, 1024): (85.3e6, 193.6e6)},
+    "qwen2.5-vl-7b": {(512, 512): (74.8e6, 112.3e6), (1024, 1024): (141.4e6, 326.8e6)},
+}
+
 
 @pytest.mark.parametrize("model", REPORTED)
 def test_scratch_is_within_5_percent_of_what_the_builder_reported(model: str) -> None:
@@ -52,3 +72,41 @@ def test_scratch_is_within_5_percent_of_what_the_builder_reported(model: str) ->
     for (rows, cache_rows), reported in REPORTED[model].items():
         for dialect, figure in zip(("native", "primitive"), reported, strict=True):
             assert scratch(decoder, rows, cache_rows, dialect) == pytest.approx(figure, rel=0.05)
+
+
+@pytest.mark.parametrize("model", REPORTED_INT4)
+def test_scratch_of_int4_is_hardly_below_what_the_builder_reported(model: str) -> None:
+    decoder = model_sizes.model(model).decoder
+    for (rows, cache_rows), reported in REPORTED_INT4[model].items():
+        for dialect, figure in zip(("native", "primitive"), reported, strict=True):
+            assert 0.95 <= scratch(decoder, rows, cache_rows, dialect, int4=True) / figure <= 1.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+@pytest.mark.parametrize("model", REPORTED)
+def test_the_builder_reports_as_much_today(model: str, precision: str, tmp_path: Path) -> None:
+    """One layer of the model's sizes, 1,024 rows of prompt and of cache, in both dialects."""
+    write_one_layer(tmp_path, model, precision)
+    spec = GraphSpec.from_json(json.loads((tmp_path / "llm.json").read_text())).typed("float16")
+    rtx, decoder = TensorRT("tensorrt-rtx"), model_sizes.model(model).decoder
+    for dialect in ("native", "primitive"):
+        (file,) = tmp_path.glob(f"llm.{dialect}*.onnx")
+        form = (spec.appending() if dialect == "primitive" else spec).with_most_rows(1024)
+        options = {"max_context": 1024, "capability": ["SM86"]}
+        rtx.compile_graph(file, tmp_path / dialect, form, options)
+        reported = rtx.describe(tmp_path / dialect, "llm")["scratch_bytes"]
+        ratio = scratch(decoder, 1024, 1024, dialect, int4=precision == "int4") / reported
+        assert 0.95 <= ratio <= (1.15 if precision == "int4" else 1.05), (dialect, ratio)
+
+
+def write_one_layer(folder: Path, model: str, precision: str) -> None:
+    """Write the language model ``llm`` with one layer of random weights in both dialects, and its spec."""
+    found = next(models.family(name) for name in models.families() if model in models.family(name).CONFIGS)
+    config = copy.deepcopy(found.CONFIGS[model])
+    config.get("text_config", config)["num_hidden_layers"] = 1
+    parts = found.load(Dummy(model, config))
+    graphs = language_graphs(parts, None)
+    write_graphs(folder, parts, graphs, Precision(precision), ["native", "primitive"], lambda *_: None, None)
+    (graph,) = graphs
+    (folder / "llm.json").write_text(json.dumps(graph.spec.to_json()))
