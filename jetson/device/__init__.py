@@ -3,6 +3,7 @@
 * ``devices``: the table of devices and JetPacks
 * ``system``: access to files and commands of this machine
 * ``inventory``: what is installed on it
-* ``doctor``: what is wrong with it
+* ``findings``: what is wrong with it
+* ``doctor``: the command that says so
 * ``power_modes``: its power modes
 """

@@ -20,6 +20,11 @@ from foveate.jetson.device.system import System
 __all__ = ["Inventory", "PowerMode", "l4t_of", "look", "power_mode", "power_modes"]
 
 _ONNXRUNTIME = "import json; from foveate.engines.ort.library import probe; print(json.dumps(probe()))"
+_CUDA_GPU = (
+    "import json; from foveate.engines.trt.cuda.gpu import find_gpu; found = find_gpu(); "
+    "print(json.dumps([None, found] if isinstance(found, str) else [found.model, None]))"
+)
+_GROUPS = ("video", "render")  # whom Jetson Linux lets open the GPU's and the cameras' device files
 _TENSORRT = "import tensorrt; print(tensorrt.__version__)"
 _PACKAGES = (
     "import json; from importlib.metadata import distributions as d; "
@@ -40,7 +45,10 @@ class PowerMode:
 class Inventory:
     """Facts about a machine.
 
-    Memory and disk are in bytes. ``clocks_locked`` is None without a GPU governor.
+    Memory and disk are in bytes. ``clocks_locked`` is None without a GPU governor. ``cuda_gpu`` is the GPU
+    that CUDA was seen to reach, and ``cuda_fault`` the reason why it reaches none. ``missing_groups`` are
+    those of "video" and "render" that exist and do not have this user. ``disk_free`` is of the disk for
+    bundles, ``root_free`` of the root's.
     """
 
     machine: str
@@ -53,6 +61,9 @@ class Inventory:
     gpu_on_bus: bool = False
     driver: str | None = None
     cuda: str | None = None
+    cuda_gpu: str | None = None
+    cuda_fault: str | None = None
+    missing_groups: list[str] = field(default_factory=list)
     tensorrt: str | None = None
     tensorrt_python: str | None = None
     onnxruntime: str | None = None
@@ -69,6 +80,7 @@ class Inventory:
     zram: int = 0
     cma: int = 0
     disk_free: int = 0
+    root_free: int = 0
 
     @property
     def is_jetson(self) -> bool:
@@ -81,6 +93,7 @@ def look(system: System, disk: Path) -> Inventory:
     l4t, info = l4t_of(system.read("/etc/nv_tegra_release")), _meminfo(system)
     smi = _smi(system)
     version, providers, fault = _json(_python(system, _ONNXRUNTIME)) or (None, [], None)
+    cuda_gpu, cuda_fault = _json(_python(system, _CUDA_GPU)) or (None, None)
     target = system.root / "etc/systemd/system/default.target"
     return Inventory(
         machine=platform.machine(),
@@ -93,6 +106,9 @@ def look(system: System, disk: Path) -> Inventory:
         gpu_on_bus=_on_bus(system),
         driver=smi[1] if smi else None,
         cuda=_cuda(system),
+        cuda_gpu=cuda_gpu,
+        cuda_fault=cuda_fault,
+        missing_groups=_missing_groups(system),
         tensorrt=_library_version(system, "libnvinfer.so"),
         tensorrt_python=_line(_python(system, _TENSORRT)),
         onnxruntime=version,
@@ -109,6 +125,7 @@ def look(system: System, disk: Path) -> Inventory:
         zram=_zram(system),
         cma=info.get("CmaTotal", 0),
         disk_free=system.free(disk),
+        root_free=system.free(system.root),
     )
 
 
@@ -167,6 +184,15 @@ def _cuda(system: System) -> str | None:
     except (ValueError, KeyError, TypeError):
         found = re.search(r"release ([\d.]+)", system.run("nvcc", "--version") or "")
         return found[1] if found else None
+
+
+def _missing_groups(system: System) -> list[str]:
+    """Return the groups that this user should be in and is not. Root needs none."""
+    mine = system.run("id", "-nG")
+    if mine is None or (system.run("id", "-u") or "").strip() == "0":
+        return []
+    there = re.findall(r"^(\w[^:\n]*):", system.read("/etc/group") or "", re.MULTILINE)
+    return [group for group in _GROUPS if group in there and group not in mine.split()]
 
 
 def _library_version(system: System, name: str) -> str | None:

@@ -10,6 +10,7 @@
 * INA3221: Linux' Documentation/hwmon/ina3221.rst (mV, mA; in7 is the sum of the shunts); labels from the
   device tree of Orin NX and Nano (VDD_IN, VDD_CPU_GPU_CV, VDD_SOC) and, AGX Orin, from a tegrastats line of
   JetPack 7.2.
+* ``/etc/group``, ``id -nG``: group(5), id(1).
 * ``/proc/meminfo``, ``/proc/swaps``: proc(5); their numbers are ours.
 """
 
@@ -77,6 +78,7 @@ def nano() -> tuple[Files, Outputs]:
         "/usr/lib/aarch64-linux-gnu/libnvinfer.so.10": "",
         "/usr/lib/aarch64-linux-gnu/libnvinfer.so.10.3.0": "",
         "/etc/nvpmodel.conf": MODES,
+        "/etc/group": "root:x:0:\nvideo:x:44:jetson\nrender:x:104:jetson\njetson:x:1000:\n",
         f"{GPU}/min_freq": "306000000\n",
         f"{GPU}/max_freq": "624750000\n",
         "/proc/meminfo": MEMINFO.format(total=7803200, free=5200000, swap=3901600, cma=262144),
@@ -95,6 +97,9 @@ def nano() -> tuple[Files, Outputs]:
         "nvidia-smi": "Orin (nvgpu), 540.4.0\n",
         "ort.library": '["1.23.2", ["CPUExecutionProvider"], null]\n',
         "import tensorrt": "10.3.0\n",
+        "find_gpu": '["Orin, 8 GiB", null]\n',
+        "id -nG": "jetson adm sudo video render\n",
+        "id -u": "1000\n",
         "distributions": '["onnxruntime"]\n',
     }
     return files, outputs

@@ -110,7 +110,7 @@ INNER_ORDER: dict[str, list[str]] = {
     ],
     "jetson": ["device", "deployment planner"],
     "jetson/deployment": ["installer wheels", "pack", "deploy"],
-    "jetson/device": ["devices system", "inventory", "doctor power_modes"],
+    "jetson/device": ["devices system", "inventory", "findings power_modes", "doctor"],
     "jetson/planner": ["model_config scratch", "model_sizes", "memory roofline", "plan"],
     "runtime": [
         "bundle clock input_file text",

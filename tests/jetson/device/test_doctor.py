@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.jetson.device import system
-from foveate.jetson.device.doctor import examine, main
+from foveate.jetson.device import doctor, system
+from foveate.jetson.device.doctor import main
+from foveate.jetson.device.findings import examine
 from foveate.jetson.device.inventory import PowerMode, look
 from foveate.jetson.device.system import System
 
@@ -22,8 +25,14 @@ def findings(machine: System, **needs) -> dict[str, str]:
     return {f"{f.kind}: {f.what}": f.fix for f in examine(look(machine, Path(".")), **needs)}
 
 
-def test_a_machine_on_which_all_is_well_is_left_in_peace(recorded):
+def test_a_machine_on_which_all_is_well_is_left_in_peace(recorded, monkeypatch, capsys):
     assert findings(recorded("agx")) == {}
+    monkeypatch.setattr(doctor, "System", lambda: recorded("agx"))
+    assert main([]) == 0
+    assert capsys.readouterr().out.endswith("\n\nnothing is wrong\n")
+    monkeypatch.setattr(doctor, "System", lambda: recorded("nano"))
+    assert main([]) == 0
+    assert "nothing is wrong" not in capsys.readouterr().out
 
 
 def test_an_inventory_of_the_machine(recorded):
@@ -57,8 +66,8 @@ def test_a_nano_as_it_comes(recorded):
         "256 MiB",
     ):
         assert word in said
-    assert "sudo nvpmodel -m 2" in found.values() and "sudo jetson_clocks" in found.values()
-    assert len(found) == 6
+    assert "sudo nvpmodel -m 2" in found.values() and "until the next boot" in "\n".join(found.values())
+    assert len(found) == 5
 
 
 @pytest.mark.parametrize(
@@ -69,7 +78,16 @@ def test_a_nano_as_it_comes(recorded):
         ({"files": {"/usr/local/cuda/version.json": None}}, "CUDA is not installed", "nvidia-jetpack"),
         ({"files": {"/usr/lib/aarch64-linux-gnu/libnvinfer.so.10": None,
                     "/usr/lib/aarch64-linux-gnu/libnvinfer.so.10.16.2": None}},
-         "TensorRT is not installed", "python3-libnvinfer"),
+         "TensorRT is not installed", "python3-libnvinfer  # needs a network"),
+        ({"outputs": {"find_gpu": '[null, "no GPU can be used: the driver knows none"]'}},
+         "no GPU can be used: the driver knows none", "dmesg"),
+        ({"outputs": {"find_gpu": '[null, "no GPU can be used: neither is installed; pip install x"]'}},
+         "neither is installed", "pip install x  # needs a network"),
+        ({"outputs": {"find_gpu": None}}, "the process that asked CUDA died", "dmesg"),
+        ({"outputs": {"id -nG": "jetson sudo", "find_gpu": '[null, "no GPU can be used: refused"]'}},
+         "refused; this user is not in the group video and render", 'usermod -aG video,render "$USER"'),
+        ({"files": {"/etc/nv_tegra_release": "# R36 (release), REVISION: 4.7, GCID: 0\n"}},
+         "36.4.7 is reported to fail large allocations", "r36.5"),
         ({"outputs": {"import tensorrt": None}}, "this Python does not see it", "--system-site-packages"),
         ({"outputs": {"ort.library": None, "distributions": "[]"}},
          "onnxruntime is not installed", "pip install onnxruntime"),
@@ -95,6 +113,83 @@ def test_each_problem_has_its_command(recorded, change, what, fix):
     assert len(found) == 1, found
     ((said, command),) = found.items()
     assert said.startswith("problem") and what in said and fix in command
+
+
+def test_a_user_who_is_in_one_of_the_groups(recorded):
+    """CUDA works, so it is advice. A group that this system lacks is not asked for, and root needs none."""
+    ((said, command),) = findings(recorded("agx", outputs={"id -nG": "jetson render"})).items()
+    assert said.startswith("advice") and "the group video:" in said and "usermod -aG video " in command
+    lone = {"/etc/group": "video:x:44:\n"}
+    assert findings(recorded("agx", files=lone, outputs={"id -nG": "jetson video"})) == {}
+    assert findings(recorded("agx", outputs={"id -nG": "root", "id -u": "0"})) == {}
+
+
+@pytest.fixture
+def shell(tmp_path: Path):
+    """Runs a fix by bash with ``/boot`` and ``/etc`` below a folder. Returns the root commands it ran."""
+    for name in ("sudo", "fallocate", "mkswap", "swapon", "systemctl", "reboot"):
+        tool = tmp_path / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        said = "" if name == "sudo" else f'echo "{name} $*" >> {tmp_path}/log\n'
+        touch = f"touch {tmp_path}/swapfile\n" if name == "fallocate" else ""
+        tool.write_text(f"#!/bin/sh\n{said}{touch}" + ('exec "$@"\n' if name == "sudo" else ""))
+        tool.chmod(0o755)
+
+    def run(fix: str) -> list[str]:
+        for place in ("/boot/", "/etc/"):
+            fix = fix.replace(place, f"{tmp_path}{place}")
+        fix = fix.replace("chmod 600 /swapfile", f"chmod 600 {tmp_path}/swapfile")
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        subprocess.run(["bash", "-ec", fix], env={"PATH": path}, check=True)
+        return (tmp_path / "log").read_text().splitlines()
+
+    return run
+
+
+def fix_of(machine: System, word: str) -> str:
+    """Return the fix of the one finding whose text has ``word``."""
+    (fix,) = [f.fix for f in examine(look(machine, Path("."))) if word in f.what]
+    return fix
+
+
+def test_more_cma_is_appended_once_and_the_file_is_kept(recorded, shell, tmp_path):
+    before = (
+        "DEFAULT primary\nLABEL primary\n\tLINUX /boot/Image\n      APPEND ${cbootargs} quiet cma=512M x\n"
+    )
+    file = tmp_path / "boot/extlinux/extlinux.conf"
+    file.parent.mkdir(parents=True)
+    file.write_text(before)
+    fix = fix_of(recorded("nano"), "CMA")
+    for _ in range(2):
+        assert shell(fix)[-1] == "reboot "
+        assert file.read_text() == before.replace(" cma=512M x", " x cma=950M")
+        assert file.with_name("extlinux.conf.before-cma").read_text() == before
+
+
+def test_swap_comes_before_zram_goes_and_lasts(recorded, shell, tmp_path):
+    nano = recorded("nano")
+    (tmp_path / "etc/fstab").write_text("/dev/root / ext4 defaults 0 1\n")
+    fix = fix_of(nano, "zram")
+    ran = ["fallocate -l 16G /swapfile", "mkswap /swapfile", "swapon /swapfile"]
+    ran += ["systemctl disable nvzramconfig", "reboot "]
+    assert shell(fix) == ran
+    shell(fix)
+    assert (tmp_path / "etc/fstab").read_text() == (
+        "/dev/root / ext4 defaults 0 1\n/swapfile none swap sw,nofail 0 0\n"
+    )
+
+
+@pytest.mark.parametrize(("free", "said"), ((14 * 10**9, "-l 8G "), (8 * 10**9, "apt clean")))
+def test_swap_that_the_disk_has_room_for(recorded, free, said):
+    fix = fix_of(recorded("nano", free=free), "no swap on the disk")
+    assert said in fix and ("nvzramconfig" in fix) == ("fallocate" in fix)
+
+
+def test_zram_beside_swap_on_the_disk(recorded):
+    more = (recorded("nano").read("/proc/meminfo") or "").replace("SwapTotal: 3901600", "SwapTotal: 9901600")
+    found = findings(recorded("nano", files={"/proc/meminfo": more}))
+    assert "sudo systemctl disable nvzramconfig && sudo reboot" in found.values()
+    assert not any("fallocate" in fix for fix in found.values())
 
 
 def test_memory_that_a_bundle_needs(recorded):
