@@ -35,10 +35,11 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class PowerMode:
-    """A power mode of nvpmodel."""
+    """A power mode of nvpmodel. ``tpc_mask`` says which parts of the GPU it switches off, None if unknown."""
 
     id: int
     name: str
+    tpc_mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,17 @@ def power_mode(system: System) -> PowerMode | None:
 def power_modes(system: System) -> list[PowerMode]:
     """Return the power modes in ``/etc/nvpmodel.conf``.
 
-    Each is a line such as ``< POWER_MODEL ID=0 NAME=MAXN >``.
+    Each begins with a line such as ``< POWER_MODEL ID=0 NAME=MAXN >``, and may have one such as
+    ``TPC_POWER_GATING TPC_PG_MASK 240`` below it.
     """
     text = system.read("/etc/nvpmodel.conf") or ""
-    found = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", text, re.MULTILINE)
-    return [PowerMode(int(number), name) for number, name in found]
+    found = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>([^<]*)", text, re.MULTILINE)
+    return [PowerMode(int(number), name, _tpc_mask(rows)) for number, name, rows in found]
+
+
+def _tpc_mask(rows: str) -> str | None:
+    found = re.search(r"^\s*TPC_POWER_GATING\s+TPC_PG_MASK\s+(\S+)", rows, re.MULTILINE)
+    return found[1] if found else None
 
 
 def l4t_of(release: str | None) -> str | None:

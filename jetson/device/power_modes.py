@@ -6,6 +6,9 @@ it only prints the steps.
 
 The order matters, since ``jetson_clocks`` locks to the limits of the current mode. Clocks are stored before
 the mode changes and locked after it. They are restored before the mode is.
+
+Sudo is never asked for a password, since a step that waits for one would leave the board half changed. Where
+it wants one, ``sudo -v`` comes first.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from foveate.jetson.device.system import System
 from foveate.runtime.cli import Parser, options
 from foveate.runtime.measuring.energy import Rails
 
-__all__ = ["main", "performance", "steps"]
+__all__ = ["main", "performance", "reboots", "steps"]
+
+_REBOOT = "is likely to want a reboot: its mask of TPCs differs (inferred, not tried on a board)"
 
 Do = Callable[[list[str]], None]
 
@@ -57,6 +62,17 @@ def steps(system: System, mode: str | None, clocks: bool, store: str) -> list[St
     return todo
 
 
+def reboots(system: System) -> list[str]:
+    """Return the modes that are likely to want a reboot, from the current one.
+
+    They have another mask of TPCs. This is inferred from NVIDIA's tables, it was not tried on a board.
+    """
+    now, modes = power_mode(system), power_modes(system)
+    masks = {mode.id: mode.tpc_mask for mode in modes}
+    mask = masks.get(now.id) if now else None
+    return [mode.name for mode in modes if mask and mode.tpc_mask and mode.tpc_mask != mask]
+
+
 def _sudo(command: list[str]) -> None:
     """Run ``command`` as root. Raises UserError if it fails.
 
@@ -64,12 +80,24 @@ def _sudo(command: list[str]) -> None:
     """
     full = command if os.geteuid() == 0 else ["sudo", "-n", *command]
     try:
-        done = subprocess.run(full, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            full,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"LC_ALL": "C"},
+        )
     except FileNotFoundError as error:
         raise UserError(
             f"cannot run {command[0]} | it is not installed | this is for Jetsons: foveate doctor"
         ) from error
     said = f"{done.stdout} {done.stderr}"
+    if done.returncode and "password is required" in said:
+        raise UserError(
+            f"{' '.join(full)} failed | sudo wants a password "
+            f"| sudo -v first, then this again; or by hand: sudo {' '.join(command)}"
+        )
     if done.returncode or "NVPM ERROR" in said:
         shown = " ".join(said.split()) or f"exit code {done.returncode}"
         raise UserError(f"{' '.join(full)} failed | {shown} | run it yourself; it may need a reboot")
@@ -92,6 +120,8 @@ def performance(
     with tempfile.TemporaryDirectory() as folder:
         undo: list[list[str]] = []
         try:
+            if mode in reboots(system or System()):
+                say(f"{mode} {_REBOOT}")
             for command, back in steps(system or System(), mode, clocks, str(Path(folder, "clocks.conf"))):
                 _step(command, do, say)
                 undo += [back] if back else []
@@ -121,7 +151,8 @@ def main(argv: list[str]) -> int:
     """Run the command and return its exit status. Raises UserError."""
     parser = Parser(
         prog="foveate power",
-        description="Show the power mode, or run a command in another one and then restore it.",
+        description="Show the power mode, or run a command in another one and then restore it. "
+        "Where sudo asks for a password, run `sudo -v` first.",
     )
     parser.add_argument(
         "--mode",
@@ -149,6 +180,8 @@ def main(argv: list[str]) -> int:
         return 0
     if args.dry_run:
         todo = steps(system, args.mode, args.clocks, "FILE")
+        if args.mode in reboots(system):
+            print(f"# {args.mode} {_REBOOT}")
         every = [*(do for do, _ in todo), command or ["..."], *(back for _, back in todo if back)]
         print("\n".join(f"$ {' '.join(each)}" for each in every))
         return 0
@@ -168,4 +201,5 @@ def _lines(system: System) -> list[str]:
     lines = [f"{'mode':<18}{now.name} ({now.id})"] if now else []
     if modes := power_modes(system):
         lines.append(f"{'modes':<18}{', '.join(f'{mode.name} ({mode.id})' for mode in modes)}")
+    lines += [f"{mode:<18}{_REBOOT}" for mode in reboots(system)]
     return lines + ([f"{name:<18}{watts:8.2f} W" for name, watts in rails().items()] if rails else [])

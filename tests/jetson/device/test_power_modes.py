@@ -5,6 +5,7 @@ conftest.py has the sources of the records.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import types
@@ -216,3 +217,47 @@ def test_the_command(recorded, monkeypatch, capfd):
     assert "$ nvpmodel -m 0" in capfd.readouterr().err
     with pytest.raises(UserError, match="no command to run"):
         power_modes.main(["--mode", "MAXN_SUPER"])
+
+
+MASKS = """\
+< PARAM TYPE=FILE NAME=TPC_POWER_GATING >
+TPC_PG_MASK /sys/devices/gpu.0/tpc_pg_mask
+< POWER_MODEL ID=0 NAME=MAXN >
+TPC_POWER_GATING TPC_PG_MASK 0
+< POWER_MODEL ID=1 NAME=10W >
+TPC_POWER_GATING TPC_PG_MASK 252
+< POWER_MODEL ID=2 NAME=15W >
+TPC_POWER_GATING TPC_PG_MASK 252
+< PM_CONFIG DEFAULT=2 >
+"""
+
+
+def test_another_mask_of_tpcs_wants_a_reboot(recorded, monkeypatch, capsys):
+    """As on an Orin NX, whose 15W has half of the TPCs; the numbers of the masks are ours."""
+    board = recorded(
+        "nano", files={"/etc/nvpmodel.conf": MASKS}, outputs={"nvpmodel -q": "NV Power Mode: 15W\n2\n"}
+    )
+    assert power_modes.reboots(board) == ["MAXN"]
+    said = []
+    for mode in ("10W", "MAXN"):
+        with power_modes.performance(mode, system=board, do=lambda command: None, say=said.append):
+            pass
+    assert [line for line in said if "reboot" in line] == [said[2]] and said[2].startswith("MAXN is likely")
+    monkeypatch.setattr(power_modes, "System", lambda: board)
+    assert power_modes.main(["--mode", "MAXN", "--dry-run"]) == 0
+    assert "# MAXN is likely to want a reboot" in capsys.readouterr().out
+    assert power_modes.main([]) == 0
+    assert "inferred" in capsys.readouterr().out
+    assert power_modes.reboots(recorded("nano")) == []
+
+
+def test_sudo_that_wants_a_password(tmp_path, monkeypatch):
+    """The words are sudo's own, in its first language whatever the user's is."""
+    sudo = tmp_path / "sudo"
+    sudo.write_text('#!/bin/sh\n[ "$LC_ALL" = C ] && echo "sudo: a password is required" >&2\nexit 1\n')
+    sudo.chmod(0o755)
+    monkeypatch.setattr(power_modes.os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    with pytest.raises(UserError, match=r"wants a password \| sudo -v first.*sudo nvpmodel -m 2"):
+        power_modes._sudo(["nvpmodel", "-m", "2"])
