@@ -1,8 +1,8 @@
 """``foveate watch``: ask one question about a camera's newest frame, again and again, until stopped.
 
 Each answer is about the newest frame at its start. Frames that arrive during an answer are dropped. SIGINT or
-SIGTERM stops an answer that is being generated and ends the program; a second signal kills it. A lost
-camera is opened again.
+SIGTERM stops an answer that is being generated and ends the program; a second signal kills it. A camera that
+gives no frame at the start is an error; one that is lost later is opened again.
 """
 
 from __future__ import annotations
@@ -137,7 +137,10 @@ def watch(
     count: int | None = None,
     as_json: bool = False,
 ) -> int:
-    """Answer until ``stop`` is set, the file ends, or ``count`` answers are given. Return their number."""
+    """Answer until ``stop`` is set, the file ends, or ``count`` answers are given. Return their number.
+
+    Raises UserError if a camera gives no frame at the start.
+    """
     answers, next_start = 0, 0.0
     with Reader(source, options.say) as reader:
         while not stop.is_set() and (count is None or answers < count):

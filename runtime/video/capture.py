@@ -49,6 +49,8 @@ class Capture:
             video = cv2.VideoCapture(self.where, cv2.CAP_FFMPEG, limits)
         else:
             number = self.where if isinstance(self.where, int) else _number(self.where)
+            if not (_DEVICES / f"video{number}").exists():  # OpenCV would print warnings of its own
+                raise OSError(f"cannot be opened; {_there()}")
             video = cv2.VideoCapture(number, cv2.CAP_V4L2)
         try:
             if not video.isOpened():
@@ -75,7 +77,7 @@ def camera(where: str) -> Capture:
 
     ``where`` is its number (0 is /dev/video0), its path or a link to it (/dev/v4l/by-id/...), a serial number
     or another part of its name in /dev/v4l/by-id, or a URL such as rtsp://... . A number, a path in /dev and
-    a URL need not exist yet. Raises UserError for anything that cannot be a camera.
+    a URL are tried when the source is opened. Raises UserError for anything that cannot be a camera.
     """
     if where.isdigit():
         return Capture(int(where), live=True)

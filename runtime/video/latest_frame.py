@@ -1,8 +1,9 @@
 """The newest frame of a camera. A thread reads frames, and a slot holds the last one.
 
 Input: a source, whose frames the thread reads. Output: ``Frame``. Frames that nobody took in time are dropped
-and counted, so memory is that of one frame. A source that is lost is opened again, after pauses that grow to
-``MOST_PAUSE`` seconds. Frames from before the loss are not handed out after it.
+and counted, so memory is that of one frame. A source that gives no frame at the start is an error. One that
+is lost later is opened again, after pauses that grow to ``MOST_PAUSE`` seconds. Frames from before the loss
+are not handed out after it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+
+from foveate.engines.errors import UserError
 
 __all__ = ["Frame", "Reader", "Source"]
 
@@ -86,7 +89,7 @@ class Reader:
     def ended(self) -> bool:
         """Return whether a file has ended and its last frame was taken.
 
-        Raises the error that ended the thread.
+        Raises the error that ended the thread: UserError if a camera gave no frame at the start.
         """
         with self._slot:
             if self._error is not None:
@@ -127,13 +130,17 @@ class Reader:
                             self._say(f"{self._source.name} is back")
                         lost, pause = False, _FIRST_PAUSE
                         self._put(pixels)
-                why = "it ended"
+                why = "it ended" if self.read else "it gives no frame"
             except OSError as error:
                 why = str(error)
                 if not self._source.live:
                     raise
             if not self._source.live or self._stop.is_set():
                 return
+            if not self.read:
+                raise UserError(
+                    f"cannot watch {self._source.name} | {why} | connect it, or choose another --camera"
+                )
             self._drop()
             if not lost:
                 self._say(f"{self._source.name} is lost: {why}; trying again until it is back")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cameras import Fake, pixels
 
+from foveate.engines.errors import UserError
 from foveate.runtime.video import latest_frame
 from foveate.runtime.video.latest_frame import Reader
 
@@ -90,6 +91,17 @@ def test_a_camera_that_dies_and_returns() -> None:
     assert "No such device" in said[0] and "it ended" in said[2]
 
 
+@pytest.mark.parametrize(
+    ("start", "why"), ((OSError("it is not there"), "it is not there"), ([], "no frame"))
+)
+def test_a_camera_that_gives_no_frame_at_the_start_is_an_error(start: object, why: str) -> None:
+    source, said = Fake(start, [1, 0.5]), []
+    with Reader(source, said.append) as reader, pytest.raises(UserError, match=f"cannot watch .*{why}"):
+        while not reader.ended and reader.take(1) is None:
+            pass
+    assert source.opened == 1 and not said
+
+
 def test_a_frame_from_before_the_loss_is_not_handed_out_after_it() -> None:
     source = Fake([1, OSError("unplugged")])
     with Reader(source) as reader:
@@ -99,13 +111,18 @@ def test_a_frame_from_before_the_loss_is_not_handed_out_after_it() -> None:
 
 def test_pauses_grow_and_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latest_frame, "MOST_PAUSE", 0.04)
-    reader = Reader(Fake())
+    reader = Reader(Fake([1]))
     waits: list[float] = []
-    monkeypatch.setattr(
-        reader._stop, "wait", lambda seconds: (waits.append(seconds), len(waits) == 5 and reader._stop.set())
-    )
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 6:
+            reader._stop.set()
+        return reader._stop.is_set()
+
+    monkeypatch.setattr(reader._stop, "wait", wait)
     reader._run()
-    assert waits == [0.01, 0.02, 0.04, 0.04, 0.04]
+    assert waits == [0.0, 0.01, 0.02, 0.04, 0.04, 0.04]
 
 
 def test_a_file_plays_at_its_own_speed_and_ends() -> None:
