@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from foveate.engines.errors import UserError, unknown
 from foveate.jetson.device.inventory import power_mode, power_modes
@@ -163,6 +166,11 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="Lock the clocks to the mode's limits with jetson_clocks (default: they follow the load).",
     )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print mode, modes and watts as one JSON document (default: as text).",
+    )
     parser.add_argument("--dry-run", action="store_true", help="Only print the steps (default: do them).")
     parser.add_argument(
         "command",
@@ -176,8 +184,13 @@ def main(argv: list[str]) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     system = System()
     if args.mode is None and not args.clocks:
-        print("\n".join(_lines(system)))
+        print(json.dumps(_facts(system)) if args.json else "\n".join(_lines(system)))
         return 0
+    if args.json:
+        raise UserError(
+            "--json has nothing to print | expected neither --mode nor --clocks beside it | leave --json out",
+            code=2,
+        )
     if args.dry_run:
         todo = steps(system, args.mode, args.clocks, "FILE")
         if args.mode in reboots(system):
@@ -192,6 +205,17 @@ def main(argv: list[str]) -> int:
         )
     with performance(args.mode, args.clocks, system=system):
         return subprocess.run(command, check=False).returncode
+
+
+def _facts(system: System) -> dict[str, Any]:
+    """Return mode, modes and watts as plain data, with None for what this machine does not tell."""
+    now, rails = power_mode(system), Rails(system.root)
+    return {
+        "mode": asdict(now) if now else None,
+        "modes": [asdict(mode) for mode in power_modes(system)],
+        "reboot_likely": reboots(system),
+        "watts": rails() if rails else None,
+    }
 
 
 def _lines(system: System) -> list[str]:

@@ -5,6 +5,7 @@ conftest.py has the sources of the records.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -261,3 +262,20 @@ def test_sudo_that_wants_a_password(tmp_path, monkeypatch):
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     with pytest.raises(UserError, match=r"wants a password \| sudo -v first.*sudo nvpmodel -m 2"):
         power_modes._sudo(["nvpmodel", "-m", "2"])
+
+
+def test_the_facts_as_json(recorded, monkeypatch, capsys):
+    monkeypatch.setattr(power_modes, "System", lambda: recorded("nano"))
+    assert power_modes.main(["--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["mode"]["name"] == "15W" and facts["watts"]["VDD_IN"] == pytest.approx(6.0)
+    assert [mode["id"] for mode in facts["modes"]] == [0, 1, 2] and facts["reboot_likely"] == []
+    with pytest.raises(UserError, match="--json has nothing to print"):
+        power_modes.main(["--json", "--mode", "15W", "--", "true"])
+
+
+def test_no_facts_as_json(recorded, monkeypatch, capsys):
+    monkeypatch.setattr(power_modes, "System", lambda: recorded())
+    assert power_modes.main(["--json"]) == 0
+    none = {"mode": None, "modes": [], "reboot_likely": [], "watts": None}
+    assert json.loads(capsys.readouterr().out) == none
