@@ -14,13 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ from PIL import Image, ImageDraw
 from foveate.engines.errors import UserError
 from foveate.engines.targets import options_of
 from foveate.jetson.deployment.pack import add_wheels, contents, gather, installer
+from foveate.jetson.deployment.remote import Remote, said
 from foveate.jetson.deployment.wheels import Target
 from foveate.jetson.device.devices import jetpack_of
 from foveate.jetson.device.inventory import l4t_of
@@ -36,7 +33,7 @@ from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli import Parser, options
 from foveate.runtime.llm.cache_rows import cache_rows, told
 
-__all__ = ["Remote", "deploy", "main"]
+__all__ = ["deploy", "main"]
 
 _PROBE = (
     "import json, os, platform, sys; "
@@ -48,55 +45,6 @@ _RELEASE = "/etc/nv_tegra_release"
 _PROMPT = "What is in the image?"
 # size of compiled engines relative to the bundle (measured: 10.6 GB for 6.2 GB)
 _ENGINES = 1.8
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A machine behind ssh. ``shell`` is the ssh command with its options."""
-
-    host: str
-    shell: str = "ssh"
-
-    def run(self, *command: str, show: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run ``command`` on the machine. With ``show``, its output goes to ours as it comes.
-
-        Raises UserError if ssh itself fails, which is exit code 255.
-        """
-        line = [*shlex.split(self.shell), self.host, shlex.join(command)]
-        pipe = None if show else subprocess.PIPE
-        try:
-            done = subprocess.run(
-                line, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, check=False
-            )
-        except FileNotFoundError as error:
-            raise UserError(
-                "cannot reach a device | ssh is not installed here | install OpenSSH's client"
-            ) from error
-        if done.returncode == 255:
-            why = (done.stderr or "ssh failed").strip().splitlines()[-1]
-            raise UserError(f"cannot reach {self.host} | {why} | try: {shlex.join(line[:-1])} true")
-        return done
-
-    def send(self, source: str, target: str, *arguments: str) -> None:
-        """Send ``source`` with rsync, which continues where it was interrupted. Raises UserError.
-
-        A ``source`` that ends in / means the folder's content.
-        """
-        if shutil.which("rsync") is None:
-            raise UserError("cannot send files | rsync is not installed here | install rsync")
-        show = ["--info=progress2", "--no-inc-recursive"] if sys.stderr.isatty() else []
-        command = ["rsync", "-rlt", "--partial", "--mkpath", "-e", self.shell, *show]
-        done = subprocess.run(
-            [*command, *arguments, source, f"{self.host}:{target}"],
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            why = " ".join(done.stderr.split()[-30:])
-            raise UserError(
-                f"sending to {self.host} was cut off | {why} | run the same command again: it continues"
-            )
 
 
 def main(argv: list[str]) -> int:
@@ -220,7 +168,7 @@ def deploy(
         foveate, "run", place, prompt, "--image", f"{incoming}/first{_suffix(image)}", "--timings"
     )
     if answer.returncode:
-        raise UserError(f"the first answer failed | {_said(answer)} | ssh {remote.host} {foveate} doctor")
+        raise UserError(f"the first answer failed | {said(answer)} | ssh {remote.host} {foveate} doctor")
     say(answer.stderr.strip())
     print(answer.stdout.strip())
     say(f"next: {remote.shell} {remote.host} {foveate} run {place} ...")
@@ -229,11 +177,15 @@ def deploy(
 
 def _probe(remote: Remote, python: str, root: str) -> dict[str, Any]:
     done = remote.run(python, "-c", _PROBE, root, _RELEASE)
+    if done.returncode == 127:  # a shell's exit code for a command that is not there
+        raise UserError(
+            f"there is no {python} on {remote.host} | {said(done)} | install it, or name one with --python"
+        )
     try:
         return json.loads(done.stdout)
     except ValueError as error:
         raise UserError(
-            f"there is no usable {python} on {remote.host} | {_said(done)} | name one with --python"
+            f"there is no usable {python} on {remote.host} | {said(done)} | name one with --python"
         ) from error
 
 
@@ -291,7 +243,7 @@ def _doctor(
         findings = json.loads(done.stdout)["findings"]
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"the runtime does not start on {remote.host} | {_said(done)} | run it again"
+            f"the runtime does not start on {remote.host} | {said(done)} | run it again"
         ) from error
     for finding in findings:
         say(f"{finding['kind']}: {finding['what']}\n    {finding['fix']}")
@@ -310,13 +262,8 @@ def _has(remote: Remote, place: str, bundle: Path) -> bool:
 
 
 def _step(remote: Remote, what: str, say: Callable[[str], None], *command: str) -> None:
+    """Run ``command`` on the device and show its lines as they come. Raises UserError."""
     say(what)
-    done = remote.run(*command)
+    done = remote.run(*command, each=lambda line: say(f"    {line}"))
     if done.returncode:
-        raise UserError(f"{what} failed on {remote.host} | {_said(done)} | run the same command again")
-
-
-def _said(done: subprocess.CompletedProcess[str]) -> str:
-    return (
-        " ".join(f"{done.stdout or ''} {done.stderr or ''}".split())[-400:] or f"exit code {done.returncode}"
-    )
+        raise UserError(f"{what} failed on {remote.host} | {said(done)} | run the same command again")

@@ -22,7 +22,8 @@ from wheels_by_hand import HERE, rename
 
 from foveate.engines.errors import UserError
 from foveate.jetson.deployment import deploy as deploying
-from foveate.jetson.deployment.deploy import Remote, deploy
+from foveate.jetson.deployment.deploy import deploy
+from foveate.jetson.deployment.remote import Remote
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli import compile as compiling
 from foveate.runtime.llm.cache_rows import cache_rows
@@ -36,14 +37,13 @@ needs_ssh = pytest.mark.skipif(
 
 
 def bring(bundle: Path, shell: str, root: Path, wheels: Path, **options) -> str:
-    said: list[str] = []
+    options = {"say": lambda line: None, **options}
     return deploy(
         bundle,
         Remote("127.0.0.1", shell),
         root=str(root),
         python=sys.executable,
         wheels_in=wheels,
-        say=said.append,
         **options,
     )
 
@@ -51,7 +51,10 @@ def bring(bundle: Path, shell: str, root: Path, wheels: Path, **options) -> str:
 @needs_ssh
 def test_from_a_bundle_to_an_answer(source: Path, sshd: str, device: Path, wheels: Path) -> None:
     """Then again: nothing is sent twice, and a newer bundle takes the place of the older one."""
-    answer = bring(source, sshd, device, wheels)
+    said: list[str] = []
+    answer = bring(source, sshd, device, wheels, say=said.append)
+    after = said[said.index("compiling for onnxruntime") + 1 :]
+    assert after[0].startswith("    ")  # what the compiler says on the device
     name = load(source).manifest.name
     place = device / "bundles" / name
     assert answer and (device / "runtime").is_symlink()
@@ -91,7 +94,7 @@ def test_killed_at_random_moments(source: Path, sshd: str, tmp_path: Path, wheel
 def cut_off(step: str, after: float, source: Path, sshd: str, device: Path, wheels: Path) -> None:
     """Deploy, and kill everything so many seconds after ``step`` began."""
     script = (
-        "import sys; from pathlib import Path; from foveate.jetson.deployment.deploy import *; "
+        "import sys; from pathlib import Path; from foveate.jetson.deployment.deploy import Remote, deploy; "
         "deploy(Path(sys.argv[1]), Remote('127.0.0.1', sys.argv[2]), root=sys.argv[3], "
         "python=sys.executable, wheels_in=Path(sys.argv[4]))"
     )
@@ -151,7 +154,7 @@ def test_an_unreachable_device_is_reported(source: Path, sshd: str, tmp_path: Pa
     with pytest.raises(UserError, match=r"cannot reach 127\.0\.0\.1"):
         bring(source, "ssh -p 1 -o ConnectTimeout=2", tmp_path, wheels)
     remote = Remote("127.0.0.1", sshd)
-    with pytest.raises(UserError, match="no usable pythonx"):
+    with pytest.raises(UserError, match="there is no pythonx"):
         deploy(source, remote, root=str(tmp_path), python="pythonx", wheels_in=wheels, say=lambda line: None)
 
 
@@ -160,7 +163,7 @@ class Recorded(Remote):
 
     commands: ClassVar[list[tuple[str, ...]]] = []
 
-    def run(self, *command: str, show: bool = False) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, each: object = None) -> subprocess.CompletedProcess[str]:
         self.commands.append(command)
         there = {"machine": HERE.machine, "glibc": HERE.glibc, "python": HERE.python, "root": "/there"}
         there |= {"release": "# R36 (release), REVISION: 4.3"}
