@@ -28,8 +28,14 @@ class NoMemoryError(UserError):
 
 
 def install_extra(name: str) -> str:
-    """Return the command that installs an extra: from a clone, since foveate is on no package index."""
-    return f"in a clone of foveate: pip install --editable '.[{name}]'"
+    """Return the command that installs an extra: from a clone, since foveate is on no package index.
+
+    A device without a network has no clone. It gets the one extra that is for devices, ``video``, in a pack.
+    """
+    command = f"in a clone of foveate: pip install --editable '.[{name}]'"
+    if name == "video":
+        command += "; for a device without a network: `foveate pack` or `foveate deploy` with --video"
+    return command
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

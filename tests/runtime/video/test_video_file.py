@@ -151,7 +151,7 @@ def test_files_that_are_no_videos_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="it is no video"):
         load_video(text, SAMPLING)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(UserError, match=r"pip install --editable '\.\[video\]'"):
+    with pytest.raises(UserError, match=r"pip install --editable '\.\[video\]'; for a device .* --video"):
         load_video(text, SAMPLING)
 
 
