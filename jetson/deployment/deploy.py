@@ -20,10 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
-
 from foveate.engines.errors import UserError
 from foveate.engines.targets import options_of
+from foveate.jetson.deployment.first_question import DRAWN, OWN, FirstQuestion
 from foveate.jetson.deployment.pack import add_wheels, contents, gather, installer
 from foveate.jetson.deployment.remote import Remote, said
 from foveate.jetson.deployment.wheels import Target
@@ -42,7 +41,6 @@ _PROBE = (
     "'release': open(sys.argv[2]).read() if os.path.exists(sys.argv[2]) else ''}))"
 )
 _RELEASE = "/etc/nv_tegra_release"
-_PROMPT = "What is in the image?"
 # size of compiled engines relative to the bundle (measured: 10.6 GB for 6.2 GB)
 _ENGINES = 1.8
 
@@ -99,10 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         help="Give the kv cache room for this many rows (default: that of `foveate compile`).",
     )
     parser.add_argument(
-        "--image", type=Path, help="Ask about this image first (default: a red disc on blue)."
+        "--image", type=Path, help="Ask about this image first (default: a red circle on grey)."
     )
     parser.add_argument(
-        "--prompt", type=str, default=_PROMPT, help=f'Ask this question first (default: "{_PROMPT}").'
+        "--prompt",
+        type=str,
+        help=f'Ask this question first (default: "{DRAWN}", or "{OWN}" with --image).',
     )
     add_wheels(parser)
     parser.add_argument(
@@ -122,7 +122,7 @@ def deploy(
     target: str | None = None,
     max_context: int | None = None,
     image: Path | None = None,
-    prompt: str = _PROMPT,
+    prompt: str | None = None,
     wheels_in: Path | None = None,
     video: bool = False,
     force: bool = False,
@@ -145,8 +145,10 @@ def deploy(
     say(f"{remote.host}: {system.machine}, Python {system.python}, glibc {system.glibc}")
     incoming, place = f"{root}/incoming/{manifest.name}", f"{root}/bundles/{manifest.name}"
     foveate = f"{root}/runtime/bin/foveate"
+    first = FirstQuestion(image, prompt)
     with tempfile.TemporaryDirectory() as folder:
-        facts = _payload(Path(folder), bundle, manifest.name, system, wheels_in, video, image)
+        facts = _payload(Path(folder), bundle, manifest.name, system, wheels_in, video)
+        first.write(Path(folder))
         say("sending the runtime")
         remote.send(f"{folder}/", f"{incoming}/", "--delete", "--exclude=/bundle")
     install = [python, f"{incoming}/__main__.py", "--to", root]
@@ -164,9 +166,7 @@ def deploy(
     rows = [] if max_context is None else ["--max-context", str(max_context)]
     _step(remote, f"compiling for {target}", say, foveate, "compile", place, "--target", target, *rows)
     _step(remote, "checking", say, foveate, "check", place)
-    answer = remote.run(
-        foveate, "run", place, prompt, "--image", f"{incoming}/first{_suffix(image)}", "--timings"
-    )
+    answer = remote.run(foveate, "run", place, *first.arguments(incoming), "--timings")
     if answer.returncode:
         raise UserError(f"the first answer failed | {said(answer)} | ssh {remote.host} {foveate} doctor")
     say(answer.stderr.strip())
@@ -203,7 +203,6 @@ def _payload(
     system: Target,
     wheels_in: Path | None,
     video: bool,
-    image: Path | None,
 ) -> dict[str, Any]:
     """Put everything but the bundle into ``folder``. Return the content of ``pack.json``."""
     place = folder / "wheels"
@@ -214,23 +213,7 @@ def _payload(
     facts = contents(bundle, name, place, system)
     (folder / "__main__.py").write_text(installer(), encoding="utf-8")
     (folder / "pack.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    target = folder / f"first{_suffix(image)}"
-    if image is not None:
-        shutil.copyfile(image, target)
-    else:
-        _draw().save(target)
     return facts
-
-
-def _suffix(image: Path | None) -> str:
-    return ".png" if image is None else image.suffix
-
-
-def _draw() -> Image.Image:
-    """Return an image of a red disc on a blue background."""
-    drawn = Image.new("RGB", (336, 336), (30, 60, 160))
-    ImageDraw.Draw(drawn).ellipse((90, 90, 246, 246), fill=(210, 30, 30))
-    return drawn
 
 
 def _doctor(

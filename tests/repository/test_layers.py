@@ -109,7 +109,7 @@ INNER_ORDER: dict[str, list[str]] = {
         "prompt",
     ],
     "jetson": ["device", "deployment planner"],
-    "jetson/deployment": ["installer remote wheels", "pack", "deploy"],
+    "jetson/deployment": ["first_question installer remote wheels", "pack", "deploy"],
     "jetson/device": ["devices system", "inventory", "findings power_modes", "doctor"],
     "jetson/planner": ["model_config scratch", "model_sizes", "memory roofline", "plan"],
     "runtime": [
