@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from foveate.engines.disk.files import atomic_file, sha256
-from foveate.engines.errors import UserError, unknown
+from foveate.engines.errors import UserError
 from foveate.engines.trt.cuda.requirement import PACKAGES
 from foveate.jetson.deployment import wheels
 from foveate.jetson.deployment.wheels import Target
-from foveate.jetson.device.devices import JETPACKS
+from foveate.jetson.device.devices import JETPACKS, jetpack_named
 from foveate.runtime.bundle import licence
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli import Parser, options
@@ -33,7 +33,6 @@ _EXTRAS = (_VIDEO, *PACKAGES)  # installed if the pack has a wheel of it
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit status. Raises UserError."""
-    jetpacks = {each.jetpack: each for each in JETPACKS}
     parser = Parser(
         prog="foveate pack",
         description="Write a bundle, the runtime and an installer to one file, for a device without network.",
@@ -42,7 +41,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--jetpack",
         default="6.2",
-        help=f"Pack for a device with this JetPack version: {', '.join(jetpacks)} (default: 6.2).",
+        help=f"Pack for a device with this JetPack version: {', '.join(j.jetpack for j in JETPACKS)}, "
+        "or a patch release of these (default: 6.2).",
     )
     parser.add_argument(
         "--out",
@@ -52,9 +52,9 @@ def main(argv: list[str]) -> int:
     )
     add_wheels(parser)
     args = parser.parse_args(argv)
-    if args.jetpack not in jetpacks:
-        raise unknown("JetPack", args.jetpack, jetpacks)
-    system = jetpacks[args.jetpack]
+    system = jetpack_named(args.jetpack)
+    if system.jetpack != args.jetpack:
+        options.say(f"JetPack {args.jetpack} is not in the table: packed as {system.jetpack}, of its family")
     target = Target("aarch64", system.python, system.glibc, system.cuda)
     out = args.out or Path(f"{Path(args.bundle).absolute().name}.jetpack{args.jetpack}.pyz")
     pack(Path(args.bundle), target, out, args.wheels, args.video)

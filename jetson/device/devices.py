@@ -9,14 +9,15 @@ brief. So a Super mode differs only in clock and bandwidth.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from foveate.engines.errors import unknown
+from foveate.engines.errors import UserError, unknown
 
-__all__ = ["DEVICES", "JETPACKS", "Device", "JetPack", "device", "jetpack_of"]
+__all__ = ["DEVICES", "JETPACKS", "Device", "JetPack", "device", "jetpack_named", "jetpack_of"]
 
 _ORIN_INT8 = 4096  # dense operations per SM and clock; FP16 has half of it; no FP8 before Ada
 
@@ -105,6 +106,27 @@ def jetpack_of(l4t: str) -> JetPack | None:
     asked = _numbers(l4t)
     known = [j for j in JETPACKS if _numbers(j.l4t)[0] == asked[0] and _numbers(j.l4t) <= asked]
     return max(known, key=lambda j: _numbers(j.l4t), default=None)
+
+
+def jetpack_named(version: str) -> JetPack:
+    """Return the JetPack of a version such as "6.2" or "6.2.3".
+
+    A patch release that is not in the table has the versions of the newest one before it with the same two
+    numbers. Raises UserError for any other version.
+    """
+    if re.fullmatch(r"\d+\.\d+(\.\d+)?", version):
+        asked = _numbers(version)
+        family = [
+            j for j in JETPACKS if _numbers(j.jetpack)[:2] == asked[:2] and _numbers(j.jetpack) <= asked
+        ]
+        if family:
+            return max(family, key=lambda j: _numbers(j.jetpack))
+    known = ", ".join(j.jetpack for j in JETPACKS)
+    raise UserError(
+        f"JetPack {version!r} is not supported | supported: {known}, and patch releases of these "
+        "| flash the device with one of them, and name it",
+        code=2,
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

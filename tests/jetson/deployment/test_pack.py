@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wheels_by_hand import HERE, make_wheel, rename
 
-from foveate.jetson.deployment.pack import contents, pack
+from foveate.jetson.deployment.pack import contents, main, pack
 from foveate.jetson.deployment.wheels import Target
 from foveate.runtime.bundle.loading import load
 
@@ -82,3 +82,15 @@ def test_a_pack_shows_the_licences_in_it(source: Path, tmp_path: Path, capsys) -
     (copy / "bundle.json").write_text(json.dumps(manifest | {"licence": {"model": each}}))
     pack(copy, HERE, tmp_path / "it.pyz", tmp_path)
     assert "licence of the model a/b: cc-by-nc-4.0 (not for commercial use)" in capsys.readouterr().err
+
+
+def test_a_patch_release_of_jetpack_is_packed_as_its_family(
+    source: Path, tmp_path: Path, wheels: Path, capsys
+) -> None:
+    said = {}
+    for version in ("6.2.3", "6.2.2"):
+        out = tmp_path / f"{version}.pyz"
+        options = ["--jetpack", version, "--wheels", str(wheels), "--out", str(out)]
+        assert main([str(source), *options]) == 0 and out.is_file()
+        said[version] = capsys.readouterr().err
+    assert "packed as 6.2.2" in said["6.2.3"] and "packed as" not in said["6.2.2"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.jetson.device.devices import DEVICES, JETPACKS, device, jetpack_of
+from foveate.jetson.device.devices import DEVICES, JETPACKS, device, jetpack_named, jetpack_of
 
 SPARSE_TOPS = {  # published for the GPU, with sparsity: twice the dense rate
     "orin-nano-4gb": 20,
@@ -57,3 +57,25 @@ def test_jetpacks_by_their_l4t():
     assert (six.tensorrt, six.python, six.glibc) == ("10.3", "3.10", "2.35")
     assert (seven.tensorrt, seven.python, seven.glibc) == ("10.16", "3.12", "2.39")
     assert all(each.sources for each in JETPACKS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        ("6.2", "6.2"),
+        ("6.2.3", "6.2.2"),
+        ("6.1.1", "6.1"),
+        ("7.0", "7.0"),
+        ("7.2.1", "7.2"),
+        ("7.2.0", "7.2"),
+    ],
+)
+def test_a_patch_release_is_taken_as_its_family(asked: str, taken: str) -> None:
+    assert jetpack_named(asked).jetpack == taken
+
+
+@pytest.mark.parametrize("asked", ["5.1.2", "6", "6.0", "7.3", "7.2.x", "8.0.1", ""])
+def test_other_jetpacks_are_refused_with_those_supported(asked: str) -> None:
+    with pytest.raises(UserError, match=r"supported: 6\.1, 6\.2, .*7\.2, and patch releases") as refused:
+        jetpack_named(asked)
+    assert refused.value.code == 2 and "did you mean" not in str(refused.value)
