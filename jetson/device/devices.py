@@ -17,7 +17,7 @@ from typing import Any
 
 from foveate.engines.errors import UserError, unknown
 
-__all__ = ["DEVICES", "JETPACKS", "Device", "JetPack", "device", "jetpack_named", "jetpack_of"]
+__all__ = ["DEVICES", "JETPACKS", "Device", "JetPack", "device", "in_mode", "jetpack_named", "jetpack_of"]
 
 _ORIN_INT8 = 4096  # dense operations per SM and clock; FP16 has half of it; no FP8 before Ada
 
@@ -96,6 +96,25 @@ def device(name: str) -> Device:
     if name not in DEVICES:
         raise unknown("device", name, DEVICES)
     return DEVICES[name]
+
+
+def in_mode(device: Device, mode: str | None = None) -> Device:
+    """Return ``device`` in a power mode, with the mode's SMs, clock and bandwidth.
+
+    ``mode`` None means the module's default mode, or the mode of the table if no default is known. Raises
+    UserError for a mode that is not known of the device.
+    """
+    row = _data()["devices"][device.name]
+    modes = row.get("modes", {})
+    known = [*modes] or ([device.mode] if device.mode else [])
+    mode = mode or row.get("default_mode") or device.mode
+    if mode is not None and mode not in known:
+        raise UserError(
+            f"{device.title} has no known power mode {mode!r} | known: {', '.join(known) or 'none'} "
+            "| choose one of these, or leave out --mode",
+            code=2,
+        )
+    return _device(device.name, row | modes[mode] | {"mode": mode}) if mode in modes else device
 
 
 def jetpack_of(l4t: str) -> JetPack | None:

@@ -145,7 +145,7 @@ def main(argv: list[str]) -> int:
     )
     facts = plan(
         model,
-        devices.device(args.device),
+        devices.in_mode(devices.device(args.device), args.mode),
         args.keep,
         ttft=args.ttft,
         text_tokens=args.text_tokens,
@@ -190,6 +190,12 @@ def _parser() -> argparse.ArgumentParser:
         "--device",
         required=True,
         help=f"Plan for this device: {', '.join(devices.DEVICES)} (required).",
+    )
+    parser.add_argument(
+        "--mode",
+        metavar="NAME",
+        help="Plan for this power mode of the device, as nvpmodel names it, such as 25W (default: the "
+        "module's default mode where the table has it, else the one in the table).",
     )
     parser.add_argument(
         "--ttft",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foveate.engines.errors import UserError
-from foveate.jetson.device.devices import DEVICES, JETPACKS, device, jetpack_named, jetpack_of
+from foveate.jetson.device.devices import DEVICES, JETPACKS, device, in_mode, jetpack_named, jetpack_of
 
 SPARSE_TOPS = {  # published for the GPU, with sparsity: twice the dense rate
     "orin-nano-4gb": 20,
@@ -79,3 +79,16 @@ def test_other_jetpacks_are_refused_with_those_supported(asked: str) -> None:
     with pytest.raises(UserError, match=r"supported: 6\.1, 6\.2, .*7\.2, and patch releases") as refused:
         jetpack_named(asked)
     assert refused.value.code == 2 and "did you mean" not in str(refused.value)
+
+
+def test_the_default_power_modes():
+    defaults = {
+        "orin-nx-16gb": "15W",
+        "orin-nx-16gb-super": "40W",
+        "orin-nx-8gb-super": "40W",
+        "orin-nano-8gb-super": "25W",
+    }
+    assert {name: in_mode(device(name)).mode for name in defaults} == defaults
+    for name in defaults:  # the mode of the table is one of its modes, with the same figures
+        assert in_mode(device(name), device(name).mode) == device(name)
+    assert in_mode(device("rtx-4090")) == device("rtx-4090")

@@ -148,3 +148,29 @@ def test_a_bundle_plans_itself(make_bundle, capsys):
     assert model_sizes.model(str(root)).vision_flops == costs.vision_flops(
         **{key: value for key, value in sizes.items() if key != "kind"}, projected=32
     )
+
+
+def test_the_power_mode_decides_the_times(capsys):
+    """The times of an Orin NX 16GB in the review of its modes: a mode has its own SMs, clock and memory."""
+
+    def planned(*more: str) -> dict:
+        base = ["--model", "llava-1.5-7b", "--method", "sppruner", "--keep", "128", "--json"]
+        assert main([*base, "--device", "orin-nx-16gb", *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    default, least = planned(), planned("--mode", "10W")
+    assert default["device"]["mode"] == "15W" and default == planned("--mode", "15W")
+    first = [planned("--mode", each)["seconds"]["first_token"] for each in ("MAXN", "25W", "15W")]
+    assert first == sorted(first) and first[2] / first[0] == pytest.approx(1102 / 376, rel=0.05)
+    assert least["seconds"]["prefill"] == default["seconds"]["prefill"]  # the same GPU, slower memory
+    assert least["tokens_per_second"] < 0.75 * default["tokens_per_second"]
+
+
+@pytest.mark.parametrize(
+    ("device", "known"),
+    [("orin-nx-16gb", "MAXN, 10W, 15W, 25W"), ("orin-nano-8gb", "15W"), ("rtx-4090", "none")],
+)
+def test_an_unknown_power_mode_is_refused_with_those_known(device, known):
+    with pytest.raises(UserError, match=f"known: {known} ") as error:
+        main(["--model", "llava-1.5-7b", "--device", device, "--mode", "20W"])
+    assert error.value.code == 2
