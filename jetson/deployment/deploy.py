@@ -23,7 +23,7 @@ from typing import Any
 from foveate.engines.errors import UserError
 from foveate.engines.targets import options_of
 from foveate.jetson.deployment.first_question import DRAWN, OWN, FirstQuestion
-from foveate.jetson.deployment.pack import add_wheels, contents, gather, installer
+from foveate.jetson.deployment.pack import add_wheels, contents, gather, installer, made_from
 from foveate.jetson.deployment.remote import Remote, said
 from foveate.jetson.deployment.wheels import Target
 from foveate.jetson.device.devices import jetpack_of
@@ -32,7 +32,7 @@ from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli import Parser, options
 from foveate.runtime.llm.cache_rows import cache_rows, told
 
-__all__ = ["deploy", "main"]
+__all__ = ["deploy", "main", "roll_back"]
 
 _PROBE = (
     "import json, os, platform, sys; "
@@ -50,9 +50,13 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.image is not None and not args.image.is_file():
         raise UserError(f"cannot read the image {args.image} | no such file | leave --image out", code=2)
+    remote = Remote(args.host, args.ssh)
+    if args.rollback:
+        roll_back(Path(args.bundle), remote, root=args.to, python=args.python)
+        return 0
     deploy(
         Path(args.bundle),
-        Remote(args.host, args.ssh),
+        remote,
         root=args.to,
         python=args.python,
         target=args.target,
@@ -110,7 +114,33 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="Continue even if `foveate doctor` finds problems on the device (default: stop).",
     )
+    parser.add_argument(
+        "--rollback",
+        action="store_true",
+        help="Put back the bundle that this one has replaced on the device, which is kept until this one has "
+        "passed its check there (default: deploy).",
+    )
     return parser
+
+
+def roll_back(
+    bundle: Path,
+    remote: Remote,
+    *,
+    root: str = "~/foveate",
+    python: str = "python3",
+    say: Callable[[str], None] = options.say,
+) -> None:
+    """Put back the bundle that ``bundle`` has replaced on the device. Raises UserError if there is none."""
+    name = load(bundle).manifest.name
+    root = _probe(remote, python, root)["root"]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "__main__.py").write_text(installer(), encoding="utf-8")
+        remote.send(f"{folder}/", f"{root}/incoming/{name}/")
+    command = [python, f"{root}/incoming/{name}/__main__.py", "--to", root, "--rollback", name]
+    done = remote.run(*command, each=say)
+    if done.returncode:
+        raise UserError(f"nothing was put back on {remote.host} | {said(done)} | deploy the bundle again")
 
 
 def deploy(
@@ -147,28 +177,34 @@ def deploy(
     foveate = f"{root}/runtime/bin/foveate"
     first = FirstQuestion(image, prompt)
     with tempfile.TemporaryDirectory() as folder:
-        facts = _payload(Path(folder), bundle, manifest.name, system, wheels_in, video)
+        key = made_from(system, wheels_in, video)
+        installed = remote.run("cat", f"{root}/runtime/complete")
+        ready = installed.returncode == 0 and installed.stdout == key
+        facts = _payload(Path(folder), bundle, manifest.name, system, wheels_in, video, key, ready)
         first.write(Path(folder))
-        say("sending the runtime")
+        say("the runtime is there already" if ready else "sending the runtime")
         remote.send(f"{folder}/", f"{incoming}/", "--delete", "--exclude=/bundle")
     install = [python, f"{incoming}/__main__.py", "--to", root]
-    _step(remote, "installing the runtime", say, *install, "--only", "runtime")
+    if not ready:
+        _step(remote, "installing the runtime", say, *install, "--only", "runtime")
     size = sum(entry["size"] for name, entry in facts["files"].items() if name.startswith("bundle/"))
     _doctor(remote, foveate, root, size, force, say)
     if not _has(remote, place, bundle):
         say(f"sending {size / 1e6:.0f} MB")
         # files that an earlier run moved into place, or that an older bundle has, are not sent again
         known = [
-            f"--link-dest={root}/bundles/{each}" for each in (manifest.name, f".{manifest.name}.installing")
+            f"--link-dest={root}/bundles/{each}"
+            for each in (manifest.name, f".{manifest.name}.installing", f".{manifest.name}.previous")
         ]
         remote.send(f"{bundle}/", f"{incoming}/bundle/", "--delete", "--exclude=/engines", *known)
-    _step(remote, "installing the bundle", say, *install, "--only", "bundle")
+    _step(remote, "installing the bundle", say, *install, "--only", "bundle", "--keep-previous")
     rows = [] if max_context is None else ["--max-context", str(max_context)]
     _step(remote, f"compiling for {target}", say, foveate, "compile", place, "--target", target, *rows)
     _step(remote, "checking", say, foveate, "check", place)
     answer = remote.run(foveate, "run", place, *first.arguments(incoming), "--timings")
     if answer.returncode:
         raise UserError(f"the first answer failed | {said(answer)} | ssh {remote.host} {foveate} doctor")
+    remote.run("rm", "-rf", incoming, f"{root}/bundles/.{manifest.name}.previous")
     say(answer.stderr.strip())
     print(answer.stdout.strip())
     say(f"next: {remote.shell} {remote.host} {foveate} run {place} ...")
@@ -203,14 +239,19 @@ def _payload(
     system: Target,
     wheels_in: Path | None,
     video: bool,
+    key: str,
+    ready: bool,
 ) -> dict[str, Any]:
-    """Put everything but the bundle into ``folder``. Return the content of ``pack.json``."""
-    place = folder / "wheels"
-    if wheels_in is None:
+    """Put everything but the bundle into ``folder``. Return the content of ``pack.json``.
+
+    ``key`` is that of the wheels (``made_from``). ``ready``: they are on the device, and are left out.
+    """
+    place = None if ready else folder / "wheels"
+    if place is not None and wheels_in is None:
         gather(system, place, video)
-    else:
+    elif place is not None and wheels_in is not None:
         shutil.copytree(wheels_in, place)
-    facts = contents(bundle, name, place, system)
+    facts = {**contents(bundle, name, place, system), "made_from": key}
     (folder / "__main__.py").write_text(installer(), encoding="utf-8")
     (folder / "pack.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return facts
@@ -249,4 +290,7 @@ def _step(remote: Remote, what: str, say: Callable[[str], None], *command: str) 
     say(what)
     done = remote.run(*command, each=lambda line: say(f"    {line}"))
     if done.returncode:
-        raise UserError(f"{what} failed on {remote.host} | {said(done)} | run the same command again")
+        raise UserError(
+            f"{what} failed on {remote.host} | {said(done)} | run the same command again; "
+            "--rollback puts back a bundle that this one has replaced"
+        )

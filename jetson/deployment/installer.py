@@ -96,6 +96,12 @@ def main(argv: list[str] | None = None) -> int:
         "--only", choices=("runtime", "bundle"), help="Install only this part (default: both)."
     )
     parser.add_argument(
+        "--keep-previous",
+        action="store_true",
+        help="Keep the bundle that is replaced, for --rollback (default: remove it).",
+    )
+    parser.add_argument("--rollback", metavar="NAME", help="Only put the previous bundle NAME back.")
+    parser.add_argument(
         "--force",
         action="store_true",
         help="Install even if the pack is for another machine or Python (default: refuse).",
@@ -104,6 +110,9 @@ def main(argv: list[str] | None = None) -> int:
     here = Path(sys.argv[0] if zipfile.is_zipfile(sys.argv[0]) else __file__)
     source = Zip(here) if zipfile.is_zipfile(here) else Folder(here.parent)
     try:
+        if args.rollback:
+            _roll_back(args.to.expanduser().absolute() / "bundles", args.rollback)
+            return 0
         pack = json.loads(source.read("pack.json"))
         _fits(pack, args.force)
         root = args.to.expanduser().absolute()
@@ -111,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.only != "bundle":
             _runtime(source, pack, root)
         if args.only != "runtime":
-            _bundle(source, pack, root)
+            _bundle(source, pack, root, args.keep_previous)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, subprocess.CalledProcessError) as error:
         print(f"foveate: not installed | {error} | run it again, or copy the pack again", file=sys.stderr)
         return 1
@@ -153,7 +162,10 @@ def _runtime(source: Zip | Folder, pack: dict, root: Path) -> None:
         shutil.rmtree(wheels)
         _switch_telemetry_off(target)
         os.sync()
-        (target / "complete").touch()
+    done = target / "complete"
+    made_from = pack.get("made_from", "")  # `foveate deploy` sends no wheels if this is the same
+    if not done.is_file() or done.read_text(encoding="utf-8") != made_from:
+        done.write_text(made_from, encoding="utf-8")
     link = root / f".runtime.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(Path("runtimes") / pack["runtime"])
@@ -173,7 +185,11 @@ def _switch_telemetry_off(target: Path) -> None:
     (packages / "foveate_telemetry.pth").write_text(line, encoding="utf-8")
 
 
-def _bundle(source: Zip | Folder, pack: dict, root: Path) -> None:
+def _bundle(source: Zip | Folder, pack: dict, root: Path, keep: bool) -> None:
+    """Install the bundle. With ``keep``, the one it replaces stays as ``.NAME.previous``.
+
+    If there is such a one already, the bundle in place never passed its check. Then that one is removed.
+    """
     names = [name for name in pack["files"] if name.startswith("bundle/")]
     target, work = root / "bundles" / pack["bundle"], root / "bundles" / f".{pack['bundle']}.installing"
     manifest = "bundle/bundle.json"
@@ -191,14 +207,36 @@ def _bundle(source: Zip | Folder, pack: dict, root: Path) -> None:
     os.sync()
     old = root / "bundles" / f".{pack['bundle']}.old"
     shutil.rmtree(old, ignore_errors=True)
+    previous = _previous(root / "bundles", pack["bundle"])
+    aside = previous if keep and not previous.exists() else old
     with _unused(target):
         engines = sorted(path.parent.name for path in target.glob("engines/[!.]*/engine.json"))
         if target.exists():
-            target.rename(old)
+            target.rename(aside)
         work.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-    if engines:
+    if engines and aside == old:
         print(f"the compiled engines {', '.join(engines)} of the older bundle are gone")
+
+
+def _previous(bundles: Path, name: str) -> Path:
+    return bundles / f".{name}.previous"
+
+
+def _roll_back(bundles: Path, name: str) -> None:
+    """Put the previous bundle in the place of the one there. Raises ValueError if there is none."""
+    target, previous, old = bundles / name, _previous(bundles, name), bundles / f".{name}.old"
+    if not previous.is_dir():
+        raise ValueError(
+            f"there is no previous bundle {name}: it is removed when the new one passed its check"
+        )
+    shutil.rmtree(old, ignore_errors=True)
+    with _unused(target):
+        if target.exists():
+            target.rename(old)
+        previous.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    print(f"the previous bundle is back in {target}")
 
 
 @contextlib.contextmanager

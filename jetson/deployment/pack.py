@@ -25,7 +25,7 @@ from foveate.runtime.bundle import licence
 from foveate.runtime.bundle.loading import load
 from foveate.runtime.cli import Parser, options
 
-__all__ = ["add_wheels", "contents", "gather", "installer", "main", "pack"]
+__all__ = ["add_wheels", "contents", "gather", "installer", "made_from", "main", "pack"]
 
 _VIDEO = "opencv-python-headless"  # the extra ``video``
 _EXTRAS = (_VIDEO, *PACKAGES)  # installed if the pack has a wheel of it
@@ -106,18 +106,29 @@ def gather(target: Target, folder: Path, video: bool) -> Path:
     return folder
 
 
-def contents(bundle: Path, name: str, wheels_in: Path, target: Target) -> dict[str, Any]:
-    """Return the content of ``pack.json``, which describes every file of a pack. Raises UserError."""
-    names = [f"wheels/{wheel.name}" for wheel in sorted(wheels_in.glob("*.whl"))]
-    if not any(each.startswith("wheels/foveate-") for each in names):
+def made_from(target: Target, wheels_in: Path | None, video: bool) -> str:
+    """Return a hash that changes if other wheels may be packed, without collecting them."""
+    if wheels_in is None:
+        return wheels.fingerprint(target, [_VIDEO] if video else [])
+    return _digest([sha256(wheel) for wheel in sorted(wheels_in.glob("*.whl"))])
+
+
+def contents(bundle: Path, name: str, wheels_in: Path | None, target: Target) -> dict[str, Any]:
+    """Return the content of ``pack.json``, which describes every file of a pack. Raises UserError.
+
+    ``wheels_in`` None: the device has the wheels, and the pack is only for its bundle.
+    """
+    wheel_files = [] if wheels_in is None else sorted(wheels_in.glob("*.whl"))
+    names = [f"wheels/{wheel.name}" for wheel in wheel_files]
+    if wheels_in is not None and not any(each.startswith("wheels/foveate-") for each in names):
         raise UserError(
             f"no wheel of foveate in {wheels_in} | got {len(names)} wheels | leave --wheels out", code=2
         )
     manifest = load(bundle).manifest
-    files = {n: _describe(wheels_in / Path(n).name) for n in names}
+    files = {n: _describe(wheel) for n, wheel in zip(names, wheel_files, strict=True)}
     files |= {f"bundle/{name}": asdict(entry) for name, entry in manifest.files.items()}
     files["bundle/bundle.json"] = _describe(bundle / "bundle.json")
-    runtime = hashlib.sha256(json.dumps([files[n]["sha256"] for n in names]).encode()).hexdigest()[:12]
+    runtime = _digest([files[n]["sha256"] for n in names])[:12]
     return {
         "bundle": name,
         "machine": target.machine,
@@ -131,6 +142,10 @@ def contents(bundle: Path, name: str, wheels_in: Path, target: Target) -> dict[s
 def installer() -> str:
     """Return the source of the installer."""
     return Path(__file__).with_name("installer.py").read_text(encoding="utf-8")
+
+
+def _digest(hashes: list[str]) -> str:
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def _describe(path: Path) -> dict[str, Any]:

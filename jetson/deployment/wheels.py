@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import email
+import hashlib
 import re
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from pathlib import Path
 from foveate.engines.errors import UserError
 from foveate.engines.trt.cuda.requirement import requirement
 
-__all__ = ["Target", "collect", "holds", "requirements"]
+__all__ = ["Target", "collect", "fingerprint", "holds", "requirements"]
 
 _GLIBC = (17, 24, 26, 27, 28, 31, 34, 35, 38, 39)  # minor versions that manylinux wheels name
 
@@ -87,6 +88,32 @@ def collect(target: Target, folder: Path, extra: list[str] | None = None) -> lis
         needs = {need for wheel in folder.glob("*.whl") for need in requirements(wheel, target)}
         wanted = sorted(need for need in needs if _name(need) not in have)
     return missing
+
+
+def fingerprint(target: Target, extra: list[str]) -> str:
+    """Return a hash of what ``collect`` collects from: foveate's sources, the target and the requirements.
+
+    A newer version of a requirement in the package index does not change it.
+    """
+    facts = [
+        target.machine,
+        target.python,
+        target.glibc,
+        target.cuda,
+        version("foveate"),
+        version("pip"),
+        extra,
+    ]
+    digest = hashlib.sha256(repr(facts).encode())
+    root = Path(__file__).parents[2]
+    if (root / "pyproject.toml").is_file():
+        packages = [path.parent for path in root.glob("*/__init__.py")]
+        files = [path for package in packages for path in package.rglob("*") if path.is_file()]
+        for path in sorted([root / "pyproject.toml", *files]):
+            if "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def requirements(wheel: Path, target: Target) -> list[str]:

@@ -61,7 +61,12 @@ def test_from_a_bundle_to_an_answer(source: Path, sshd: str, device: Path, wheel
     assert load(place, full=True).manifest == load(source).manifest
     assert list((place / "engines").glob("*/engine.json"))
     inode = (place / "more.data").stat().st_ino
-    assert bring(source, sshd, device, wheels) == answer
+    assert not (device / "incoming" / name).exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploying, "gather", None)  # nothing is collected
+        said.clear()
+        assert bring(source, sshd, device, wheels, say=said.append) == answer
+    assert "the runtime is there already" in said and "installing the runtime" not in said
     assert (place / "more.data").stat().st_ino == inode
     data = json.loads((source / "bundle.json").read_text())
     data["source"]["revision"] = "newer"
@@ -156,6 +161,31 @@ def test_an_unreachable_device_is_reported(source: Path, sshd: str, tmp_path: Pa
     remote = Remote("127.0.0.1", sshd)
     with pytest.raises(UserError, match="there is no pythonx"):
         deploy(source, remote, root=str(tmp_path), python="pythonx", wheels_in=wheels, say=lambda line: None)
+
+
+@needs_ssh
+def test_rollback_before_the_new_bundle_passed_its_check(
+    source: Path, sshd: str, device: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two new bundles in turn fail to compile: the one that worked, with its engines, comes back."""
+    rename(source, "rolled")
+    bring(source, sshd, device, wheels)
+    place, worked = device / "bundles" / "rolled", load(source).manifest
+    data = json.loads((source / "bundle.json").read_text())
+    for revision in ("second", "third"):
+        data["source"]["revision"] = revision
+        (source / "bundle.json").write_text(json.dumps(data))
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="--rollback"):
+            patch.setattr(deploying, "cache_rows", lambda manifest, rows: -1)
+            patch.setattr(deploying, "told", lambda manifest, rows: "")
+            patch.setattr(deploying, "options_of", lambda target, given: {"max_context": 1})
+            bring(source, sshd, device, wheels)
+        assert load(place).manifest.source.revision == revision
+    deploying.roll_back(source, Remote("127.0.0.1", sshd), root=str(device), python=sys.executable)
+    assert load(place, full=True).manifest == worked
+    assert list((place / "engines").glob("*/engine.json"))
+    with pytest.raises(UserError, match="there is no previous bundle rolled"):
+        deploying.roll_back(source, Remote("127.0.0.1", sshd), root=str(device), python=sys.executable)
 
 
 class Recorded(Remote):

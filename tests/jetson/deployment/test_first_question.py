@@ -18,6 +18,7 @@ from foveate.jetson.deployment.first_question import DRAWN, OWN, FirstQuestion
         (Path("a.jpg"), None, OWN, True),
         (None, "Why?", "Why?", False),
         (Path("a.jpg"), "Why?", "Why?", False),
+        (None, "", "", False),
     ),
 )
 def test_the_question_fits_the_image(

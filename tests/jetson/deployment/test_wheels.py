@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from wheels_by_hand import make_wheel
 
 from foveate.engines.errors import UserError
 from foveate.jetson.deployment import wheels
-from foveate.jetson.deployment.wheels import Target, holds, requirements
+from foveate.jetson.deployment.wheels import Target, fingerprint, holds, requirements
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,24 @@ def test_bindings_without_a_wheel_are_left_out(tmp_path: Path, monkeypatch: pyte
     target = Target("aarch64", "3.14", "2.35", cuda="12.6")
     assert wheels.collect(target, tmp_path / "wheels") == ["cuda-python>=12,<12.7"]
     assert len(asked) == 2 and asked[1][0].startswith("pip")
+
+
+def test_the_fingerprint_changes_with_the_sources_the_target_and_the_requirements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "jetson" / "deployment"
+    package.mkdir(parents=True)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "jetson" / "__init__.py").touch()
+    shutil.copy(wheels.__file__, package / "wheels.py")
+    monkeypatch.setattr(wheels, "__file__", str(package / "wheels.py"))
+    target = Target("aarch64", "3.10", "2.35", "12.6")
+    found = [fingerprint(target, [])]
+    assert fingerprint(Target("aarch64", "3.10", "2.35", "12.6"), []) == found[0]
+    found += [fingerprint(target, ["opencv"]), fingerprint(Target("aarch64", "3.10", "2.35"), [])]
+    (tmp_path / "jetson" / "__init__.py").write_text("new = 1")
+    found.append(fingerprint(target, []))
+    assert len(set(found)) == 4
+    (tmp_path / "jetson" / "__pycache__").mkdir()
+    (tmp_path / "jetson" / "__pycache__" / "x.pyc").touch()
+    assert fingerprint(target, []) == found[-1]
