@@ -18,7 +18,7 @@ from foveate.jetson.planner import model_sizes
 from foveate.jetson.planner.memory import DIALECTS, Memory, fitting_context, memory
 from foveate.jetson.planner.model_config import PHOTO
 from foveate.jetson.planner.model_sizes import Model
-from foveate.jetson.planner.roofline import times
+from foveate.jetson.planner.roofline import Times, spread, times
 from foveate.runtime.cli import Parser
 from foveate.runtime.llm.budget import Keep
 from foveate.runtime.measuring import costs
@@ -52,6 +52,7 @@ def plan(
     needs = _needs(model, device, max_context, dialect, desktop, _rows(schedule, text_tokens, new_tokens))
     # TensorRT's attention masks what is not written, but reads it
     speed = times(model, device, schedule, text_tokens, new_tokens, cache_rows=needs["max_context"])
+    least, most = spread(speed)
     facts = {
         "model": model.name,
         "precision": model.precision,
@@ -66,13 +67,19 @@ def plan(
         "average_tokens": costs.average_tokens(schedule),
         "text_tokens": text_tokens,
         "new_tokens": new_tokens,
-        "seconds": asdict(speed) | {"first_token": speed.first_token},
+        "seconds": _seconds(speed),
+        "seconds_range": {"from": _seconds(least), "to": _seconds(most)},
         "tokens_per_second": speed.tokens_per_second,
+        "tokens_per_second_range": {"from": most.tokens_per_second, "to": least.tokens_per_second},
         "memory": needs,
     }
     if ttft is not None:
         facts["ttft"] = {"wanted": ttft, "keep": best_keep(model, device, ttft, text_tokens)}
     return facts
+
+
+def _seconds(speed: Times) -> dict[str, float]:
+    return asdict(speed) | {"first_token": speed.first_token}
 
 
 def _rows(schedule: costs.Schedule, text_tokens: int, new_tokens: int) -> int:
@@ -242,13 +249,18 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     device, needs = facts["device"], facts["memory"]
     mode = f", mode {device['mode']}" if device["mode"] else ""
     stages = ", ".join(f"{tokens} in {layers} layers" for layers, tokens in facts["schedule"])
+    low, high = (facts["seconds_range"][end] for end in ("from", "to"))
+    decoding = facts["tokens_per_second_range"]
     lines = [
         f"{'model':<12}{facts['model']}, decoder {facts['precision']}",
         f"{'device':<12}{device['title']}{mode}",
         f"{'image':<12}{facts['visual_tokens']} visual tokens, kept {stages}; {facts['text_tokens']} of text",
         "",
-        *(f"{name.replace('_', ' '):<12}{facts['seconds'][name] * 1e3:10.1f} ms" for name in _STAGES),
-        f"{'decoding':<12}{facts['tokens_per_second']:10.1f} tokens/s",
+        *(
+            f"{name.replace('_', ' '):<12}{low[name] * 1e3:10.1f} to {high[name] * 1e3:.1f} ms"
+            for name in _STAGES
+        ),
+        f"{'decoding':<12}{decoding['from']:10.1f} to {decoding['to']:.1f} tokens/s",
         "",
     ]
     notes = {

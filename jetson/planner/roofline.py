@@ -24,7 +24,21 @@ from foveate.jetson.device.devices import Device
 from foveate.jetson.planner.model_sizes import Model
 from foveate.runtime.measuring import costs
 
-__all__ = ["Efficiency", "Times", "decode_work", "fitted", "prefill_work", "rate", "times", "vision_work"]
+__all__ = [
+    "ERRORS",
+    "Efficiency",
+    "Times",
+    "decode_work",
+    "fitted",
+    "prefill_work",
+    "rate",
+    "spread",
+    "times",
+    "vision_work",
+]
+
+ERRORS = {"vision": 0.097, "prefill": 0.102, "decode": 0.145}
+"""Largest error of each stage, as a share of the measured time, on a device that was left out of the fit."""
 
 
 @dataclass(frozen=True)
@@ -134,3 +148,20 @@ def times(
         prefill=use["prefill"].seconds(*prefill_work(model, device, schedule, text_tokens)),
         per_token=use["decode"].seconds(*decode_work(model, device, schedule, written, cache_rows)),
     )
+
+
+def spread(estimate: Times) -> tuple[Times, Times]:
+    """Return the shortest and the longest times that ``estimate`` stands for, by ``ERRORS``.
+
+    Nobody has published times of *prune*; it gets prefill's error.
+    """
+
+    def off_by(sign: int) -> Times:
+        return Times(
+            vision=estimate.vision / (1 + sign * ERRORS["vision"]),
+            prune=estimate.prune / (1 + sign * ERRORS["prefill"]),
+            prefill=estimate.prefill / (1 + sign * ERRORS["prefill"]),
+            per_token=estimate.per_token / (1 + sign * ERRORS["decode"]),
+        )
+
+    return off_by(1), off_by(-1)

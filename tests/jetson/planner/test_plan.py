@@ -174,3 +174,15 @@ def test_an_unknown_power_mode_is_refused_with_those_known(device, known):
     with pytest.raises(UserError, match=f"known: {known} ") as error:
         main(["--model", "llava-1.5-7b", "--device", device, "--mode", "20W"])
     assert error.value.code == 2
+
+
+def test_times_are_ranges_as_wide_as_the_error_of_the_fit():
+    """An estimate that is off by a share e of the measured time was measured as estimate / (1 + e)."""
+    facts = plan(model_sizes.model("llava-1.5-7b"), device("orin-nano-8gb"))
+    ends, middle = facts["seconds_range"], facts["seconds"]
+    assert ends["from"]["vision"] * 1.097 == pytest.approx(middle["vision"])
+    assert ends["to"]["prefill"] * (1 - 0.102) == pytest.approx(middle["prefill"])
+    decoding = facts["tokens_per_second_range"]
+    assert decoding["from"] == pytest.approx(facts["tokens_per_second"] * (1 - 0.145))
+    assert decoding["to"] == pytest.approx(facts["tokens_per_second"] * 1.145)
+    assert ends["from"]["first_token"] < middle["first_token"] < ends["to"]["first_token"]

@@ -21,6 +21,13 @@ def test_errors_stay_below_20_percent_where_it_was_not_fitted(stage):
         assert len(errors) >= 7 and max(errors) < 0.2, errors
 
 
+@pytest.mark.parametrize("stage", ("vision", "prefill", "decode"))
+def test_the_ranges_are_as_wide_as_the_error_on_a_device_that_was_left_out(stage):
+    rows = fit_plan.published()["fit"]
+    errors = [abs(e) for _, e in fit_plan.left_out(rows, stage, lambda row: row["device"])]
+    assert roofline.ERRORS[stage] == pytest.approx(max(errors), abs=0.0006)
+
+
 def test_other_engines_and_people_measured_much_the_same():
     errors = [
         fit_plan.error(roofline.fitted()[stage], sample)
