@@ -180,13 +180,13 @@ def model(
 ) -> Model:
     """Return the sizes of a model.
 
-    ``name`` is a known model, a ``config.json`` or the folder of one, or a bundle's folder, which sets method
-    and precision itself. ``visual_tokens`` is the number per image, for models whose images differ in it.
-    Raises UserError.
+    ``name`` is a known model or its hub id, a ``config.json`` or the folder of one, or a bundle's folder. A
+    bundle sets method and precision itself. ``visual_tokens`` is the number per image, for models whose
+    images differ in it. Raises UserError.
     """
     if precision not in _BYTES:
         raise unknown("precision", precision, _BYTES)
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir() and (path / "bundle.json").is_file():
         built = _of_bundle(path)
         manifest, most, free_budget = _shown_a_photo(built), built.num_visual_tokens, False
@@ -201,6 +201,8 @@ def model(
 
 
 def _row(name: str) -> dict[str, Any]:
+    names = {row["checkpoint"]: each for each, row in _rows().items() if row.get("checkpoint")}
+    name = names.get(name, name)
     if name not in _rows():
         raise unknown("model", name, _rows())
     return {"name": name, **_rows()[name]}

@@ -178,7 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         help="Plan for this model: a config.json in Hugging Face's format, its folder, or one of "
-        f"{', '.join(model_sizes.known())} (required without BUNDLE).",
+        f"{', '.join(model_sizes.known())}, or the hub id of one of these that build knows "
+        "(required without BUNDLE).",
     )
     parser.add_argument(
         "--method", help=f"Plan for this method: {', '.join(model_sizes.methods())} (default: none)."

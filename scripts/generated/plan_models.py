@@ -37,7 +37,8 @@ def table() -> dict[str, dict[str, Any]]:
     for name in models.families():
         configs = models.family(name).CONFIGS
         parts = {each: models.family(name).load(Dummy(each, config)) for each, config in configs.items()}
-        rows |= {each: _row(found) for each, found in parts.items()}
+        hub = models.family(name).CHECKPOINTS
+        rows |= {each: {"checkpoint": hub.get(each)} | _row(found) for each, found in parts.items()}
         families[name] = {
             "vision": next(iter(parts.values())).spec.vision.sizes["kind"],
             "decoder": models.family(name).KEYS.text,

@@ -47,6 +47,13 @@ def test_the_config_of_every_model_that_is_known_by_name(name, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "hub_id"), [pair for each in families() for pair in family(each).CHECKPOINTS.items()]
+)
+def test_the_hub_id_of_a_known_model_is_as_good_as_its_name(name, hub_id):
+    assert model_sizes.model(hub_id) == model_sizes.model(name)
+
+
 def test_qwen_configs_as_published(tmp_path):
     """Sizes of Qwen3-VL-4B-Instruct and Qwen2.5-VL-7B-Instruct."""
     text = {
