@@ -304,7 +304,8 @@ def _verdict(needs: dict[str, Any]) -> list[str]:
         ),
     ):
         lack = (needs[need] - needs["total"]) / 1e9
+        spare = f"fits, {-lack:.2f} GB to spare"
         lines.append(
-            f"{what:<12}{'fits' if needs[fits] else f'does not fit: {lack:.2f} GB too little; {remedy}'}"
+            f"{what:<12}{spare if needs[fits] else f'does not fit: {lack:.2f} GB too little; {remedy}'}"
         )
     return lines

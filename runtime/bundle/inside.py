@@ -49,7 +49,7 @@ def require_names(file: Path, manifest: Manifest) -> None:
             raise _distrusted(
                 file, "names a graph as no build does", graph if key == graph else f"{key}, {graph}"
             )
-    if manifest.name in (".", "..") or set(manifest.name) & set("/\\\0"):
+    if manifest.name in ("", ".", "..") or set(manifest.name) & set("/\\\0"):
         raise _distrusted(file, "gives the bundle a name that is a path", manifest.name)
 
 
