@@ -1,4 +1,4 @@
-"""What is wrong with a machine, and the command that fixes it.
+"""Findings: what is wrong with a machine, and the command that fixes it.
 
 ``examine`` reads an ``Inventory`` alone, so it is tested on recorded machines. Each fix is safe to repeat and
 lasts over a reboot, or says that it does not. One that needs a network says so.

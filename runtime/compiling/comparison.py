@@ -124,7 +124,10 @@ def compare_logits(graph: str, answer: str, got: np.ndarray, expected: np.ndarra
 
 @dataclass(frozen=True)
 class Kept:
-    """What a pruner kept: ``patches [R]`` and their ``tokens [R,D]``. -1 is a mixture without a patch."""
+    """Patches that a pruner kept, ``patches [R]``, and their ``tokens [R,D]``.
+
+    -1 is a mixture without a patch.
+    """
 
     patches: np.ndarray
     tokens: np.ndarray

@@ -1,4 +1,4 @@
-"""How many rows the kv cache of an engine has, if the engine needs a fixed number, as TensorRT's do.
+"""Counts the rows that the kv cache of an engine has, if the engine needs a fixed number, as TensorRT's do.
 
 ``foveate compile``, ``deploy`` and ``plan`` all ask ``cache_rows``, so they agree. The engine takes the
 memory of all these rows whatever a prompt needs, and a decoding step reads all of them. So the default is

@@ -1,4 +1,4 @@
-"""What the Dockerfiles tell to run, and the systemd unit. Nothing is built or started."""
+"""Commands in the Dockerfiles, and the systemd unit. Nothing is built or started."""
 
 from __future__ import annotations
 

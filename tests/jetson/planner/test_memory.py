@@ -27,7 +27,7 @@ def test_the_cache_is_what_tensorrt_allocates(make_bundle):
 
 
 def test_the_default_cache_is_that_of_compile(make_bundle):
-    """Of the largest image, whatever image is planned for."""
+    """Rows for the largest image, whatever image is planned for."""
     for name in ("llava-1.5-7b", "llava-v1.6-vicuna-7b", "qwen2.5-vl-7b"):
         m = model_sizes.model(name)
         built = replace(m.manifest, num_visual_tokens=m.most_visual_tokens)

@@ -1,4 +1,4 @@
-"""What a manifest says of its graphs."""
+"""A manifest: what it says of its graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows a graph that is refused, or an engine that cannot be loaded or fails."""
+"""Compilation goes on after a graph that is refused, or an engine that cannot be loaded or fails."""
 
 from __future__ import annotations
 

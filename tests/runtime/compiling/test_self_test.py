@@ -212,7 +212,7 @@ def test_a_few_swapped_patches_are_excused_by_the_limits() -> None:
 
 
 def kept(*patches: int) -> Kept:
-    """What keeps these patches, with random tokens that belong to each patch."""
+    """Return an answer that keeps these patches, with random tokens that belong to each patch."""
     table = np.random.default_rng(0).standard_normal((16, 8))
     return Kept(np.array(patches), table[list(patches)])
 
